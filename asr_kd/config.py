@@ -1,0 +1,298 @@
+"""Settings of every job: one class each, validated, loaded from YAML, overridden by key=value. Every default lives here."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from asr_kd.errors import UserError
+from asr_kd.files import read_text
+
+
+class Settings(BaseModel):
+    """A group of settings: immutable, unknown keys refused, no silent conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class FeatureSettings(Settings):
+    """Waveform → log mel filterbank energies, stacked to a lower frame rate."""
+
+    sample_rate: Annotated[int, Field(ge=4000, le=48000)] = Field(16000, description="rate in Hz the audio is converted to")
+    mels: Annotated[int, Field(ge=8, le=256)] = Field(64, description="mel filters")
+    window_ms: Annotated[int, Field(ge=5, le=100)] = Field(25, description="analysis window in milliseconds")
+    hop_ms: Annotated[int, Field(ge=1, le=50)] = Field(10, description="hop in milliseconds")
+    stack: Annotated[int, Field(ge=1, le=8)] = Field(3, description="neighbouring frames joined into one network input")
+    mean_frames: Count = Field(300, description="time constant of the causal mean, in hops")
+
+    @property
+    def frame_ms(self) -> int:
+        """Period of one network frame in milliseconds."""
+        return self.hop_ms * self.stack
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in one network frame."""
+        return self.mels * self.stack
+
+
+class ModelSettings(Settings):
+    """An acoustic model."""
+
+    kind: Literal["lstm", "blstm", "conv", "conformer"] = Field("lstm", description="network family")
+    layers: Count = Field(2, description="layers")
+    size: Count = Field(160, description="hidden units of a layer (and direction)")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="dropout between layers")
+    delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(0, description="frames of future input an `lstm` sees before it answers for a frame")
+    kernel: Count = Field(5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)")
+    heads: Count = Field(4, description="attention heads of a `conformer`")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSettings:
+        if self.kind != "lstm" and self.delay_frames:
+            raise ValueError("delay_frames belongs to kind lstm alone")
+        if self.kind in ("conv", "conformer") and self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd")
+        if self.kind == "conformer" and self.size % self.heads:
+            raise ValueError("size must be a multiple of heads")
+        return self
+
+
+class PrepareSettings(Settings):
+    """Manifest → audio shards."""
+
+    manifest: str = Field(description="JSONL: audio, key, and optionally text, speaker, anything else")
+    output: str = Field(description="folder of the shards")
+    samples_per_shard: Count = Field(500, description="utterances in a shard")
+    sample_rate: Annotated[int, Field(ge=4000, le=48000)] | None = Field(None, description="convert to this rate in Hz; null keeps each file's own")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
+    max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
+    drop_text: bool = Field(False, description="leave transcripts out of the shards, for audio that counts as unlabelled")
+
+
+class UnitsSettings(Settings):
+    """Labelled text → sentencepiece model."""
+
+    source: str = Field(description="audio shards with text, a manifest (.jsonl) or a text file (.txt, a line an utterance)")
+    output: str = Field(description="folder of the units")
+    kind: Literal["unigram", "bpe", "char"] = Field("unigram", description="how text is cut into pieces")
+    size: Annotated[int, Field(ge=4, le=65000)] = Field(500, description="pieces at most; with char, an upper bound")
+
+
+class LabelSettings(Settings):
+    """Teacher over audio shards → soft-target shards."""
+
+    teacher: str = Field(description="checkpoint folder")
+    audio: str = Field(description="folder of audio shards")
+    output: str = Field(description="folder of the soft-target shards")
+    mode: Literal["posteriors", "alignment"] = Field("posteriors", description="the teacher's distribution, or its forced alignment to the text")
+    transcripts: str | None = Field(None, description="alignment: JSONL of key and text in place of the text in the shards")
+    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="units kept a frame at most")
+    mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.999, description="enough units are kept for this mass")
+    batch_frames: Count = Field(4000, description="frames in a batch at most")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
+    max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(1, description="CPU threads of the network")
+
+
+class SourceSettings(Settings):
+    """One stream of utterances to learn from, and what is learned from it."""
+
+    audio: str = Field(description="folder of audio shards")
+    targets: str | None = Field(None, description="folder of soft-target shards beside it")
+    transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
+    ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
+    soft: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the cross-entropy against the soft targets")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SourceSettings:
+        if not self.ctc and not self.soft:
+            raise ValueError("set ctc or soft (or both) above 0")
+        if bool(self.soft) != bool(self.targets):
+            raise ValueError("targets and a soft weight above 0 go together")
+        return self
+
+
+class AugmentSettings(Settings):
+    """SpecAugment on the learner's input: never changes time."""
+
+    time_masks: Annotated[int, Field(ge=0)] = Field(0, description="time masks an utterance")
+    time_frames: Annotated[int, Field(ge=0)] = Field(8, description="longest time mask, in network frames")
+    mel_masks: Annotated[int, Field(ge=0)] = Field(0, description="masks over mel bands an utterance")
+    mel_bands: Annotated[int, Field(ge=0)] = Field(12, description="widest mel mask")
+
+
+class PhaseSettings(Settings):
+    """A stretch of training: so many passes over these sources, with one learning-rate rule."""
+
+    sources: list[SourceSettings] = Field(description="streams that are mixed, batch by batch", min_length=1)
+    passes: Count = Field(description="passes over all sources")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.002, description="peak rate of AdamW")
+    final_rate: Annotated[float, Field(ge=0)] = Field(0.05, description="rate at the end, as a share of the peak (cosine)")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up")
+    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+
+
+class TrainSettings(Settings):
+    """One trainer for teachers and students."""
+
+    output: str = Field(description="folder of the run")
+    units: str = Field(description="folder of the units")
+    development: str = Field(description="labelled audio shards that choose the best checkpoint")
+    phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
+    init: str | None = Field(None, description="checkpoint folder to start from; null draws fresh weights")
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
+    bucket_utterances: Count = Field(400, description="utterances held to sort by length: the shuffle buffer")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is left out and counted")
+    max_bad_share: Share = Field(0.01, description="the run fails when more than this share could not be used")
+    blank_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="weight in the soft loss of frames whose best target is the blank")
+    missing_mass: Literal["renormalise", "ghost", "uniform"] = Field("ghost", description="how the soft loss treats the mass that was not kept")
+    clip: Annotated[float, Field(gt=0)] = Field(5.0, description="gradient norm is clipped to this")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW weight decay")
+    evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
+    feature_cache: str | None = Field(None, description="folder that keeps computed features between passes and runs; null computes them every time")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes weights, order, dropout and masks")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(1, description="CPU threads of the network")
+    loader_workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that decode audio; 0 decodes in the trainer")
+    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+
+
+class EvalSettings(Settings):
+    """Checkpoints over test shards → WER report."""
+
+    systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder")
+    audio: str = Field(description="folder of labelled audio shards")
+    output: str = Field(description="folder of the report")
+    baseline: str | None = Field(None, description="system that changes are counted from")
+    teacher: str | None = Field(None, description="system that sets the gap to recover")
+    decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
+    beam: Count = Field(8, description="prefixes kept by the beam search")
+    normalizer: Literal["none", "basic"] = Field("basic", description="basic: lower case, punctuation removed, spaces joined")
+    bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples behind the confidence intervals")
+    batch_frames: Count = Field(4000, description="frames in a batch at most")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
+    max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes the resampling")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(1, description="CPU threads of the network")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_yaml(path: Path | str) -> dict[str, Any]:
+    """Read a YAML mapping, safely: no tags that build objects.
+
+    Raises:
+        UserError: when the file is missing, not YAML or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(read_text(path, "settings file"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend it") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold `key: value` settings, not a {type(value).__name__}")
+    return value
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` assignments (the value in YAML; a number steps into a list) to a copy of `values`.
+
+    Raises:
+        UserError: when an assignment has no `=`, is not YAML, or steps into something that has no keys.
+    """
+    import copy
+
+    values = copy.deepcopy(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise UserError(f"{assignment}: not an override; write key=value, e.g. seed=1 or model.layers=3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{assignment}: the value is not valid YAML; quote it") from None
+        here: Any = values
+        *parents, last = path.split(".")
+        for step in parents:
+            here = _step(here, step, assignment)
+        if isinstance(here, list):
+            _step(here, last, assignment)
+            here[int(last)] = value
+        elif isinstance(here, dict):
+            here[last] = value
+        else:
+            raise UserError(f"{assignment}: {last} cannot be set inside a {type(here).__name__}")
+    return values
+
+
+def _step(here: Any, step: str, assignment: str) -> Any:
+    if isinstance(here, list):
+        if not step.isdigit() or int(step) >= len(here):
+            raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
+        return here[int(step)]
+    if isinstance(here, dict):
+        return here.setdefault(step, {})
+    raise UserError(f"{assignment}: {step} cannot be looked up inside a {type(here).__name__}")
+
+
+def build(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """Validate `values` as settings of `kind`; `where` (a file, a command) opens every message.
+
+    Raises:
+        UserError: naming the first wrong key or value, with the nearest valid key for an unknown one.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    path = [str(step) for step in first["loc"]]
+    name = ".".join(path) or kind.__name__
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(kind, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        raise UserError(f"{where}: unknown key {name}; {hint}")
+    if first["type"] == "missing":
+        raise UserError(f"{where}: the key {name} is missing; set it ({kind_help(kind, path)})")
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    raise UserError(f"{where}: {name}: {message[0].lower() + message[1:]}{shown}")
+
+
+def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    for step in path:
+        field = kind.model_fields.get(step)
+        if field is None:
+            continue  # a position in a list, or a key of a mapping
+        for candidate in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                kind = candidate
+    return kind
+
+
+def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    return list(_model_at(kind, path).model_fields)
+
+
+def kind_help(kind: type[BaseModel], path: list[str]) -> str:
+    """The documentation of the setting at `path`."""
+    field = _model_at(kind, path[:-1]).model_fields.get(path[-1])
+    return (field.description if field else None) or "see `asr-kd --help`"

@@ -1,0 +1,143 @@
+"""Publishing files whole, and knowing what they hold: write aside, rename, hash, claim a folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from asr_kd.errors import UserError
+
+
+@contextmanager
+def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file beside `path` for writing and rename it to `path` once the block has ended without an error.
+
+    A process killed at any moment leaves either the whole new file or what was there before.
+
+    Raises:
+        UserError: when there is no space left or the folder cannot be written.
+    """
+    path = Path(path)
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.fchmod(handle, 0o644)
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        aside = None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: no space left on the device; free some and run the command again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{path.parent}: is a file, not a folder; choose another output folder") from error
+        raise
+    finally:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with write_whole(path, "w") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: Path | str, what: str = "JSON file") -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: when the file is missing, unreadable or not JSON; `what` names its role.
+    """
+    return parse_json(read_text(path, what), f"{path}")
+
+
+def read_text(path: Path | str, what: str = "file") -> str:
+    """Read UTF-8 text; `what` names its role in the message when it cannot be read.
+
+    Raises:
+        UserError: when the file is missing, a folder, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what}; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder where a {what} was expected") from None
+    except NotADirectoryError:
+        raise UserError(f"{path}: no such {what}; a part of the path is a file") from None
+    except PermissionError:
+        raise UserError(f"{path}: this {what} may not be read; check its permissions") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: this {what} is not UTF-8 text") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON; `where` opens the message when it is not.
+
+    Raises:
+        UserError: when `text` is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); mend or remove it") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply; mend or remove it") from None
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """A short stable hash (16 hexadecimal digits) of a JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def claim_folder(folder: Path | str, job: str, settings: dict[str, Any]) -> None:
+    """Mark `folder` as the output of this job with these settings, or refuse it when it belongs to others.
+
+    The claim is `job.json` in the folder. The same claim again is no error: that is how a job resumes.
+
+    Raises:
+        UserError: when the folder holds another job's output, other settings' output, or foreign files.
+    """
+    folder = Path(folder)
+    claim = folder / "job.json"
+    mine = {"job": job, "settings": json.loads(json.dumps(settings))}
+    if claim.exists():
+        theirs = read_json(claim, "job claim")
+        if theirs == mine:
+            return
+        if not isinstance(theirs, dict) or theirs.get("job") != job or not isinstance(theirs.get("settings"), dict):
+            raise UserError(f"{folder}: holds the output of another job; choose another output folder")
+        differing = _first_difference(theirs["settings"], mine["settings"])
+        raise UserError(f"{folder}: belongs to other settings ({differing}); choose another output folder or remove it")
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder")
+    write_json(claim, mine)
+
+
+def _first_difference(old: Any, new: Any, prefix: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    return f"{prefix} was {json.dumps(old)}, now {json.dumps(new)}"

@@ -1,0 +1,65 @@
+"""Progress of everything long: a bar on a terminal, an occasional line in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LOG_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Counts done against total, with audio hours an hour and the time left.
+
+    Args:
+        title: what is being done, e.g. `label`.
+        total: how many units of work there are, or None when unknown.
+        unit: what is counted, e.g. `utterances`.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self.audio_seconds = 0.0
+        self._start = self._last = time.monotonic()
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._print()
+
+    def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
+        """Count `count` more units done, which held so many seconds of audio; `note` is shown beside the figures."""
+        self.done += count
+        self.audio_seconds += audio_seconds
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(part for part in (self._rate(), note) if part), refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last >= LOG_EVERY_SECONDS:
+            self._last = time.monotonic()
+            self._print(note)
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._start, 1e-6)
+        return f"{self.audio_seconds / elapsed:,.0f} audio hours/hour" if self.audio_seconds else ""
+
+    def _print(self, note: str = "") -> None:
+        elapsed = time.monotonic() - self._start
+        parts = [f"{self.title}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
+        if rate := self._rate():
+            parts.append(rate)
+        if self.total and 0 < self.done < self.total:
+            parts.append(f"{elapsed / self.done * (self.total - self.done):,.0f} s left")
+        else:
+            parts.append(f"{elapsed:,.1f} s")
+        if note:
+            parts.append(note)
+        print(", ".join(parts), file=sys.stderr, flush=True)
