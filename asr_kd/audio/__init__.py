@@ -1,0 +1,1 @@
+"""Sound → network input."""

@@ -1,0 +1,1 @@
+"""Acoustic models: each maps (features, lengths) to (logits, lengths)."""

@@ -1,0 +1,218 @@
+"""The contract of an acoustic model, building one from settings, its checkpoint, and running it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from asr_kd.audio.features import Frontend
+from asr_kd.config import FeatureSettings, ModelSettings, build
+from asr_kd.errors import UserError
+from asr_kd.files import hash_json, read_json, write_json, write_whole
+from asr_kd.models.conformer import ConformerModel
+from asr_kd.models.conv import ConvModel
+from asr_kd.models.lstm import LstmModel
+from asr_kd.units import MODEL_FILE, Units, load_units
+
+FORMAT, VERSION = "asr_kd-checkpoint", 1
+
+
+def build_model(settings: ModelSettings, inputs: int, units: int) -> nn.Module:
+    """A fresh network.
+
+    It maps features float32 [batch, frames, inputs] and lengths int64 [batch] to logits [batch, frames, units] and the
+    same lengths: a logit row answers for the input frame of the same index, whatever the network's delay. Padding
+    never changes the rows within an utterance's length.
+    """
+    match settings.kind:
+        case "lstm":
+            return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, False, settings.delay_frames)
+        case "blstm":
+            return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, True, 0)
+        case "conv":
+            return ConvModel(inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel)
+        case "conformer":
+            return ConformerModel(
+                inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel, settings.heads
+            )
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: when the device is unknown or not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device: {wanted} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise UserError(f"device: {wanted} is not on this machine; use auto or cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: {wanted} is not supported; use auto, cpu, cuda or cuda:N")
+    return device
+
+
+@dataclass
+class Checkpoint:
+    """A model with everything needed to rebuild it and its input.
+
+    Attributes:
+        fingerprint: hash of the weights and of every setting that changes the output.
+        training: what made it (steps, scores, settings); for people, never needed to run the model.
+    """
+
+    model: nn.Module
+    units: Units
+    features: FeatureSettings
+    settings: ModelSettings
+    fingerprint: str
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def frame_ms(self) -> int:
+        """Period of one output frame in milliseconds."""
+        return self.features.frame_ms
+
+    @property
+    def lookahead_ms(self) -> int | None:
+        """Audio after the end of a frame's own period that its output depends on, in milliseconds; None: all of it."""
+        frames = self.model.lookahead_frames
+        return None if frames is None else frames * self.frame_ms + Frontend(self.features).overhang_ms  # type: ignore[operator]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+
+def fingerprint(weights: dict[str, Tensor], units: Units, features: FeatureSettings, settings: ModelSettings) -> str:
+    """Hash (16 hexadecimal digits) of the weights and of every setting that changes a model's output."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return hash_json(
+        {"weights": digest.hexdigest(), "units": units.hash, "features": features.model_dump(), "model": settings.model_dump()}
+    )
+
+
+def save_checkpoint(
+    folder: Path | str,
+    model: nn.Module,
+    units: Units,
+    features: FeatureSettings,
+    settings: ModelSettings,
+    training: dict[str, Any] | None = None,
+) -> str:
+    """Write a checkpoint folder and return its fingerprint.
+
+    `checkpoint.json` is written last and holds the fingerprint, so a folder that was torn by a crash is noticed.
+    """
+    folder = Path(folder)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+    with write_whole(folder / MODEL_FILE) as file:
+        file.write(units.model)
+    with write_whole(folder / "model.safetensors") as file:
+        file.write(safetensors.torch.save(weights))
+    mark = fingerprint(weights, units, features, settings)
+    description = {
+        "format": FORMAT, "version": VERSION, "fingerprint": mark, "units_hash": units.hash, "num_units": units.size,
+        "model": settings.model_dump(), "features": features.model_dump(), "parameters": parameters(model),
+        "training": training or {},
+    }  # fmt: skip
+    write_json(folder / "checkpoint.json", description)
+    return mark
+
+
+def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a checkpoint; a run's folder means its best one. Executes nothing that is stored.
+
+    Raises:
+        UserError: when there is no checkpoint, it is of another format or version, or its files do not fit each other.
+    """
+    folder = Path(folder)
+    if not (folder / "checkpoint.json").exists() and (folder / "best" / "checkpoint.json").exists():
+        folder = folder / "best"
+    if not (folder / "checkpoint.json").exists():
+        raise UserError(f"{folder}: holds no checkpoint.json; give the folder of a training run or of a checkpoint")
+    where = folder / "checkpoint.json"
+    description = read_json(where, "checkpoint")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{where}: not a checkpoint of asr_kd; give the folder of a training run")
+    if description.get("version") != VERSION:
+        raise UserError(f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use a matching asr_kd")
+    features = build(FeatureSettings, description.get("features", {}), str(where))
+    settings = build(ModelSettings, description.get("model", {}), str(where))
+    units = load_units(folder)
+    try:
+        weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again") from None
+    model = build_model(settings, features.dimension, units.size)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again") from None
+    mark = fingerprint(weights, units, features, settings)
+    if mark != description.get("fingerprint"):
+        raise UserError(f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again")
+    model.to(device).eval()
+    return Checkpoint(model, units, features, settings, mark, description.get("training", {}))
+
+
+def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:
+    """Group items of like length into batches of at most `batch_frames` frames, padding included.
+
+    Returns:
+        positions in `lengths`, shortest first; an item longer than `batch_frames` is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and lengths[index] * (len(batches[-1]) + 1) <= batch_frames:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Pad features [frames, inputs] with zeros into float32 [batch, frames, inputs], with lengths int64 [batch]."""
+    lengths = torch.tensor([len(item) for item in features])
+    batch = torch.zeros(len(features), int(lengths.max()), features[0].shape[1])
+    for row, item in zip(batch, features, strict=True):
+        row[: len(item)] = torch.from_numpy(np.asarray(item, dtype=np.float32))
+    return batch, lengths
+
+
+@torch.inference_mode()
+def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Log-probabilities of one batch of utterances.
+
+    Args:
+        features: float32 [frames, inputs] of each utterance.
+
+    Returns:
+        float32 [frames, units] of each utterance, natural logarithm.
+    """
+    batch, lengths = collate(features)
+    logits, _ = checkpoint.model(batch.to(checkpoint.device), lengths)
+    log_probs = logits.float().log_softmax(-1).cpu().numpy()
+    return [row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True)]

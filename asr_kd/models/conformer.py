@@ -1,0 +1,33 @@
+"""A Conformer encoder from torchaudio, full context: a teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ConformerModel(nn.Module):
+    """Linear input, torchaudio's Conformer (Gulati et al. 2020, arXiv 2005.08100), linear output."""
+
+    def __init__(self, inputs: int, units: int, layers: int, size: int, dropout: float, kernel: int, heads: int) -> None:
+        super().__init__()
+        from torchaudio.models import Conformer
+
+        self.input = nn.Linear(inputs, size)
+        self.encoder = Conformer(size, heads, 4 * size, layers, kernel, dropout)
+        self.output = nn.Linear(size, units)
+        self.lookahead_frames: int | None = None
+        self._within: Tensor | None = None
+        # torchaudio masks padding in its attention but not in its convolutions, so that an utterance's output would
+        # depend on what it was batched with; zeroing the input of each depthwise convolution mends that.
+        for layer in self.encoder.conformer_layers:
+            layer.conv_module.sequential[2].register_forward_pre_hook(self._mask_padding)
+
+    def _mask_padding(self, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0] * self._within
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        lengths_here = lengths.to(features.device)
+        self._within = (torch.arange(features.shape[1], device=features.device)[None, :] < lengths_here[:, None])[:, None, :]
+        hidden, _ = self.encoder(self.input(features), lengths_here)
+        return self.output(hidden), lengths

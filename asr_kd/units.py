@@ -1,0 +1,111 @@
+"""Output units: the pieces of a sentencepiece model plus the blank; text ⇄ ids."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from asr_kd.config import UnitsSettings
+from asr_kd.errors import UserError
+from asr_kd.files import claim_folder, read_text, write_whole
+
+MODEL_FILE = "units.model"
+
+
+class Units:
+    """Text ⇄ unit ids. Id 0 is the blank; a sentencepiece piece `p` has id `p + 1`.
+
+    Args:
+        model: a serialised sentencepiece model.
+        name: where it came from, for messages.
+
+    Raises:
+        UserError: when `model` is not a sentencepiece model.
+    """
+
+    blank = 0
+
+    def __init__(self, model: bytes, name: str = "units") -> None:
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = bool(model) and self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            loaded = False
+        if not loaded:
+            raise UserError(f"{name}: not a sentencepiece model; make one with `asr-kd units`")
+        self.model = model
+        self.hash = hashlib.sha256(model).hexdigest()[:16]
+        self.size = self._processor.GetPieceSize() + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Unit ids of `text`, without blanks."""
+        return [piece + 1 for piece in self._processor.EncodeAsIds(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of unit ids; blanks are ignored."""
+        return self._processor.DecodeIds([unit - 1 for unit in ids if unit != self.blank])
+
+    def piece(self, unit: int) -> str:
+        """How a unit is shown to a person."""
+        return "∅" if unit == self.blank else self._processor.IdToPiece(unit - 1)
+
+
+def load_units(folder: Path | str) -> Units:
+    """Load the units of a folder written by `asr-kd units` (or of a checkpoint).
+
+    Raises:
+        UserError: when the folder holds no units.
+    """
+    path = Path(folder) / MODEL_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no {MODEL_FILE}; make units with `asr-kd units`")
+    return Units(path.read_bytes(), str(path))
+
+
+def train_units(settings: UnitsSettings) -> Units:
+    """Train a sentencepiece model on the labelled text of `settings.source` and write it to `settings.output`.
+
+    Raises:
+        UserError: when there is no text, or too little of it for the wanted number of pieces.
+    """
+    texts = [text for text in _texts(settings.source) if text.strip()]
+    if not texts:
+        raise UserError(f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file")
+    claim_folder(settings.output, "units", {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()})
+    # characters: exactly those that occur, so `size` is only a bound; sentencepiece adds the unknown piece and the space
+    size = min(settings.size, len(set("".join(texts)) | {" "}) + 1) if settings.kind == "char" else settings.size
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(texts), model_writer=model, model_type=settings.kind, vocab_size=size,
+            character_coverage=1.0, bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, num_threads=1,
+            normalization_rule_name="nmt_nfkc", minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).split("] ")[-1].strip().rstrip(".")
+        raise UserError(f"size: {settings.size} {settings.kind} pieces cannot be made from this text ({reason}); choose another size") from None
+    units = Units(model.getvalue(), settings.source)
+    with write_whole(Path(settings.output) / MODEL_FILE) as file:
+        file.write(units.model)
+    print(f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances")
+    return units
+
+
+def _texts(source: str) -> Iterator[str]:
+    from asr_kd.shards.manifest import read_manifest
+    from asr_kd.shards.tarset import read_index, read_shard
+
+    path = Path(source)
+    if path.is_dir():
+        for shard in read_index(path):
+            for sample in read_shard(path / shard.name):
+                if "text" in sample.fields:
+                    yield sample.fields["text"]
+    elif path.suffix == ".jsonl":
+        yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
+    else:
+        yield from read_text(path, "text file").splitlines()
