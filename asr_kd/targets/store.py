@@ -1,0 +1,228 @@
+"""Soft-target shards: write, read against what the reader expects, join with the audio that they answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from asr_kd.config import FeatureSettings, Settings, build
+from asr_kd.errors import UserError
+from asr_kd.files import parse_json, sha256_file
+from asr_kd.shards.tarset import Sample, read_members, read_shard, write_members
+from asr_kd.targets.codec import decode, encode
+from asr_kd.targets.posteriors import SparsePosteriors
+
+VERSION = 1
+METADATA, SUFFIX = "metadata.json", ".target"
+
+
+class CodecDescription(Settings):
+    """How the members are written; see README.md beside this file."""
+
+    version: int
+    levels: int
+
+
+class Selection(Settings):
+    """What was kept of the teacher's distribution; `k` and `mass` are null for an alignment."""
+
+    mode: Literal["posteriors", "alignment"]
+    k: int | None
+    mass: float | None
+
+
+class Statistics(Settings):
+    """What a shard holds and what it lost; means are over its frames.
+
+    `mean_kl` and `worst_kl` (nat) count from the teacher's full distribution to the stored one with the tail spread
+    evenly, `top1_kept` is the share of frames whose most probable unit is the teacher's; all three are null for an
+    alignment.
+    """
+
+    utterances: int
+    frames: int
+    audio_seconds: float
+    entries_per_frame: float
+    bytes_per_frame: float
+    mean_kept_mass: float
+    mean_kl: float | None
+    worst_kl: float | None
+    top1_kept: float | None
+
+
+class TargetMetadata(Settings):
+    """The first member of a soft-target shard: what it answers, who made it and how.
+
+    Attributes:
+        teacher: fingerprint of the checkpoint.
+        offset_ms: where the first frame begins in the audio.
+        audio_sha256: of the audio shard that this one answers.
+        features: the teacher's front end.
+        quarantined: key → reason, utterances of the audio shard that have no target.
+    """
+
+    format: Literal["asr_kd-targets"] = "asr_kd-targets"
+    version: int = VERSION
+    codec: CodecDescription
+    selection: Selection
+    teacher: str
+    units_hash: str
+    num_units: int
+    frame_ms: int
+    offset_ms: int = 0
+    features: FeatureSettings
+    audio_sha256: str
+    quarantined: dict[str, str]
+    statistics: Statistics
+
+
+def write_target_shard(
+    path: Path | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
+) -> None:
+    """Publish a soft-target shard, whole or not at all.
+
+    Args:
+        targets: key and soft target (or its bytes from `encode`) in the order of the audio shard.
+    """
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        yield METADATA, (json.dumps(metadata.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
+        for key, target in targets:
+            yield key + SUFFIX, target if isinstance(target, bytes) else encode(target, metadata.codec.levels)
+
+    write_members(Path(path), members())
+
+
+def read_target_shard(
+    path: Path | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
+) -> tuple[TargetMetadata, Iterator[tuple[str, SparsePosteriors]]]:
+    """Open a soft-target shard for a reader that has these units and this frame period (None: any).
+
+    Returns:
+        metadata, and an iterator over keys and soft targets in the shard's order.
+
+    Raises:
+        UserError: when the shard is of a newer version, of other units or another frame period; the iterator: when a
+            member is damaged, of another vocabulary, or missing.
+    """
+    members = read_members(Path(path))
+    metadata = _metadata(path, next(iter(members), None))
+    for name, theirs, mine, remedy in (
+        ("units", metadata.units_hash, units_hash, "label with a teacher that has the same units"),
+        ("number of units", metadata.num_units, num_units, "label with a teacher that has the same units"),
+        ("frame period in ms", metadata.frame_ms, frame_ms, "label with a teacher that has the same hop_ms × stack"),
+    ):
+        if mine is not None and theirs != mine:
+            raise UserError(f"{path}: {name} of the soft targets: {theirs}, expected here: {mine}; {remedy}")
+    return metadata, _targets(path, metadata, members)
+
+
+def read_metadata(path: Path | str) -> TargetMetadata:
+    """Only the metadata of a soft-target shard.
+
+    Raises:
+        UserError: when there is none, or it is of a newer version.
+    """
+    return read_target_shard(path)[0]
+
+
+def teacher_of(folder: Path | str) -> dict[str, Any]:
+    """Who made the soft targets in a folder and how, as a JSON value: fingerprint, selection, codec.
+
+    Raises:
+        UserError: when the folder holds no soft targets.
+    """
+    first = min(Path(folder).glob("*.tar"), default=None)
+    if first is None:
+        raise UserError(f"{folder}: holds no soft-target shards; make them with `asr-kd label`")
+    metadata = read_metadata(first)
+    return metadata.model_dump(include={"teacher", "selection", "codec"})
+
+
+def join(
+    audio: Path | str,
+    targets: Path | str,
+    *,
+    audio_sha256: str | None = None,
+    units_hash: str | None = None,
+    num_units: int | None = None,
+    frame_ms: int | None = None,
+) -> Iterator[tuple[Sample, SparsePosteriors]]:
+    """Read an audio shard and its soft targets in lockstep; utterances that the teacher quarantined are passed over.
+
+    Args:
+        audio_sha256: hash of the audio shard, when it is known already (from the index); else it is computed.
+
+    Raises:
+        UserError: when the targets answer another audio shard, do not fit the reader, or do not follow its keys.
+    """
+    metadata, pairs = read_target_shard(targets, units_hash, num_units, frame_ms)
+    check_answers(targets, metadata, audio, audio_sha256 or sha256_file(audio))
+    for sample in read_shard(Path(audio)):
+        if sample.key in metadata.quarantined:
+            continue
+        key, target = next(pairs, (None, None))
+        if key is None or target is None:
+            raise UserError(f"{targets}: ends before {sample.key} of {audio}; label this audio again")
+        if key != sample.key:
+            raise UserError(f"{targets}: {key} stands where {audio} has {sample.key}; label this audio again")
+        yield sample, target
+    extra = next(pairs, None)
+    if extra is not None:
+        raise UserError(f"{targets}: {extra[0]} is not in {audio}; label this audio again")
+
+
+def check_answers(targets: Path | str, metadata: TargetMetadata, audio: Path | str, audio_sha256: str) -> None:
+    """Refuse soft targets that were made from another audio shard.
+
+    Raises:
+        UserError: naming both sides.
+    """
+    if metadata.audio_sha256 != audio_sha256:
+        raise UserError(
+            f"{targets}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, {audio} has "
+            f"{audio_sha256[:16]}…; label this audio again"
+        )
+
+
+def _metadata(path: Path | str, first: tuple[str, bytes] | None) -> TargetMetadata:
+    if first is None or first[0] != METADATA:
+        raise UserError(f"{path}: not a soft-target shard (no {METADATA} at its head); make it with `asr-kd label`")
+    try:
+        text = first[1].decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {METADATA} is not UTF-8 text; label the audio again") from None
+    value = parse_json(text, f"{path}: {METADATA}")
+    if not isinstance(value, dict) or value.get("format") != "asr_kd-targets":
+        raise UserError(f"{path}: {METADATA} does not describe soft targets; make them with `asr-kd label`")
+    version = value.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise UserError(f"{path}: soft targets of version {version}, this program reads {VERSION}; use a newer asr_kd")
+    return build(TargetMetadata, value, f"{path}: {METADATA}")
+
+
+def _targets(
+    path: Path | str, metadata: TargetMetadata, members: Iterator[tuple[str, bytes]]
+) -> Iterator[tuple[str, SparsePosteriors]]:
+    seen: set[str] = set()
+    frames = 0
+    for name, data in members:
+        key = name.removesuffix(SUFFIX)
+        if key == name or key in seen or key in metadata.quarantined:
+            raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
+        seen.add(key)
+        target = decode(data, f"{path}: {key}")
+        if target.num_units != metadata.num_units:
+            raise UserError(
+                f"{path}: {key}: {target.num_units} units, its shard has {metadata.num_units}; label the audio again"
+            )
+        frames += target.frames
+        yield key, target
+    expected = metadata.statistics
+    if (len(seen), frames) != (expected.utterances, expected.frames):
+        raise UserError(
+            f"{path}: holds {len(seen)} utterances and {frames} frames, its {METADATA} says {expected.utterances} and "
+            f"{expected.frames}; label the audio again"
+        )

@@ -1,0 +1,104 @@
+"""Size, fidelity and speed of the soft-target codec: python tests/benchmarks/codec.py POSTERIORS.npz [--json]
+
+POSTERIORS.npz holds log_probs [frames, units] and lengths [utterances]. Divergence (nat, mean of all frames) is
+counted from the full distribution to the decoded one with the leftover mass spread evenly over the units not kept.
+Writing starts at the dense log-probabilities of an utterance, reading at its bytes. Speeds: the best of several passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from asr_kd.targets.codec import decode, encode
+from asr_kd.targets.posteriors import SparsePosteriors
+
+PASSES = 7
+
+
+def half_encode(posteriors: SparsePosteriors, packed: bool) -> bytes:
+    """The field's usual layout: counts, uint16 units, float16 log-probabilities."""
+    columns = (posteriors.counts, posteriors.units.astype("<u2"), posteriors.log_probs.astype("<f2"))
+    raw = b"".join(column.tobytes() for column in columns)
+    return zlib.compress(raw, 6) if packed else raw
+
+
+def half_decode(data: bytes, packed: bool, frames: int, num_units: int) -> SparsePosteriors:
+    raw = zlib.decompress(data) if packed else data
+    counts = np.frombuffer(raw, np.uint8, frames)
+    entries = int(counts.sum(dtype=np.int64))
+    units = np.frombuffer(raw, "<u2", entries, frames).astype(np.int32)
+    log_probs = np.frombuffer(raw, "<f2", entries, frames + 2 * entries).astype(np.float32)
+    kept = np.add.reduceat(np.exp(log_probs), np.cumsum(counts, dtype=np.int64) - counts)
+    return SparsePosteriors(counts, units, log_probs, np.maximum(1e-6, 1 - kept), num_units)
+
+
+def measure(
+    name: str,
+    mode: str,
+    utterances: list[np.ndarray],
+    write: Callable[[np.ndarray], bytes],
+    read: Callable[[bytes, int], SparsePosteriors],
+) -> dict[str, Any]:
+    frames = sum(map(len, utterances))
+    data: list[bytes] = []
+    decoded: list[SparsePosteriors] = []
+    write_seconds = read_seconds = float("inf")
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        data = [write(item) for item in utterances]
+        middle = time.perf_counter()
+        decoded = [read(item, len(dense)) for item, dense in zip(data, utterances, strict=True)]
+        end = time.perf_counter()
+        write_seconds, read_seconds = min(write_seconds, middle - start), min(read_seconds, end - middle)
+    pairs = list(zip(decoded, utterances, strict=True))
+    divergence = np.concatenate([item.divergence(dense) for item, dense in pairs])
+    top1 = np.concatenate([item.units[item.starts] == dense.argmax(1) for item, dense in pairs])
+    return {
+        "name": name,
+        "mode": mode,
+        "bytes_per_frame": round(sum(map(len, data)) / frames, 2),
+        "kl": round(float(divergence.mean()), 5),
+        "top1_kept": round(float(top1.mean()), 5),
+        "write_frames_per_second": round(frames / write_seconds),
+        "read_frames_per_second": round(frames / read_seconds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("posteriors")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with np.load(arguments.posteriors, allow_pickle=False) as file:
+        log_probs, lengths = file["log_probs"].astype(np.float32), file["lengths"]
+    log_probs -= np.log(np.exp(log_probs.astype(np.float64)).sum(1, keepdims=True)).astype(np.float32)
+    utterances = np.split(log_probs, np.cumsum(lengths)[:-1])
+    num_units = log_probs.shape[1]
+    rows = []
+    for k, mass in ((20, 0.99), (20, 0.999), (20, 1.0), (40, 0.999), (128, 0.999), (128, 1.0)):
+        mode = f"top-{k}" if mass == 1.0 else f"mass {mass}, k {k}"
+        write = lambda dense, k=k, mass=mass: encode(SparsePosteriors.from_dense(dense, k, mass))  # noqa: E731
+        rows.append(measure("asr_kd", mode, utterances, write, lambda data, _: decode(data)))
+    for k in (20, 128):
+        for packed in (False, True):
+            write = lambda dense, k=k, packed=packed: half_encode(SparsePosteriors.from_dense(dense, k, 1.0), packed)  # noqa: E731
+            read = lambda data, frames, packed=packed: half_decode(data, packed, frames, num_units)  # noqa: E731
+            rows.append(measure("fp16+uint16" + (" zlib" if packed else ""), f"top-{k}", utterances, write, read))
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
