@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import zlib
 
 import hypothesis.extra.numpy as npst
@@ -95,6 +96,61 @@ def test_a_vector_of_version_1_stays_readable() -> None:
 
 
 VECTOR = "414b44500180040002000000020000000200000043a00ef9636062000146c76c11a91f00"
+
+
+def read_by_the_readme(data: bytes) -> list[list[tuple[int, float]]]:
+    """A plain reader, written from README.md alone: (unit, probability) of every frame, the tail last as unit -1."""
+    _, _, _, _, frames, distinct, runs, crc = struct.unpack("<4sBBHIIII", data[:24])
+    assert zlib.crc32(data[:20] + bytes(4) + data[24:]) == crc
+    raw = iter(zlib.decompress(data[24:], -15))
+
+    def varint() -> int:
+        value = shift = 0
+        for byte in raw:
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        return value
+
+    units, unit = [], -1
+    for _ in range(distinct):
+        unit += varint() + 1
+        units.append(unit)
+    run_counts = [varint() + 1 for _ in range(distinct)]
+    gaps = [varint() for _ in range(runs)]
+    lengths = [varint() + 1 for _ in range(runs)]
+    firsts = [next(raw) for _ in range(runs)]
+    changes = iter([next(raw) for _ in range(sum(lengths) - runs)])
+    codes: list[list[tuple[int, int]]] = [[] for _ in range(frames)]
+    run = 0
+    for unit, count in zip(units, run_counts, strict=True):
+        frame = 0
+        for _ in range(count):
+            frame += gaps[run]
+            code = firsts[run]
+            for position in range(lengths[run]):
+                code = (code + (next(changes) if position else 0)) % 256
+                codes[frame].append((-code, unit))
+                frame += 1
+            run += 1
+    tail, result = 0, []
+    for entries in codes:
+        tail = (tail + next(raw)) % 256
+        total = sum(code * code for code, _ in entries) + tail * tail
+        kept = [(unit, code * code / total) for code, unit in sorted(entries)]
+        result.append([*kept, (-1, tail * tail / total)])
+    assert next(raw, None) is None
+    return result
+
+
+@given(original=any_posteriors())
+def test_the_readme_says_all_that_a_reader_needs(original: SparsePosteriors) -> None:
+    data = codec.encode(original)
+    decoded, plain = codec.decode(data), read_by_the_readme(data)
+    assert [unit for frame in plain for unit, _ in frame[:-1]] == decoded.units.tolist()
+    np.testing.assert_allclose([p for frame in plain for _, p in frame[:-1]], np.exp(decoded.log_probs), rtol=1e-5)
+    np.testing.assert_allclose([frame[-1][1] for frame in plain], decoded.tail, rtol=1e-6)
 
 
 @settings(max_examples=300)
