@@ -1,0 +1,1 @@
+"""Job 3: the WER report."""
