@@ -189,6 +189,50 @@ class EvalSettings(Settings):
     threads: Count = Field(1, description="CPU threads of the network")
 
 
+class TranscribeSettings(Settings):
+    """Audio → text, with any checkpoint: of files given on the command line, or of a whole set of shards."""
+
+    checkpoint: str = Field(description="checkpoint or run folder")
+    audio: str | None = Field(None, description="folder of audio shards, in place of files")
+    output: str | None = Field(None, description="JSONL of key and text, for a set of shards")
+    decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
+    beam: Count = Field(8, description="prefixes kept by the beam search")
+    batch_frames: Count = Field(4000, description="frames in a batch at most")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="longer audio is refused")
+    max_bad_share: Share = Field(0.01, description="a set fails when more than this share could not be read")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(1, description="CPU threads of the network")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TranscribeSettings:
+        if bool(self.audio) != bool(self.output):
+            raise ValueError("audio (a set of shards) and output (a JSONL file) go together")
+        return self
+
+
+class ScriptSettings(Settings):
+    """A recipe's own Python script; it is called with --output and these arguments."""
+
+    file: str = Field(description="the script")
+    output: str = Field(description="folder or file that it writes")
+    arguments: list[str | int | float] = Field(default_factory=list, description="further arguments")
+
+
+class StageSettings(Settings):
+    """One stage of a pipeline."""
+
+    verb: Literal["script", "prepare", "units", "train", "label", "transcribe", "eval"] = Field(description="what runs")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the verb's settings; for a script: file, output and arguments")
+
+
+class PipelineSettings(Settings):
+    """Stages in order; a later one may read what an earlier one wrote."""
+
+    variables: dict[str, Any] = Field(default_factory=dict, description="names for ${name} in the stages; overridden by name=value")
+    shared: dict[str, Any] = Field(default_factory=dict, description="a place for YAML anchors")
+    stages: dict[str, StageSettings] = Field(min_length=1, description="name: stage")
+
+
 S = TypeVar("S", bound=Settings)
 
 

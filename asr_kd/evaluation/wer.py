@@ -26,7 +26,7 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors by reference words; without reference words 0 when there is no error and infinity when there is one."""
+        """Errors by reference words; without reference words 0 if there is no error and infinity if there is one."""
         if self.words:
             return self.errors / self.words
         return math.inf if self.errors else 0.0
@@ -77,8 +77,8 @@ def align(reference: str, hypothesis: str) -> list[Edit]:
 def counts_of(edits: Iterable[Edit]) -> ErrorCounts:
     """Error counts of an alignment."""
     kinds = [edit.kind for edit in edits]
-    substitutions, deletions = kinds.count("substitution"), kinds.count("deletion")
-    return ErrorCounts(kinds.count("equal") + substitutions + deletions, substitutions, deletions, kinds.count("insertion"))
+    insertions = kinds.count("insertion")
+    return ErrorCounts(len(kinds) - insertions, kinds.count("substitution"), kinds.count("deletion"), insertions)
 
 
 def count_errors(reference: str, hypothesis: str) -> ErrorCounts:

@@ -178,21 +178,6 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
     return Checkpoint(model, units, features, settings, mark, description.get("training", {}))
 
 
-def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:
-    """Group items of like length into batches of at most `batch_frames` frames, padding included.
-
-    Returns:
-        positions in `lengths`, shortest first; an item longer than `batch_frames` is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and lengths[index] * (len(batches[-1]) + 1) <= batch_frames:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
 def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad features [frames, inputs] with zeros into float32 [batch, frames, inputs], with lengths int64 [batch]."""
     lengths = torch.tensor([len(item) for item in features])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from asr_kd.config import FeatureSettings, Settings, build
 from asr_kd.errors import UserError
-from asr_kd.files import parse_json, sha256_file
+from asr_kd.files import hash_json, parse_json, sha256_file
 from asr_kd.shards.tarset import Sample, read_members, read_shard, write_members
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -88,7 +88,9 @@ def write_target_shard(
     """
 
     def members() -> Iterator[tuple[str, bytes]]:
-        yield METADATA, (json.dumps(metadata.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
+        value = metadata.model_dump()
+        value["checksum"] = hash_json(value)
+        yield METADATA, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
         for key, target in targets:
             yield key + SUFFIX, target if isinstance(target, bytes) else encode(target, metadata.codec.levels)
 
@@ -200,6 +202,9 @@ def _metadata(path: Path | str, first: tuple[str, bytes] | None) -> TargetMetada
     version = value.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"{path}: soft targets of version {version}, this program reads {VERSION}; use a newer asr_kd")
+    checksum = value.pop("checksum", None)
+    if checksum != hash_json(value):
+        raise UserError(f"{path}: {METADATA} is damaged (the checksum differs); label the audio again")
     return build(TargetMetadata, value, f"{path}: {METADATA}")
 
 

@@ -1,0 +1,160 @@
+"""The verbs of `asr-kd`. Each parses, calls one function and prints; torch is imported only where a verb needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from asr_kd.config import (
+    EvalSettings,
+    LabelSettings,
+    PrepareSettings,
+    Settings,
+    TrainSettings,
+    TranscribeSettings,
+    UnitsSettings,
+    build,
+    load_yaml,
+    override,
+)
+from asr_kd.errors import UserError
+
+S = TypeVar("S", bound=Settings)
+
+
+def _settings(kind: type[S], words: list[str]) -> S:
+    """Settings from `[FILE.yaml] [key=value …]`."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"{files[1]}: one settings file at most, then key=value")
+    values = load_yaml(files[0]) if files else {}
+    return build(kind, override(values, [word for word in words if "=" in word]), files[0] if files else "command line")
+
+
+def _prepare(words: list[str]) -> None:
+    from asr_kd.shards.prepare import prepare
+
+    prepare(_settings(PrepareSettings, words))
+
+
+def _units(words: list[str]) -> None:
+    from asr_kd.units import train_units
+
+    train_units(_settings(UnitsSettings, words))
+
+
+def _train(words: list[str]) -> None:
+    settings = _settings(TrainSettings, words)
+    from asr_kd.training.trainer import train
+
+    train(settings)
+
+
+def _label(words: list[str]) -> None:
+    settings = _settings(LabelSettings, words)
+    from asr_kd.labeling.job import label
+
+    label(settings)
+
+
+def _eval(words: list[str]) -> None:
+    settings = _settings(EvalSettings, words)
+    from asr_kd.evaluation.job import evaluate
+
+    evaluate(settings)
+
+
+def _transcribe(words: list[str]) -> None:
+    files = [word for word in words if "=" not in word]
+    settings = build(TranscribeSettings, override({}, [word for word in words if "=" in word]), "command line")
+    if bool(files) == bool(settings.audio):
+        raise UserError("command line: give audio files, or audio=SHARDS output=TEXTS.jsonl; one of the two")
+    from asr_kd.decoding.transcribe import transcribe_files, transcribe_shards
+
+    if files:
+        transcribe_files(settings, files)
+    else:
+        transcribe_shards(settings)
+
+
+def _run(words: list[str]) -> None:
+    from asr_kd.pipeline import run_pipeline
+
+    dry_run = "--dry-run" in words
+    words = [word for word in words if word != "--dry-run"]
+    if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
+        raise UserError("command line: give one pipeline folder or file, e.g. asr-kd run pipelines/digits [name=value …] [--dry-run]")
+    run_pipeline(words[0], words[1:], dry_run)
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], None], type[Settings] | None, str]] = {
+    "prepare": (_prepare, PrepareSettings, "a manifest of audio → audio shards"),
+    "units": (_units, UnitsSettings, "labelled text → output units"),
+    "train": (_train, TrainSettings, "train a teacher or a student"),
+    "label": (_label, LabelSettings, "run a teacher over audio shards → soft-target shards"),
+    "eval": (_eval, EvalSettings, "checkpoints over test shards → WER report"),
+    "transcribe": (_transcribe, TranscribeSettings, "audio files (or shards) → text, with any checkpoint"),
+    "run": (_run, None, "the stages of a pipeline, each where its inputs or settings changed"),
+}
+
+
+def _keys(kind: type[Settings]) -> str:
+    lines = []
+    for name, field in kind.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        lines.append(f"  {name}: {field.description or 'a group of settings'} ({default})")
+    return "settings:\n" + "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asr-kd",
+        description="Distil a large acoustic model into a small streaming one.",
+        epilog="asr-kd VERB --help lists the settings of a verb. Settings come from a YAML file, key=value overrides them.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (_, kind, help_text) in VERBS.items():
+        verb = verbs.add_parser(
+            name, help=help_text, description=help_text, epilog=_keys(kind) if kind else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name == "run":
+            verb.add_argument("words", nargs="+", metavar="PIPELINE [name=value …]", help="folder with a pipeline.yaml, and overrides of its variables")
+            verb.add_argument("--dry-run", action="store_true", help="print what would run")
+        elif name == "transcribe":
+            verb.add_argument("words", nargs="+", metavar="checkpoint=FOLDER FILE …", help="settings and audio files")
+        else:
+            verb.add_argument("words", nargs="*", metavar="[FILE.yaml] [key=value …]", help="settings")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for what the user can mend."""
+    # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
+    # a core in every process beside them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    parsed = _parser().parse_args(arguments)
+    words = [*parsed.words, *(["--dry-run"] if getattr(parsed, "dry_run", False) else [])]
+    try:
+        VERBS[parsed.verb][0](words)
+    except UserError as error:
+        print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

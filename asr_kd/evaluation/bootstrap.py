@@ -1,0 +1,39 @@
+"""Confidence intervals of word error rates by the blocked bootstrap, with the same resamples for every system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and words of resampled test sets: as many blocks as there are, drawn with replacement.
+
+    A block (a speaker, or else an utterance) is what may be taken as independent of the others. Every system sees the
+    same draws, so that the difference of two systems is resampled too.
+
+    Args:
+        errors: int [systems, blocks]; words: int [blocks].
+
+    Returns:
+        errors int64 [systems, resamples] and words int64 [resamples].
+    """
+    rng = np.random.default_rng(seed)
+    blocks = len(words)
+    data = np.vstack([errors, words]).astype(np.int64)
+    sums = np.empty((len(data), resamples), np.int64)
+    for index in range(resamples):
+        sums[:, index] = data @ np.bincount(rng.integers(0, blocks, blocks), minlength=blocks)
+    return sums[:-1], sums[-1]
+
+
+def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
+    """The middle 95 % of resampled values, [low, high]; None when any of them is undefined or there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        return None
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return [float(low), float(high)]

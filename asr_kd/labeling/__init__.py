@@ -1,0 +1,1 @@
+"""Teachers over audio shards: batch generation of soft targets."""

@@ -1,0 +1,336 @@
+"""Run a teacher over audio shards and write soft-target shards: restartable, with every utterance accounted for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torchaudio.functional import forced_align
+
+from asr_kd.audio.decode import decode as decode_audio
+from asr_kd.audio.features import Frontend
+from asr_kd.config import LabelSettings
+from asr_kd.errors import AudioError, UserError
+from asr_kd.files import claim_folder, hash_json, sha256_file, write_json, write_whole
+from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
+from asr_kd.progress import Progress
+from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.stream import batches_by_length
+from asr_kd.shards.tarset import ShardInfo, check_shard, read_index, read_shard
+from asr_kd.targets import codec
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.store import (
+    CodecDescription,
+    Selection,
+    Statistics,
+    TargetMetadata,
+    check_answers,
+    read_metadata,
+    write_target_shard,
+)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass
+class Loaded:
+    """A shard's utterances as network input, in its order, and those that cannot be labelled: key → reason."""
+
+    info: ShardInfo
+    keys: list[str] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Encoded:
+    """One utterance's soft target as bytes, and per frame what it kept (the last two are empty for an alignment)."""
+
+    data: bytes
+    entries: int
+    mass: np.ndarray
+    divergence: np.ndarray
+    top1: np.ndarray
+
+
+def label(settings: LabelSettings) -> None:
+    """Label every shard of `settings.audio` with the teacher's posteriors, or its alignment to the text.
+
+    Writes into `settings.output` one soft-target shard for each audio shard, under the same name, and in the end
+    `quarantine.jsonl`, `report.json` (what was labelled) and `timing.json` (how fast). Killed at any moment and started
+    again, it goes on with the first shard that is not there, and ends in the same bytes (`timing.json` apart).
+
+    Raises:
+        UserError: when the output belongs to other settings, or more than `max_bad_share` was quarantined.
+    """
+    began = time.time()
+    device = pick_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    infos = read_index(Path(settings.audio))
+    total = sum(info.samples for info in infos)
+    if not total:
+        raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
+    teacher = load_checkpoint(settings.teacher, device)
+    transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
+    claim_folder(settings.output, "label", _claim(settings, teacher, infos))
+    output = Path(settings.output)
+
+    start = time.perf_counter()
+    quarantined = 0
+    frames, audio_seconds = 0, 0.0
+    with Progress("label", total, "utterances") as progress:
+        todo = []
+        for info in infos:
+            if not (output / info.name).exists():
+                todo.append(info)
+                continue
+            quarantined += len(_finished(output / info.name, settings, teacher, info).quarantined)
+            progress.advance(info.samples)
+        for loaded in _ahead(lambda info: _load(settings, teacher, transcripts, info), todo):
+            metadata = _label_shard(settings, teacher, loaded, output / loaded.info.name, progress)
+            quarantined += len(metadata.quarantined)
+            frames += metadata.statistics.frames
+            audio_seconds += metadata.statistics.audio_seconds
+            # no need to wait weeks for the end when it is lost already
+            if quarantined > settings.max_bad_share * total:
+                break
+    seconds = time.perf_counter() - start
+
+    if quarantined > settings.max_bad_share * total:
+        raise UserError(_too_many_bad(settings, infos, quarantined, total))
+    report = _account(output, infos, total)
+    if todo:
+        timing = {
+            "device": str(device),
+            "threads": settings.threads,
+            "shards": len(todo),
+            "shards_done_before": len(infos) - len(todo),
+            "seconds": seconds,
+            "frames_per_second": frames / seconds,
+            "audio_hours_per_hour": audio_seconds / seconds,
+        }
+        write_json(output / "timing.json", timing)
+    for leftover in output.glob(".*.tmp"):  # of runs that were killed
+        if leftover.stat().st_mtime < began:
+            leftover.unlink(missing_ok=True)
+    kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
+    print(
+        f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
+        f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({frames / seconds:,.0f} a second), "
+        f"{report['bytes_per_frame']:.2f} bytes a frame, mass kept {report['mean_kept_mass']:.5f}{kl}"
+    )
+
+
+def _claim(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo]) -> dict[str, Any]:
+    # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
+    claim = settings.model_dump(include={"mode", "k", "mass", "max_seconds"})
+    claim["teacher"] = teacher.fingerprint
+    claim["audio"] = hash_json([[info.name, info.sha256] for info in infos])
+    claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
+    claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
+    return claim
+
+
+def _finished(path: Path, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:
+    metadata = read_metadata(path)
+    check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
+    if metadata.teacher != teacher.fingerprint or metadata.selection != _selection(settings):
+        raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
+    return metadata
+
+
+def _too_many_bad(settings: LabelSettings, infos: list[ShardInfo], quarantined: int, total: int) -> str:
+    shards = (path for info in infos if (path := Path(settings.output) / info.name).exists())
+    key, reason = next(item for path in shards for item in read_metadata(path).quarantined.items())
+    return (
+        f"{settings.audio}: {quarantined} of {total} utterances cannot be labelled, more than max_bad_share "
+        f"{settings.max_bad_share} (first: {key}: {reason}); mend the audio or raise max_bad_share"
+    )
+
+
+def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Results in order, each computed by a background thread while the caller is busy with the one before it."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[B] | None = None
+        for item in items:
+            following = pool.submit(function, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _load(
+    settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
+) -> Loaded:
+    """Decode a shard's audio and compute its features."""
+    check_shard(Path(settings.audio), info)
+    frontend = Frontend(teacher.features)
+    loaded = Loaded(info)
+    for sample in read_shard(Path(settings.audio) / info.name):
+        try:
+            waveform, rate = decode_audio(sample.audio, sample.key, teacher.features.sample_rate, settings.max_seconds)
+            features = frontend.compute(waveform)
+        except AudioError as error:
+            loaded.quarantined[sample.key] = str(error)
+            continue
+        ids: list[int] = []
+        if settings.mode == "alignment":
+            text = sample.fields.get("text") if transcripts is None else transcripts.get(sample.key)
+            if not isinstance(text, str):
+                loaded.quarantined[sample.key] = "no text to align to"
+                continue
+            ids = teacher.units.encode(text)
+            needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
+            if needed > len(features):
+                reason = f"text too long: its {len(ids)} units do not fit into {len(features)} frames"
+                loaded.quarantined[sample.key] = reason
+                continue
+        loaded.keys.append(sample.key)
+        loaded.features.append(features)
+        loaded.seconds.append(len(waveform) / rate)
+        loaded.ids.append(ids)
+    return loaded
+
+
+def _label_shard(
+    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, path: Path, progress: Progress
+) -> TargetMetadata:
+    """Label and publish one shard."""
+    batches = batches_by_length([len(item) for item in loaded.features], settings.batch_frames)
+    outputs = ((batch, infer(teacher, [loaded.features[index] for index in batch])) for batch in batches)
+    encoded: dict[int, Encoded] = {}
+    for batch, results in _ahead(lambda pair: (pair[0], _encode_batch(settings, loaded, *pair)), outputs):
+        encoded.update(zip(batch, results, strict=True))
+        progress.advance(len(batch), sum(loaded.seconds[index] for index in batch))
+    progress.advance(len(loaded.quarantined))
+    utterances = [encoded[index] for index in range(len(loaded.keys))]
+    metadata = TargetMetadata(
+        codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS),
+        selection=_selection(settings),
+        teacher=teacher.fingerprint,
+        units_hash=teacher.units.hash,
+        num_units=teacher.units.size,
+        frame_ms=teacher.frame_ms,
+        features=teacher.features,
+        audio_sha256=loaded.info.sha256,
+        quarantined=loaded.quarantined,
+        statistics=_statistics(utterances, sum(loaded.seconds), settings.mode == "posteriors"),
+    )
+    write_target_shard(path, metadata, zip(loaded.keys, (item.data for item in utterances), strict=True))
+    return metadata
+
+
+def _selection(settings: LabelSettings) -> Selection:
+    if settings.mode == "alignment":
+        return Selection(mode="alignment", k=None, mass=None)
+    return Selection(mode="posteriors", k=settings.k, mass=settings.mass)
+
+
+def _encode_batch(
+    settings: LabelSettings, loaded: Loaded, batch: list[int], outputs: list[np.ndarray]
+) -> list[Encoded]:
+    results = []
+    for index, log_probs in zip(batch, outputs, strict=True):
+        try:
+            if settings.mode == "posteriors":
+                results.append(_encode_posteriors(log_probs, settings.k, settings.mass))
+            else:
+                results.append(_encode_alignment(log_probs, loaded.ids[index]))
+        except UserError as error:
+            raise UserError(f"{loaded.info.name}: {loaded.keys[index]}: {error}") from None
+    return results
+
+
+def _encode_posteriors(log_probs: np.ndarray, k: int, mass: float) -> Encoded:
+    sparse = SparsePosteriors.from_dense(log_probs, k, mass)
+    data = codec.encode(sparse)
+    # what is reported is what a reader will get
+    decoded = codec.decode(data)
+    top1 = decoded.units[decoded.starts] == log_probs.argmax(1)
+    return Encoded(data, len(sparse.units), 1.0 - sparse.tail, decoded.divergence(log_probs), top1)
+
+
+def _encode_alignment(log_probs: np.ndarray, ids: list[int]) -> Encoded:
+    path = np.zeros(len(log_probs), np.int64)
+    if ids:
+        aligned, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=0)
+        path = aligned[0].numpy()
+    data = codec.encode(SparsePosteriors.from_alignment(path, log_probs.shape[1]))
+    return Encoded(data, len(path), np.ones(len(path)), np.empty(0), np.empty(0))
+
+
+def _statistics(utterances: list[Encoded], seconds: float, measured: bool) -> Statistics:
+    mass = np.concatenate([np.empty(0), *(item.mass for item in utterances)])
+    divergence = np.concatenate([np.empty(0), *(item.divergence for item in utterances)])
+    top1 = np.concatenate([np.empty(0), *(item.top1 for item in utterances)])
+    frames = max(len(mass), 1)
+    return Statistics(
+        utterances=len(utterances),
+        frames=len(mass),
+        audio_seconds=round(seconds, 6),
+        entries_per_frame=sum(item.entries for item in utterances) / frames,
+        bytes_per_frame=sum(len(item.data) for item in utterances) / frames,
+        mean_kept_mass=float(mass.sum()) / frames,
+        mean_kl=float(divergence.sum()) / frames if measured else None,
+        worst_kl=float(divergence.max(initial=0.0)) if measured else None,
+        top1_kept=float(top1.sum()) / frames if measured else None,
+    )
+
+
+def _account(output: Path, infos: list[ShardInfo], total: int) -> dict[str, Any]:
+    """Reconcile what came out with what went in; write quarantine.jsonl and report.json."""
+    sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
+    weighted: dict[str, float] = {}
+    worst: list[float] = []
+    quarantined = stored = 0
+    with write_whole(output / "quarantine.jsonl", "w") as file:
+        for info in infos:
+            metadata = read_metadata(output / info.name)
+            stored += (output / info.name).stat().st_size
+            for key, reason in metadata.quarantined.items():
+                file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
+            quarantined += len(metadata.quarantined)
+            if len(metadata.quarantined) + metadata.statistics.utterances != info.samples:
+                raise UserError(
+                    f"{output / info.name}: {metadata.statistics.utterances} labelled + {len(metadata.quarantined)} "
+                    f"quarantined are not the {info.samples} utterances of its audio; prepare the audio shards again"
+                )
+            statistics = metadata.statistics.model_dump(exclude_none=True)
+            worst = [max([*worst, statistics.pop("worst_kl")])] if "worst_kl" in statistics else []
+            for name in sums:
+                sums[name] += statistics.pop(name)
+            for name, value in statistics.items():
+                weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
+    if foreign := {path.name for path in output.glob("*.tar")} - {info.name for info in infos}:
+        raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
+    frames = max(sums["frames"], 1)
+    report = {
+        "shards": len(infos),
+        "utterances": total,
+        "labelled": sums["utterances"],
+        "quarantined": quarantined,
+        "audio_hours": sums["audio_seconds"] / 3600,
+        "frames": sums["frames"],
+        "entries_per_frame": weighted["entries_per_frame"] / frames,
+        "bytes_per_frame": weighted["bytes_per_frame"] / frames,
+        "stored_bytes_per_frame": stored / frames,
+        "mean_kept_mass": weighted["mean_kept_mass"] / frames,
+        "mean_kl": weighted["mean_kl"] / frames if worst else None,
+        "worst_kl": worst[0] if worst else None,
+        "top1_kept": weighted["top1_kept"] / frames if worst else None,
+    }
+    write_json(output / "report.json", report)
+    return report

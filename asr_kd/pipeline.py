@@ -1,0 +1,231 @@
+"""A pipeline: stages from one YAML file, in order, each skipped while its inputs and settings are unchanged."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr_kd.config import (
+    EvalSettings,
+    LabelSettings,
+    PipelineSettings,
+    PrepareSettings,
+    ScriptSettings,
+    Settings,
+    TrainSettings,
+    TranscribeSettings,
+    UnitsSettings,
+    build,
+    load_yaml,
+)
+from asr_kd.errors import UserError
+from asr_kd.files import hash_json, read_json, sha256_file, write_json, write_whole
+
+KINDS: dict[str, type[Settings]] = {
+    "script": ScriptSettings, "prepare": PrepareSettings, "units": UnitsSettings, "train": TrainSettings,
+    "label": LabelSettings, "transcribe": TranscribeSettings, "eval": EvalSettings,
+}  # fmt: skip
+
+
+@dataclass
+class Stage:
+    """A stage ready to run: validated settings, the stages it reads from, and what identifies its result."""
+
+    name: str
+    verb: str
+    settings: dict[str, Any]
+    output: Path
+    needs: list[str]
+    fingerprint: str
+
+
+def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> None:
+    """Run the stages whose inputs or settings changed since they last finished.
+
+    A stage's identity is its settings, the identities of the stages it reads from, and the content of what it reads
+    besides. Stages that do not need each other run at once, as many as the variable `jobs` says.
+
+    Args:
+        path: the pipeline's YAML file, or a folder that holds it as pipeline.yaml.
+        assignments: `name=value` for the pipeline's variables.
+
+    Raises:
+        UserError: when the file is wrong, or a stage failed.
+    """
+    file = Path(path) / "pipeline.yaml" if Path(path).is_dir() else Path(path)
+    variables, stages = load_pipeline(file, assignments)
+    run = Path(variables["run"])
+    due = [stage for stage in stages if not _is_current(run, stage)]
+    for stage in stages:
+        print(f"{stage.name:<28} {'to do' if stage in due else 'unchanged'}   asr-kd {stage.verb} → {stage.output}")
+    if dry_run or not due:
+        return
+    began = time.monotonic()
+    _run_stages(run, stages, due, int(variables.get("jobs", 1)))
+    print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
+
+
+def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], list[Stage]]:
+    """Read a pipeline: its variables, and its stages with everything validated before anything runs."""
+    values = load_yaml(file)
+    pipeline = build(PipelineSettings, values, str(file))
+    variables = dict(pipeline.variables)
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in variables:
+            raise UserError(f"{assignment}: {file} has no variable {name}; it has {', '.join(variables) or 'none'}")
+        variables[name] = yaml.safe_load(text)
+    if not isinstance(variables.get("run"), str):
+        raise UserError(f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}")
+    stages: list[Stage] = []
+    for name, plan in pipeline.stages.items():
+        settings = build(KINDS[plan.verb], _substitute(plan.settings, variables, f"{file}: stages.{name}"), f"{file}: stages.{name}")
+        values = settings.model_dump()
+        if not values.get("output"):
+            raise UserError(f"{file}: stages.{name}: the key output is missing; set it, so that later stages can read it")
+        output = Path(values["output"])
+        strings = sorted(set(_strings({key: value for key, value in values.items() if key != "output"})))
+        needs = [stage for stage in stages if any(_within(Path(text), stage.output) for text in strings)]
+        upstream = {stage.name for stage in needs}
+        outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
+        inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
+        # where a pipeline writes, and how many threads it uses, does not change what comes out
+        identity = [plan.verb, _without_place(values, str(variables["run"])), [stage.fingerprint for stage in needs], inputs]
+        stages.append(Stage(name, plan.verb, values, output, sorted(upstream), hash_json(identity)))
+    return variables, stages
+
+
+def _substitute(value: Any, variables: dict[str, Any], where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, variables, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, variables, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    unknown = [name for name in re.findall(r"\$\{(\w+)\}", value) if name not in variables]
+    if unknown:
+        raise UserError(f"{where}: ${{{unknown[0]}}} is not a variable of the pipeline; it has {', '.join(variables)}")
+    if whole := re.fullmatch(r"\$\{(\w+)\}", value):
+        return variables[whole[1]]
+    return re.sub(r"\$\{(\w+)\}", lambda match: str(variables[match[1]]), value)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for child in children for text in _strings(child)]
+
+
+def _without_place(value: Any, run: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_place(item, run) for key, item in value.items() if key not in ("threads", "feature_cache")}
+    if isinstance(value, list):
+        return [_without_place(item, run) for item in value]
+    return value.replace(run, "${run}") if isinstance(value, str) else value
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path == folder or folder in path.parents
+
+
+def _content(path: Path) -> str | None:
+    """A hash of a file, or of a set of shards by its index; None for what is neither."""
+    try:
+        if path.is_file():
+            return sha256_file(path)
+        if (path / "index.json").is_file():
+            return sha256_file(path / "index.json")
+    except OSError:
+        return None
+    return None
+
+
+def _record(run: Path, stage: Stage) -> Path:
+    return run / "stages" / f"{stage.name}.json"
+
+
+def _is_current(run: Path, stage: Stage) -> bool:
+    record = _record(run, stage)
+    return record.exists() and stage.output.exists() and read_json(record, "stage record").get("fingerprint") == stage.fingerprint
+
+
+def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> None:
+    done = {stage.name for stage in stages if stage not in due}
+    waiting, running = list(due), {}
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                for stage in [stage for stage in waiting if set(stage.needs) <= done][: jobs - len(running)]:
+                    waiting.remove(stage)
+                    running[pool.submit(_run_stage, run, stage, stop)] = stage
+                finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in finished:
+                    stage = running.pop(future)
+                    future.result()
+                    done.add(stage.name)
+                    print(f"done: {stage.name} ({len(stages) - len(waiting) - len(running)} of {len(stages)} stages)", flush=True)
+        except BaseException:
+            stop.set()  # the other stages are stopped too; they resume when the pipeline runs again
+            raise
+
+
+def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
+    record = _record(run, stage)
+    begun = record.with_suffix(".begun")
+    # output of other settings or inputs is stale; the same stage interrupted goes on
+    if not (begun.exists() and begun.read_text() == stage.fingerprint):
+        record.unlink(missing_ok=True)
+        shutil.rmtree(stage.output, ignore_errors=True)
+        stage.output.unlink(missing_ok=True)
+        with write_whole(begun, "w") as file:
+            file.write(stage.fingerprint)
+    began = time.monotonic()
+    _call(run, stage, stop)
+    write_json(record, {"fingerprint": stage.fingerprint, "seconds": round(time.monotonic() - began, 1)})
+    begun.unlink()
+
+
+def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
+    """Run a stage as a process of its own, its output shown line by line behind the stage's name and kept in a log."""
+    if stage.verb == "script":
+        command = [sys.executable, stage.settings["file"], "--output", str(stage.output), *map(str, stage.settings["arguments"])]
+    else:
+        file = run / "settings" / f"{stage.name}.yaml"
+        with write_whole(file, "w") as out:
+            yaml.safe_dump(stage.settings, out, sort_keys=False, allow_unicode=True)
+        command = [sys.executable, "-m", "asr_kd.cli", stage.verb, str(file)]
+    log = run / "logs" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # many small matrix products: one thread a process beats two here, and stages run side by side
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process, open(log, "a", encoding="utf-8") as copy:
+        threading.Thread(target=_stop_when_asked, args=(process, stop), daemon=True).start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            last = line.strip() or last
+            copy.write(line)
+            copy.flush()
+            print(f"[{stage.name}] {line.rstrip()}", flush=True)
+    if process.returncode != 0:
+        raise UserError(f"stage {stage.name} failed ({last}); see {log}, then run the pipeline again: it goes on from there")
+
+
+def _stop_when_asked(process: subprocess.Popen[str], stop: threading.Event) -> None:
+    while process.poll() is None:
+        if stop.wait(0.5):
+            process.terminate()
+            return

@@ -1,0 +1,181 @@
+"""Shards → shuffled utterances with features, text and soft targets → batches by length, the same for any number of workers."""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from asr_kd.audio.decode import decode
+from asr_kd.audio.features import Frontend
+from asr_kd.config import FeatureSettings, Settings
+from asr_kd.errors import AudioError, UserError
+from asr_kd.files import hash_json, read_json, write_json, write_whole
+from asr_kd.shards.tarset import ShardInfo, check_shard, read_index, read_shard
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass
+class Item:
+    """An utterance as network input: features float16 [frames, dimension], and what its shard says about it."""
+
+    key: str
+    features: np.ndarray
+    fields: dict[str, Any]
+
+
+@dataclass
+class LoadedShard:
+    """Items of a shard in its order, and (key, reason) of what could not be used."""
+
+    items: list[Item]
+    bad: list[tuple[str, str]]
+
+
+class ShardInput(Settings):
+    """How shards of audio become features."""
+
+    folder: str
+    features: FeatureSettings
+    max_seconds: float
+    cache: str | None = None
+
+
+def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
+    """Decode a shard's audio and compute its features, or take them from the cache.
+
+    Features are rounded to float16 with or without a cache, so that a cache changes no bit of what is learned.
+    """
+    stem = None
+    if wanted.cache is not None:
+        name = hash_json([shard.sha256, wanted.features.model_dump(), wanted.max_seconds])
+        stem = Path(wanted.cache) / name
+        if stem.with_suffix(".json").exists():
+            return _read_cached(stem)
+    check_shard(wanted.folder, shard)
+    frontend = Frontend(wanted.features)
+    loaded = LoadedShard([], [])
+    for sample in read_shard(Path(wanted.folder) / shard.name):
+        try:
+            waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
+            loaded.items.append(Item(sample.key, frontend.compute(waveform).astype(np.float16), sample.fields))
+        except AudioError as error:
+            loaded.bad.append((sample.key, str(error)))
+    if stem is not None:
+        _write_cached(stem, loaded, wanted.features.dimension)
+    return loaded
+
+
+def _write_cached(stem: Path, loaded: LoadedShard, dimension: int) -> None:
+    rows = [item.features for item in loaded.items]
+    with write_whole(stem.with_suffix(".npy")) as file:
+        np.save(file, np.concatenate(rows) if rows else np.empty((0, dimension), np.float16), allow_pickle=False)
+    # the description comes last: without it the features do not count as written
+    items = [{"key": item.key, "frames": len(item.features), "fields": item.fields} for item in loaded.items]
+    write_json(stem.with_suffix(".json"), {"items": items, "bad": loaded.bad})
+
+
+def _read_cached(stem: Path) -> LoadedShard:
+    description = read_json(stem.with_suffix(".json"))
+    try:
+        rows = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        starts = np.cumsum([0] + [item["frames"] for item in description["items"]])
+        if starts[-1] != len(rows):
+            raise ValueError("lengths do not add up")
+        items = [
+            Item(item["key"], rows[start : start + item["frames"]], item["fields"])
+            for start, item in zip(starts, description["items"], strict=False)
+        ]
+        return LoadedShard(items, [(key, reason) for key, reason in description["bad"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{stem}.npy: damaged feature cache ({error}); remove the folder {stem.parent}") from None
+
+
+def map_ordered(function: Callable[[A], B], arguments: Sequence[A], workers: int) -> Iterator[B]:
+    """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand."""
+    if workers == 0:
+        yield from map(function, arguments)
+        return
+    with _pool(workers) as pool:
+        waiting: collections.deque[Any] = collections.deque()
+        for argument in arguments:
+            waiting.append(pool.apply_async(function, (argument,)))
+            if len(waiting) > workers:
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Any]:
+    # spawn, not fork: a fork of a process with torch's threads may hang
+    pool = multiprocessing.get_context("spawn").Pool(workers)
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:
+    """Group items of like length into batches of at most `batch_frames` frames, padding included.
+
+    Returns:
+        positions in `lengths`, shortest first; an item longer than `batch_frames` is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda position: (lengths[position], position)):
+        if batches and lengths[index] * (len(batches[-1]) + 1) <= batch_frames:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def shuffled_batches(
+    items: Iterator[Any],
+    length: Callable[[Any], int],
+    batch_frames: int,
+    buffer: int,
+    rng: np.random.Generator,
+) -> Iterator[list[Any]]:
+    """Batches of like length from a buffer of `buffer` items, in random order.
+
+    Every item is in exactly one batch; a batch holds at most `batch_frames` frames, padding included, or one item.
+    """
+    held: list[Any] = []
+    for item in items:
+        held.append(item)
+        if len(held) >= buffer:
+            yield from _bucketed(held, length, batch_frames, rng)
+            held = []
+    yield from _bucketed(held, length, batch_frames, rng)
+
+
+def _bucketed(
+    held: list[Any], length: Callable[[Any], int], batch_frames: int, rng: np.random.Generator
+) -> Iterator[list[Any]]:
+    rng.shuffle(held)  # type: ignore[arg-type]
+    batches = batches_by_length([length(item) for item in held], batch_frames)
+    for index in rng.permutation(len(batches)):
+        yield [held[position] for position in batches[index]]
+
+
+def shuffled_shards(folder: str, rng: np.random.Generator) -> list[ShardInfo]:
+    """The shards of a set in random order.
+
+    Raises:
+        UserError: when the set holds no utterances.
+    """
+    shards = read_index(Path(folder))
+    if not sum(shard.samples for shard in shards):
+        raise UserError(f"{folder}: holds no utterances; prepare the audio shards again")
+    return [shards[index] for index in rng.permutation(len(shards))]

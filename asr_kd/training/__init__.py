@@ -1,0 +1,1 @@
+"""Training teachers and students: one trainer, a schedule of phases, exact resume."""

@@ -1,0 +1,74 @@
+"""The training checkpoint: one safetensors file with everything that a run needs to go on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from asr_kd.errors import UserError
+from asr_kd.files import write_whole
+
+FORMAT = "asr_kd-training-state-1"
+
+
+@dataclass
+class Position:
+    """Where a run stands: `batches` steps into pass `number` of phase `phase`."""
+
+    phase: int = 0
+    number: int = 0
+    batches: int = 0
+    step: int = 0
+    audio_seconds: float = 0.0
+    phase_seconds: float = 0.0
+    best_wer: float = float("inf")
+    best_loss: float = float("inf")
+    finished: bool = False
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Write weights, optimiser state, random state and position, whole or not at all."""
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with write_whole(path) as file:
+        file.write(safetensors.torch.save(tensors, {"format": FORMAT, "position": json.dumps(asdict(position))}))
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    """Restore what `save_state` wrote and return the position.
+
+    Raises:
+        UserError: when the file is damaged or belongs to another network.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again")
+        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                states.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        return Position(**json.loads(metadata["position"]))
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged training state ({error}); remove the run's folder and start again") from None

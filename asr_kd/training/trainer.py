@@ -1,0 +1,310 @@
+"""Job 2: one trainer for teachers and students. Read it from the top: `train` is the whole run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asr_kd.config import PhaseSettings, TrainSettings
+from asr_kd.decoding.greedy import greedy
+from asr_kd.distillation.response import soft_cross_entropy
+from asr_kd.errors import UserError
+from asr_kd.evaluation.wer import count_errors
+from asr_kd.files import claim_folder, write_whole
+from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, parameters, pick_device, save_checkpoint
+from asr_kd.progress import Progress
+from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
+from asr_kd.shards.tarset import read_index
+from asr_kd.targets.store import teacher_of
+from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.checkpoints import Position, load_state, save_state
+from asr_kd.units import Units, load_units
+
+STATE = "state.safetensors"
+
+
+def train(settings: TrainSettings) -> None:
+    """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
+
+    Writes into `settings.output`: `best/`, the checkpoint with the lowest WER on the development set;
+    `last/state.safetensors`, from which an interrupted run resumes; `metrics.jsonl`; TensorBoard events.
+
+    Raises:
+        UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
+    """
+    torch.set_num_threads(settings.threads)
+    device = pick_device(settings.device)
+    units = load_units(settings.units)
+    run = Path(settings.output)
+    claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units)})
+
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, settings.features.dimension, units.size).to(device)
+    if settings.init:
+        _start_from(model, settings, units)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    learner = Checkpoint(model, units, settings.features, settings.model, "")
+    position = Position()
+    if (run / "last" / STATE).exists():
+        position = load_state(run / "last" / STATE, model, optimizer)
+        if position.finished:
+            print(f"{run}: already trained, {position.step:,} steps, development WER {position.best_wer:.2%}")
+            return
+        print(f"{run}: resuming at step {position.step:,}", file=sys.stderr)
+    metrics = Metrics(run, position.step, settings.tensorboard)
+    score = functools.partial(_score_and_save, settings, learner, optimizer, metrics, run)
+
+    print(f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}", file=sys.stderr)
+    with _stop_requests() as stop_asked:
+        for phase in range(position.phase, len(settings.phases)):
+            stream = PhaseStream(settings, phase, units)
+            _run_phase(settings, stream, model, optimizer, position, metrics, score, stop_asked)
+            position.phase, position.number, position.phase_seconds = phase + 1, 0, 0.0
+            score(position)
+            # the next phase goes on from the best weights, so that a phase can only help
+            if phase + 1 < len(settings.phases):
+                model.load_state_dict(load_checkpoint(run / "best", device).model.state_dict())
+    position.finished = True
+    save_state(run / "last" / STATE, model, optimizer, position)
+    metrics.close()
+    print(f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}")
+
+
+def _run_phase(
+    settings: TrainSettings, stream: PhaseStream, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position,
+    metrics: Metrics, score: Callable[[Position], None], stop_asked: Callable[[], bool],
+) -> None:  # fmt: skip
+    """The passes of one phase: step after step, from wherever `position` stands."""
+    plan, device = stream.plan, next(model.parameters()).device
+    total = round(sum(stream.seconds) * plan.passes)
+    first_step = position.step
+    with Progress(f"train {Path(settings.output).name}, phase {stream.phase + 1} of {len(settings.phases)}", total, "s of audio") as progress:
+        progress.advance(round(position.phase_seconds))
+        for number in range(position.number, plan.passes):
+            for index, batch in enumerate(stream.batches(number)):
+                if number == position.number and index < position.batches:
+                    continue  # done before the interruption
+                if index == 0 and number == 0:
+                    first_step = position.step
+                rate = _learning_rate(plan, position, max(total, 1), position.step - first_step)
+                began = time.monotonic()
+                loss = step(model, optimizer, batch, plan, settings, rate, device)
+                if not math.isfinite(loss):
+                    raise UserError(f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate")
+                seconds = batch.frames * settings.features.frame_ms / 1000
+                position.step += 1
+                position.number, position.batches = number, index + 1
+                position.audio_seconds += seconds
+                position.phase_seconds += seconds
+                passed = number + (position.phase_seconds / max(total, 1) * plan.passes - number)
+                metrics.add(
+                    position.step, phase=stream.phase, **{"pass": round(passed, 3)}, audio_hours=round(position.audio_seconds / 3600, 4),
+                    loss=loss, learning_rate=rate, frames_per_second=round(batch.frames / max(time.monotonic() - began, 1e-9)),
+                )  # fmt: skip
+                progress.advance(round(seconds), seconds, f"loss {loss:.3f}")
+                if position.step % settings.evaluate_every == 0:
+                    score(position)
+                if stop_asked():
+                    save_state(Path(settings.output) / "last" / STATE, model, optimizer, position)
+                    raise UserError(f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there")
+            if stream.unused and number == 0:
+                key, reason = stream.unused[0]
+                print(f"left out {len(stream.unused)} of {stream.utterances} utterances (first: {key}: {reason})", file=sys.stderr)
+            position.number, position.batches = number + 1, 0
+
+
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, plan: PhaseSettings, settings: TrainSettings, rate: float,
+    device: torch.device,
+) -> float:  # fmt: skip
+    """One update; returns the loss, a mean over frames."""
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+        logits, lengths = model(batch.features.to(device), batch.lengths)
+    loss = batch_loss(logits.float(), lengths, batch, plan, settings)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    optimizer.step()
+    return loss.item()
+
+
+def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSettings, settings: TrainSettings) -> Tensor:
+    """The weighted sum of a source's losses, each a mean over the frames of the batch.
+
+    Args:
+        logits: float32 [batch, frames, units]; lengths: int64 [batch].
+    """
+    source, device = plan.sources[batch.source], logits.device
+    loss = logits.new_zeros(())
+    if source.ctc:
+        assert batch.labels is not None and batch.label_lengths is not None
+        log_probs = logits.log_softmax(-1).transpose(0, 1)
+        total = nn.functional.ctc_loss(
+            log_probs, batch.labels.to(device), lengths.to(device), batch.label_lengths.to(device), Units.blank, "sum"
+        )
+        loss = loss + source.ctc * total / batch.frames
+    if source.soft:
+        assert batch.units is not None and batch.probs is not None and batch.tail is not None
+        within = torch.arange(logits.shape[1], device=device)[None, :] < lengths.to(device)[:, None]
+        targets = batch.units.to(device), batch.probs.to(device), batch.tail.to(device)
+        losses = soft_cross_entropy(logits[within], *targets, settings.missing_mass)
+        weights = torch.where(targets[0][:, 0] == Units.blank, settings.blank_weight, 1.0)
+        loss = loss + source.soft * (losses * weights).sum() / weights.sum()
+    return loss
+
+
+def _learning_rate(plan: PhaseSettings, position: Position, total_seconds: float, steps_done: int) -> float:
+    """Linear warm-up by steps, times a cosine over the phase's audio from the peak to its final share."""
+    done = min(1.0, position.phase_seconds / total_seconds)
+    cosine = plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * done)) / 2
+    return plan.learning_rate * cosine * min(1.0, (steps_done + 1) / max(1, plan.warmup_steps))
+
+
+@dataclass
+class Development:
+    """Scores on the development set."""
+
+    wer: float
+    loss: float
+
+
+def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
+    """WER by greedy decoding, and CTC loss a frame, on the development shards.
+
+    Raises:
+        UserError: when an utterance of the development set has no text or cannot be read.
+    """
+    learner.model.eval()
+    errors = words = frames = 0
+    loss = 0.0
+    wanted = ShardInput(
+        folder=settings.development, features=settings.features, max_seconds=settings.max_seconds, cache=settings.feature_cache
+    )
+    for shard in read_index(Path(settings.development)):
+        content = load_features(wanted, shard)
+        if content.bad:
+            raise UserError(f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; mend the development set")
+        for positions in batches_by_length([len(item.features) for item in content.items], 2 * settings.batch_frames):
+            items = [content.items[index] for index in positions]
+            for item, log_probs in zip(items, infer(learner, [item.features for item in items]), strict=True):
+                if "text" not in item.fields:
+                    raise UserError(f"{settings.development}: {item.key} has no text; the development set must be labelled")
+                counts = count_errors(item.fields["text"], learner.units.decode(greedy(log_probs)))
+                errors += counts.substitutions + counts.deletions + counts.insertions
+                words += counts.words
+                ids = learner.units.encode(item.fields["text"])
+                value = nn.functional.ctc_loss(
+                    torch.from_numpy(log_probs), torch.tensor(ids), torch.tensor([len(log_probs)]), torch.tensor([len(ids)]),
+                    Units.blank, "sum", zero_infinity=True,
+                )  # fmt: skip
+                loss += value.item()
+                frames += len(log_probs)
+    if not words:
+        raise UserError(f"{settings.development}: holds no words; the development set must be labelled")
+    return Development(errors / words, loss / frames)
+
+
+def _score_and_save(
+    settings: TrainSettings, learner: Checkpoint, optimizer: torch.optim.Optimizer, metrics: Metrics, run: Path, position: Position
+) -> None:
+    """Score, keep the checkpoint when it is the best so far, and save the state to resume from."""
+    scores = score_development(settings, learner)
+    # the lower CTC loss decides between equal WERs: early on all are 100 %
+    if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
+        position.best_wer, position.best_loss = scores.wer, scores.loss
+        training = {"step": position.step, "audio_hours": position.audio_seconds / 3600, "development_wer": scores.wer, "settings": settings.model_dump()}
+        save_checkpoint(run / "best", learner.model, learner.units, settings.features, settings.model, training)
+    metrics.add(position.step, audio_hours=round(position.audio_seconds / 3600, 4), development_wer=scores.wer, development_loss=scores.loss)
+    metrics.flush()
+    save_state(run / "last" / STATE, learner.model, optimizer, position)
+
+
+def _provenance(settings: TrainSettings, units: Units) -> dict[str, Any]:
+    """What the run's data is, so that resuming on other data is refused."""
+    sources = [source for phase in settings.phases for source in phase.sources]
+    return {
+        "units_hash": units.hash,
+        "data": {source.audio: [shard.sha256 for shard in read_index(Path(source.audio))] for source in sources},
+        "teachers": {source.targets: teacher_of(Path(source.targets)) for source in sources if source.targets},
+    }
+
+
+def _start_from(model: nn.Module, settings: TrainSettings, units: Units) -> None:
+    other = load_checkpoint(str(settings.init))
+    if other.units.hash != units.hash:
+        raise UserError(f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units")
+    if other.features != settings.features:
+        raise UserError(f"init: {settings.init} was trained on other feature settings; use the same features")
+    try:
+        model.load_state_dict(other.model.state_dict())
+    except RuntimeError:
+        raise UserError(f"init: {settings.init} is another network than this run's model; use the same model settings") from None
+
+
+class Metrics:
+    """`metrics.jsonl` and TensorBoard events, cut back to `step` when a run resumes."""
+
+    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        self.path = run / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    break  # torn by a crash: all that follows is newer than the state
+        with write_whole(self.path, "w") as file:
+            file.writelines(line + "\n" for line in kept)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115: open for the run's length
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def add(self, step: int, **values: float) -> None:
+        """Write one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Push lines to the disk, before a state that refers to them is saved."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the files."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """While open, SIGTERM and SIGINT ask for a stop after the present step instead of ending the process."""
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,146 @@
+"""Compose connected digit strings from recordings of single digits: test, development, labelled and unlabelled sets.
+
+    python pipelines/digits/compose.py --source data_manifests/digits --output runs/digits/data
+
+No recording is in two sets: takes 0-4 are for test, 5-9 for development, 10-13 labelled, the rest unlabelled. The text of
+the unlabelled set is not in its shards; it goes to `unlabelled-oracle.jsonl`, which only the oracle student reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.audio.decode import decode
+from asr_kd.errors import UserError
+from asr_kd.files import claim_folder
+from asr_kd.progress import Progress
+from asr_kd.shards.manifest import write_transcripts
+from asr_kd.shards.prepare import to_flac
+from asr_kd.shards.tarset import Sample, read_index, read_shard, shard_name, write_index, write_shard
+
+RATE = 8000
+TAKES = {"test": range(5), "development": range(5, 10), "labelled": range(10, 14), "unlabelled": range(14, 10**6)}
+SHORTEST, LONGEST = 3, 7  # digits in a string
+LONGEST_PAUSE = RATE * 3 // 10
+NOISE = 12  # standard deviation of the noise floor in steps of 16 bits: about -68 dB of full scale
+
+
+@dataclass
+class Recording:
+    """One spoken digit: int16 [samples]."""
+
+    waveform: np.ndarray
+    text: str
+    speaker: str
+    take: int
+
+
+def read_recordings(source: Path) -> list[Recording]:
+    """All recordings of the embedded set."""
+    recordings = []
+    for shard in read_index(source):
+        for sample in read_shard(source / shard.name):
+            waveform, _ = decode(sample.audio, sample.key, RATE, 10.0)
+            steps = np.round(waveform * 32768).astype(np.int16)
+            recordings.append(Recording(steps, sample.fields["text"], sample.fields["speaker"], sample.fields["take"]))
+    return recordings
+
+
+def strings_of_digits(recordings: list[Recording], minutes: float, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Strings (int16 [samples], text, speaker) of about so many minutes; every recording is used about equally often.
+
+    Only integer arithmetic touches the samples, so that the bytes are the same everywhere.
+    """
+    speakers = sorted({recording.speaker for recording in recordings})
+    decks: dict[str, list[Recording]] = {speaker: [] for speaker in speakers}
+    left = int(minutes * 60 * RATE)
+    for speaker in itertools.cycle(speakers):
+        if left <= 0:
+            return
+        wanted = int(rng.integers(SHORTEST, LONGEST + 1))
+        deck = decks[speaker]
+        if len(deck) < wanted:
+            own = [recording for recording in recordings if recording.speaker == speaker]
+            deck.extend(own[index] for index in rng.permutation(len(own)))
+        chosen = [deck.pop(0) for _ in range(wanted)]
+        pieces = [np.zeros(int(rng.integers(0, LONGEST_PAUSE)), np.int16)]
+        for recording in chosen:
+            pieces += [recording.waveform, np.zeros(int(rng.integers(0, LONGEST_PAUSE)), np.int16)]
+        waveform = np.concatenate(pieces).astype(np.int32)
+        # the sum of four uniform draws is near enough to normal, and integer
+        waveform += rng.integers(-NOISE, NOISE + 1, (4, len(waveform))).sum(axis=0) * 7 // 8
+        left -= len(waveform)
+        yield np.clip(waveform, -32768, 32767).astype(np.int16), " ".join(recording.text for recording in chosen), speaker
+
+
+def compose(source: Path, output: Path, minutes: dict[str, float], seed: int) -> None:
+    """Write the sets, the first quarter and half of the unlabelled one, and the oracle's text."""
+    settings = {"minutes": minutes, "seed": seed, "source": [shard.sha256 for shard in read_index(source)]}
+    claim_folder(output, "compose", settings)
+    recordings = read_recordings(source)
+    for position, (name, takes) in enumerate(TAKES.items()):
+        own = [recording for recording in recordings if recording.take in takes]
+        if not own:
+            raise UserError(f"{source}: holds no takes for the {name} set")
+        strings = strings_of_digits(own, minutes[name], np.random.default_rng([seed, position]))
+        write_set(output, name, list(strings), shards=8 if name == "unlabelled" else 2)
+    for part, shards in (("quarter", 2), ("half", 4)):
+        folder = output / f"unlabelled-{part}"
+        folder.mkdir(exist_ok=True)
+        infos = read_index(output / "unlabelled")[:shards]
+        for info in infos:
+            shutil.copyfile(output / "unlabelled" / info.name, folder / info.name)
+        write_index(folder, infos)
+
+
+def write_set(output: Path, name: str, strings: list[tuple[np.ndarray, str, str]], shards: int) -> None:
+    """Write one set as that many shards; the text of the unlabelled one goes aside."""
+    texts: list[tuple[str, str]] = []
+    infos = []
+    with Progress(f"compose {name}", len(strings), "utterances") as progress:
+        for shard in range(shards):
+            samples = []
+            for number in range(shard * len(strings) // shards, (shard + 1) * len(strings) // shards):
+                waveform, text, speaker = strings[number]
+                key, seconds = f"{name}-{number:05d}", round(len(waveform) / RATE, 4)
+                fields = {"seconds": seconds, "speaker": speaker}
+                if name == "unlabelled":
+                    texts.append((key, text))
+                else:
+                    fields["text"] = text
+                samples.append(Sample(key, to_flac(waveform.astype(np.float32) / 32768, RATE), "flac", fields))
+                progress.advance(1, seconds)
+            infos.append(write_shard(output / name / shard_name(shard), samples))
+    write_index(output / name, infos)
+    if texts:
+        write_transcripts(output / f"{name}-oracle.jsonl", texts)
+
+
+def main() -> int:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--source", type=Path, default=Path("data_manifests/digits"), help="shards of single digits")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the composed sets")
+    parser.add_argument("--seed", type=int, default=0, help="fixes every choice")
+    for name, default in (("labelled", 7.0), ("unlabelled", 73.0), ("development", 5.0), ("test", 20.0)):
+        parser.add_argument(f"--{name}", type=float, default=default, metavar="MINUTES", help=f"audio of the {name} set")
+    arguments = parser.parse_args()
+    minutes = {name: getattr(arguments, name) for name in TAKES}
+    try:
+        compose(arguments.source, arguments.output, minutes, arguments.seed)
+    except UserError as error:
+        print(f"compose: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from asr_kd.audio.decode import decode as decode_audio
+from asr_kd.audio.features import Frontend
+from asr_kd.config import LabelSettings
+from asr_kd.errors import UserError
+from asr_kd.labeling import job as job_module
+from asr_kd.labeling.job import label
+from asr_kd.models.acoustic import infer, load_checkpoint, save_checkpoint
+from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
+from asr_kd.targets.codec import decode, encode
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.store import join, read_metadata, teacher_of
+
+Job = Callable[..., LabelSettings]
+
+
+def published(folder: str | Path) -> dict[str, bytes]:
+    """What must be the same after any interruption; no file of a killed run may be left either."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "timing.json"}
+
+
+def write_shards(folder: Path, shards: list[list[Sample]]) -> str:
+    folder.mkdir()
+    write_index(folder, [write_shard(folder / f"shard-{number:06d}.tar", shard) for number, shard in enumerate(shards)])
+    return str(folder)
+
+
+def samples_of(folder: str | Path) -> list[list[Sample]]:
+    return [list(read_shard(Path(folder) / info.name)) for info in read_index(Path(folder))]
+
+
+def test_posteriors_are_the_teachers_for_every_utterance(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job()
+    label(settings)
+    assert "12 utterances in = 12 labelled + 0 quarantined" in capsys.readouterr().out
+    teacher = load_checkpoint(settings.teacher)
+    frames = 0
+    for info in read_index(Path(settings.audio)):
+        pairs = list(
+            join(
+                Path(settings.audio) / info.name, Path(settings.output) / info.name, audio_sha256=info.sha256,
+                units_hash=teacher.units.hash, num_units=teacher.units.size, frame_ms=teacher.frame_ms,
+            )
+        )  # fmt: skip
+        keys = [sample.key for sample in read_shard(Path(settings.audio) / info.name)]
+        assert [sample.key for sample, _ in pairs] == keys
+        for sample, target in pairs:
+            waveform, _ = decode_audio(sample.audio, sample.key, 8000, 60.0)
+            (dense,) = infer(teacher, [Frontend(teacher.features).compute(waveform)])
+            expected = decode(encode(SparsePosteriors.from_dense(dense, settings.k, settings.mass)))
+            np.testing.assert_array_equal(target.units[target.starts], dense.argmax(1))
+            # rounding in another batch may move a probability by one step of 1/128 on the scale of roots
+            for a, b in zip(target.padded(1), expected.padded(1), strict=True):
+                np.testing.assert_allclose(a, b, atol=0.03)
+            assert target.divergence(dense).mean() < 0.1
+            frames += target.frames
+    report = json.loads((Path(settings.output) / "report.json").read_text())
+    assert (report["utterances"], report["labelled"], report["quarantined"], report["shards"]) == (12, 12, 0, 3)
+    assert report["frames"] == frames and report["top1_kept"] == 1.0
+    assert 0 < report["mean_kl"] <= report["worst_kl"] and 0.5 < report["mean_kept_mass"] <= 1
+    seconds = sum(info.seconds for info in read_index(Path(settings.audio)))
+    assert report["audio_hours"] == pytest.approx(seconds / 3600, rel=1e-3)
+    timing = json.loads((Path(settings.output) / "timing.json").read_text())
+    assert timing["shards"] == 3 and timing["seconds"] > 0 and timing["frames_per_second"] > 0
+    assert teacher_of(settings.output)["teacher"] == teacher.fingerprint
+
+
+def test_batches_do_not_change_the_targets(job: Job, tmp_path: Path) -> None:
+    one, many = job(output=str(tmp_path / "one"), batch_frames=1), job(output=str(tmp_path / "many"), batch_frames=4000)
+    label(one)
+    label(many)
+    for info in read_index(Path(one.audio)):
+        pairs = (join(Path(one.audio) / info.name, Path(job.output) / info.name) for job in (one, many))
+        for (_, a), (_, b) in zip(*pairs, strict=True):
+            np.testing.assert_allclose(a.padded(1)[1], b.padded(1)[1], atol=0.03)
+            np.testing.assert_array_equal(a.padded(1)[0], b.padded(1)[0])
+
+
+def test_alignment_spells_the_text(job: Job, tmp_path: Path) -> None:
+    texts = {"a": "one two", "b": "three", "c": "seven seven", "d": ""}
+    samples = samples_of(job().audio)[0]
+    for sample, (key, text) in zip(samples, texts.items(), strict=True):
+        sample.key, sample.fields["text"] = key, text
+    settings = job(mode="alignment", audio=write_shards(tmp_path / "audio", [samples]))
+    label(settings)
+    teacher = load_checkpoint(settings.teacher)
+    name = "shard-000000.tar"
+    for sample, target in join(Path(settings.audio) / name, Path(settings.output) / name):
+        assert target.counts.max() == 1 and np.all(target.log_probs == 0)
+        changed = np.diff(target.units, prepend=-1) != 0
+        assert teacher.units.decode(target.units[changed].tolist()) == texts[sample.key]
+    report = json.loads((Path(settings.output) / "report.json").read_text())
+    assert report["mean_kl"] is None and report["entries_per_frame"] == 1.0
+    selection = read_metadata(Path(settings.output) / name).selection
+    assert selection.model_dump() == {"mode": "alignment", "k": None, "mass": None}
+
+
+def test_alignment_quarantines_missing_and_impossible_text(job: Job, tmp_path: Path) -> None:
+    samples = samples_of(job().audio)[0]
+    del samples[0].fields["text"]
+    samples[1].fields["text"] = "one " * 100
+    settings = job(mode="alignment", audio=write_shards(tmp_path / "audio", [samples]), max_bad_share=0.5)
+    label(settings)
+    lines = [json.loads(line) for line in (Path(settings.output) / "quarantine.jsonl").read_text().splitlines()]
+    reasons = {line["key"]: line["reason"].split(":")[0] for line in lines}
+    assert reasons == {"s0-u0": "no text to align to", "s0-u1": "text too long"}
+
+    transcripts = tmp_path / "texts.jsonl"
+    transcripts.write_text("".join(json.dumps({"key": f"s0-u{number}", "text": "two"}) + "\n" for number in range(4)))
+    second = str(tmp_path / "second")
+    label(job(mode="alignment", audio=settings.audio, transcripts=str(transcripts), output=second))
+    assert (tmp_path / "second" / "quarantine.jsonl").read_text() == ""
+
+
+def with_bad_audio(job: Job, tmp_path: Path) -> str:
+    shards = samples_of(job().audio)
+    shards[0][1].audio = b"not audio at all"
+    broken = [b"", shards[2][0].audio[:60]]
+    shards[1] = [Sample(f"bad-{number}", data, "flac", {}) for number, data in enumerate(broken)]
+    return write_shards(tmp_path / "audio", shards)
+
+
+def test_bad_audio_is_quarantined_and_reconciled(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job(audio=with_bad_audio(job, tmp_path), max_bad_share=0.4)
+    label(settings)
+    assert "10 utterances in = 7 labelled + 3 quarantined" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (Path(settings.output) / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["shard"]) for line in lines] == [
+        ("s0-u1", "shard-000000.tar"), ("bad-0", "shard-000001.tar"), ("bad-1", "shard-000001.tar"),
+    ]  # fmt: skip
+    assert all(line["reason"] for line in lines)
+    pairs = [
+        sample.key
+        for info in read_index(Path(settings.audio))
+        for sample, _ in join(Path(settings.audio) / info.name, Path(settings.output) / info.name)
+    ]
+    assert pairs == ["s0-u0", "s0-u2", "s0-u3", "s2-u0", "s2-u1", "s2-u2", "s2-u3"]
+
+
+def test_too_much_bad_audio_fails_and_can_be_allowed_later(job: Job, tmp_path: Path) -> None:
+    audio = with_bad_audio(job, tmp_path)
+    with pytest.raises(UserError, match=r"3 of 10 utter.*max_bad_share 0\.2 \(first: s0-u1: .*raise max_bad_share"):
+        label(job(audio=audio, max_bad_share=0.2))
+    assert not (tmp_path / "targets" / "report.json").exists()
+    label(job(audio=audio, max_bad_share=0.3))
+
+
+def test_finished_work_is_not_redone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = job()
+    label(settings)
+    before = published(settings.output)
+    timing = (Path(settings.output) / "timing.json").read_text()
+    monkeypatch.setattr(job_module, "infer", lambda *_: pytest.fail("the teacher ran again"))
+    label(settings)
+    assert published(settings.output) == before
+    assert (Path(settings.output) / "timing.json").read_text() == timing
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_every_publish(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+    label(job(output=str(tmp_path / "whole")))
+    expected = published(tmp_path / "whole")
+    settings = job()
+    real = os.replace
+    kills = 0
+
+    def dying(source: str, target: str) -> None:
+        nonlocal kills
+        if after:
+            real(source, target)
+        kills += 1
+        raise Killed
+
+    for moment in range(20):
+        done = set(Path(settings.output).glob("*.tar"))
+        inodes = {path: path.stat().st_ino for path in done}
+        # one file more each time when death comes before the rename, or nothing would ever be done
+        allowed = iter([] if after else [real] * (moment % 2))
+        monkeypatch.setattr(os, "replace", lambda *paths, allowed=allowed: next(allowed, dying)(*paths))
+        try:
+            label(settings)
+        except Killed:
+            pass
+        finally:
+            monkeypatch.setattr(os, "replace", real)
+        assert {path: path.stat().st_ino for path in done} == inodes
+        if after and moment == 8:
+            break
+    label(settings)
+    assert kills > 5
+    assert published(settings.output) == expected
+
+
+SLOW_JOB = """
+import sys, time
+from asr_kd.config import LabelSettings
+from asr_kd.labeling import job
+infer = job.infer
+def slow(*arguments):
+    time.sleep(0.1)
+    return infer(*arguments)
+job.infer = slow
+job.label(LabelSettings.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
+    label(job(output=str(tmp_path / "whole")))
+    settings = job()
+    output = Path(settings.output)
+    for shards in (1, 2):
+        process = subprocess.Popen([sys.executable, "-c", SLOW_JOB, settings.model_dump_json()], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while len(list(output.glob("*.tar"))) < shards and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+    (output / ".shard-000002.tar.torn.tmp").write_bytes(b"half a shard")
+    os.utime(output / ".shard-000002.tar.torn.tmp", (0, 0))
+    first = (output / "shard-000000.tar").stat().st_ino
+    label(settings)
+    assert (output / "shard-000000.tar").stat().st_ino == first
+    assert published(output) == published(tmp_path / "whole")
+
+
+def test_output_of_others_is_refused(job: Job, teacher: Path, tmp_path: Path) -> None:
+    label(job())
+    with pytest.raises(UserError, match=r"belongs to other settings .k was 8, now 9"):
+        label(job(k=9))
+    with pytest.raises(UserError, match=r"belongs to other settings .audio was"):
+        label(job(audio=write_shards(tmp_path / "audio", samples_of(job().audio)[:2])))
+    checkpoint = load_checkpoint(teacher)
+    with torch.no_grad():
+        next(checkpoint.model.parameters()).add_(0.1)
+    save_checkpoint(tmp_path / "other", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
+    with pytest.raises(UserError, match=r"belongs to other settings .teacher was"):
+        label(job(teacher=str(tmp_path / "other")))
+
+
+def test_audio_that_changed_under_the_index_is_refused(job: Job, tmp_path: Path) -> None:
+    audio = write_shards(tmp_path / "audio", samples_of(job().audio))
+    path = Path(audio) / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"shard-000001\.tar"):
+        label(job(audio=audio))
+
+
+def test_a_broken_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(teacher)
+    with torch.no_grad():
+        next(checkpoint.model.parameters()).fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
+    assert safetensors.torch.load_file(tmp_path / "nan" / "model.safetensors")
+    with pytest.raises(UserError, match=r"shard-000000\.tar: s0-u\d: the probabilities of frame 0 add up to nan"):
+        label(job(teacher=str(tmp_path / "nan")))
+    assert not list((tmp_path / "targets").glob("*.tar"))
+
+
+def test_no_audio_is_refused(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no utterances"):
+        label(job(audio=write_shards(tmp_path / "audio", [])))
