@@ -86,7 +86,9 @@ def _run(words: list[str]) -> None:
     dry_run = "--dry-run" in words
     words = [word for word in words if word != "--dry-run"]
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
-        raise UserError("command line: give one pipeline folder or file, e.g. asr-kd run pipelines/digits [name=value …] [--dry-run]")
+        raise UserError(
+            "command line: give one pipeline folder or file, e.g. asr-kd run pipelines/digits [name=value …] [--dry-run]"
+        )
     run_pipeline(words[0], words[1:], dry_run)
 
 
@@ -122,7 +124,12 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == "run":
-            verb.add_argument("words", nargs="+", metavar="PIPELINE [name=value …]", help="folder with a pipeline.yaml, and overrides of its variables")
+            verb.add_argument(
+                "words",
+                nargs="+",
+                metavar="PIPELINE [name=value …]",
+                help="folder with a pipeline.yaml, and overrides of its variables",
+            )
             verb.add_argument("--dry-run", action="store_true", help="print what would run")
         elif name == "transcribe":
             verb.add_argument("words", nargs="+", metavar="checkpoint=FOLDER FILE …", help="settings and audio files")

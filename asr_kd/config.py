@@ -26,7 +26,9 @@ Count = Annotated[int, Field(ge=1)]
 class FeatureSettings(Settings):
     """Waveform → log mel filterbank energies, stacked to a lower frame rate."""
 
-    sample_rate: Annotated[int, Field(ge=4000, le=48000)] = Field(16000, description="rate in Hz the audio is converted to")
+    sample_rate: Annotated[int, Field(ge=4000, le=48000)] = Field(
+        16000, description="rate in Hz the audio is converted to"
+    )
     mels: Annotated[int, Field(ge=8, le=256)] = Field(64, description="mel filters")
     window_ms: Annotated[int, Field(ge=5, le=100)] = Field(25, description="analysis window in milliseconds")
     hop_ms: Annotated[int, Field(ge=1, le=50)] = Field(10, description="hop in milliseconds")
@@ -51,7 +53,9 @@ class ModelSettings(Settings):
     layers: Count = Field(2, description="layers")
     size: Count = Field(160, description="hidden units of a layer (and direction)")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="dropout between layers")
-    delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(0, description="frames of future input an `lstm` sees before it answers for a frame")
+    delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(
+        0, description="frames of future input an `lstm` sees before it answers for a frame"
+    )
     kernel: Count = Field(5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)")
     heads: Count = Field(4, description="attention heads of a `conformer`")
 
@@ -72,16 +76,22 @@ class PrepareSettings(Settings):
     manifest: str = Field(description="JSONL: audio, key, and optionally text, speaker, anything else")
     output: str = Field(description="folder of the shards")
     samples_per_shard: Count = Field(500, description="utterances in a shard")
-    sample_rate: Annotated[int, Field(ge=4000, le=48000)] | None = Field(None, description="convert to this rate in Hz; null keeps each file's own")
+    sample_rate: Annotated[int, Field(ge=4000, le=48000)] | None = Field(
+        None, description="convert to this rate in Hz; null keeps each file's own"
+    )
     max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
-    drop_text: bool = Field(False, description="leave transcripts out of the shards, for audio that counts as unlabelled")
+    drop_text: bool = Field(
+        False, description="leave transcripts out of the shards, for audio that counts as unlabelled"
+    )
 
 
 class UnitsSettings(Settings):
     """Labelled text → sentencepiece model."""
 
-    source: str = Field(description="audio shards with text, a manifest (.jsonl) or a text file (.txt, a line an utterance)")
+    source: str = Field(
+        description="audio shards with text, a manifest (.jsonl) or a text file (.txt, a line an utterance)"
+    )
     output: str = Field(description="folder of the units")
     kind: Literal["unigram", "bpe", "char"] = Field("unigram", description="how text is cut into pieces")
     size: Annotated[int, Field(ge=4, le=65000)] = Field(500, description="pieces at most; with char, an upper bound")
@@ -93,8 +103,13 @@ class LabelSettings(Settings):
     teacher: str = Field(description="checkpoint folder")
     audio: str = Field(description="folder of audio shards")
     output: str = Field(description="folder of the soft-target shards")
-    mode: Literal["posteriors", "alignment"] = Field("posteriors", description="the teacher's distribution, or its forced alignment to the text")
-    transcripts: str | None = Field(None, description="alignment: JSONL of key and text in place of the text in the shards")
+    mode: Literal["posteriors", "alignment"] = Field(
+        "posteriors", description="the teacher's distribution, or its forced alignment to the text"
+    )
+    transcripts: str | None = Field(
+        None, description="alignment: JSONL of key and text in place of the text in the shards"
+    )
+    hold_frames: Count = Field(1, description="alignment: frames that each unit lasts at least, where blanks follow it")
     k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="units kept a frame at most")
     mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.999, description="enough units are kept for this mass")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
@@ -102,6 +117,22 @@ class LabelSettings(Settings):
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+
+
+class AugmentSettings(Settings):
+    """What is done to the learner's input only; time is stretched together with the targets, or not at all."""
+
+    stretch: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="length is changed by up to this share, targets with it"
+    )
+    mel_warp: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="the mel axis is scaled by up to this share"
+    )
+
+    time_masks: Annotated[int, Field(ge=0)] = Field(0, description="time masks an utterance")
+    time_frames: Annotated[int, Field(ge=0)] = Field(8, description="longest time mask, in network frames")
+    mel_masks: Annotated[int, Field(ge=0)] = Field(0, description="masks over mel bands an utterance")
+    mel_bands: Annotated[int, Field(ge=0)] = Field(12, description="widest mel mask")
 
 
 class SourceSettings(Settings):
@@ -112,6 +143,9 @@ class SourceSettings(Settings):
     transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
     soft: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    repeat: Count = Field(1, description="times it is read in a pass")
+    batch_frames: Count | None = Field(None, description="frames in a batch at most; null takes the run's")
+    augment: AugmentSettings = Field(default_factory=lambda: AugmentSettings())
 
     @model_validator(mode="after")
     def _fits(self) -> SourceSettings:
@@ -122,24 +156,16 @@ class SourceSettings(Settings):
         return self
 
 
-class AugmentSettings(Settings):
-    """SpecAugment on the learner's input: never changes time."""
-
-    time_masks: Annotated[int, Field(ge=0)] = Field(0, description="time masks an utterance")
-    time_frames: Annotated[int, Field(ge=0)] = Field(8, description="longest time mask, in network frames")
-    mel_masks: Annotated[int, Field(ge=0)] = Field(0, description="masks over mel bands an utterance")
-    mel_bands: Annotated[int, Field(ge=0)] = Field(12, description="widest mel mask")
-
-
 class PhaseSettings(Settings):
     """A stretch of training: so many passes over these sources, with one learning-rate rule."""
 
     sources: list[SourceSettings] = Field(description="streams that are mixed, batch by batch", min_length=1)
     passes: Count = Field(description="passes over all sources")
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.002, description="peak rate of AdamW")
-    final_rate: Annotated[float, Field(ge=0)] = Field(0.05, description="rate at the end, as a share of the peak (cosine)")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up")
-    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    final_rate: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="rate at the end, as a share of the peak (cosine)"
+    )
+    warmup: Share = Field(0.1, description="share of the phase's audio with a rising rate")
 
 
 class TrainSettings(Settings):
@@ -150,22 +176,30 @@ class TrainSettings(Settings):
     development: str = Field(description="labelled audio shards that choose the best checkpoint")
     phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
     init: str | None = Field(None, description="checkpoint folder to start from; null draws fresh weights")
-    features: FeatureSettings = Field(default_factory=FeatureSettings)
-    model: ModelSettings = Field(default_factory=ModelSettings)
+    features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
+    model: ModelSettings = Field(default_factory=lambda: ModelSettings())
     batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
     bucket_utterances: Count = Field(400, description="utterances held to sort by length: the shuffle buffer")
     max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is left out and counted")
     max_bad_share: Share = Field(0.01, description="the run fails when more than this share could not be used")
-    blank_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="weight in the soft loss of frames whose best target is the blank")
-    missing_mass: Literal["renormalise", "ghost", "uniform"] = Field("ghost", description="how the soft loss treats the mass that was not kept")
-    clip: Annotated[float, Field(gt=0)] = Field(5.0, description="gradient norm is clipped to this")
+    blank_weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="weight in the soft loss of frames whose best target is the blank"
+    )
+    missing_mass: Literal["renormalise", "ghost", "uniform"] = Field(
+        "ghost", description="how the soft loss treats the mass that was not kept"
+    )
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm is clipped to this")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW weight decay")
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
-    feature_cache: str | None = Field(None, description="folder that keeps computed features between passes and runs; null computes them every time")
+    feature_cache: str | None = Field(
+        None, description="folder that keeps computed features between passes and runs; null computes them every time"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes weights, order, dropout and masks")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
-    loader_workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that decode audio; 0 decodes in the trainer")
+    loader_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that decode audio; 0 decodes in the trainer"
+    )
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
 
 
@@ -179,7 +213,9 @@ class EvalSettings(Settings):
     teacher: str | None = Field(None, description="system that sets the gap to recover")
     decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
     beam: Count = Field(8, description="prefixes kept by the beam search")
-    normalizer: Literal["none", "basic"] = Field("basic", description="basic: lower case, punctuation removed, spaces joined")
+    normalizer: Literal["none", "basic"] = Field(
+        "basic", description="basic: lower case, punctuation removed, spaces joined"
+    )
     bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples behind the confidence intervals")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
     max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
@@ -222,13 +258,17 @@ class StageSettings(Settings):
     """One stage of a pipeline."""
 
     verb: Literal["script", "prepare", "units", "train", "label", "transcribe", "eval"] = Field(description="what runs")
-    settings: dict[str, Any] = Field(default_factory=dict, description="the verb's settings; for a script: file, output and arguments")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="the verb's settings; for a script: file, output and arguments"
+    )
 
 
 class PipelineSettings(Settings):
     """Stages in order; a later one may read what an earlier one wrote."""
 
-    variables: dict[str, Any] = Field(default_factory=dict, description="names for ${name} in the stages; overridden by name=value")
+    variables: dict[str, Any] = Field(
+        default_factory=dict, description="names for ${name} in the stages; overridden by name=value"
+    )
     shared: dict[str, Any] = Field(default_factory=dict, description="a place for YAML anchors")
     stages: dict[str, StageSettings] = Field(min_length=1, description="name: stage")
 
@@ -247,7 +287,9 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend it") from None
+        raise UserError(
+            f"{path}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend it"
+        ) from None
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -30,7 +30,7 @@ def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.fchmod(handle, 0o644)
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -40,7 +40,9 @@ def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no space left on the device; free some and run the command again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); choose a folder you may write to"
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{path.parent}: is a file, not a folder; choose another output folder") from error
         raise

@@ -87,13 +87,19 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
             raise UserError(f"{assignment}: {file} has no variable {name}; it has {', '.join(variables) or 'none'}")
         variables[name] = yaml.safe_load(text)
     if not isinstance(variables.get("run"), str):
-        raise UserError(f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}")
+        raise UserError(
+            f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
+        )
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
-        settings = build(KINDS[plan.verb], _substitute(plan.settings, variables, f"{file}: stages.{name}"), f"{file}: stages.{name}")
+        settings = build(
+            KINDS[plan.verb], _substitute(plan.settings, variables, f"{file}: stages.{name}"), f"{file}: stages.{name}"
+        )
         values = settings.model_dump()
         if not values.get("output"):
-            raise UserError(f"{file}: stages.{name}: the key output is missing; set it, so that later stages can read it")
+            raise UserError(
+                f"{file}: stages.{name}: the key output is missing; set it, so that later stages can read it"
+            )
         output = Path(values["output"])
         strings = sorted(set(_strings({key: value for key, value in values.items() if key != "output"})))
         needs = [stage for stage in stages if any(_within(Path(text), stage.output) for text in strings)]
@@ -101,7 +107,12 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
         inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
         # where a pipeline writes, and how many threads it uses, does not change what comes out
-        identity = [plan.verb, _without_place(values, str(variables["run"])), [stage.fingerprint for stage in needs], inputs]
+        identity = [
+            plan.verb,
+            _without_place(values, str(variables["run"])),
+            [stage.fingerprint for stage in needs],
+            inputs,
+        ]
         stages.append(Stage(name, plan.verb, values, output, sorted(upstream), hash_json(identity)))
     return variables, stages
 
@@ -130,7 +141,9 @@ def _strings(value: Any) -> list[str]:
 
 def _without_place(value: Any, run: str) -> Any:
     if isinstance(value, dict):
-        return {key: _without_place(item, run) for key, item in value.items() if key not in ("threads", "feature_cache")}
+        return {
+            key: _without_place(item, run) for key, item in value.items() if key not in ("threads", "feature_cache")
+        }
     if isinstance(value, list):
         return [_without_place(item, run) for item in value]
     return value.replace(run, "${run}") if isinstance(value, str) else value
@@ -158,12 +171,17 @@ def _record(run: Path, stage: Stage) -> Path:
 
 def _is_current(run: Path, stage: Stage) -> bool:
     record = _record(run, stage)
-    return record.exists() and stage.output.exists() and read_json(record, "stage record").get("fingerprint") == stage.fingerprint
+    return (
+        record.exists()
+        and stage.output.exists()
+        and read_json(record, "stage record").get("fingerprint") == stage.fingerprint
+    )
 
 
 def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> None:
     done = {stage.name for stage in stages if stage not in due}
-    waiting, running = list(due), {}
+    waiting = list(due)
+    running: dict[concurrent.futures.Future[None], Stage] = {}
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
@@ -176,7 +194,10 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> 
                     stage = running.pop(future)
                     future.result()
                     done.add(stage.name)
-                    print(f"done: {stage.name} ({len(stages) - len(waiting) - len(running)} of {len(stages)} stages)", flush=True)
+                    print(
+                        f"done: {stage.name} ({len(stages) - len(waiting) - len(running)} of {len(stages)} stages)",
+                        flush=True,
+                    )
         except BaseException:
             stop.set()  # the other stages are stopped too; they resume when the pipeline runs again
             raise
@@ -201,7 +222,13 @@ def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
 def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
     """Run a stage as a process of its own, its output shown line by line behind the stage's name and kept in a log."""
     if stage.verb == "script":
-        command = [sys.executable, stage.settings["file"], "--output", str(stage.output), *map(str, stage.settings["arguments"])]
+        command = [
+            sys.executable,
+            stage.settings["file"],
+            "--output",
+            str(stage.output),
+            *map(str, stage.settings["arguments"]),
+        ]
     else:
         file = run / "settings" / f"{stage.name}.yaml"
         with write_whole(file, "w") as out:
@@ -212,7 +239,12 @@ def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
     # many small matrix products: one thread a process beats two here, and stages run side by side
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process, open(log, "a", encoding="utf-8") as copy:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as process,
+        open(log, "a", encoding="utf-8") as copy,
+    ):
         threading.Thread(target=_stop_when_asked, args=(process, stop), daemon=True).start()
         assert process.stdout is not None
         for line in process.stdout:
@@ -221,7 +253,9 @@ def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
             copy.flush()
             print(f"[{stage.name}] {line.rstrip()}", flush=True)
     if process.returncode != 0:
-        raise UserError(f"stage {stage.name} failed ({last}); see {log}, then run the pipeline again: it goes on from there")
+        raise UserError(
+            f"stage {stage.name} failed ({last}); see {log}, then run the pipeline again: it goes on from there"
+        )
 
 
 def _stop_when_asked(process: subprocess.Popen[str], stop: threading.Event) -> None:

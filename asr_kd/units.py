@@ -74,8 +74,14 @@ def train_units(settings: UnitsSettings) -> Units:
     """
     texts = [text for text in _texts(settings.source) if text.strip()]
     if not texts:
-        raise UserError(f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file")
-    claim_folder(settings.output, "units", {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()})
+        raise UserError(
+            f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file"
+        )
+    claim_folder(
+        settings.output,
+        "units",
+        {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()},
+    )
     # characters: exactly those that occur, so `size` is only a bound; sentencepiece adds the unknown piece and the space
     size = min(settings.size, len(set("".join(texts)) | {" "}) + 1) if settings.kind == "char" else settings.size
     model = io.BytesIO()
@@ -87,11 +93,15 @@ def train_units(settings: UnitsSettings) -> Units:
         )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).split("] ")[-1].strip().rstrip(".")
-        raise UserError(f"size: {settings.size} {settings.kind} pieces cannot be made from this text ({reason}); choose another size") from None
+        raise UserError(
+            f"size: {settings.size} {settings.kind} pieces cannot be made from this text ({reason}); choose another size"
+        ) from None
     units = Units(model.getvalue(), settings.source)
     with write_whole(Path(settings.output) / MODEL_FILE) as file:
         file.write(units.model)
-    print(f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances")
+    print(
+        f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances"
+    )
     return units
 
 

@@ -1,10 +1,40 @@
-"""SpecAugment on the learner's input: never changes time, so that targets of the clean audio stay aligned."""
+"""Changes of the learner's input alone: SpecAugment, which never changes time, and stretches that say what became of it."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from asr_kd.config import AugmentSettings
+
+
+def stretched(
+    features: np.ndarray, stack: int, settings: AugmentSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw another speaking rate and vocal tract: resample the time and the mel axis linearly.
+
+    Args:
+        features: float [frames, stack * mels].
+
+    Returns:
+        features float32 [new frames, stack * mels], and int64 [new frames]: the old frame that each new one shows, by which
+        targets must be picked too.
+    """
+    frames, mels = len(features), features.shape[1] // stack
+    spectra = features.reshape(frames * stack, mels).astype(np.float32)
+    new_frames = max(1, round(frames * (1 + rng.uniform(-settings.stretch, settings.stretch))))
+    if settings.stretch:
+        spectra = _resampled(spectra, np.linspace(0, len(spectra) - 1, new_frames * stack))
+    if settings.mel_warp:
+        scale = 1 + rng.uniform(-settings.mel_warp, settings.mel_warp)
+        spectra = _resampled(spectra.T, np.minimum(np.arange(mels) * scale, mels - 1)).T
+    origin = np.minimum((np.arange(new_frames) + 0.5) * frames / new_frames, frames - 1).astype(np.int64)
+    return np.ascontiguousarray(spectra).reshape(new_frames, -1), origin
+
+
+def _resampled(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    low = np.floor(at).astype(np.int64)
+    share = (at - low).astype(np.float32)[:, None]
+    return rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share
 
 
 def spec_augment(features: np.ndarray, stack: int, settings: AugmentSettings, rng: np.random.Generator) -> np.ndarray:

@@ -15,7 +15,7 @@ from asr_kd.audio.features import Frontend
 from asr_kd.config import TranscribeSettings
 from asr_kd.decoding.beam import prefix_beam_search
 from asr_kd.decoding.greedy import greedy
-from asr_kd.errors import UserError
+from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import write_transcripts
@@ -54,7 +54,10 @@ def transcribe(
     """
     waveform, _ = decode(data, name, checkpoint.features.sample_rate, max_seconds)
     # the rounding of the training and evaluation data, so that the same audio always gives the same text
-    features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
+    try:
+        features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from None
     return to_text(checkpoint.units, infer(checkpoint, [features])[0], decoder, beam)
 
 

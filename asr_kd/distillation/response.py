@@ -65,7 +65,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
         elif missing == "uniform":
             rest = logits.shape[1] - (~empty).sum(-1)
             share = torch.where(rest > 0, tail / rest.clamp_min(1), torch.zeros_like(tail))
-            unkept_log_probs = logits.sum(-1) - logits.shape[1] * normaliser[:, 0] - kept_log_probs.masked_fill(empty, 0.0).sum(-1)
+            unkept_log_probs = (
+                logits.sum(-1) - logits.shape[1] * normaliser[:, 0] - kept_log_probs.masked_fill(empty, 0.0).sum(-1)
+            )
             loss = loss - share * unkept_log_probs
             gradient.sub_(share[:, None])
             gradient.scatter_add_(1, units, share[:, None] * (~empty))
@@ -74,6 +76,6 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_loss[:, None], None, None, None, None

@@ -1,4 +1,4 @@
-"""The report's pictures, as inline SVG. Colours are CSS classes of the page, so that a picture follows light and dark."""
+"""The report's pictures, as inline SVG. Colours are CSS classes of the page, so they follow light and dark."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _short(name: str) -> str:
 
 
 def wer_bars(bars: Sequence[Bar]) -> Markup:
-    """Horizontal bars with the interval as a whisker; name and figure stand above each bar, so long names fit a phone."""
+    """Horizontal bars with the interval as a whisker; name and figure stand above the bar, so long names fit a phone."""
     left, row, thick, top = 8, 48, 16, 4
     ticks = linear_ticks(100 * max((bar.interval[1] if bar.interval else bar.wer) for bar in bars))
     scale = (WIDTH - left - RIGHT - 8) / ticks[-1]
@@ -109,8 +109,10 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
         if bar.interval:
             low, high = (left + scale * 100 * bound for bound in bar.interval)
             spoken += f", 95 % interval {percent(bar.interval[0])} to {percent(bar.interval[1])}"
-            strokes = [(low, middle, high, middle), (low, middle - 5, low, middle + 5), (high, middle - 5, high, middle + 5)]
-            whisker = Markup("").join(_line(*stroke, kind) for kind in ("whisker-halo", "whisker") for stroke in strokes)
+            ends = [(end, middle - 5, end, middle + 5) for end in (low, high)]
+            strokes = [(low, middle, high, middle), *ends]
+            halo = [_line(*stroke, "whisker-halo") for stroke in strokes]
+            whisker = Markup("").join([*halo, *(_line(*stroke, "whisker") for stroke in strokes)])
         group = Markup(
             '<g><title>{}: {}</title><rect x="{}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="fill {}"/>{}</g>'
         )

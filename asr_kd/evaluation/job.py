@@ -247,7 +247,7 @@ def _report(
         "settings": settings.model_dump(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("asr-kd", "torch", "numpy", "jiwer", "sentencepiece")},
+            **{name: importlib.metadata.version(name) for name in ("asr-kd", "torch", "numpy", "jiwer")},
         },
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
     }
@@ -295,7 +295,8 @@ def _system(
         "model": checkpoint.settings.model_dump(),
         "features": checkpoint.features.model_dump(),
         "speakers": {
-            speaker: {"wer": _finite(one.rate), **_counts(one)} for speaker, one in sorted(system.tally.speakers.items())
+            speaker: {"wer": _finite(one.rate), **_counts(one)}
+            for speaker, one in sorted(system.tally.speakers.items())
         },
         "confusions": {
             "substitutions": most_frequent(system.tally.substitutions),

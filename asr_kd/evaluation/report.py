@@ -53,9 +53,13 @@ def system_table(report: dict[str, Any]) -> str:
             ratio(system["real_time_factor_to_teacher"]),
         ])  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (width + 2 if column == 0 else width + 1) + ":" * (column > 0) for column, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    # figures to the right
+    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -69,7 +73,8 @@ def verdict(report: dict[str, Any]) -> str:
 
     if baseline is None or (not others and teacher is None):
         best = systems[ranked[0]]
-        return f"{_lowest(ranked, systems)}: {best['errors']:,} errors in {best['words']:,} words{_within(best['interval'])}."
+        counted = f"{best['errors']:,} errors in {best['words']:,} words"
+        return f"{_lowest(ranked, systems)}: {counted}{_within(best['interval'])}."
     first, parts = systems[baseline], []
     if teacher is not None and teacher != baseline:
         points = 100 * (first["wer"] - systems[teacher]["wer"])
@@ -212,8 +217,9 @@ def render_html(report: dict[str, Any]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        percent=percent, change=change, changes=changes, share=share, span=span, size=size, lookahead=lookahead, ratio=ratio
-    )
+        percent=percent, change=change, changes=changes, share=share, span=span, size=size, lookahead=lookahead,
+        ratio=ratio,
+    )  # fmt: skip
     return environment.get_template("report.html").render(
         report=report,
         systems=systems,
@@ -225,7 +231,7 @@ def render_html(report: dict[str, Any]) -> str:
         curve_names=[curve.name for curve in curves],
         speakers=speakers[:SPEAKERS_SHOWN],
         speakers_left=len(speakers[SPEAKERS_SHOWN:]),
-        highest=max((one["wer"] or 0.0 for system in systems.values() for one in system["speakers"].values()), default=0.0),
+        highest=max([one["wer"] or 0.0 for system in systems.values() for one in system["speakers"].values()] or [0.0]),
         decoder=decoder(report),
         threads=threads(report),
         intervals=intervals_note(report["bootstrap"]),

@@ -30,7 +30,7 @@ class Tally:
         worst: a heap of the utterances with the most errors.
     """
 
-    counts: ErrorCounts = ErrorCounts()
+    counts: ErrorCounts = field(default_factory=ErrorCounts)
     sentence_errors: int = 0
     errors: list[int] = field(default_factory=list)
     speakers: dict[str, ErrorCounts] = field(default_factory=dict)

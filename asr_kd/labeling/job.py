@@ -235,7 +235,7 @@ def _label_shard(
 
 def _selection(settings: LabelSettings) -> Selection:
     if settings.mode == "alignment":
-        return Selection(mode="alignment", k=None, mass=None)
+        return Selection(mode="alignment", k=None, mass=None, hold_frames=settings.hold_frames)
     return Selection(mode="posteriors", k=settings.k, mass=settings.mass)
 
 
@@ -248,7 +248,7 @@ def _encode_batch(
             if settings.mode == "posteriors":
                 results.append(_encode_posteriors(log_probs, settings.k, settings.mass))
             else:
-                results.append(_encode_alignment(log_probs, loaded.ids[index]))
+                results.append(_encode_alignment(log_probs, loaded.ids[index], settings.hold_frames))
         except UserError as error:
             raise UserError(f"{loaded.info.name}: {loaded.keys[index]}: {error}") from None
     return results
@@ -263,13 +263,31 @@ def _encode_posteriors(log_probs: np.ndarray, k: int, mass: float) -> Encoded:
     return Encoded(data, len(sparse.units), 1.0 - sparse.tail, decoded.divergence(log_probs), top1)
 
 
-def _encode_alignment(log_probs: np.ndarray, ids: list[int]) -> Encoded:
+def _encode_alignment(log_probs: np.ndarray, ids: list[int], hold_frames: int) -> Encoded:
     path = np.zeros(len(log_probs), np.int64)
     if ids:
         aligned, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=0)
-        path = aligned[0].numpy()
+        path = hold(aligned[0].numpy(), hold_frames)
     data = codec.encode(SparsePosteriors.from_alignment(path, log_probs.shape[1]))
     return Encoded(data, len(path), np.ones(len(path)), np.empty(0), np.empty(0))
+
+
+def hold(path: np.ndarray, frames: int) -> np.ndarray:
+    """Let every unit of an alignment last at least so many frames, where blanks follow it.
+
+    A CTC aligner marks a unit for a frame or two; a network that learns such spikes frame by frame blurs them below
+    the blank. One blank stays between equal units, so that the path still collapses to the same text.
+
+    Args:
+        path: int [frames], 0 for the blank.
+    """
+    held = path.copy()
+    starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        end = start + frames if following is None else min(start + frames, following - (path[following] == path[start]))
+        stretch = held[start:end]
+        stretch[stretch == 0] = path[start]
+    return held
 
 
 def _statistics(utterances: list[Encoded], seconds: float, measured: bool) -> Statistics:

@@ -35,7 +35,9 @@ def build_model(settings: ModelSettings, inputs: int, units: int) -> nn.Module:
     """
     match settings.kind:
         case "lstm":
-            return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, False, settings.delay_frames)
+            return LstmModel(
+                inputs, units, settings.layers, settings.size, settings.dropout, False, settings.delay_frames
+            )
         case "blstm":
             return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, True, 0)
         case "conv":
@@ -94,8 +96,8 @@ class Checkpoint:
     @property
     def lookahead_ms(self) -> int | None:
         """Audio after the end of a frame's own period that its output depends on, in milliseconds; None: all of it."""
-        frames = self.model.lookahead_frames
-        return None if frames is None else frames * self.frame_ms + Frontend(self.features).overhang_ms  # type: ignore[operator]
+        frames: Any = self.model.lookahead_frames
+        return None if frames is None else frames * self.frame_ms + Frontend(self.features).overhang_ms
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +112,12 @@ def fingerprint(weights: dict[str, Tensor], units: Units, features: FeatureSetti
         digest.update(name.encode())
         digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
     return hash_json(
-        {"weights": digest.hexdigest(), "units": units.hash, "features": features.model_dump(), "model": settings.model_dump()}
+        {
+            "weights": digest.hexdigest(),
+            "units": units.hash,
+            "features": features.model_dump(),
+            "model": settings.model_dump(),
+        }
     )
 
 
@@ -158,22 +165,30 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{where}: not a checkpoint of asr_kd; give the folder of a training run")
     if description.get("version") != VERSION:
-        raise UserError(f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use a matching asr_kd")
+        raise UserError(
+            f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use a matching asr_kd"
+        )
     features = build(FeatureSettings, description.get("features", {}), str(where))
     settings = build(ModelSettings, description.get("model", {}), str(where))
     units = load_units(folder)
     try:
         weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again") from None
+        raise UserError(
+            f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again"
+        ) from None
     model = build_model(settings, features.dimension, units.size)
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        raise UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again") from None
+        raise UserError(
+            f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again"
+        ) from None
     mark = fingerprint(weights, units, features, settings)
     if mark != description.get("fingerprint"):
-        raise UserError(f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again")
+        raise UserError(
+            f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again"
+        )
     model.to(device).eval()
     return Checkpoint(model, units, features, settings, mark, description.get("training", {}))
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 class ConformerModel(nn.Module):
     """Linear input, torchaudio's Conformer (Gulati et al. 2020, arXiv 2005.08100), linear output."""
 
-    def __init__(self, inputs: int, units: int, layers: int, size: int, dropout: float, kernel: int, heads: int) -> None:
+    def __init__(
+        self, inputs: int, units: int, layers: int, size: int, dropout: float, kernel: int, heads: int
+    ) -> None:
         super().__init__()
         from torchaudio.models import Conformer
 
@@ -24,10 +26,13 @@ class ConformerModel(nn.Module):
             layer.conv_module.sequential[2].register_forward_pre_hook(self._mask_padding)
 
     def _mask_padding(self, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        assert self._within is not None
         return inputs[0] * self._within
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         lengths_here = lengths.to(features.device)
-        self._within = (torch.arange(features.shape[1], device=features.device)[None, :] < lengths_here[:, None])[:, None, :]
+        self._within = (torch.arange(features.shape[1], device=features.device)[None, :] < lengths_here[:, None])[
+            :, None, :
+        ]
         hidden, _ = self.encoder(self.input(features), lengths_here)
         return self.output(hidden), lengths

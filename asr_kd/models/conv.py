@@ -13,7 +13,8 @@ class ConvModel(nn.Module):
         super().__init__()
         widths = [inputs] + [size] * layers
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel, padding=kernel // 2) for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv1d(before, after, kernel, padding=kernel // 2)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)

@@ -15,7 +15,9 @@ class LstmModel(nn.Module):
             undone inside: the input is continued by `delay` zero frames and the first `delay` outputs are dropped.
     """
 
-    def __init__(self, inputs: int, units: int, layers: int, size: int, dropout: float, bidirectional: bool, delay: int) -> None:
+    def __init__(
+        self, inputs: int, units: int, layers: int, size: int, dropout: float, bidirectional: bool, delay: int
+    ) -> None:
         super().__init__()
         self.delay = delay
         self.lstm = nn.LSTM(

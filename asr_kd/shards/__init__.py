@@ -1,1 +1,0 @@
-"""What lies on disk, and how it streams."""

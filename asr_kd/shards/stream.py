@@ -163,7 +163,7 @@ def shuffled_batches(
 def _bucketed(
     held: list[Any], length: Callable[[Any], int], batch_frames: int, rng: np.random.Generator
 ) -> Iterator[list[Any]]:
-    rng.shuffle(held)  # type: ignore[arg-type]
+    rng.shuffle(held)
     batches = batches_by_length([length(item) for item in held], batch_frames)
     for index in rng.permutation(len(batches)):
         yield [held[position] for position in batches[index]]

@@ -45,8 +45,8 @@ def write_members(path: Path | str, members: Iterable[tuple[str, bytes]]) -> Non
             header = tarfile.TarInfo(name)
             header.size, header.mode = len(data), 0o644
             file_header = header.tobuf(tarfile.PAX_FORMAT) if len(name.encode()) > 99 or not name.isascii() else header.tobuf()
-            tar.fileobj.write(file_header)  # type: ignore[union-attr]
-            tar.fileobj.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))  # type: ignore[union-attr]
+            tar.fileobj.write(file_header)
+            tar.fileobj.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
 def read_members(path: Path | str) -> Iterator[tuple[str, bytes]]:

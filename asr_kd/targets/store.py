@@ -31,6 +31,7 @@ class Selection(Settings):
     mode: Literal["posteriors", "alignment"]
     k: int | None
     mass: float | None
+    hold_frames: int | None = None
 
 
 class Statistics(Settings):

@@ -12,12 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr_kd.audio.augment import spec_augment
-from asr_kd.config import AugmentSettings, PhaseSettings, SourceSettings, TrainSettings
+from asr_kd.audio.augment import spec_augment, stretched
+from asr_kd.config import PhaseSettings, SourceSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import collate
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import Item, LoadedShard, ShardInput, load_features, map_ordered, shuffled_batches, shuffled_shards
+from asr_kd.shards.stream import (
+    Item,
+    LoadedShard,
+    ShardInput,
+    load_features,
+    map_ordered,
+    shuffled_batches,
+    shuffled_shards,
+)
 from asr_kd.shards.tarset import ShardInfo, read_index
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import read_target_shard
@@ -39,7 +47,7 @@ class Batch:
 
     Attributes:
         features: float32 [batch, frames, inputs]; lengths: int64 [batch].
-        source: which source of the phase it came from.
+        source: which source of the phase it came from; seconds: of audio, before any stretch.
         labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
         units, probs: [frames of all utterances, k], tail: [frames of all utterances]; None without soft targets.
     """
@@ -52,6 +60,7 @@ class Batch:
     units: Tensor | None
     probs: Tensor | None
     tail: Tensor | None
+    seconds: float = 0.0
 
     @property
     def frames(self) -> int:
@@ -75,9 +84,12 @@ class PhaseStream:
         self.settings, self.phase, self.units = settings, phase, units
         self.plan: PhaseSettings = settings.phases[phase]
         self.unused: list[tuple[str, str]] = []
-        self.transcripts = [read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources]
-        self.seconds = [sum(shard.seconds for shard in read_index(Path(source.audio))) for source in self.plan.sources]
-        self.utterances = sum(shard.samples for source in self.plan.sources for shard in read_index(Path(source.audio)))
+        self.transcripts = [
+            read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources
+        ]
+        indices = [read_index(Path(source.audio)) * source.repeat for source in self.plan.sources]
+        self.seconds = [sum(shard.seconds for shard in index) for index in indices]
+        self.utterances = sum(shard.samples for index in indices for shard in index)
 
     def batches(self, number: int) -> Iterator[Batch]:
         """The batches of pass `number`, always the same ones in the same order.
@@ -98,8 +110,14 @@ class PhaseStream:
             if examples is None:
                 live.remove(source)
                 continue
-            done[source] += sum(len(example.item.features) for example in examples) * self.settings.features.frame_ms / 1000
-            yield self._collate(examples, source, np.random.default_rng([self.settings.seed, self.phase, number, 1, order]))
+            batch = self._collate(
+                examples, source, np.random.default_rng([self.settings.seed, self.phase, number, 1, order])
+            )
+            batch.seconds = (
+                sum(len(example.item.features) for example in examples) * self.settings.features.frame_ms / 1000
+            )
+            done[source] += batch.seconds
+            yield batch
             order += 1
         allowed = self.settings.max_bad_share * self.utterances
         if len(self.unused) > allowed:
@@ -112,9 +130,12 @@ class PhaseStream:
     def _source_batches(self, source: int, number: int) -> Iterator[list[Example]]:
         rng = np.random.default_rng([self.settings.seed, self.phase, number, 0, source])
         folder = self.plan.sources[source].audio
-        shards = shuffled_shards(folder, rng)
+        shards = [shard for _ in range(self.plan.sources[source].repeat) for shard in shuffled_shards(folder, rng)]
         wanted = ShardInput(
-            folder=folder, features=self.settings.features, max_seconds=self.settings.max_seconds, cache=self.settings.feature_cache
+            folder=folder,
+            features=self.settings.features,
+            max_seconds=self.settings.max_seconds,
+            cache=self.settings.feature_cache,
         )
         loaded = map_ordered(functools.partial(load_features, wanted), shards, self.settings.loader_workers)
         examples = (
@@ -123,7 +144,11 @@ class PhaseStream:
             for example in self._examples(source, shard, content)
         )
         return shuffled_batches(
-            examples, lambda example: len(example.item.features), self.settings.batch_frames, self.settings.bucket_utterances, rng
+            examples,
+            lambda example: len(example.item.features),
+            self.plan.sources[source].batch_frames or self.settings.batch_frames,
+            self.settings.bucket_utterances,
+            rng,
         )
 
     def _examples(self, source: int, shard: ShardInfo, content: LoadedShard) -> Iterator[Example]:
@@ -173,9 +198,9 @@ class PhaseStream:
         return dict(targets)
 
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
-        augment: AugmentSettings = self.plan.augment
-        stack = self.settings.features.stack
-        features, lengths = collate([spec_augment(example.item.features, stack, augment, rng) for example in examples])
+        augment, stack = self.plan.sources[source].augment, self.settings.features.stack
+        changed = [stretched(example.item.features, stack, augment, rng) for example in examples]
+        features, lengths = collate([spec_augment(rows, stack, augment, rng) for rows, _ in changed])
         batch = Batch(features, lengths, source, None, None, None, None, None)
         if self.plan.sources[source].ctc:
             ids: list[list[int]] = [example.ids or [] for example in examples]
@@ -184,8 +209,12 @@ class PhaseStream:
         if self.plan.sources[source].soft:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)
-            padded = [target.padded(k) for target in targets]
-            batch.units = torch.from_numpy(np.concatenate([units for units, _ in padded]))
-            batch.probs = torch.from_numpy(np.concatenate([probs for _, probs in padded]))
-            batch.tail = torch.from_numpy(np.concatenate([target.tail for target in targets]))
+            padded = [(*target.padded(k), target.tail) for target in targets]
+            units, probs, tails = zip(
+                *([array[origin] for array in arrays] for arrays, (_, origin) in zip(padded, changed, strict=True)),
+                strict=True,
+            )
+            batch.units = torch.from_numpy(np.concatenate(units))
+            batch.probs = torch.from_numpy(np.concatenate(probs))
+            batch.tail = torch.from_numpy(np.concatenate(tails))
         return batch

@@ -58,7 +58,9 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
         if metadata.get("format") != FORMAT:
-            raise UserError(f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again")
+            raise UserError(
+                f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again"
+            )
         model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
         states: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():

@@ -24,7 +24,15 @@ from asr_kd.distillation.response import soft_cross_entropy
 from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.files import claim_folder, write_whole
-from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, parameters, pick_device, save_checkpoint
+from asr_kd.models.acoustic import (
+    Checkpoint,
+    build_model,
+    infer,
+    load_checkpoint,
+    parameters,
+    pick_device,
+    save_checkpoint,
+)
 from asr_kd.progress import Progress
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
 from asr_kd.shards.tarset import read_index
@@ -67,7 +75,10 @@ def train(settings: TrainSettings) -> None:
     metrics = Metrics(run, position.step, settings.tensorboard)
     score = functools.partial(_score_and_save, settings, learner, optimizer, metrics, run)
 
-    print(f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}", file=sys.stderr)
+    print(
+        f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}",
+        file=sys.stderr,
+    )
     with _stop_requests() as stop_asked:
         for phase in range(position.phase, len(settings.phases)):
             stream = PhaseStream(settings, phase, units)
@@ -80,7 +91,9 @@ def train(settings: TrainSettings) -> None:
     position.finished = True
     save_state(run / "last" / STATE, model, optimizer, position)
     metrics.close()
-    print(f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}")
+    print(
+        f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}"
+    )
 
 
 def _run_phase(
@@ -90,28 +103,29 @@ def _run_phase(
     """The passes of one phase: step after step, from wherever `position` stands."""
     plan, device = stream.plan, next(model.parameters()).device
     total = round(sum(stream.seconds) * plan.passes)
-    first_step = position.step
-    with Progress(f"train {Path(settings.output).name}, phase {stream.phase + 1} of {len(settings.phases)}", total, "s of audio") as progress:
+    with Progress(
+        f"train {Path(settings.output).name}, phase {stream.phase + 1} of {len(settings.phases)}", total, "s of audio"
+    ) as progress:
         progress.advance(round(position.phase_seconds))
         for number in range(position.number, plan.passes):
             for index, batch in enumerate(stream.batches(number)):
                 if number == position.number and index < position.batches:
                     continue  # done before the interruption
                 if index == 0 and number == 0:
-                    first_step = position.step
-                rate = _learning_rate(plan, position, max(total, 1), position.step - first_step)
+                    rate = _learning_rate(plan, position.phase_seconds / max(total, 1))
                 began = time.monotonic()
                 loss = step(model, optimizer, batch, plan, settings, rate, device)
                 if not math.isfinite(loss):
-                    raise UserError(f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate")
-                seconds = batch.frames * settings.features.frame_ms / 1000
+                    raise UserError(
+                        f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate"
+                    )
+                seconds = batch.seconds
                 position.step += 1
                 position.number, position.batches = number, index + 1
                 position.audio_seconds += seconds
                 position.phase_seconds += seconds
-                passed = number + (position.phase_seconds / max(total, 1) * plan.passes - number)
                 metrics.add(
-                    position.step, phase=stream.phase, **{"pass": round(passed, 3)}, audio_hours=round(position.audio_seconds / 3600, 4),
+                    position.step, phase=stream.phase, **{"pass": round(position.phase_seconds / max(total, 1) * plan.passes, 3)}, audio_hours=round(position.audio_seconds / 3600, 4),
                     loss=loss, learning_rate=rate, frames_per_second=round(batch.frames / max(time.monotonic() - began, 1e-9)),
                 )  # fmt: skip
                 progress.advance(round(seconds), seconds, f"loss {loss:.3f}")
@@ -119,10 +133,15 @@ def _run_phase(
                     score(position)
                 if stop_asked():
                     save_state(Path(settings.output) / "last" / STATE, model, optimizer, position)
-                    raise UserError(f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there")
+                    raise UserError(
+                        f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
+                    )
             if stream.unused and number == 0:
                 key, reason = stream.unused[0]
-                print(f"left out {len(stream.unused)} of {stream.utterances} utterances (first: {key}: {reason})", file=sys.stderr)
+                print(
+                    f"left out {len(stream.unused)} of {stream.utterances} utterances (first: {key}: {reason})",
+                    file=sys.stderr,
+                )
             position.number, position.batches = number + 1, 0
 
 
@@ -169,11 +188,12 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
     return loss
 
 
-def _learning_rate(plan: PhaseSettings, position: Position, total_seconds: float, steps_done: int) -> float:
-    """Linear warm-up by steps, times a cosine over the phase's audio from the peak to its final share."""
-    done = min(1.0, position.phase_seconds / total_seconds)
-    cosine = plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * done)) / 2
-    return plan.learning_rate * cosine * min(1.0, (steps_done + 1) / max(1, plan.warmup_steps))
+def _learning_rate(plan: PhaseSettings, done: float) -> float:
+    """Linear warm-up, then a cosine from the peak to its final share; `done` is the share of the phase's audio."""
+    if done < plan.warmup:
+        return plan.learning_rate * max(done / plan.warmup, 0.01)
+    after = min(1.0, (done - plan.warmup) / max(1 - plan.warmup, 1e-9))
+    return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * after)) / 2)
 
 
 @dataclass
@@ -194,17 +214,24 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
     errors = words = frames = 0
     loss = 0.0
     wanted = ShardInput(
-        folder=settings.development, features=settings.features, max_seconds=settings.max_seconds, cache=settings.feature_cache
+        folder=settings.development,
+        features=settings.features,
+        max_seconds=settings.max_seconds,
+        cache=settings.feature_cache,
     )
     for shard in read_index(Path(settings.development)):
         content = load_features(wanted, shard)
         if content.bad:
-            raise UserError(f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; mend the development set")
+            raise UserError(
+                f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; mend the development set"
+            )
         for positions in batches_by_length([len(item.features) for item in content.items], 2 * settings.batch_frames):
             items = [content.items[index] for index in positions]
             for item, log_probs in zip(items, infer(learner, [item.features for item in items]), strict=True):
                 if "text" not in item.fields:
-                    raise UserError(f"{settings.development}: {item.key} has no text; the development set must be labelled")
+                    raise UserError(
+                        f"{settings.development}: {item.key} has no text; the development set must be labelled"
+                    )
                 counts = count_errors(item.fields["text"], learner.units.decode(greedy(log_probs)))
                 errors += counts.substitutions + counts.deletions + counts.insertions
                 words += counts.words
@@ -221,16 +248,31 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
 
 
 def _score_and_save(
-    settings: TrainSettings, learner: Checkpoint, optimizer: torch.optim.Optimizer, metrics: Metrics, run: Path, position: Position
+    settings: TrainSettings,
+    learner: Checkpoint,
+    optimizer: torch.optim.Optimizer,
+    metrics: Metrics,
+    run: Path,
+    position: Position,
 ) -> None:
     """Score, keep the checkpoint when it is the best so far, and save the state to resume from."""
     scores = score_development(settings, learner)
     # the lower CTC loss decides between equal WERs: early on all are 100 %
     if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
         position.best_wer, position.best_loss = scores.wer, scores.loss
-        training = {"step": position.step, "audio_hours": position.audio_seconds / 3600, "development_wer": scores.wer, "settings": settings.model_dump()}
+        training = {
+            "step": position.step,
+            "audio_hours": position.audio_seconds / 3600,
+            "development_wer": scores.wer,
+            "settings": settings.model_dump(),
+        }
         save_checkpoint(run / "best", learner.model, learner.units, settings.features, settings.model, training)
-    metrics.add(position.step, audio_hours=round(position.audio_seconds / 3600, 4), development_wer=scores.wer, development_loss=scores.loss)
+    metrics.add(
+        position.step,
+        audio_hours=round(position.audio_seconds / 3600, 4),
+        development_wer=scores.wer,
+        development_loss=scores.loss,
+    )
     metrics.flush()
     save_state(run / "last" / STATE, learner.model, optimizer, position)
 
@@ -248,13 +290,17 @@ def _provenance(settings: TrainSettings, units: Units) -> dict[str, Any]:
 def _start_from(model: nn.Module, settings: TrainSettings, units: Units) -> None:
     other = load_checkpoint(str(settings.init))
     if other.units.hash != units.hash:
-        raise UserError(f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units")
+        raise UserError(
+            f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units"
+        )
     if other.features != settings.features:
         raise UserError(f"init: {settings.init} was trained on other feature settings; use the same features")
     try:
         model.load_state_dict(other.model.state_dict())
     except RuntimeError:
-        raise UserError(f"init: {settings.init} is another network than this run's model; use the same model settings") from None
+        raise UserError(
+            f"init: {settings.init} is another network than this run's model; use the same model settings"
+        ) from None
 
 
 class Metrics:
@@ -272,7 +318,7 @@ class Metrics:
                     break  # torn by a crash: all that follows is newer than the state
         with write_whole(self.path, "w") as file:
             file.writelines(line + "\n" for line in kept)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115: open for the run's length
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -302,7 +348,9 @@ class Metrics:
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """While open, SIGTERM and SIGINT ask for a stop after the present step instead of ending the process."""
     asked: list[int] = []
-    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield lambda: bool(asked)
     finally:

@@ -54,7 +54,9 @@ def read_recordings(source: Path) -> list[Recording]:
     return recordings
 
 
-def strings_of_digits(recordings: list[Recording], minutes: float, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str, str]]:
+def strings_of_digits(
+    recordings: list[Recording], minutes: float, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, str, str]]:
     """Strings (int16 [samples], text, speaker) of about so many minutes; every recording is used about equally often.
 
     Only integer arithmetic touches the samples, so that the bytes are the same everywhere.
@@ -78,7 +80,11 @@ def strings_of_digits(recordings: list[Recording], minutes: float, rng: np.rando
         # the sum of four uniform draws is near enough to normal, and integer
         waveform += rng.integers(-NOISE, NOISE + 1, (4, len(waveform))).sum(axis=0) * 7 // 8
         left -= len(waveform)
-        yield np.clip(waveform, -32768, 32767).astype(np.int16), " ".join(recording.text for recording in chosen), speaker
+        yield (
+            np.clip(waveform, -32768, 32767).astype(np.int16),
+            " ".join(recording.text for recording in chosen),
+            speaker,
+        )
 
 
 def compose(source: Path, output: Path, minutes: dict[str, float], seed: int) -> None:
@@ -131,7 +137,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of the composed sets")
     parser.add_argument("--seed", type=int, default=0, help="fixes every choice")
     for name, default in (("labelled", 7.0), ("unlabelled", 73.0), ("development", 5.0), ("test", 20.0)):
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="MINUTES", help=f"audio of the {name} set")
+        parser.add_argument(
+            f"--{name}", type=float, default=default, metavar="MINUTES", help=f"audio of the {name} set"
+        )
     arguments = parser.parse_args()
     minutes = {name: getattr(arguments, name) for name in TAKES}
     try:
