@@ -9,8 +9,11 @@ import numpy as np
 from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
-# A sample of 16-bit audio is at least 2**-15; energies below the floor carry quantisation noise only.
-LOG_FLOOR = 1e-7
+# Energies below the floor (noise some 80 dB under full scale) carry nothing that helps.
+LOG_FLOOR = 1e-5
+# What the causal mean holds before an utterance begins: a quiet room, worth so many hops. Without it the first frames would be
+# normalised by themselves, and their level be lost.
+PRIOR_MEAN, PRIOR_HOPS = -6.0, 50
 # Log energies of speech vary by about this much; dividing by it gives the network inputs near unit variance.
 LOG_SCALE = 3.0
 # Frames of the exponential mean that are computed at once.
@@ -34,15 +37,18 @@ def _mel_filters(sample_rate: int, mels: int, fft: int) -> np.ndarray:
 def causal_mean(frames: np.ndarray, time_constant: int) -> np.ndarray:
     """Running mean of every column over the present and the past: float32 [frames, columns], same shape.
 
-    A cumulative mean for the first `time_constant` frames, an exponential one with that time constant from then on.
+    A cumulative mean that starts from the prior, until it has seen `time_constant` frames (the prior's included); an
+    exponential one with that time constant from then on.
     """
-    head = np.cumsum(frames[:time_constant], axis=0, dtype=np.float64)
+    prior = min(PRIOR_HOPS, time_constant)
+    head = frames[: time_constant - prior + 1]
     mean = np.empty(frames.shape)
-    mean[:time_constant] = head / np.arange(1, len(head) + 1)[:, None]
+    counts = np.arange(prior + 1, prior + 1 + len(head))[:, None]
+    mean[: len(head)] = (np.cumsum(head, axis=0, dtype=np.float64) + PRIOR_MEAN * prior) / counts
     # The exponential part goes block by block: a triangular matrix holds the weight of each frame in each later mean.
     # Blocks are always full, so that a frame's mean is the same bits however long the utterance is.
     weights, decay = _exponential_weights(time_constant)
-    for start in range(time_constant, len(frames), MEAN_BLOCK):
+    for start in range(len(head), len(frames), MEAN_BLOCK):
         block = frames[start : start + MEAN_BLOCK]
         padded = np.zeros((MEAN_BLOCK, frames.shape[1]))
         padded[: len(block)] = block

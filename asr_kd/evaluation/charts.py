@@ -84,7 +84,7 @@ def _short(name: str) -> str:
 
 
 def wer_bars(bars: Sequence[Bar]) -> Markup:
-    """Horizontal bars with the interval as a whisker; name and figure stand above the bar, so long names fit a phone."""
+    """Horizontal bars with the interval as a whisker; name and figure stand above, so that long names fit a phone."""
     left, row, thick, top = 8, 48, 16, 4
     ticks = linear_ticks(100 * max((bar.interval[1] if bar.interval else bar.wer) for bar in bars))
     scale = (WIDTH - left - RIGHT - 8) / ticks[-1]

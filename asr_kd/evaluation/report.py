@@ -196,7 +196,8 @@ def render_html(report: dict[str, Any]) -> str:
     systems = report["systems"]
     series = {name: f"s{index % COLORS}{' dashed' * (index >= COLORS)}" for index, name in enumerate(systems)}
     ranked = sorted(systems, key=lambda name: systems[name]["wer"])
-    notes = {report["baseline"]: "baseline", report["teacher"]: "teacher"}
+    roles = ("baseline", "teacher")
+    notes = {report[role]: role for role in roles if report[role] not in (None, role)}
     bars = [
         Bar(name, series[name], systems[name]["wer"], _pair(systems[name]["interval"]), notes.get(name, ""))
         for name in ranked

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of
 
-WORST, CONFUSIONS = 12, 12
+WORST, CONFUSIONS = 12, 8
 
 
 @dataclass

@@ -1,79 +1,81 @@
-"""Utterance lists in and out: JSON lines with `audio`, `key`, and optionally `text`, `speaker`, anything else."""
+"""Lists of utterances in and out: manifests (audio and what is known about it) and transcripts, as JSON lines."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
+import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asr_kd.errors import UserError
 from asr_kd.files import parse_json, write_whole
 
-# WebDataset ends a key at the first dot of a member's name; a slash would make it a path.
-KEY = re.compile(r"[^\x00-\x20./\\\x7f]{1,200}")
+KEY_BYTES = 200
 
 
-@dataclass(frozen=True)
+@dataclass
 class Utterance:
-    """A line of a manifest; `audio` is a path, `fields` is whatever else the line says (with the text)."""
+    """A line of a manifest: `audio` as a path from here, `text` if it is known, and every other field of the line."""
 
     key: str
     audio: Path
     text: str | None
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any]
 
 
-def check_key(key: Any, where: str) -> str:
-    """A key that can name a member of a shard.
+def check_key(key: object, where: str) -> str:
+    """Refuse what cannot be the key of an utterance; `where` opens the message.
+
+    A key becomes the name of a member of a tar, up to its first dot, so it may hold no dot and nothing of a path.
 
     Raises:
-        UserError: when it is not a string, empty, too long, or holds a dot, slash, space or control character.
+        UserError: saying what is wrong with it.
     """
-    if not isinstance(key, str) or not KEY.fullmatch(key):
-        raise UserError(f"{where}: the key {key!r} must be 1 to 200 characters without dots, slashes, spaces or control characters; rename it")
+    if not isinstance(key, str) or not key:
+        raise UserError(f"{where}: the key must be text that is not empty, not {_shown(key)}")
+    if any(character in "./\\" or not character.isprintable() for character in key) or key != key.strip():
+        raise UserError(f"{where}: the key {_shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _")
+    if len(key.encode()) > KEY_BYTES:
+        raise UserError(f"{where}: the key {_shown(key)} is longer than {KEY_BYTES} bytes; shorten it")
     return key
 
 
 def read_manifest(path: Path | str) -> Iterator[Utterance]:
-    """The utterances of a manifest, in order; relative audio paths count from the manifest's folder.
+    """Read a manifest: on each line a JSON object with `key`, `audio` (a path from the manifest's folder), and optionally
+    `text` and anything else. Empty lines are passed over.
 
     Raises:
-        UserError: naming file and line, when a line is not JSON, lacks `audio` or `key`, repeats a key, or has a wrong type.
+        UserError: naming the file and the line: not JSON, a key or path that is missing or wrong, a key that was there
+            before; or when the file is missing or holds no utterance.
     """
     path = Path(path)
-    seen: set[str] = set()
-    for where, line in _lines(path, "manifest"):
-        if not isinstance(line.get("audio"), str) or not line["audio"]:
-            raise UserError(f"{where}: `audio` must be the path of a file; add it")
-        key = check_key(line.get("key", Path(line["audio"]).stem), where)
-        if key in seen:
-            raise UserError(f"{where}: the key {key} occurs twice; make keys unique")
-        seen.add(key)
-        text = line.get("text")
+    found = False
+    for where, value, key in _unique(path, "manifest"):
+        found = True
+        audio, text = value.pop("audio", None), value.pop("text", None)
+        if not isinstance(audio, str) or not audio or "\0" in audio:
+            raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}")
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{where}: `text` must be a string, not {text!r}; quote it")
-        fields = {name: value for name, value in line.items() if name not in ("audio", "key") and value is not None}
-        yield Utterance(key, path.parent / line["audio"], text, fields)
-    if not seen:
-        raise UserError(f"{path}: the manifest is empty; give one JSON object a line")
+            raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
+        yield Utterance(key, path.parent / audio, text, value)
+    if not found:
+        raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with key and audio")
 
 
 def read_transcripts(path: Path | str) -> dict[str, str]:
-    """Texts by key, from JSON lines of `key` and `text`.
+    """Read transcripts: on each line a JSON object with `key` and `text`; a manifest with text will do.
 
     Raises:
-        UserError: naming file and line.
+        UserError: naming the file and the line, as `read_manifest`.
     """
-    texts: dict[str, str] = {}
-    for where, line in _lines(Path(path), "file of transcripts"):
-        if not isinstance(line.get("key"), str) or not isinstance(line.get("text"), str):
-            raise UserError(f"{where}: needs `key` and `text`, both strings")
-        if line["key"] in texts:
-            raise UserError(f"{where}: the key {line['key']} occurs twice; make keys unique")
-        texts[line["key"]] = line["text"]
+    texts = {}
+    for where, value, key in _unique(Path(path), "file of transcripts"):
+        if not isinstance(value.get("text"), str):
+            raise UserError(f"{where}: `text` must be text, not {_shown(value.get('text'))}")
+        texts[key] = value["text"]
     return texts
 
 
@@ -84,19 +86,51 @@ def write_transcripts(path: Path | str, texts: Iterable[tuple[str, str]]) -> Non
             file.write(json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
 
 
-def _lines(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _unique(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Where, object without its key, and key of every line."""
+    # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
+    with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as seen:
+        seen.execute("PRAGMA journal_mode = OFF")
+        seen.execute("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+        for number, value in _lines(path, what):
+            where = f"{path}, line {number}"
+            if "key" not in value:
+                raise UserError(f"{where}: has no `key`; give every utterance a name of its own")
+            key = check_key(value.pop("key"), where)
+            try:
+                seen.execute("INSERT INTO lines VALUES (?, ?)", (key, number))
+            except sqlite3.IntegrityError:
+                first = seen.execute("SELECT line FROM lines WHERE key = ?", (key,)).fetchone()[0]
+                raise UserError(f"{where}: the key {key} was there before, in line {first}; keys must differ") from None
+            yield where, value, key
+
+
+def _lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    value = parse_json(line, where)
-                    if not isinstance(value, dict):
-                        raise UserError(f"{where}: must be a JSON object, not {value!r:.40}")
-                    yield where, value
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError:
+                    raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file to UTF-8") from None
+                if not text:
+                    continue
+                value = parse_json(text, f"{path}, line {number}")
+                if not isinstance(value, dict):
+                    raise UserError(f"{path}, line {number}: must be a JSON object {{…}}, not {_shown(value)}")
+                try:
+                    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+                except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
+                    raise UserError(f"{path}, line {number}: holds NaN, half a character or too deep JSON; mend or remove it") from None
+                yield number, value
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder where a {what} was expected") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: this {what} is not UTF-8 text") from None
+    except (PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path}: this {what} cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "…"

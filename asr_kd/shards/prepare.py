@@ -1,82 +1,138 @@
-"""The job `prepare`: manifest → audio shards and their index, bad audio quarantined with its reason."""
+"""A manifest of audio → audio shards with an index, every utterance accounted for."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from asr_kd.audio.decode import decode
+from asr_kd.audio.decode import read_audio
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import claim_folder, sha256_file, write_whole
+from asr_kd.files import claim_folder, read_json, sha256_file, write_json, write_whole
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import Utterance, read_manifest
-from asr_kd.shards.tarset import Sample, ShardInfo, shard_name, write_index, write_shard
+from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 
-
-def to_flac(waveform: np.ndarray, rate: int) -> bytes:
-    """A mono waveform, float32 [samples] in [-1, 1], as 16-bit FLAC."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(waveform, -1.0, 32767 / 32768), rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+RECORDS = ".records"  # beside the shards: what each group of utterances became
 
 
 def prepare(settings: PrepareSettings) -> None:
-    """Write the utterances of a manifest as audio shards of 16-bit FLAC.
+    """Write the audio of a manifest as shards of `samples_per_shard` utterances, and print the account.
 
-    The index is written last. `quarantine.jsonl` lists what could not be used, with the reason.
+    Every file is decoded once. Its bytes are kept when it is mono and of the wanted rate; else it becomes FLAC with 16 bits. What
+    cannot be decoded is left out of its shard and listed with its reason in `quarantine.jsonl`. Killed at any moment and
+    started again, it goes on with the first shard that is not there, and ends in the same bytes. A shard that is there is not
+    made again, even when its audio files have changed since: remove the folder for that.
 
     Raises:
-        UserError: when the manifest is wrong, or more than `max_bad_share` of its audio.
+        UserError: when the manifest is wrong, the output belongs to other settings, or more than `max_bad_share` was
+            quarantined; then no index is written.
     """
-    total = sum(1 for _ in read_manifest(settings.manifest))  # the whole manifest is checked before anything is written
-    folder = Path(settings.output)
-    claim_folder(folder, "prepare", {**settings.model_dump(), "manifest_sha256": sha256_file(settings.manifest)})
-    bad: list[tuple[str, str]] = []
-    shards: list[ShardInfo] = []
-    with Progress(f"prepare {folder.name}", total, "utterances") as progress:
-        samples = _samples(settings, bad, progress)
-        for number in itertools.count():
-            first = next(samples, None)
-            if first is None:
-                break
-            part = itertools.chain([first], itertools.islice(samples, settings.samples_per_shard - 1))
-            shards.append(write_shard(folder / shard_name(number), part))
-    with write_whole(folder / "quarantine.jsonl", "w") as file:
-        file.writelines(json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n" for key, reason in bad)
-    written = sum(shard.samples for shard in shards)
-    print(f"{folder}: {total:,} utterances in = {written:,} written + {len(bad):,} quarantined; {sum(shard.seconds for shard in shards) / 3600:.2f} audio hours")
-    if len(bad) > settings.max_bad_share * total:
+    began = time.time()
+    total = sum(1 for _ in read_manifest(settings.manifest))  # all of it is checked before anything is written
+    claim = settings.model_dump(exclude={"manifest", "output", "max_bad_share"})
+    claim_folder(settings.output, "prepare", {**claim, "manifest": sha256_file(settings.manifest)})
+    output = Path(settings.output)
+    infos: list[ShardInfo] = []
+    quarantined, first = 0, ""
+    with Progress("prepare", total, "utterances") as progress, write_whole(output / "quarantine.jsonl", "w") as listing:
+        for group in _groups(settings, output, progress):
+            if group["shard"]:
+                infos.append(ShardInfo(**group["shard"]))
+            for line in group["quarantined"]:
+                first = first or f"{line['key']}: {line['reason']}"
+                quarantined += 1
+                listing.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for leftover in [*output.glob(".*.tmp"), *(output / RECORDS).glob(".*.tmp")]:  # of runs that were killed
+        if leftover.stat().st_mtime < began:
+            leftover.unlink(missing_ok=True)
+    written = sum(info.samples for info in infos)
+    hours = sum(info.seconds for info in infos) / 3600
+    print(
+        f"{output}: {total:,} utterances in = {written:,} written + {quarantined:,} quarantined\n"
+        f"{hours:.3f} audio hours in {len(infos):,} shards"
+    )
+    if quarantined > settings.max_bad_share * total or not written:
+        (output / INDEX).unlink(missing_ok=True)
         raise UserError(
-            f"{settings.manifest}: {len(bad)} of {total} utterances are bad, more than max_bad_share {settings.max_bad_share:g} "
-            f"(first: {bad[0][1]}); see {folder / 'quarantine.jsonl'}, mend them or raise max_bad_share"
+            f"{settings.manifest}: {quarantined} of {total} utterances cannot be used, more than max_bad_share "
+            f"{settings.max_bad_share} (first: {first}); see {output / 'quarantine.jsonl'}, mend the audio and remove {output}, "
+            "or raise max_bad_share"
         )
-    write_index(folder, shards)
+    write_index(output, infos)
 
 
-def _samples(settings: PrepareSettings, bad: list[tuple[str, str]], progress: Progress) -> Iterator[Sample]:
-    for utterance in read_manifest(settings.manifest):
+def _groups(settings: PrepareSettings, output: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+    """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
+    utterances = read_manifest(settings.manifest)
+    for number in itertools.count():
+        group = list(itertools.islice(utterances, settings.samples_per_shard))
+        if not group:
+            return
+        path = output / shard_name(number)
+        record = output / RECORDS / f"{path.stem}.json"
+        if record.exists():
+            value = read_json(record, "record of a shard")
+            shard = value["shard"]
+            if shard is None or (path.is_file() and path.stat().st_size == shard["bytes"]):
+                progress.advance(len(group), shard["seconds"] if shard else 0.0)
+                yield value
+                continue
+        quarantined: list[dict[str, str]] = []
+        # a whole shard that is bad is no shard; its number stays free
+        samples = _samples(settings, group, quarantined, progress)
+        start = next(samples, None)
+        info = write_shard(path, itertools.chain([start], samples)) if start else None
+        value = {"shard": dataclasses.asdict(info) if info else None, "quarantined": quarantined}
+        write_json(record, value)
+        yield value
+
+
+def _samples(
+    settings: PrepareSettings, group: list[Utterance], quarantined: list[dict[str, str]], progress: Progress
+) -> Iterator[Sample]:
+    for utterance in group:
+        seconds = 0.0
         try:
             sample = _sample(settings, utterance)
+            seconds = sample.fields["seconds"]
+            yield sample
         except AudioError as error:
-            bad.append((utterance.key, str(error)))
-            progress.advance()
-            continue
-        progress.advance(1, sample.fields["seconds"])
-        yield sample
+            quarantined.append({"key": utterance.key, "reason": str(error)})
+        progress.advance(1, seconds)
 
 
 def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
+    name = str(utterance.audio)
+    if not utterance.audio.is_file():
+        raise AudioError(f"{name}: no such audio file; check `audio` in the manifest")
     try:
         data = utterance.audio.read_bytes()
     except OSError as error:
-        raise AudioError(f"{utterance.audio}: cannot be read ({error.strerror})") from None
-    waveform, rate = decode(data, str(utterance.audio), settings.sample_rate, settings.max_seconds)
-    fields = {name: value for name, value in utterance.fields.items() if not (settings.drop_text and name == "text")}
-    return Sample(utterance.key, to_flac(waveform, rate), "flac", {**fields, "seconds": round(len(waveform) / rate, 4)})
+        raise AudioError(f"{name}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
+    extension = audio.extension
+    if audio.source_channels > 1 or audio.source_rate != audio.rate:
+        extension, data = "flac", to_flac(audio.waveform, audio.rate)
+    fields: dict[str, Any] = {"seconds": round(len(audio.waveform) / audio.rate, 6)}
+    if utterance.text is not None and not settings.drop_text:
+        fields["text"] = utterance.text
+    return Sample(utterance.key, data, extension, {**utterance.fields, **fields})
+
+
+def to_flac(waveform: np.ndarray, rate: int) -> bytes:
+    """A waveform [samples] as FLAC with 16 bits; one that goes beyond full scale is turned down, not clipped."""
+    peak = max(float(np.abs(waveform).max()), 1.0)
+    samples = np.clip(np.rint(waveform.astype(np.float64) / peak * 32768), -32768, 32767).astype(np.int16)
+    data = io.BytesIO()
+    soundfile.write(data, samples, rate, format="FLAC", subtype="PCM_16")
+    return data.getvalue()

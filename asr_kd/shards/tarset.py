@@ -1,36 +1,47 @@
-"""A set of WebDataset tar shards and its index: write, list, read, verify. Member names are keys, never paths to write to."""
+"""A set of WebDataset tar shards and its index: write, list, read, verify."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import math
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from asr_kd.errors import UserError
 from asr_kd.files import parse_json, read_json, sha256_file, write_json, write_whole
 from asr_kd.shards.manifest import check_key
 
-FORMAT, VERSION = "asr_kd-shards", 1
-AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
+FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
+EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
+BLOCK = tarfile.BLOCKSIZE
 
 
+@with_config(ConfigDict(strict=True))
 @dataclass(frozen=True)
 class ShardInfo:
-    """A line of the index."""
+    """What an index says about a shard: file name, samples in it, seconds of audio, size and SHA-256 of the file."""
 
-    name: str
-    samples: int
-    seconds: float
-    bytes: int
-    sha256: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$")]
+    samples: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass
 class Sample:
-    """An utterance as stored: audio bytes, their extension without a dot, and the fields of its JSON."""
+    """An utterance of a shard: the bytes of its audio file, their kind (`flac`, …), and what is known about it.
+
+    `fields` holds `seconds`, `text` unless it is unlabelled, and whatever else the source knew.
+    """
 
     key: str
     audio: bytes
@@ -38,152 +49,228 @@ class Sample:
     fields: dict[str, Any]
 
 
-def write_members(path: Path | str, members: Iterable[tuple[str, bytes]]) -> None:
-    """Write a tar, whole or not at all; the same members give the same bytes."""
-    with write_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size, header.mode = len(data), 0o644
-            file_header = header.tobuf(tarfile.PAX_FORMAT) if len(name.encode()) > 99 or not name.isascii() else header.tobuf()
-            tar.fileobj.write(file_header)
-            tar.fileobj.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-
-
 def read_members(path: Path | str) -> Iterator[tuple[str, bytes]]:
-    """The (name, bytes) of a tar's plain files, in order, read as a stream.
+    """The members of a tar, in order: name and content.
 
     Raises:
-        UserError: when the file is missing, not a tar, or ends before its end mark: a tar cut at a member's edge, which
-            Python would read in silence, included.
+        UserError: when the file is missing, not a tar, truncated or damaged, or a member is not a plain file or its name
+            is not `<key>.<extension>`.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            file.seek(0, 2)
-            length = file.tell()
-            file.seek(max(0, length - 2 * tarfile.BLOCKSIZE))
-            if length % tarfile.BLOCKSIZE or file.read() != bytes(2 * tarfile.BLOCKSIZE):
-                raise UserError(f"{path}: truncated or not a tar shard; copy or make it again")
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                end = 0
-                for member in tar:
-                    if not member.isreg():
-                        raise UserError(f"{path}: {member.name!r} is not a plain file; a shard holds files only")
-                    content = tar.extractfile(member)
-                    data = content.read() if content is not None else b""
-                    if len(data) != member.size:
-                        raise UserError(f"{path}: truncated within {member.name!r}; copy or make it again")
-                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    yield member.name, data
-                # a header that was overwritten ends Python's reading as if the archive were over
-                file.seek(end)
-                while block := file.read(1 << 20):
-                    if block.strip(b"\0"):
-                        raise UserError(f"{path}: corrupt after {end:,} bytes; copy or make it again")
+            yield from _members(path, file, path.stat().st_size)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such shard; the set is incomplete, copy or make it again") from None
-    except (tarfile.TarError, EOFError, OverflowError, UnicodeError) as error:
-        raise UserError(f"{path}: corrupt tar shard ({error}); copy or make it again") from None
+        raise UserError(f"{path}: no such shard; check the path, or make the shards again") from None
+    except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path}: this shard cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _members(path: Path, file: io.BufferedReader, size: int) -> Iterator[tuple[str, bytes]]:
+    damaged = f"{path}: truncated or damaged tar"
+    remedy = "fetch or make this shard again"
+    end = 0
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8")  # noqa: SIM115 — `file` is closed by the caller
+        while member := tar.next():
+            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            check_name(member.name, f"{path}: the member")
+            if not member.isreg() or member.issparse():
+                raise UserError(f"{path}: the member {member.name} is not a plain file; {remedy}")
+            if end > size:
+                raise UserError(f"{damaged} ({member.name} needs {end - size} bytes more); {remedy}")
+            file.seek(member.offset_data)
+            yield member.name, file.read(member.size)
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError, EOFError) as error:
+        raise UserError(f"{damaged} ({error}); {remedy}") from None
+    # tarfile takes a damaged header or a cut for the end; a whole tar ends in two blocks of zeros, and nothing else
+    file.seek(end)
+    zeros = 0
+    while block := file.read(1 << 16):
+        zeros += len(block)
+        if block.strip(b"\0"):
+            raise UserError(f"{damaged} (what follows byte {end} is not a member); {remedy}")
+    if zeros < 2 * BLOCK or size % BLOCK:
+        raise UserError(f"{damaged} (the end of the archive is missing); {remedy}")
+
+
+def check_name(name: str, where: str) -> tuple[str, str]:
+    """Split the name of a member at its first dot.
+
+    Returns:
+        key and extension.
+
+    Raises:
+        UserError: when it is not `<key>.<extension>`: names of members are keys, never paths.
+    """
+    key, _, extension = name.partition(".")
+    check_key(key, f"{where} {name!a}")
+    if not re.fullmatch(r"[A-Za-z0-9]+(\.[A-Za-z0-9]+)*", extension):
+        raise UserError(f"{where} {name!a}: must be named <key>.<extension>, with no dot in the key")
+    return key, extension
+
+
+def write_members(path: Path | str, members: Iterable[tuple[str, bytes]]) -> None:
+    """Publish a tar of these members, whole or not at all: the same members give the same bytes.
+
+    Raises:
+        UserError: when a name is there twice or is not `<key>.<extension>`.
+    """
+    seen = set()
+    with write_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+        for name, data in members:
+            check_name(name, f"{path}: the member")
+            if name in seen:
+                raise UserError(f"{path}: the member {name} is there twice; keys must differ")
+            seen.add(name)
+            header = tarfile.TarInfo(name)  # of nobody, from 1970: the bytes depend on the content alone
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
 
 
 def read_shard(path: Path | str) -> Iterator[Sample]:
-    """The samples of an audio shard, in order.
+    """The utterances of an audio shard, in order.
 
     Raises:
-        UserError: when the shard is damaged, a sample lacks audio or JSON, or a key occurs twice.
+        UserError: as `read_members`, and when an utterance lacks its audio or its JSON, has either twice, comes back
+            later, or its JSON is not what a shard holds.
     """
     seen: set[str] = set()
-    held: tuple[str, dict[str, bytes]] | None = None
+    key, parts = "", dict[str, bytes]()
     for name, data in read_members(path):
-        key, _, extension = name.partition(".")
-        check_key(key, f"{path}")
-        if held is not None and held[0] != key:
-            yield _sample(path, *held)
-            held = None
-        if held is None:
-            if key in seen:
-                raise UserError(f"{path}: the key {key} occurs twice; make the shard again")
-            seen.add(key)
-            held = key, {}
-        held[1][extension.lower()] = data
-    if held is not None:
-        yield _sample(path, *held)
+        head, extension = check_name(name, f"{path}: the member")
+        extension = extension.lower()
+        if extension != "json" and extension not in EXTENSIONS:
+            raise UserError(f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json; make this shard again")
+        if head != key:
+            if parts:
+                yield _sample(path, key, parts)
+            if head in seen:
+                raise UserError(f"{path}: the key {head} is there twice; make this shard again with keys that differ")
+            seen.add(head)
+            key, parts = head, {}
+        if extension in parts:
+            raise UserError(f"{path}: the member {name} is there twice; make this shard again with keys that differ")
+        parts[extension] = data
+    if parts:
+        yield _sample(path, key, parts)
 
 
 def _sample(path: Path | str, key: str, parts: dict[str, bytes]) -> Sample:
-    audio = [extension for extension in AUDIO_EXTENSIONS if extension in parts]
-    if len(audio) != 1 or "json" not in parts:
-        raise UserError(f"{path}: {key} needs one audio member ({', '.join(AUDIO_EXTENSIONS)}) and a json; it has {', '.join(sorted(parts))}")
-    fields = parse_json(parts["json"].decode("utf-8", "replace"), f"{path}: {key}.json")
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: {key}.json: must be a JSON object")
-    if not isinstance(fields.get("text", ""), str):
-        raise UserError(f"{path}: {key}.json: text must be a string, not {fields['text']!r}")
+    audio = [extension for extension in parts if extension != "json"]
+    if len(audio) != 1:
+        found = " and ".join(f"{key}.{extension}" for extension in audio) or "none"
+        raise UserError(f"{path}: {key} must have one audio member, found {found}; make this shard again")
+    if "json" not in parts:
+        raise UserError(f"{path}: {key}.{audio[0]} has no {key}.json beside it; make this shard again")
+    try:
+        text = parts["json"].decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {key}.json is not UTF-8 text; make this shard again") from None
+    fields = parse_json(text, f"{path}: {key}.json")
+    _check_fields(fields, f"{path}: {key}.json")
     return Sample(key, parts[audio[0]], audio[0], fields)
 
 
+def _check_fields(fields: Any, where: str) -> None:
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: must be a JSON object, not {ascii(fields)[:60]}; make this shard again")
+    text, seconds = fields.get("text"), fields.get("seconds", 0.0)
+    if "text" in fields and not isinstance(text, str):
+        raise UserError(f"{where}: `text` must be text, not {ascii(text)[:60]}; leave it out when it is unknown")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise UserError(f"{where}: `seconds` must be a length in seconds, not {ascii(seconds)[:60]}; make this shard again")
+
+
 def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
-    """Write an audio shard, whole or not at all, and describe it; hours are counted from the fields' `seconds`."""
+    """Publish an audio shard, whole or not at all.
+
+    Returns:
+        what the index says about it; `seconds` is the sum over its samples.
+
+    Raises:
+        UserError: when a key is there twice or cannot be a key, the extension is not of audio, or the fields are not JSON.
+    """
     path = Path(path)
-    count, seconds = 0, 0.0
+    seconds: list[float] = []
+    seen: set[str] = set()
 
     def members() -> Iterator[tuple[str, bytes]]:
-        nonlocal count, seconds
         for sample in samples:
-            count += 1
-            seconds += float(sample.fields.get("seconds", 0.0))
+            where = f"{path}: {sample.key!a}"
+            check_key(sample.key, str(path))
+            if sample.key in seen:
+                raise UserError(f"{path}: the key {sample.key} is there twice; keys must differ")
+            if sample.extension not in EXTENSIONS:
+                raise UserError(f"{where}: {sample.extension} is not a kind of audio ({', '.join(EXTENSIONS)})")
+            _check_fields(sample.fields, where)
+            try:
+                fields = json.dumps(sample.fields, ensure_ascii=False, allow_nan=False).encode()
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UserError(f"{where}: its fields cannot be written as JSON ({error}); mend or remove them") from None
+            seen.add(sample.key)
+            seconds.append(float(sample.fields.get("seconds", 0.0)))
             yield f"{sample.key}.{sample.extension}", sample.audio
-            yield f"{sample.key}.json", json.dumps(sample.fields, ensure_ascii=False).encode()
+            yield f"{sample.key}.json", fields
 
     write_members(path, members())
-    return ShardInfo(path.name, count, round(seconds, 3), path.stat().st_size, sha256_file(path))
+    return ShardInfo(path.name, len(seconds), round(math.fsum(seconds), 6), path.stat().st_size, sha256_file(path))
 
 
-def shard_name(number: int) -> str:
-    """Name of a set's shard."""
-    return f"shard-{number:06d}.tar"
-
-
-def write_index(folder: Path | str, shards: list[ShardInfo]) -> None:
-    """Write a set's index: last of all, for without it there is no set."""
-    write_json(Path(folder) / "index.json", {"format": FORMAT, "version": VERSION, "shards": [asdict(shard) for shard in shards]})
+_INFOS = TypeAdapter(list[ShardInfo])
 
 
 def read_index(folder: Path | str) -> list[ShardInfo]:
-    """A set's shards.
+    """The shards of a set, as its index lists them.
 
     Raises:
-        UserError: when the folder holds no set, or its index is damaged or of another version.
+        UserError: when there is no index, it is damaged or of a newer version.
     """
-    where = Path(folder) / "index.json"
-    if not where.exists():
-        raise UserError(f"{folder}: holds no index.json, so it is no set of shards; make one with `asr-kd prepare`")
-    index = read_json(where, "index")
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"{where}: not an index of asr_kd shards; make the set with `asr-kd prepare`")
-    if index.get("version") != VERSION:
-        raise UserError(f"{where}: index version {index.get('version')}, this program reads {VERSION}; use a matching asr_kd")
+    path = Path(folder) / INDEX
+    if not path.exists():
+        what = "no such folder of shards" if not Path(folder).is_dir() else f"holds no shards ({INDEX} is missing)"
+        raise UserError(f"{folder}: {what}; check the path, or finish `asr-kd prepare`")
+    value = read_json(path, "index of shards")
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UserError(f"{path}: not an index of audio shards; make it with `asr-kd prepare`")
+    version = value.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise UserError(f"{path}: of version {version}, this program reads {VERSION}; use a newer asr_kd")
     try:
-        shards = [ShardInfo(**line) for line in index["shards"]]
-        for shard in shards:
-            check_key(shard.name.removesuffix(".tar"), str(where))
-            if not (isinstance(shard.samples, int) and isinstance(shard.bytes, int) and isinstance(shard.sha256, str)):
-                raise TypeError
-            float(shard.seconds)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{where}: damaged index; make the set again") from None
-    return shards
+        infos = _INFOS.validate_json(json.dumps(value.get("shards")))  # as JSON: strict would want ShardInfo objects
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(["shards", *map(str, first["loc"])])
+        raise UserError(f"{path}: {place}: {first['msg'].lower()}; make the shards again") from None
+    if len({info.name for info in infos}) < len(infos):
+        raise UserError(f"{path}: lists a shard twice; make the shards again")
+    return infos
 
 
-def check_shard(folder: Path | str, shard: ShardInfo) -> None:
-    """Compare a shard with its line of the index.
+def shard_name(number: int) -> str:
+    """File name of a shard of a set."""
+    return f"shard-{number:06d}.tar"
+
+
+def write_index(folder: Path | str, infos: list[ShardInfo]) -> None:
+    """Publish the index of a set of shards; this comes last and makes the set whole."""
+    shards = [dataclasses.asdict(info) for info in infos]
+    write_json(Path(folder) / INDEX, {"format": FORMAT, "version": VERSION, "shards": shards})
+
+
+def check_shard(folder: Path | str, info: ShardInfo) -> None:
+    """Compare a shard with what the index says about it.
 
     Raises:
-        UserError: when it is missing or its bytes are others than when the index was written.
+        UserError: when it is missing, or its size or SHA-256 differs.
     """
-    path = Path(folder) / shard.name
+    path = Path(folder) / info.name
+    remedy = "fetch it again, or remove it and run `asr-kd prepare` again"
     if not path.is_file():
-        raise UserError(f"{path}: is in the index but not there; copy or make the set again")
-    if path.stat().st_size != shard.bytes or sha256_file(path) != shard.sha256:
-        raise UserError(f"{path}: its bytes differ from the index (damaged or changed); copy or make the set again")
+        raise UserError(f"{path}: this shard is in {INDEX}, but not there; {remedy}")
+    size = path.stat().st_size
+    if size != info.bytes:
+        raise UserError(f"{path}: has {size} bytes, {INDEX} says {info.bytes}; {remedy}")
+    if sha256_file(path) != info.sha256:
+        raise UserError(f"{path}: its SHA-256 differs from {INDEX}; {remedy}")

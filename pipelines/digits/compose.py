@@ -30,7 +30,7 @@ RATE = 8000
 TAKES = {"test": range(5), "development": range(5, 10), "labelled": range(10, 14), "unlabelled": range(14, 10**6)}
 SHORTEST, LONGEST = 3, 7  # digits in a string
 LONGEST_PAUSE = RATE * 3 // 10
-NOISE = 12  # standard deviation of the noise floor in steps of 16 bits: about -68 dB of full scale
+NOISE = (8, 80)  # range of the noise floor in steps of 16 bits: about -70 to -50 dB of full scale
 
 
 @dataclass
@@ -78,7 +78,8 @@ def strings_of_digits(
             pieces += [recording.waveform, np.zeros(int(rng.integers(0, LONGEST_PAUSE)), np.int16)]
         waveform = np.concatenate(pieces).astype(np.int32)
         # the sum of four uniform draws is near enough to normal, and integer
-        waveform += rng.integers(-NOISE, NOISE + 1, (4, len(waveform))).sum(axis=0) * 7 // 8
+        level = int(rng.integers(*NOISE))
+        waveform += rng.integers(-level, level + 1, (4, len(waveform))).sum(axis=0) * 7 // 8
         left -= len(waveform)
         yield (
             np.clip(waveform, -32768, 32767).astype(np.int16),

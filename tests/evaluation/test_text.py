@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asr_kd.evaluation.text import NORMALIZERS, basic, none
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("  Hello,   World! ", "hello world"),
+        ("don't — DON’T", "dont dont"),
+        ("well-known", "well known"),
+        ("Grüße aus Köln", "grüße aus köln"),
+        ("e\u0301te\u0301", "été"),
+        ("हिन्दी।", "हिन्दी"),
+        ("１２３", "123"),
+        ("...", ""),
+    ],
+)
+def test_basic(text: str, wanted: str) -> None:
+    assert basic(text) == wanted
+
+
+def test_none_joins_white_space_only() -> None:
+    assert none(" A,  b\n") == "A, b"
+
+
+def test_names_carry_a_version() -> None:
+    assert {key: item.name for key, item in NORMALIZERS.items()} == {"none": "none-1", "basic": "basic-1"}
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    assert basic(basic(text)) == basic(text)
