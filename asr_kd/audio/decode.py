@@ -39,7 +39,7 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
         data: the bytes of the file.
         name: opens every message.
         sample_rate: wanted rate in Hz; None keeps the file's own.
-        max_seconds: longer audio is refused, where possible before it is decoded.
+        max_seconds: longer audio is refused before it is decoded.
 
     Returns:
         waveform float32 [samples], mono (the mean of the channels), full scale 1; and its rate in Hz.
@@ -60,21 +60,26 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
             extension = _extension(file, name)
             rate, channels, length = file.samplerate, file.channels, file.frames
             if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
-                raise AudioError(f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again")
+                raise AudioError(
+                    f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again"
+                )
             _check_container(data, name, extension, length)
             limit = int(max_seconds * rate)
-            known = length < UNKNOWN_LENGTH
-            if known and length > limit:
-                raise _too_long(name, length / rate, max_seconds)
+            if length >= UNKNOWN_LENGTH:
+                raise AudioError(
+                    f"{name}: does not state its length (it was written to a pipe); write it to a file with ffmpeg or flac"
+                )
+            if length > limit:
+                raise AudioError(
+                    f"{name}: {length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
+                )
             # one read: libsndfile's lossy decoders do not promise the same samples after a seek
-            samples = file.read(min(length, limit + 1), dtype="float32", always_2d=True)
+            samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: {_reason(error)}") from None
     except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
         raise AudioError(f"{name}: cannot be decoded ({error or 'out of memory'}); make the file again") from None
-    if len(samples) > limit:
-        raise _too_long(name, len(samples) / rate, max_seconds)
-    if known and len(samples) < length - (MP3_SLACK if extension == "mp3" else 0):
+    if len(samples) < length - (MP3_SLACK if extension == "mp3" else 0):
         raise AudioError(
             f"{name}: truncated or damaged, its header says {length / rate:.3f} s and {len(samples) / rate:.3f} s could "
             "be decoded; fetch the file again"
@@ -85,7 +90,9 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
     if not np.isfinite(peak):
         raise AudioError(f"{name}: holds samples that are not numbers (NaN or infinite); make the file again")
     if peak > MAX_AMPLITUDE:
-        raise AudioError(f"{name}: its samples reach {peak:.3g} where full scale is 1; scale them and write the file again")
+        raise AudioError(
+            f"{name}: its samples reach {peak:.3g} where full scale is 1; scale them and write the file again"
+        )
     waveform = samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)
     wanted = sample_rate or rate
     if wanted != rate:
@@ -93,10 +100,6 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
         if not len(waveform):
             raise AudioError(f"{name}: too short to be converted to {wanted} Hz ({len(samples)} samples); leave it out")
     return Audio(np.ascontiguousarray(waveform, dtype=np.float32), wanted, extension, rate, channels)
-
-
-def _too_long(name: str, seconds: float, max_seconds: float) -> AudioError:
-    return AudioError(f"{name}: {seconds:.1f} s or more, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds")
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -191,13 +194,17 @@ def _mp3_frame(data: bytes, at: int) -> tuple[int, int] | None:
         return None
     first = version == 3  # MPEG 1; else 2 or 2.5
     hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    return (144 if first else 72) * 1000 * _MP3_KBPS[3 if first else 2][kbps] // hertz + (header >> 9 & 1), 1152 if first else 576
+    return (144 if first else 72) * 1000 * _MP3_KBPS[3 if first else 2][kbps] // hertz + (
+        header >> 9 & 1
+    ), 1152 if first else 576
 
 
 def _mp3_problem(data: bytes, length: int) -> str | None:
     at = 0
     while data[at : at + 3] == b"ID3" and at + 10 <= len(data):
-        at += 10 + sum((byte & 127) << shift for byte, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0), strict=True))
+        at += 10 + sum(
+            (byte & 127) << shift for byte, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0), strict=True)
+        )
     first, samples = at, 0
     while frame := _mp3_frame(data, at):
         at += frame[0]

@@ -37,15 +37,17 @@ def check_key(key: object, where: str) -> str:
     if not isinstance(key, str) or not key:
         raise UserError(f"{where}: the key must be text that is not empty, not {_shown(key)}")
     if any(character in "./\\" or not character.isprintable() for character in key) or key != key.strip():
-        raise UserError(f"{where}: the key {_shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _")
+        raise UserError(
+            f"{where}: the key {_shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
+        )
     if len(key.encode()) > KEY_BYTES:
         raise UserError(f"{where}: the key {_shown(key)} is longer than {KEY_BYTES} bytes; shorten it")
     return key
 
 
 def read_manifest(path: Path | str) -> Iterator[Utterance]:
-    """Read a manifest: on each line a JSON object with `key`, `audio` (a path from the manifest's folder), and optionally
-    `text` and anything else. Empty lines are passed over.
+    """Read a manifest: on each line a JSON object with `audio` (a path from the manifest's folder), and optionally `key`
+    (else the name of the audio file, without its extension), `text` and anything else. Empty lines are passed over.
 
     Raises:
         UserError: naming the file and the line: not JSON, a key or path that is missing or wrong, a key that was there
@@ -62,7 +64,7 @@ def read_manifest(path: Path | str) -> Iterator[Utterance]:
             raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
         yield Utterance(key, path.parent / audio, text, value)
     if not found:
-        raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with key and audio")
+        raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio and key")
 
 
 def read_transcripts(path: Path | str) -> dict[str, str]:
@@ -94,9 +96,10 @@ def _unique(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
         seen.execute("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
         for number, value in _lines(path, what):
             where = f"{path}, line {number}"
-            if "key" not in value:
-                raise UserError(f"{where}: has no `key`; give every utterance a name of its own")
-            key = check_key(value.pop("key"), where)
+            audio = value.get("audio")
+            if "key" not in value and not (isinstance(audio, str) and audio):
+                raise UserError(f"{where}: has neither `audio` nor `key`; add them, or remove the line")
+            key = check_key(value.pop("key") if "key" in value else Path(str(audio)).stem, where)
             try:
                 seen.execute("INSERT INTO lines VALUES (?, ?)", (key, number))
             except sqlite3.IntegrityError:
@@ -121,14 +124,18 @@ def _lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
                 except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
-                    raise UserError(f"{path}, line {number}: holds NaN, half a character or too deep JSON; mend or remove it") from None
+                    raise UserError(
+                        f"{path}, line {number}: holds NaN, half a character or too deep JSON; mend or remove it"
+                    ) from None
                 yield number, value
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder where a {what} was expected") from None
     except (PermissionError, NotADirectoryError) as error:
-        raise UserError(f"{path}: this {what} cannot be read ({error.strerror}); check the path and its permissions") from None
+        raise UserError(
+            f"{path}: this {what} cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
 
 
 def _shown(value: object) -> str:

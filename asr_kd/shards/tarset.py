@@ -63,7 +63,9 @@ def read_members(path: Path | str) -> Iterator[tuple[str, bytes]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such shard; check the path, or make the shards again") from None
     except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
-        raise UserError(f"{path}: this shard cannot be read ({error.strerror}); check the path and its permissions") from None
+        raise UserError(
+            f"{path}: this shard cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
 
 
 def _members(path: Path, file: io.BufferedReader, size: int) -> Iterator[tuple[str, bytes]]:
@@ -115,15 +117,14 @@ def write_members(path: Path | str, members: Iterable[tuple[str, bytes]]) -> Non
     """Publish a tar of these members, whole or not at all: the same members give the same bytes.
 
     Raises:
-        UserError: when a name is there twice or is not `<key>.<extension>`.
+        UserError: when a name is not `<key>.<extension>`.
     """
-    seen = set()
-    with write_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+    with (
+        write_whole(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
+    ):
         for name, data in members:
             check_name(name, f"{path}: the member")
-            if name in seen:
-                raise UserError(f"{path}: the member {name} is there twice; keys must differ")
-            seen.add(name)
             header = tarfile.TarInfo(name)  # of nobody, from 1970: the bytes depend on the content alone
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))
@@ -142,7 +143,9 @@ def read_shard(path: Path | str) -> Iterator[Sample]:
         head, extension = check_name(name, f"{path}: the member")
         extension = extension.lower()
         if extension != "json" and extension not in EXTENSIONS:
-            raise UserError(f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json; make this shard again")
+            raise UserError(
+                f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json; make this shard again"
+            )
         if head != key:
             if parts:
                 yield _sample(path, key, parts)
@@ -180,7 +183,9 @@ def _check_fields(fields: Any, where: str) -> None:
     if "text" in fields and not isinstance(text, str):
         raise UserError(f"{where}: `text` must be text, not {ascii(text)[:60]}; leave it out when it is unknown")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise UserError(f"{where}: `seconds` must be a length in seconds, not {ascii(seconds)[:60]}; make this shard again")
+        raise UserError(
+            f"{where}: `seconds` must be a length in seconds, not {ascii(seconds)[:60]}; make this shard again"
+        )
 
 
 def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
@@ -208,7 +213,9 @@ def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
             try:
                 fields = json.dumps(sample.fields, ensure_ascii=False, allow_nan=False).encode()
             except (TypeError, ValueError, RecursionError) as error:
-                raise UserError(f"{where}: its fields cannot be written as JSON ({error}); mend or remove them") from None
+                raise UserError(
+                    f"{where}: its fields cannot be written as JSON ({error}); mend or remove them"
+                ) from None
             seen.add(sample.key)
             seconds.append(float(sample.fields.get("seconds", 0.0)))
             yield f"{sample.key}.{sample.extension}", sample.audio
