@@ -385,5 +385,3 @@ def learning_curve(folder: Path) -> list[dict[str, float]]:
         if all(map(math.isfinite, point.values())):
             points.append(point)
     return points
-
-

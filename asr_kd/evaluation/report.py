@@ -71,7 +71,7 @@ def verdict(report: dict[str, Any]) -> str:
     def rated(name: str) -> str:
         return f"{name} ({percent(systems[name]['wer'])})"
 
-    if baseline is None or (not others and teacher is None):
+    if baseline is None or ranked == [baseline]:
         best = systems[ranked[0]]
         counted = f"{best['errors']:,} errors in {best['words']:,} words"
         return f"{_lowest(ranked, systems)}: {counted}{_within(best['interval'])}."

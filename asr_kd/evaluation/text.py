@@ -28,9 +28,7 @@ def basic(text: str) -> str:
     Letters, digits and combining marks of every script stay.
     """
     folded = unicodedata.normalize("NFKC", text).lower()
-    kept = (
-        "" if char in APOSTROPHES else " " if unicodedata.category(char)[0] in "PSZC" else char for char in folded
-    )
+    kept = ("" if char in APOSTROPHES else " " if unicodedata.category(char)[0] in "PSZC" else char for char in folded)
     return none("".join(kept))
 
 

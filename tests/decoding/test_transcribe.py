@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asr_kd.config import FeatureSettings, ModelSettings, TranscribeSettings, UnitsSettings
+from asr_kd.decoding.transcribe import transcribe, transcribe_files, transcribe_shards
+from asr_kd.errors import AudioError, UserError
+from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
+from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.tarset import Sample, write_index, write_shard
+from asr_kd.units import train_units
+
+
+def wav(seconds: float, seed: int = 0) -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, np.random.default_rng(seed).normal(0, 0.1, int(8000 * seconds)), 8000, format="WAV")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("model")
+    (root / "text.txt").write_text("one two three\n" * 3)
+    units = train_units(UnitsSettings(source=str(root / "text.txt"), output=str(root / "units"), kind="char", size=20))
+    torch.manual_seed(1)
+    settings, features = ModelSettings(layers=1, size=8), FeatureSettings(sample_rate=8000, mels=8)
+    model = build_model(settings, features.dimension, units.size)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4.0)
+    save_checkpoint(root / "model", model, units, features, settings)
+    return str(root / "model")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    samples = [
+        Sample(f"u{index}", wav(0.5 + 0.3 * index, index), "wav", {"seconds": 0.5 + 0.3 * index}) for index in range(3)
+    ]
+    samples.insert(1, Sample("broken", b"RIFF", "wav", {}))
+    (tmp_path / "shards").mkdir()
+    write_index(tmp_path / "shards", [write_shard(tmp_path / "shards" / "shard-000000.tar", samples)])
+    return str(tmp_path / "shards")
+
+
+def test_a_set_of_shards_reads_like_its_recordings(
+    folder: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "texts.jsonl"
+    transcribe_shards(
+        TranscribeSettings(
+            checkpoint=folder, audio=shards, output=str(output), max_bad_share=0.5, batch_frames=60, device="cpu"
+        )
+    )
+    texts = read_transcripts(output)
+    assert list(texts) == ["u0", "u1", "u2"]
+    assert any(texts.values())
+    checkpoint = load_checkpoint(folder)
+    for index, key in enumerate(texts):
+        assert transcribe(checkpoint, wav(0.5 + 0.3 * index, index), key) == texts[key]
+    captured = capsys.readouterr()
+    assert "left out broken" in captured.err
+    assert "3 texts, 1 utterances left out" in captured.out
+
+
+def test_too_much_unreadable_audio_writes_nothing(folder: str, shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "texts.jsonl"
+    with pytest.raises(UserError, match=r"1 of 4 utterances could not be read .*broken"):
+        transcribe_shards(TranscribeSettings(checkpoint=folder, audio=shards, output=str(output), device="cpu"))
+    assert not output.exists()
+
+
+def test_files(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    for seed, name in enumerate(names):
+        Path(name).write_bytes(wav(1.0, seed))
+    settings = TranscribeSettings(checkpoint=folder, decoder="beam", beam=2, device="cpu")
+    transcribe_files(settings, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == names
+    transcribe_files(settings, names[:1])
+    assert capsys.readouterr().out.rstrip("\n") == lines[0].split("\t")[1]
+
+
+def test_bad_recordings_are_named(folder: str, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    for data in (b"", b"text", wav(0.01), wav(3.0)):
+        with pytest.raises(AudioError, match="clip"):
+            transcribe(checkpoint, data, "clip", max_seconds=2.0)
+    with pytest.raises(UserError, match=r"missing.wav: cannot be read"):
+        transcribe_files(TranscribeSettings(checkpoint=folder, device="cpu"), [str(tmp_path / "missing.wav")])
+
+
+def test_texts_are_json_lines_of_unicode(folder: str, shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "texts.jsonl"
+    transcribe_shards(
+        TranscribeSettings(checkpoint=folder, audio=shards, output=str(output), max_bad_share=1.0, device="cpu")
+    )
+    assert all(set(json.loads(line)) == {"key", "text"} for line in output.read_text().splitlines())

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_kd.config import EvalSettings
+from asr_kd.errors import UserError
+from asr_kd.evaluation.job import evaluate, learning_curve
+from asr_kd.evaluation.wer import ErrorCounts, count_errors
+from asr_kd.shards.tarset import Sample, write_index, write_shard
+
+Job = Callable[..., EvalSettings]
+
+
+def good(index: int) -> Sample:
+    data = io.BytesIO()
+    soundfile.write(data, np.random.default_rng(index).normal(0, 0.1, 6000), 8000, format="WAV")
+    return Sample(f"g{index}", data.getvalue(), "wav", {"text": "one two", "seconds": 0.75})
+
+
+def shards_of(folder: Path, samples: list[Sample]) -> str:
+    folder.mkdir()
+    write_index(folder, [write_shard(folder / "shard-000000.tar", samples)])
+    return str(folder)
+
+
+@pytest.fixture
+def job(checkpoints: dict[str, Path], audio: Path, tmp_path: Path) -> Job:
+    def make(**changes: Any) -> EvalSettings:
+        values = {
+            "systems": {name: str(folder) for name, folder in checkpoints.items()}, "audio": str(audio),
+            "output": str(tmp_path / "report"), "bootstrap": 50, "batch_frames": 60, "device": "cpu",
+        }  # fmt: skip
+        return EvalSettings.model_validate(values | changes)
+
+    return make
+
+
+def read(settings: EvalSettings) -> dict[str, Any]:
+    return json.loads((Path(settings.output) / "report.json").read_text())
+
+
+def test_end_to_end(job: Job, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job(baseline="student", teacher="teacher")
+    evaluate(settings)
+    report, folder = read(settings), Path(settings.output)
+    lines = [json.loads(line) for line in (folder / "utterances.jsonl").read_text().splitlines()]
+    assert [(line["system"], line["key"]) for line in lines] == [
+        ("teacher", "u0"), ("teacher", "u1"), ("student", "u0"), ("student", "u1"), ("teacher", "u2"), ("student", "u2"),
+    ]  # fmt: skip
+    assert lines[0]["reference"] == "One, two."
+    assert lines[0]["reference_scored"] == "one two"
+    assert (report["version"], report["normalizer"], list(report["systems"])) == (1, "basic-1", ["teacher", "student"])
+    assert report["data"] | {"audio": "", "hash": ""} == {
+        "audio": "", "hash": "", "shards": 2, "utterances": 3, "quarantined": 0, "words": 6, "seconds": 2.1, "speakers": 2,
+    }  # fmt: skip
+    for name, system in report["systems"].items():
+        mine = [line for line in lines if line["system"] == name]
+        counts = [count_errors(line["reference_scored"], line["hypothesis_scored"]) for line in mine]
+        total = sum(counts, ErrorCounts())
+        assert system["wer"] == total.errors / 6
+        for kind in ("words", "substitutions", "deletions", "insertions"):
+            assert system[kind] == getattr(total, kind)
+        assert sum(one["errors"] for one in system["speakers"].values()) == total.errors
+        assert system["interval"][0] <= system["wer"] <= system["interval"][1]
+        assert system["sentence_errors"] == sum(one.errors > 0 for one in counts)
+        assert system["parameters"] * 4 == system["size_bytes"]
+        assert system["real_time_factor"] > 0
+    teacher, student = report["systems"]["teacher"], report["systems"]["student"]
+    assert (teacher["lookahead_ms"], student["lookahead_ms"]) == (None, 75)
+    assert teacher["real_time_factor_to_teacher"] == 1
+    assert teacher["agreement_with_teacher"] == 1
+    assert [point["development_wer"] for point in student["curve"]] == [0.9, 0.4]
+    out = capsys.readouterr().out
+    assert "| teacher" in out
+    assert report["verdict"] in out
+    assert report["verdict"] in (folder / "report.md").read_text()
+
+
+def test_the_same_command_again_gives_the_same_scores(job: Job) -> None:
+    def scores(settings: EvalSettings) -> Any:
+        evaluate(settings)
+        kept = ("wer", "interval", "relative_change_to_teacher_interval", "worst", "confusions", "fingerprint")
+        return {name: [system[key] for key in kept] for name, system in read(settings)["systems"].items()}
+
+    settings = job(teacher="teacher")
+    assert scores(settings) == scores(settings)
+
+
+def test_beam_and_no_bootstrap(job: Job) -> None:
+    settings = job(decoder="beam", beam=3, bootstrap=0, normalizer="none", systems={"only": job().systems["student"]})
+    evaluate(settings)
+    report = read(settings)
+    assert report["normalizer"] == "none-1"
+    assert report["systems"]["only"]["interval"] is None
+
+
+def test_bad_audio_is_left_out_for_all_and_counted(job: Job, tmp_path: Path) -> None:
+    samples = [good(0), Sample("broken", b"no audio", "wav", {"text": "six"}), good(1)]
+    settings = job(audio=shards_of(tmp_path / "mixed", samples), max_bad_share=0.5)
+    evaluate(settings)
+    report = read(settings)
+    assert (report["data"]["utterances"], report["data"]["quarantined"]) == (2, 1)
+    assert {system["utterances"] for system in report["systems"].values()} == {2}
+    (line,) = (Path(settings.output) / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "broken"
+
+
+def test_too_much_bad_audio_fails_and_publishes_nothing(job: Job, tmp_path: Path) -> None:
+    settings = job(audio=shards_of(tmp_path / "mixed", [good(0), Sample("broken", b"", "wav", {"text": "six"})]))
+    with pytest.raises(UserError, match=r"1 of 2 utterances could not be used .*broken.*max_bad_share"):
+        evaluate(settings)
+    assert [path.name for path in Path(settings.output).iterdir()] == ["job.json"]
+
+
+def test_shards_without_text(job: Job, tmp_path: Path) -> None:
+    sample = good(0)
+    del sample.fields["text"]
+    with pytest.raises(UserError, match=r"shard-000000.tar: g0 has no text"):
+        evaluate(job(audio=shards_of(tmp_path / "unlabelled", [sample])))
+
+
+def test_texts_without_words(job: Job, tmp_path: Path) -> None:
+    sample = good(0)
+    sample.fields["text"] = "..."
+    with pytest.raises(UserError, match="the texts hold no words"):
+        evaluate(job(audio=shards_of(tmp_path / "wordless", [sample])))
+
+
+def test_an_empty_set(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_index(tmp_path / "empty", [])
+    with pytest.raises(UserError, match="holds no utterances"):
+        evaluate(job(audio=str(tmp_path / "empty")))
+
+
+def test_a_shard_that_was_changed(job: Job, tmp_path: Path) -> None:
+    folder = Path(shards_of(tmp_path / "changed", [good(0)]))
+    write_shard(folder / "shard-000000.tar", [good(1)])
+    with pytest.raises(UserError, match=r"shard-000000.tar"):
+        evaluate(job(audio=str(folder)))
+
+
+@pytest.mark.parametrize("role", ["baseline", "teacher"])
+def test_an_unknown_role_names_the_systems(job: Job, role: str) -> None:
+    with pytest.raises(UserError, match=f"{role}: nobody is none of the systems; it must be one of teacher, student"):
+        evaluate(job(**{role: "nobody"}))
+
+
+def test_a_folder_of_other_settings(job: Job) -> None:
+    evaluate(job(bootstrap=5))
+    with pytest.raises(UserError, match="bootstrap was 5, now 6"):
+        evaluate(job(bootstrap=6))
+
+
+def test_no_learning_curve(tmp_path: Path) -> None:
+    assert learning_curve(tmp_path / "nowhere") == []
