@@ -23,10 +23,24 @@ class LstmModel(nn.Module):
         self.lstm = nn.LSTM(
             inputs, size, layers, batch_first=True, bidirectional=bidirectional, dropout=dropout if layers > 1 else 0.0
         )
+        self._initialise()
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(size * (2 if bidirectional else 1), units)
         #: how far the output looks ahead, in frames; None for the whole utterance
         self.lookahead_frames: int | None = None if bidirectional else delay
+
+    def _initialise(self) -> None:
+        """Gates that remember from the start: with torch's default, CTC stays on the blank for hundreds of steps more."""
+        for name, weight in self.lstm.named_parameters():
+            if "weight_ih" in name:
+                nn.init.xavier_uniform_(weight)
+            elif "weight_hh" in name:
+                for gate in weight.data.chunk(4):
+                    nn.init.orthogonal_(gate)
+            else:
+                nn.init.zeros_(weight)
+                if "bias_ih" in name:
+                    weight.data.chunk(4)[1].fill_(1.0)  # the forget gate
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         frames = features.shape[1]

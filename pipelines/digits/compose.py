@@ -9,9 +9,11 @@ the unlabelled set is not in its shards; it goes to `unlabelled-oracle.jsonl`, w
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import shutil
 import sys
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,6 @@ from asr_kd.errors import UserError
 from asr_kd.files import claim_folder
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import write_transcripts
-from asr_kd.shards.prepare import to_flac
 from asr_kd.shards.tarset import Sample, read_index, read_shard, shard_name, write_index, write_shard
 
 RATE = 8000
@@ -50,7 +51,14 @@ def read_recordings(source: Path) -> list[Recording]:
         for sample in read_shard(source / shard.name):
             waveform, _ = decode(sample.audio, sample.key, RATE, 10.0)
             steps = np.round(waveform * 32768).astype(np.int16)
-            recordings.append(Recording(steps, sample.fields["text"], sample.fields["speaker"], sample.fields["take"]))
+            try:
+                recordings.append(
+                    Recording(steps, sample.fields["text"], sample.fields["speaker"], sample.fields["take"])
+                )
+            except KeyError as error:
+                raise UserError(
+                    f"{source / shard.name}: {sample.key} has no {error}; compose from single digits with text, speaker and take"
+                ) from None
     return recordings
 
 
@@ -88,6 +96,17 @@ def strings_of_digits(
         )
 
 
+def to_wav(waveform: np.ndarray) -> bytes:
+    """A WAV file of int16 [samples]: unlike a FLAC encoder, it has no choice in the bytes."""
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(waveform.astype("<i2").tobytes())
+    return data.getvalue()
+
+
 def compose(source: Path, output: Path, minutes: dict[str, float], seed: int) -> None:
     """Write the sets, the first quarter and half of the unlabelled one, and the oracle's text."""
     settings = {"minutes": minutes, "seed": seed, "source": [shard.sha256 for shard in read_index(source)]}
@@ -123,7 +142,7 @@ def write_set(output: Path, name: str, strings: list[tuple[np.ndarray, str, str]
                     texts.append((key, text))
                 else:
                     fields["text"] = text
-                samples.append(Sample(key, to_flac(waveform.astype(np.float32) / 32768, RATE), "flac", fields))
+                samples.append(Sample(key, to_wav(waveform), "wav", fields))
                 progress.advance(1, seconds)
             infos.append(write_shard(output / name / shard_name(shard), samples))
     write_index(output / name, infos)
@@ -131,8 +150,8 @@ def write_set(output: Path, name: str, strings: list[tuple[np.ndarray, str, str]
         write_transcripts(output / f"{name}-oracle.jsonl", texts)
 
 
-def main() -> int:
-    """Parse and run."""
+def main(argv: list[str] | None = None) -> int:
+    """Parse and run; returns the exit status: 0, or 2 for what the user can mend."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", type=Path, default=Path("data_manifests/digits"), help="shards of single digits")
     parser.add_argument("--output", type=Path, required=True, help="folder of the composed sets")
@@ -141,9 +160,12 @@ def main() -> int:
         parser.add_argument(
             f"--{name}", type=float, default=default, metavar="MINUTES", help=f"audio of the {name} set"
         )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     minutes = {name: getattr(arguments, name) for name in TAKES}
     try:
+        for name, value in minutes.items():
+            if not 0 < value < 10**6:
+                raise UserError(f"--{name}: {value:g} minutes cannot be composed; give a number above 0")
         compose(arguments.source, arguments.output, minutes, arguments.seed)
     except UserError as error:
         print(f"compose: {error}", file=sys.stderr)

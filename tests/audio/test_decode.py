@@ -46,8 +46,7 @@ def encoded(kind: str, seconds: float = 2.0, rate: int = 16000, channels: int = 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16000, 2), (48000, 1), (48000, 6)])
 def test_reads_every_kind(kind: str, rate: int, channels: int) -> None:
-    if kind == "mp3" and channels > 2:
-        pytest.skip("MP3 has two channels at most")
+    channels = min(channels, 2) if kind == "mp3" else channels
     audio = read_audio(encoded(kind, 0.5, rate, channels), "a", None, 10)
     assert (audio.rate, audio.source_rate, audio.source_channels) == (rate, rate, channels)
     assert audio.extension == ("wav" if kind.startswith("wav") else kind)
