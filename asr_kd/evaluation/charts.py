@@ -122,11 +122,11 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
 
 
 def learning_curves(curves: Sequence[Curve]) -> Markup:
-    """Development WER against hours of audio; a ring marks the best score, whose checkpoint a run keeps.
+    """Development WER against hours of audio; a ring marks the best score.
 
     The WER axis is logarithmic where the scores span a wide range, so that the end of training can be told apart.
     """
-    top, height = 12, 330
+    top, height = 34, 352
     bottom = height - 50
     scores = [100 * wer for curve in curves for wer in curve.wers]
     positive = [score for score in scores if score > 0]
@@ -154,7 +154,7 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
         parts.append(_text(across(hour), bottom + 20, _label(hour), "middle"))
     parts.append(_text(WIDTH - RIGHT, bottom + 40, "hours of audio trained on (passes counted)", "end"))
     scale = "development WER, % (logarithmic)" if logarithmic else "development WER, %"
-    parts.append(_text(WIDTH - RIGHT - 2, top + 14, scale, "end", "tick halo"))
+    parts.append(_text(4, 16, scale))
     for curve in curves:
         points = [(across(hour), up(100 * wer)) for hour, wer in zip(curve.hours, curve.wers, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -90,7 +90,7 @@ def verdict(report: dict[str, Any]) -> str:
         if moved is None:
             parts.append(f"{baseline} makes no errors, so no relative change is defined.")
             break
-        if bounds is None:
+        if bounds is None or bounds == [0.0, 0.0]:
             sure = ""
         elif bounds[0] <= 0 <= bounds[1]:
             sure = f", within chance{_within(bounds, signed=True)}"
