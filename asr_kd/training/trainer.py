@@ -111,8 +111,7 @@ def _run_phase(
             for index, batch in enumerate(stream.batches(number)):
                 if number == position.number and index < position.batches:
                     continue  # done before the interruption
-                if index == 0 and number == 0:
-                    rate = _learning_rate(plan, position.phase_seconds / max(total, 1))
+                rate = _learning_rate(plan, position.phase_seconds / max(total, 1))
                 began = time.monotonic()
                 loss = step(model, optimizer, batch, plan, settings, rate, device)
                 if not math.isfinite(loss):
