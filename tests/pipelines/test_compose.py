@@ -91,7 +91,12 @@ def test_no_recording_is_in_two_sets_and_the_text_is_what_is_heard(composed: Pat
                 place = (sample.fields["speaker"], take, word)
                 counts[place] = counts.get(place, 0) + 1
         assert len(counts) == 2 * len(takes) * len(WORDS)
-        assert max(counts.values()) - min(counts.values()) <= 2, "recordings are used about equally often"
+        for speaker in (
+            "ann",
+            "bob",
+        ):  # each recording of a speaker is used as often as the others, a round more or less
+            uses = [count for place, count in counts.items() if place[0] == speaker]
+            assert max(uses) - min(uses) <= 2
 
 
 def test_unlabelled_shards_hold_no_text(composed: Path) -> None:
