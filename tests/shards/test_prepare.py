@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_kd.audio.decode import decode
+from asr_kd.config import PrepareSettings
+from asr_kd.errors import UserError
+from asr_kd.shards import prepare as prepare_module
+from asr_kd.shards.prepare import prepare, to_flac
+from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
+
+RATE = 8000
+
+
+def hum(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    time = np.arange(int(seconds * rate)) / rate
+    return np.repeat(0.3 * np.sin(2 * np.pi * 250 * time)[:, None], channels, axis=1)
+
+
+def write_manifest(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    path = folder / "list.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A manifest of ten utterances in WAV, FLAC, MP3, Ogg Vorbis and Opus, of several rates, the odd ones stereo."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    kinds = (
+        ("wav", "WAV", None),
+        ("flac", "FLAC", None),
+        ("mp3", "MP3", None),
+        ("ogg", "OGG", "VORBIS"),
+        ("opus", "OGG", "OPUS"),
+    )
+    lines = []
+    for number in range(10):
+        extension, container, subtype = kinds[number % 5]
+        rate = (8000, 16000)[number // 5]
+        sound = hum(0.2 + 0.05 * number, rate, 1 + number % 2)
+        soundfile.write(folder / f"u{number}.{extension}", sound, rate, format=container, subtype=subtype)
+        lines.append({"audio": f"u{number}.{extension}", "key": f"u{number}", "text": f"text {number}", "speaker": "x"})
+    return write_manifest(folder, lines)
+
+
+@pytest.fixture
+def job(tmp_path: Path, source: Path) -> Callable[..., PrepareSettings]:
+    def make(**changes: object) -> PrepareSettings:
+        values = {"manifest": str(source), "output": str(tmp_path / "shards"), "samples_per_shard": 4}
+        return PrepareSettings.model_validate(values | changes)
+
+    return make
+
+
+Job = Callable[..., PrepareSettings]
+
+
+def samples_of(settings: PrepareSettings) -> list[Sample]:
+    samples = []
+    for info in read_index(settings.output):
+        check_shard(settings.output, info)
+        samples += read_shard(Path(settings.output) / info.name)
+    return samples
+
+
+def tree(folder: str | Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def quarantined(settings: PrepareSettings) -> dict[str, str]:
+    lines = map(json.loads, (Path(settings.output) / "quarantine.jsonl").read_text().splitlines())
+    return {line["key"]: line["reason"] for line in lines}
+
+
+def test_keeps_mono_bytes_and_makes_flac_of_the_rest(
+    job: Job, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = job(sample_rate=8000)
+    prepare(settings)
+    assert "10 utterances in = 10 written + 0 quarantined" in capsys.readouterr().out
+    assert [info.samples for info in read_index(settings.output)] == [4, 4, 2]
+    for number, sample in enumerate(samples_of(settings)):
+        assert sample.key == f"u{number}"
+        assert sample.fields["text"] == f"text {number}" and sample.fields["speaker"] == "x"
+        assert sample.fields["seconds"] == pytest.approx(0.2 + 0.05 * number, abs=1e-3)
+        original = next(source.parent.glob(f"u{number}.*"))
+        info = soundfile.info(io.BytesIO(sample.audio))
+        assert (info.samplerate, info.channels) == (8000, 1)
+        if number in (0, 2, 4):  # mono and 8 kHz already
+            assert sample.audio == original.read_bytes() and sample.extension == original.suffix[1:]
+        else:
+            assert sample.extension == "flac" and info.subtype == "PCM_16"
+        mine, _ = decode(sample.audio, "a", None, 10)
+        theirs, _ = decode(original.read_bytes(), "a", 8000, 10)
+        np.testing.assert_allclose(mine, theirs, atol=1 / 32768)
+
+
+def test_without_a_rate_each_file_keeps_its_own(job: Job) -> None:
+    prepare(job())
+    rates = [soundfile.info(io.BytesIO(sample.audio)).samplerate for sample in samples_of(job())]
+    assert rates == [8000] * 5 + [16000] * 5
+
+
+def test_loud_sound_is_turned_down_not_clipped() -> None:
+    sound = 2 * hum(0.1)[:, 0].astype(np.float32) / 0.3
+    waveform, _ = decode(to_flac(sound, RATE), "a", None, 10)
+    np.testing.assert_allclose(waveform, sound / 2, atol=1e-4)
+    exact = np.arange(-32768, 32768, dtype=np.float32) / 32768
+    np.testing.assert_array_equal(decode(to_flac(exact, RATE), "a", None, 10)[0], exact)
+
+
+def test_dropped_text_is_nowhere(job: Job) -> None:
+    prepare(job(drop_text=True))
+    assert all(sample.fields.keys() == {"speaker", "seconds"} for sample in samples_of(job()))
+    assert not any(b"text 3" in data for data in tree(job().output).values())
+
+
+def spoil(source: Path) -> dict[str, str]:
+    """Make seven of the ten utterances bad; key → start of the reason."""
+    folder = source.parent
+    (folder / "u0.wav").unlink()
+    (folder / "u1.flac").write_bytes(b"")
+    (folder / "u2.mp3").write_text("not audio")
+    cut = (folder / "u3.ogg").read_bytes()
+    (folder / "u3.ogg").write_bytes(cut[: len(cut) * 2 // 3])
+    soundfile.write(folder / "u5.wav", np.zeros((0, 1)), RATE)
+    soundfile.write(folder / "u8.ogg", np.full(800, np.nan), RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(folder / "u9.opus", hum(3.0), RATE, format="WAV")
+    reasons = {
+        "u0": "no such audio file",
+        "u1": "empty (0 bytes)",
+        "u2": "not audio",
+        "u3": "",
+        "u5": "holds no samples",
+    }
+    reasons |= {"u8": "holds samples that are not numbers", "u9": "3.0 s, longer than max_seconds 2"}
+    return {key: f"{next(folder.glob(key + '.*'), folder / 'u0.wav')}: {reason}" for key, reason in reasons.items()}
+
+
+def test_bad_audio_is_quarantined_and_counted(job: Job, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = spoil(source)
+    settings = job(max_bad_share=0.8, max_seconds=2)
+    prepare(settings)
+    assert "10 utterances in = 3 written + 7 quarantined" in capsys.readouterr().out
+    reasons = quarantined(settings)
+    assert list(reasons) == list(expected)
+    assert all(reasons[key].startswith(start) for key, start in expected.items())
+    assert [sample.key for sample in samples_of(settings)] == ["u4", "u6", "u7"]
+    # the first shard held nothing but bad audio: its number stays free, so that the others keep theirs
+    assert [info.name for info in read_index(settings.output)] == ["shard-000001.tar"]
+    assert not (Path(settings.output) / "shard-000000.tar").exists()
+
+
+def test_too_much_bad_audio_fails_after_the_account(job: Job, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(source)
+    settings = job(max_bad_share=0.69, max_seconds=2)
+    message = r"list\.jsonl: 7 of 10 utterances cannot be used, more than max_bad_share 0\.69 \(first: u0: .*no such audio file"
+    with pytest.raises(UserError, match=message):
+        prepare(settings)
+    assert "10 utterances in = 3 written + 7 quarantined" in capsys.readouterr().out
+    assert len(quarantined(settings)) == 7
+    with pytest.raises(UserError, match=r"holds no shards \(index\.json is missing\)"):
+        read_index(settings.output)
+    prepare(job(max_bad_share=0.7, max_seconds=2))  # allowed later, nothing is decoded again
+    assert len(samples_of(settings)) == 3
+
+
+def test_nothing_left_is_a_failure(job: Job, source: Path) -> None:
+    for path in source.parent.glob("u*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="10 of 10 utterances cannot be used"):
+        prepare(job(max_bad_share=1.0))
+    assert not (Path(job().output) / "index.json").exists()
+
+
+@pytest.mark.parametrize("line", ['{"key": "u1", "audio": "u1.flac"}', "{", '{"key": "v", "audio": 3}'])
+def test_a_wrong_manifest_writes_nothing(job: Job, source: Path, line: str) -> None:
+    with open(source, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"list\.jsonl, line 11: "):
+        prepare(job())
+    assert not Path(job().output).exists()
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_missing_or_empty_manifest_writes_nothing(job: Job, source: Path, content: str | None) -> None:
+    source.unlink()
+    if content is not None:
+        source.write_text(content)
+    with pytest.raises(UserError, match=r"list\.jsonl: (no such manifest|this manifest holds no utterances)"):
+        prepare(job())
+    assert not Path(job().output).exists()
+
+
+def test_output_of_others_is_refused(job: Job, source: Path, tmp_path: Path) -> None:
+    prepare(job())
+    before = tree(job().output)
+    with pytest.raises(UserError, match=r"belongs to other settings \(sample_rate was null, now 8000\)"):
+        prepare(job(sample_rate=8000))
+    source.write_text(source.read_text().replace("text 3", "another"))
+    with pytest.raises(UserError, match=r"belongs to other settings \(manifest was"):
+        prepare(job())
+    assert tree(job().output) == before
+    with pytest.raises(UserError, match="is not empty and was not written by `asr-kd prepare`"):
+        prepare(job(output=str(source.parent)))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        prepare(job(output=str(tmp_path / "file")))
+
+
+def test_finished_shards_are_not_made_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(job())
+    before = tree(job().output)
+    decoded = []
+    real = prepare_module.read_audio
+    monkeypatch.setattr(
+        prepare_module, "read_audio", lambda data, name, *rest: decoded.append(name) or real(data, name, *rest)
+    )
+    prepare(job())
+    assert not decoded and tree(job().output) == before
+    (Path(job().output) / "shard-000001.tar").unlink()
+    prepare(job())
+    assert [Path(name).stem for name in decoded] == ["u4", "u5", "u6", "u7"] and tree(job().output) == before
+
+
+def test_killed_at_every_publish(job: Job, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source.parent / "u6.flac").write_bytes(b"")
+    settings = job(max_bad_share=0.1)
+    prepare(settings)
+    expected = tree(settings.output)
+    real = os.replace
+    for stop in range(len(expected)):
+        again = job(max_bad_share=0.1, output=str(tmp_path / f"killed-{stop}"))
+        published = iter(range(100))
+
+        def replace(old: Any, new: Any, published: Any = published, stop: int = stop) -> None:
+            if next(published) == stop:
+                raise KeyboardInterrupt
+            real(old, new)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(os, "replace", replace)
+            prepare(again)
+        assert not (Path(again.output) / "index.json").exists()
+        prepare(again)
+        assert tree(again.output) == expected
+
+
+def test_killed_by_sigkill_and_started_again(job: Job, source: Path, tmp_path: Path) -> None:
+    lines = [
+        {"audio": f"u{number % 10}.{extension}", "key": f"v{number}"}
+        for number in range(200)
+        for extension in [("wav", "flac", "mp3", "ogg", "opus")[number % 5]]
+    ]
+    manifest = write_manifest(tmp_path, [{**line, "audio": f"source/{line['audio']}"} for line in lines])
+    wanted = {"manifest": str(manifest), "samples_per_shard": 10, "sample_rate": 8000}
+    prepare(job(**wanted, output=str(tmp_path / "whole")))
+    expected = tree(tmp_path / "whole")
+    output = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "asr_kd.cli",
+        "prepare",
+        *(f"{k}={v}" for k, v in wanted.items()),
+        f"output={output}",
+    ]
+    for shards in (1, 6, 13):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and len(list(output.glob("*.tar"))) < shards:
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run(command, check=True, capture_output=True)
+    assert tree(output) == expected
