@@ -172,9 +172,7 @@ def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
             yield waiting.result()
 
 
-def _load(
-    settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
-) -> Loaded:
+def _load(settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo) -> Loaded:
     """Decode a shard's audio and compute its features."""
     check_shard(Path(settings.audio), info)
     frontend = Frontend(teacher.features)

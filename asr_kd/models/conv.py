@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -13,8 +15,7 @@ class ConvModel(nn.Module):
         super().__init__()
         widths = [inputs] + [size] * layers
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel, padding=kernel // 2)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv1d(before, after, kernel, padding=kernel // 2) for before, after in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)

@@ -56,7 +56,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if metadata.get("format") != FORMAT:
             raise UserError(
                 f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again"

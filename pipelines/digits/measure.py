@@ -76,19 +76,31 @@ def print_tables(reports: list[dict], parts: dict[str, list[float]]) -> None:
     """Markdown, from each seed's `systems`."""
     mean = {name: statistics.mean(report[name]["wer"] for report in reports) for name in SYSTEMS}
     gap = mean["student-supervised"] - mean["teacher"]
-    print(f"\n| system | WER %, mean of {len(reports)} seeds | each seed | change from supervised | gap recovered | parameters | real-time factor |")
+    print(
+        f"\n| system | WER %, mean of {len(reports)} seeds | each seed | change from supervised | gap recovered | parameters | real-time factor |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in SYSTEMS:
         each = " / ".join(f"{100 * report[name]['wer']:.2f}" for report in reports)
-        change = f"{100 * (mean[name] / mean['student-supervised'] - 1):+.0f} %" if name != "student-supervised" else "–"
-        share = f"{100 * (mean['student-supervised'] - mean[name]) / gap:.0f} %" if gap > 0 and name not in ("teacher", "student-supervised") else "–"
+        change = (
+            f"{100 * (mean[name] / mean['student-supervised'] - 1):+.0f} %" if name != "student-supervised" else "–"
+        )
+        share = (
+            f"{100 * (mean['student-supervised'] - mean[name]) / gap:.0f} %"
+            if gap > 0 and name not in ("teacher", "student-supervised")
+            else "–"
+        )
         speed = statistics.mean(report[name]["real_time_factor"] for report in reports)
-        print(f"| {name} | {100 * mean[name]:.2f} | {each} | {change} | {share} | {reports[0][name]['parameters']:,} | {speed:.4f} |")
+        print(
+            f"| {name} | {100 * mean[name]:.2f} | {each} | {change} | {share} | {reports[0][name]['parameters']:,} | {speed:.4f} |"
+        )
     print("\n| unlabelled audio | minutes | distilled student, WER %, mean | each seed |\n|---|---|---|---|")
     rows = {**parts, "unlabelled": [report["student-distilled"]["wer"] for report in reports]}
     for part, values in rows.items():
         minutes = sum(shard.seconds for shard in read_index(run_folder(0) / "data" / part)) / 60
-        print(f"| {part} | {minutes:.0f} | {100 * statistics.mean(values):.2f} | {' / '.join(f'{100 * value:.2f}' for value in values)} |")
+        print(
+            f"| {part} | {minutes:.0f} | {100 * statistics.mean(values):.2f} | {' / '.join(f'{100 * value:.2f}' for value in values)} |"
+        )
     print("\n| stage | seconds |\n|---|---|")
     for file in sorted((run_folder(0) / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime):
         print(f"| {file.stem} | {read_json(file)['seconds']} |")

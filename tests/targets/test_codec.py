@@ -89,9 +89,7 @@ def test_a_vector_of_version_1_stays_readable() -> None:
     assert decoded.counts.tolist() == [2, 1]
     assert decoded.units.tolist() == [3, 0, 3]
     first, second = 107**2 + 65**2 + 26**2, 127**2 + 18**2
-    np.testing.assert_allclose(
-        np.exp(decoded.log_probs), [107**2 / first, 65**2 / first, 127**2 / second], rtol=1e-6
-    )
+    np.testing.assert_allclose(np.exp(decoded.log_probs), [107**2 / first, 65**2 / first, 127**2 / second], rtol=1e-6)
     np.testing.assert_allclose(decoded.tail, [26**2 / first, 18**2 / second], rtol=1e-6)
 
 
