@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 
