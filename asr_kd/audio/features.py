@@ -37,8 +37,8 @@ def _mel_filters(sample_rate: int, mels: int, fft: int) -> np.ndarray:
 def causal_mean(frames: np.ndarray, time_constant: int) -> np.ndarray:
     """Running mean of every column over the present and the past: float32 [frames, columns], same shape.
 
-    A cumulative mean that starts from the prior, until it has seen `time_constant` frames (the prior's included); an
-    exponential one with that time constant from then on.
+    A cumulative mean that starts from the prior, until it has seen more than `time_constant` frames (the prior's
+    included); an exponential one with that time constant from then on.
     """
     prior = min(PRIOR_HOPS, time_constant)
     head = frames[: time_constant - prior + 1]

@@ -184,7 +184,7 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
         raise UserError(
             f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again"
         ) from None
-    mark = fingerprint(weights, units, features, settings)
+    mark = fingerprint(model.state_dict(), units, features, settings)
     if mark != description.get("fingerprint"):
         raise UserError(
             f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again"

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from asr_kd.config import FeatureSettings, ModelSettings
+from asr_kd.errors import UserError
+from asr_kd.models.acoustic import (
+    Checkpoint,
+    build_model,
+    collate,
+    infer,
+    load_checkpoint,
+    parameters,
+    pick_device,
+    save_checkpoint,
+)  # fmt: skip
+from asr_kd.units import Units
+
+FEATURES = FeatureSettings(sample_rate=8000, mels=8)
+KINDS = {
+    "lstm": ModelSettings(kind="lstm", layers=2, size=12, delay_frames=3),
+    "lstm-no-delay": ModelSettings(kind="lstm", layers=1, size=12),
+    "blstm": ModelSettings(kind="blstm", layers=2, size=12),
+    "conv": ModelSettings(kind="conv", layers=3, size=12, kernel=5),
+    "conformer": ModelSettings(kind="conformer", layers=2, size=12, kernel=5, heads=2),
+}
+
+
+def lively(settings: ModelSettings, units: Units, seed: int = 0) -> torch.nn.Module:
+    """A network whose outputs vary; a Conformer's batch statistics are moved off their start."""
+    torch.manual_seed(seed)
+    model = build_model(settings, FEATURES.dimension, units.size)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0)
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    return model.eval()
+
+
+def noise(frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(frames, FEATURES.dimension)).astype(np.float32)
+
+
+def make_checkpoint(settings: ModelSettings, units: Units) -> Checkpoint:
+    return Checkpoint(lively(settings, units), units, FEATURES, settings, "")
+
+
+@pytest.fixture
+def saved(tmp_path: Path, units: Units) -> Path:
+    folder = tmp_path / "saved"
+    save_checkpoint(folder, lively(KINDS["lstm"], units), units, FEATURES, KINDS["lstm"], {"step": 7})
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract(kind: str, units: Units) -> None:
+    model = lively(KINDS[kind], units)
+    features, lengths = collate([noise(9), noise(4), noise(1)])
+    logits, same = model(features, lengths)
+    assert logits.shape == (3, 9, units.size) and logits.dtype == torch.float32
+    assert same.tolist() == [9, 4, 1]
+    assert torch.isfinite(logits).all()
+    assert logits[0].std(0).max() > 1e-3  # frames differ
+    assert parameters(model) == sum(weight.numel() for weight in model.state_dict().values()) - sum(
+        buffer.numel() for buffer in model.buffers()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_does_not_depend_on_the_batch(kind: str, units: Units) -> None:
+    checkpoint = make_checkpoint(KINDS[kind], units)
+    utterances = [noise(frames, seed) for seed, frames in enumerate([7, 1, 30, 18, 2])]
+    together = infer(checkpoint, utterances)
+    backwards = infer(checkpoint, utterances[::-1])[::-1]
+    for utterance, one, other in zip(utterances, together, backwards, strict=True):
+        (alone,) = infer(checkpoint, [utterance])
+        assert alone.shape == (len(utterance), units.size) and alone.dtype == np.float32
+        np.testing.assert_allclose(np.exp(alone).sum(1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(one, alone, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(other, alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_may_hold_anything(kind: str, units: Units) -> None:
+    model = lively(KINDS[kind], units)
+    features, lengths = collate([noise(12), noise(5)])
+    expected, _ = model(features, lengths)
+    features[1, 5:] = 1e3
+    logits, _ = model(features, lengths)
+    torch.testing.assert_close(logits[1, :5], expected[1, :5], rtol=0, atol=1e-5)
+
+
+def reach(checkpoint: Checkpoint, frames: int, changed: int) -> list[int]:
+    """The frames whose output changes with one frame of input, taken bit by bit."""
+    features = noise(frames)
+    (before,) = infer(checkpoint, [features])
+    features[changed] += 1.0
+    (after,) = infer(checkpoint, [features])
+    return np.flatnonzero((before != after).any(1)).tolist()
+
+
+@pytest.mark.parametrize("delay", [0, 1, 6])
+def test_lstm_hears_no_further_than_its_delay(delay: int, units: Units) -> None:
+    checkpoint = make_checkpoint(ModelSettings(layers=2, size=12, delay_frames=delay), units)
+    for changed in (0, 8, 19):
+        assert min(reach(checkpoint, 20, changed)) == max(0, changed - delay)
+    # all the future at once, as a stream would have it
+    features = noise(20)
+    (whole,) = infer(checkpoint, [features])
+    for frame in (0, 5, 12):
+        changed = features.copy()
+        changed[frame + delay + 1 :] = noise(20, 1)[frame + delay + 1 :]
+        (other,) = infer(checkpoint, [changed])
+        np.testing.assert_array_equal(other[: frame + 1], whole[: frame + 1])
+        (stream,) = infer(checkpoint, [features[: frame + delay + 1]])
+        np.testing.assert_allclose(stream[: frame + 1], whole[: frame + 1], atol=1e-5)
+
+
+def test_context_of_the_other_kinds(units: Units) -> None:
+    conv = make_checkpoint(KINDS["conv"], units)
+    assert reach(conv, 30, 15) == list(range(15 - 6, 15 + 7))
+    assert (
+        min(reach(make_checkpoint(KINDS["blstm"], units), 20, 19)) < 12
+    )  # far back, until its memory rounds to nothing
+    assert min(reach(make_checkpoint(KINDS["conformer"], units), 20, 19)) == 0
+
+
+def test_lookahead_counts_the_delay_and_the_last_window(units: Units) -> None:
+    assert make_checkpoint(KINDS["lstm"], units).lookahead_ms == 3 * 30 + 15
+    assert make_checkpoint(KINDS["lstm-no-delay"], units).lookahead_ms == 15
+    assert make_checkpoint(KINDS["conv"], units).lookahead_ms == 3 * 2 * 30 + 15
+    assert make_checkpoint(KINDS["blstm"], units).lookahead_ms is None
+    assert make_checkpoint(KINDS["conformer"], units).lookahead_ms is None
+    assert make_checkpoint(KINDS["lstm"], units).frame_ms == 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(kind: str, units: Units, tmp_path: Path) -> None:
+    model = lively(KINDS[kind], units)
+    mark = save_checkpoint(tmp_path / "run" / "best", model, units, FEATURES, KINDS[kind], {"step": 7})
+    for folder in (tmp_path / "run", tmp_path / "run" / "best"):
+        loaded = load_checkpoint(folder)
+        assert (loaded.fingerprint, loaded.settings, loaded.features) == (mark, KINDS[kind], FEATURES)
+        assert loaded.training == {"step": 7} and loaded.units.hash == units.hash
+        assert not loaded.model.training and loaded.device == torch.device("cpu")
+        np.testing.assert_array_equal(
+            infer(loaded, [noise(6)])[0], infer(Checkpoint(model, units, FEATURES, KINDS[kind], mark), [noise(6)])[0]
+        )
+    again = save_checkpoint(tmp_path / "again", loaded.model, units, FEATURES, KINDS[kind], {"step": 7})
+    assert again == mark
+    for path in (tmp_path / "again").iterdir():
+        assert path.read_bytes() == (tmp_path / "run" / "best" / path.name).read_bytes()
+
+
+def test_fingerprint_follows_weights_and_settings(units: Units, tmp_path: Path) -> None:
+    def mark(model: torch.nn.Module, features: FeatureSettings, settings: ModelSettings, training: int = 0) -> str:
+        return save_checkpoint(tmp_path / "x", model, units, features, settings, {"step": training})
+
+    model, settings = lively(KINDS["conv"], units), KINDS["conv"]
+    first = mark(model, FEATURES, settings)
+    assert mark(model, FEATURES, settings, training=5) == first
+    assert mark(model, FEATURES.model_copy(update={"mean_frames": 299}), settings) != first
+    assert mark(model, FEATURES, settings.model_copy(update={"dropout": 0.2})) != first
+    with torch.no_grad():
+        weight = list(model.parameters())[-1].view(-1)[0]
+        weight.copy_(torch.nextafter(weight, weight + 1))
+    assert mark(model, FEATURES, settings) != first
+
+
+def edit(key: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "checkpoint.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return change
+
+
+def write(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def cut(name: str, share: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+
+    return change
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(data))
+
+
+def other_type(folder: Path) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file({k: v.bfloat16() for k, v in weights.items()}, folder / "model.safetensors")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("unpickled",)
+
+
+DAMAGE = {
+    "no json": (lambda folder: (folder / "checkpoint.json").unlink(), "holds no checkpoint.json"),
+    "not json": (write("checkpoint.json", b"{"), "not JSON"),
+    "not utf-8": (write("checkpoint.json", b"\xff"), "not UTF-8"),
+    "a list": (write("checkpoint.json", b"[]"), "not a checkpoint of asr_kd"),
+    "other format": (edit("format", "nemo"), "not a checkpoint of asr_kd"),
+    "newer": (edit("version", 2), "version 2, this program reads 1"),
+    "unknown kind": (edit("model", {"kind": "mamba"}), "model|kind"),
+    "other size": (edit("model", {"kind": "lstm", "layers": 2, "size": 13, "delay_frames": 3}), "do not fit the settings"),
+    "other layers": (edit("model", {"kind": "lstm", "layers": 1, "size": 12, "delay_frames": 3}), "do not fit the settings"),
+    "other delay": (edit("model", {"kind": "lstm", "layers": 2, "size": 12, "delay_frames": 2}), "do not belong together"),
+    "features no mapping": (edit("features", 3), "checkpoint.json"),
+    "settings null": (edit("model", None), "checkpoint.json"),
+    "no units": (lambda folder: (folder / "units.model").unlink(), "holds no units.model"),
+    "units damaged": (cut("units.model", 0.5), "not a sentencepiece model|do not"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),
+    "weights cut": (cut("model.safetensors", 0.7), "cannot be read"),
+    "weights empty": (cut("model.safetensors", 0), "cannot be read"),
+    "a bit flipped": (flip, "do not belong together"),
+    "another number type": (other_type, "do not belong together"),
+    "a pickle": (write("model.safetensors", pickle.dumps(Bomb())), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_in_one_sentence(damage: str, saved: Path) -> None:
+    change, message = DAMAGE[damage]
+    change(saved)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(saved)
+    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_torn_between_two_saves_is_noticed(
+    saved: Path, units: Units, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asr_kd.models.acoustic as module
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(saved, lively(KINDS["lstm"], units, seed=1), units, FEATURES, KINDS["lstm"])
+    with pytest.raises(UserError, match="do not belong together"):
+        load_checkpoint(saved)
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load"))
+    load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "mps:0", ""])
+def test_unusable_devices_are_refused(device: str) -> None:
+    with pytest.raises(UserError, match="device: "):
+        pick_device(device)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_collate_pads_with_zeros() -> None:
+    features, lengths = collate([noise(2).astype(np.float16), noise(3)])
+    assert features.shape == (2, 3, FEATURES.dimension) and features.dtype == torch.float32
+    assert lengths.tolist() == [2, 3] and lengths.dtype == torch.int64
+    assert (features[0, 2] == 0).all() and torch.equal(features[1], torch.from_numpy(noise(3)))
