@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class LstmModel(nn.Module):
@@ -20,37 +19,50 @@ class LstmModel(nn.Module):
     ) -> None:
         super().__init__()
         self.delay = delay
-        self.lstm = nn.LSTM(
-            inputs, size, layers, batch_first=True, bidirectional=bidirectional, dropout=dropout if layers > 1 else 0.0
+        width = size * (2 if bidirectional else 1)
+        widths = [inputs] + [width] * (layers - 1)
+        # A pass over the reversed utterance in place of torch's own bidirectional layer, which needs packed sequences
+        # to keep padding out: on a CPU those train at a third of the speed.
+        self.forwards = nn.ModuleList(nn.LSTM(inputs, size, batch_first=True) for inputs in widths)
+        self.backwards = nn.ModuleList(
+            nn.LSTM(inputs, size, batch_first=True) for inputs in (widths if bidirectional else [])
         )
         self._initialise()
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(size * (2 if bidirectional else 1), units)
+        self.output = nn.Linear(width, units)
         #: how far the output looks ahead, in frames; None for the whole utterance
         self.lookahead_frames: int | None = None if bidirectional else delay
 
     def _initialise(self) -> None:
         """Gates that remember from the start: with torch's default, CTC stays on the blank for hundreds of steps more."""
-        for name, weight in self.lstm.named_parameters():
-            if "weight_ih" in name:
-                nn.init.xavier_uniform_(weight)
-            elif "weight_hh" in name:
-                for gate in weight.data.chunk(4):
-                    nn.init.orthogonal_(gate)
-            else:
-                nn.init.zeros_(weight)
-                if "bias_ih" in name:
-                    weight.data.chunk(4)[1].fill_(1.0)  # the forget gate
+        for lstm in [*self.forwards, *self.backwards]:
+            for name, weight in lstm.named_parameters():
+                if "weight_ih" in name:
+                    nn.init.xavier_uniform_(weight)
+                elif "weight_hh" in name:
+                    for gate in weight.data.chunk(4):
+                        nn.init.orthogonal_(gate)
+                else:
+                    nn.init.zeros_(weight)
+                    if "bias_ih" in name:
+                        weight.data.chunk(4)[1].fill_(1.0)  # the forget gate
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        frames = features.shape[1]
-        if self.lstm.bidirectional:
-            packed = pack_padded_sequence(features, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            hidden = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=frames)[0]
-        else:
-            # padding lies in the future, so a causal network needs no packing
-            if self.delay:
-                within = torch.arange(frames, device=features.device)[None, :] < lengths.to(features.device)[:, None]
-                features = nn.functional.pad(features * within[..., None], (0, 0, 0, self.delay))
-            hidden = self.lstm(features)[0][:, self.delay :]
-        return self.output(self.dropout(hidden)), lengths
+        hidden, position = features, torch.arange(features.shape[1], device=features.device)
+        ends = lengths.to(features.device)[:, None]
+        if self.delay:
+            hidden = nn.functional.pad(features * (position < ends)[..., None], (0, 0, 0, self.delay))
+        # where each frame stands in the reversed utterance; padding stays where it is
+        reversed_at = torch.where(position < ends, ends - 1 - position, position)
+        for layer, forwards in enumerate(self.forwards):
+            inputs = self.dropout(hidden) if layer else hidden
+            hidden = forwards(inputs)[0]
+            if self.backwards:
+                backwards = self.backwards[layer](_reordered(inputs, reversed_at))[0]
+                hidden = torch.cat([hidden, _reordered(backwards, reversed_at)], dim=-1)
+        return self.output(self.dropout(hidden[:, self.delay :])), lengths
+
+
+def _reordered(values: Tensor, at: Tensor) -> Tensor:
+    """values[b, at[b, t]] for values [batch, frames, width] and at int64 [batch, frames]."""
+    return values.gather(1, at[..., None].expand(-1, -1, values.shape[2]))
