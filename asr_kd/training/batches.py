@@ -158,7 +158,7 @@ class PhaseStream:
         for item in content.items:
             example = Example(item, None, None)
             if plan.ctc:
-                reason = self._label(example, self.transcripts[source])
+                reason = self._label(example, source)
                 if reason:
                     self.unused.append((item.key, reason))
                     continue
@@ -174,15 +174,17 @@ class PhaseStream:
                     )
             yield example
 
-    def _label(self, example: Example, transcripts: dict[str, str] | None) -> str | None:
-        item = example.item
+    def _label(self, example: Example, source: int) -> str | None:
+        item, transcripts = example.item, self.transcripts[source]
         text = item.fields.get("text") if transcripts is None else transcripts.get(item.key)
         if text is None:
             return "no text to learn from"
         example.ids = self.units.encode(text)
         repeats = sum(a == b for a, b in zip(example.ids, example.ids[1:], strict=False))
-        if len(example.ids) + repeats > len(item.features):
-            return f"{len(example.ids)} units do not fit into {len(item.features)} frames"
+        # even when stretched to its shortest: CTC without a path has an infinite loss
+        frames = round(len(item.features) * (1 - self.plan.sources[source].augment.stretch))
+        if len(example.ids) + repeats > frames:
+            return f"{len(example.ids)} units do not fit into {frames} frames"
         return None
 
     def _targets(self, plan: SourceSettings, shard: ShardInfo) -> dict[str, SparsePosteriors]:

@@ -43,8 +43,10 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    # one entry, because safetensors writes several in random order
+    metadata = {"position": json.dumps({"format": FORMAT, **asdict(position)})}
     with write_whole(path) as file:
-        file.write(safetensors.torch.save(tensors, {"format": FORMAT, "position": json.dumps(asdict(position))}))
+        file.write(safetensors.torch.save(tensors, metadata))
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
@@ -55,9 +57,10 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("format") != FORMAT:
+        described = {**json.loads(metadata.pop("position", "{}")), **metadata}
+        if described.pop("format", None) != FORMAT:
             raise UserError(
                 f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again"
             )
@@ -71,6 +74,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         torch.set_rng_state(tensors["random.cpu"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
-        return Position(**json.loads(metadata["position"]))
+        return Position(**described)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged training state ({error}); remove the run's folder and start again") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged training state ({reason}); remove the run's folder and start again") from None

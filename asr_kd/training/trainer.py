@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,24 +73,26 @@ def train(settings: TrainSettings) -> None:
             return
         print(f"{run}: resuming at step {position.step:,}", file=sys.stderr)
     metrics = Metrics(run, position.step, settings.tensorboard)
-    score = functools.partial(_score_and_save, settings, learner, optimizer, metrics, run)
+    score = functools.partial(_score, settings, learner, metrics, run)
+    save = functools.partial(_save, run, model, optimizer, metrics)
 
     print(
         f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}",
         file=sys.stderr,
     )
-    with _stop_requests() as stop_asked:
+    with closing(metrics), _stop_requests() as stop_asked:
         for phase in range(position.phase, len(settings.phases)):
             stream = PhaseStream(settings, phase, units)
-            _run_phase(settings, stream, model, optimizer, position, metrics, score, stop_asked)
+            _run_phase(settings, stream, model, optimizer, position, metrics, score, save, stop_asked)
+            if position.step % settings.evaluate_every or not position.step:  # else it has just been scored
+                score(position)
             position.phase, position.number, position.phase_seconds = phase + 1, 0, 0.0
-            score(position)
-            # the next phase goes on from the best weights, so that a phase can only help
+            # The next phase goes on from the best weights, so that a phase can only help. They are in the saved state:
+            # by the time it is read, `best` may be the next phase's.
             if phase + 1 < len(settings.phases):
                 model.load_state_dict(load_checkpoint(run / "best", device).model.state_dict())
-    position.finished = True
-    save_state(run / "last" / STATE, model, optimizer, position)
-    metrics.close()
+            position.finished = phase + 1 == len(settings.phases)
+            save(position)
     print(
         f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}"
     )
@@ -98,7 +100,7 @@ def train(settings: TrainSettings) -> None:
 
 def _run_phase(
     settings: TrainSettings, stream: PhaseStream, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position,
-    metrics: Metrics, score: Callable[[Position], None], stop_asked: Callable[[], bool],
+    metrics: Metrics, score: Callable[[Position], None], save: Callable[[Position], None], stop_asked: Callable[[], bool],
 ) -> None:  # fmt: skip
     """The passes of one phase: step after step, from wherever `position` stands."""
     plan, device = stream.plan, next(model.parameters()).device
@@ -130,8 +132,9 @@ def _run_phase(
                 progress.advance(round(seconds), seconds, f"loss {loss:.3f}")
                 if position.step % settings.evaluate_every == 0:
                     score(position)
+                    save(position)
                 if stop_asked():
-                    save_state(Path(settings.output) / "last" / STATE, model, optimizer, position)
+                    save(position)
                     raise UserError(
                         f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
                     )
@@ -246,15 +249,8 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
     return Development(errors / words, loss / frames)
 
 
-def _score_and_save(
-    settings: TrainSettings,
-    learner: Checkpoint,
-    optimizer: torch.optim.Optimizer,
-    metrics: Metrics,
-    run: Path,
-    position: Position,
-) -> None:
-    """Score, keep the checkpoint when it is the best so far, and save the state to resume from."""
+def _score(settings: TrainSettings, learner: Checkpoint, metrics: Metrics, run: Path, position: Position) -> None:
+    """Score, and keep the checkpoint when it is the best so far."""
     scores = score_development(settings, learner)
     # the lower CTC loss decides between equal WERs: early on all are 100 %
     if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
@@ -272,8 +268,12 @@ def _score_and_save(
         development_wer=scores.wer,
         development_loss=scores.loss,
     )
+
+
+def _save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: Metrics, position: Position) -> None:
+    """Save the state to resume from, once the metrics that lead up to it are on the disk."""
     metrics.flush()
-    save_state(run / "last" / STATE, learner.model, optimizer, position)
+    save_state(run / "last" / STATE, model, optimizer, position)
 
 
 def _provenance(settings: TrainSettings, units: Units) -> dict[str, Any]:

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asr_kd.config import TrainSettings
+from asr_kd.errors import UserError
+from asr_kd.shards.stream import ShardInput, load_features
+from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
+from asr_kd.targets.store import read_target_shard
+from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.trainer import batch_loss
+from asr_kd.units import Units
+
+Job = Callable[..., TrainSettings]
+CTC = {"targets": None, "soft": 0.0, "ctc": 1.0}
+
+
+def all_batches(settings: TrainSettings, units: Units, number: int = 0) -> tuple[PhaseStream, list[Batch]]:
+    stream = PhaseStream(settings, 0, units)
+    return stream, list(stream.batches(number))
+
+
+def rows(batch: Batch) -> list[bytes]:
+    return [row[:length].numpy().tobytes() for row, length in zip(batch.features, batch.lengths, strict=True)]
+
+
+def features_of(settings: TrainSettings) -> dict[str, np.ndarray]:
+    folder = settings.phases[0].sources[0].audio
+    wanted = ShardInput(folder=folder, features=settings.features, max_seconds=60.0)
+    loaded = [load_features(wanted, info) for info in read_index(Path(folder))]
+    return {item.key: item.features.astype(np.float32) for shard in loaded for item in shard.items}
+
+
+def test_every_utterance_once_a_pass_with_its_own_targets(job: Job, units: Units, targets: str) -> None:
+    settings = job()
+    stream, batches = all_batches(settings, units)
+    keys = {features.tobytes(): key for key, features in features_of(settings).items()}
+    soft = {key: target for path in sorted(Path(targets).glob("*.tar")) for key, target in read_target_shard(path)[1]}
+    seen = []
+    for batch in batches:
+        assert batch.features.shape[0] * batch.features.shape[1] <= 100 or len(batch.lengths) == 1
+        assert batch.units is not None and batch.probs is not None and batch.tail is not None
+        assert len(batch.units) == len(batch.probs) == len(batch.tail) == batch.frames
+        assert batch.seconds == pytest.approx(batch.frames * 0.03) and batch.labels is None
+        start = 0
+        for row, length in zip(rows(batch), batch.lengths.tolist(), strict=True):
+            seen.append(keys[row])
+            expected_units, expected_probs = soft[keys[row]].padded(batch.units.shape[1])
+            np.testing.assert_array_equal(batch.units[start : start + length], expected_units)
+            np.testing.assert_array_equal(batch.probs[start : start + length], expected_probs)
+            np.testing.assert_array_equal(batch.tail[start : start + length], soft[keys[row]].tail)
+            start += length
+    assert sorted(seen) == sorted(keys.values()) and stream.unused == []
+    assert (stream.utterances, len(stream.seconds)) == (10, 1)
+
+
+def test_labels_are_the_texts(job: Job, units: Units, audio: str) -> None:
+    settings = job(source=CTC)
+    texts = {
+        item.key: item.fields["text"]
+        for info in read_index(Path(audio))
+        for item in read_shard(Path(audio) / info.name)
+    }
+    keys = {features.tobytes(): key for key, features in features_of(settings).items()}
+    for batch in all_batches(settings, units)[1]:
+        assert batch.labels is not None and batch.label_lengths is not None and batch.units is None
+        labels = batch.labels.split(batch.label_lengths.tolist())
+        for row, ids in zip(rows(batch), labels, strict=True):
+            assert units.decode(ids.tolist()) == texts[keys[row]]
+
+
+def test_order_depends_on_seed_and_pass_alone(job: Job, units: Units) -> None:
+    def order(number: int, **changes: Any) -> list[list[bytes]]:
+        return [rows(batch) for batch in all_batches(job(**changes), units, number)[1]]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != order(0, seed=1)
+    augment = {"source": {"augment": {"time_masks": 2, "stretch": 0.2}}}
+    assert order(0, **augment) == order(0, **augment)
+    assert order(0, **augment) != order(1, **augment)
+
+
+def test_masks_touch_features_and_never_targets(job: Job, units: Units) -> None:
+    plain = all_batches(job(), units)[1]
+    masked = all_batches(job(source={"augment": {"time_masks": 2, "mel_masks": 2}}), units)[1]
+    differing = 0
+    for one, other in zip(plain, masked, strict=True):
+        assert torch.equal(one.lengths, other.lengths)
+        for name in ("units", "probs", "tail"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        changed = one.features != other.features
+        assert (other.features[changed] == 0).all()
+        differing += int(changed.sum())
+    assert differing > 0
+
+
+def test_targets_follow_a_stretch(job: Job, units: Units) -> None:
+    plain = all_batches(job(), units)[1]
+    changed = all_batches(job(source={"augment": {"stretch": 0.3}}), units)[1]
+    lengths = []
+    for one, other in zip(plain, changed, strict=True):
+        assert other.units is not None and one.units is not None
+        assert other.seconds == one.seconds and len(other.units) == other.frames
+        starts = (np.cumsum([0, *one.lengths.tolist()]), np.cumsum([0, *other.lengths.tolist()]))
+        for index in range(len(one.lengths)):
+            before, after = (
+                batch.units[start[index] : start[index + 1], 0].tolist()
+                for batch, start in zip((one, other), starts, strict=True)
+                if batch.units is not None
+            )
+            # the same units in the same order; only how long each lasts has changed
+            assert runs(before) == runs(after)
+            lengths.append(len(after) / len(before))
+    assert min(lengths) < 0.9 and max(lengths) > 1.1 and min(lengths) > 0.65 and max(lengths) < 1.35
+
+
+def runs(ids: list[int]) -> list[int]:
+    return [unit for unit, before in zip(ids, [-1, *ids], strict=False) if unit != before]
+
+
+def test_sources_advance_at_the_same_pace(job: Job, units: Units) -> None:
+    source = job().phases[0].sources[0].model_dump()
+    phase = {"sources": [source, {**source, "repeat": 3}], "passes": 1}
+    stream, batches = all_batches(job(phases=[phase]), units)
+    done = [0.0, 0.0]
+    longest = max(batch.seconds for batch in batches)
+    for batch in batches:
+        done[batch.source] += batch.seconds
+        shares = [done[index] / stream.seconds[index] for index in (0, 1)]
+        assert abs(shares[0] - shares[1]) <= longest / min(stream.seconds) + 0.1
+    counts = Counter(row for batch in batches for row in rows(batch))
+    assert set(counts.values()) == {4} and len(counts) == 10 and stream.utterances == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units_hash": "feedfeedfeedfeed"}, r"shard-\d+\.tar: units of the soft targets: feedfeed.*same units"),
+        ({"num_units": 99}, "number of units of the soft targets: 99, expected here: 5"),
+        ({"frame_ms": 40}, "frame period in ms of the soft targets: 40, expected here: 30"),
+        ({"audio_sha256": "0" * 64}, r"answers an audio shard with SHA-256 0000.*label this audio again"),
+    ],
+)
+def test_targets_of_others_are_refused(
+    job: Job, units: Units, audio: str, targets: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    from asr_kd.targets.store import write_target_shard
+
+    (tmp_path / "targets").mkdir()
+    for path in Path(targets).glob("*.tar"):
+        metadata, pairs = read_target_shard(path)
+        write_target_shard(tmp_path / "targets" / path.name, metadata.model_copy(update=changes), pairs)
+    with pytest.raises(UserError, match=message):
+        all_batches(job(source={"targets": str(tmp_path / "targets")}), units)
+
+
+def test_targets_of_other_features_or_none_at_all_are_refused(
+    job: Job, units: Units, targets: str, tmp_path: Path
+) -> None:
+    # the same frame period, but a window of 100 ms fits less often
+    features = job().features.model_copy(update={"window_ms": 100}).model_dump()
+    with pytest.raises(UserError, match=r"u\d has \d+ target frames for \d+ feature frames; label this audio"):
+        all_batches(job(features=features), units)
+    path = sorted(Path(targets).glob("*.tar"))[0]
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"some/shard-00000[12]\.tar"):
+        all_batches(job(source={"targets": str(tmp_path / "some")}), units)
+
+
+def test_utterances_without_target_or_text_are_left_out_and_counted(
+    job: Job, units: Units, targets: str, audio: str, tmp_path: Path
+) -> None:
+    from asr_kd.targets.store import write_target_shard
+
+    (tmp_path / "targets").mkdir()
+    for path in Path(targets).glob("*.tar"):
+        metadata, pairs = read_target_shard(path)
+        kept = [(key, target) for key, target in pairs if key != "u5"]
+        frames = sum(target.frames for _, target in kept)
+        statistics = metadata.statistics.model_copy(update={"utterances": len(kept), "frames": frames})
+        changed = metadata.model_copy(update={"statistics": statistics})
+        write_target_shard(tmp_path / "targets" / path.name, changed, kept)
+    source = {"targets": str(tmp_path / "targets")}
+    stream, batches = all_batches(job(source=source, max_bad_share=0.1), units)
+    assert sum(len(batch.lengths) for batch in batches) == 9
+    assert stream.unused == [("u5", f"no soft target in {tmp_path / 'targets'}")]
+    with pytest.raises(UserError, match=r"1 of 10 utterances cannot be used, more than max_bad_share 0\.09 .first: u5"):
+        all_batches(job(source=source, max_bad_share=0.09), units)
+
+    transcripts = tmp_path / "texts.jsonl"
+    transcripts.write_text("".join(f'{{"key": "u{number}", "text": "ab"}}\n' for number in range(9)))
+    stream, _ = all_batches(job(source={**CTC, "transcripts": str(transcripts)}, max_bad_share=0.1), units)
+    assert stream.unused == [("u9", "no text to learn from")]
+
+
+@pytest.mark.parametrize("stretch", [0.0, 0.3])
+def test_text_that_does_not_fit_is_left_out(job: Job, units: Units, audio: str, tmp_path: Path, stretch: float) -> None:
+    # CTC needs a frame a unit and one between equal neighbours; a loss without a path is infinite
+    samples = [item for info in read_index(Path(audio)) for item in read_shard(Path(audio) / info.name)]
+    frames = {key: len(features) for key, features in features_of(job()).items()}
+    for number, item in enumerate(samples):
+        item.fields["text"] = "ab" * round(frames[item.key] * (0.5 + 0.07 * number) / 2)
+    (tmp_path / "long").mkdir()
+    write_index(tmp_path / "long", [write_shard(tmp_path / "long" / "shard-000000.tar", samples)])
+    settings = job(source={**CTC, "audio": str(tmp_path / "long"), "augment": {"stretch": stretch}}, max_bad_share=1.0)
+    for number in range(8):
+        stream, batches = all_batches(settings, units, number)
+        assert sum(len(batch.lengths) for batch in batches) + len(stream.unused) == 10
+        assert stream.unused and "do not fit into" in stream.unused[0][1]
+        for batch in batches:
+            logits = torch.zeros(*batch.features.shape[:2], units.size)
+            assert torch.isfinite(batch_loss(logits, batch.lengths, batch, settings.phases[0], settings))
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_padding_frames_do_not_count(job: Job, units: Units, soft: bool) -> None:
+    settings = job(batch_frames=1000, bucket_utterances=10, **({} if soft else {"source": CTC}))
+    plan = settings.phases[0]
+    (batch,) = all_batches(settings, units)[1]
+    torch.manual_seed(0)
+    logits = torch.randn(*batch.features.shape[:2], units.size).requires_grad_()
+    loss = batch_loss(logits, batch.lengths, batch, plan, settings)
+    loss.backward()
+    padding = torch.arange(logits.shape[1])[None, :] >= batch.lengths[:, None]
+    assert logits.grad is not None and (logits.grad[padding] == 0).all() and (logits.grad[~padding] != 0).any()
+    longer = torch.nn.functional.pad(logits.detach(), (0, 0, 0, 5), value=9.0)
+    torch.testing.assert_close(batch_loss(longer, batch.lengths, batch, plan, settings), loss)
+
+
+def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units) -> None:
+    settings = job(blank_weight=0.25, missing_mass="uniform")
+    (batch, *_) = all_batches(settings, units)[1]
+    assert batch.units is not None and batch.probs is not None and batch.tail is not None
+    logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0)).double()
+    total = weights = 0.0
+    frame = 0
+    for row, length in zip(logits.log_softmax(-1), batch.lengths.tolist(), strict=True):
+        for log_probs in row[:length]:
+            kept = batch.probs[frame] > 0
+            dense = torch.full((units.size,), batch.tail[frame].item() / max(1, units.size - int(kept.sum())))
+            dense[batch.units[frame][kept]] = batch.probs[frame][kept]
+            weight = 0.25 if batch.units[frame, 0] == units.blank else 1.0
+            total -= weight * float(dense.double() @ log_probs)
+            weights += weight
+            frame += 1
+    loss = batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
+    assert loss.item() == pytest.approx(total / weights, rel=1e-5)

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asr_kd.config import TrainSettings
+from asr_kd.errors import UserError
+from asr_kd.models.acoustic import Checkpoint, load_checkpoint
+from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
+from asr_kd.training import trainer
+from asr_kd.training.trainer import Development, train
+
+Job = Callable[..., TrainSettings]
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The metrics apart from timings."""
+    values = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "frames_per_second"} for line in values]
+
+
+def published(run: Path) -> dict[str, Any]:
+    """Everything that must be the same after any interruption; no file of a killed run may be left either."""
+    files = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    return files | {"metrics.jsonl": lines(run)}
+
+
+def rewritten(audio: str, folder: Path, change: Callable[[list[Sample]], object]) -> str:
+    """A copy of a set of shards with other samples in it."""
+    folder.mkdir()
+    shards = [list(read_shard(Path(audio) / info.name)) for info in read_index(Path(audio))]
+    for shard in shards:
+        change(shard)
+    write_index(folder, [write_shard(folder / f"shard-{number:06d}.tar", one) for number, one in enumerate(shards)])
+    return str(folder)
+
+
+def two_phases(job: Job, **changes: Any) -> TrainSettings:
+    """All that a resume must get right: two phases, two passes, two sources, a repeated one, masks, dropout."""
+    source = job().phases[0].sources[0].model_dump()
+    mixed = {
+        "sources": [
+            {**source, "augment": {"time_masks": 1, "time_frames": 2, "stretch": 0.1}},
+            {**source, "targets": None, "soft": 0.0, "ctc": 1.0, "repeat": 2},
+        ],
+        "passes": 1, "learning_rate": 0.01,
+    }  # fmt: skip
+    return job(phases=[{"sources": [source], "passes": 2, "learning_rate": 0.01}, mixed], **changes)
+
+
+@pytest.fixture
+def fickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that the weights decide but that go up and down, so that the best weights are rarely the last."""
+
+    def score(_: TrainSettings, learner: Checkpoint) -> Development:
+        total = sum(weight.double().sum().item() for weight in learner.model.parameters())
+        return Development(1.0, abs(total) * 1000 % 1)
+
+    monkeypatch.setattr(trainer, "score_development", score)
+
+
+def test_soft_targets_alone_teach_the_words(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job(phase={"passes": 20, "learning_rate": 0.02}, evaluate_every=10)
+    train(settings)
+    run = Path(settings.output)
+    losses = [line["loss"] for line in lines(run) if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    scores = [line for line in lines(run) if "development_wer" in line]
+    assert scores[-1]["development_loss"] < 0.5 * scores[0]["development_loss"]
+    best = load_checkpoint(run)
+    assert best.training["development_wer"] == min(score["development_wer"] for score in scores) < 0.5
+    assert f"{len(losses)} steps" in capsys.readouterr().out
+    steps = [line["step"] for line in lines(run) if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_ctc_goes_down(job: Job) -> None:
+    settings = job(
+        source={"targets": None, "soft": 0.0, "ctc": 1.0}, phase={"passes": 12, "learning_rate": 0.02},
+        model={"kind": "blstm", "layers": 1, "size": 12}, evaluate_every=100,
+    )  # fmt: skip
+    train(settings)
+    losses = [line["loss"] for line in lines(Path(settings.output)) if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_learning_rate_and_hours_follow_the_audio(job: Job, audio: str) -> None:
+    settings = job(phase={"passes": 3, "warmup": 0.5, "final_rate": 0.1})
+    train(settings)
+    steps = [line for line in lines(Path(settings.output)) if "loss" in line]
+    rates = [step["learning_rate"] for step in steps]
+    peak = rates.index(max(rates))
+    assert 0.4 < peak / len(rates) < 0.6 and max(rates) <= 0.01
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.002
+    hours = 3 * sum(info.seconds for info in read_index(Path(audio))) / 3600
+    assert steps[-1]["audio_hours"] == pytest.approx(hours, rel=0.1) and steps[-1]["pass"] == pytest.approx(3, abs=0.2)
+
+
+def test_same_seed_same_bytes(job: Job, tmp_path: Path) -> None:
+    settings = two_phases(job)
+    contents = []
+    for name in ("first", "second"):
+        train(settings)
+        Path(settings.output).rename(tmp_path / name)
+        contents.append(published(tmp_path / name))
+    assert contents[0] == contents[1]
+    other = two_phases(job, seed=1)
+    train(other)
+    assert published(Path(other.output))["last/state.safetensors"] != contents[0]["last/state.safetensors"]
+
+
+def test_cache_and_loader_processes_change_no_bit(job: Job, tmp_path: Path) -> None:
+    states = []
+    cache = str(tmp_path / "cache")
+    for name, changes in {
+        "plain": {},
+        "write": {"feature_cache": cache},
+        "read": {"feature_cache": cache, "loader_workers": 1},
+    }.items():
+        settings = job(phase={"passes": 1}, output=str(tmp_path / name), **changes)
+        train(settings)
+        states.append((tmp_path / name / "last" / "state.safetensors").read_bytes())
+    assert states[0] == states[1] == states[2]
+
+
+def test_asked_to_stop_at_any_step_and_started_again(
+    job: Job, fickle: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = two_phases(job)
+    run = Path(settings.output)
+    train(settings)
+    expected = published(run)
+    run.rename(tmp_path / "whole")
+    real = trainer.step
+    asked = (signal.SIGTERM, signal.SIGINT)
+
+    def stopped(*arguments: Any) -> float:
+        os.kill(os.getpid(), asked[len(stops) % 2])
+        return real(*arguments)
+
+    stops: list[str] = []
+    monkeypatch.setattr(trainer, "step", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in range(100):  # one step at a time
+        try:
+            train(settings)
+            break
+        except UserError as error:
+            stops.append(str(error))
+            assert f"stopped at step {len(stops)} as asked" in stops[-1]
+    assert len(stops) == expected["metrics.jsonl"][-1]["step"] > 10
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert published(run) == expected
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_every_publish(job: Job, fickle: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = two_phases(job, evaluate_every=5, feature_cache=str(tmp_path / "cache"))
+    run = Path(settings.output)
+    real, publishes = os.replace, 0
+
+    def counting(source: str, target: str) -> None:
+        nonlocal publishes
+        real(source, target)
+        publishes += 1
+
+    train(settings)  # fills the cache
+    run.rename(tmp_path / "first")
+    monkeypatch.setattr(os, "replace", counting)
+    train(settings)
+    expected = published(run)
+    run.rename(tmp_path / "whole")
+
+    for moment in range(publishes):
+        left = moment
+
+        def dying(source: str, target: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", dying)
+        with pytest.raises(Killed):
+            train(settings)
+        monkeypatch.setattr(os, "replace", real)
+        train(settings)
+        assert published(run) == expected, moment
+        run.rename(tmp_path / f"run-{moment}")
+
+
+SLOW_JOB = """
+import sys, time
+from asr_kd.config import TrainSettings
+from asr_kd.training import trainer
+step = trainer.step
+def slow(*arguments):
+    time.sleep(0.05)
+    return step(*arguments)
+trainer.step = slow
+trainer.train(TrainSettings.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
+    settings = two_phases(job)
+    run = Path(settings.output)
+    train(settings)
+    expected = published(run)
+    run.rename(tmp_path / "whole")
+    process = subprocess.Popen([sys.executable, "-c", SLOW_JOB, settings.model_dump_json()], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (run / "last").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+    for path in run.rglob(".*.tmp"):
+        path.unlink()
+    train(settings)
+    assert published(run) == expected
+
+
+def test_torn_metrics_are_cut_back_to_the_state(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = job()
+    run = Path(settings.output)
+    train(settings)
+    expected = published(run)
+    run.rename(tmp_path / "whole")
+    real = trainer.step
+    monkeypatch.setattr(trainer, "step", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or real(*arguments))
+    with pytest.raises(UserError, match="stopped at step 1"):
+        train(settings)
+    monkeypatch.setattr(trainer, "step", real)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "loss": 7}\n{"step": 3, "lo')
+    train(settings)
+    assert published(run) == expected
+
+
+def test_a_finished_run_is_not_run_again(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = job(phase={"passes": 1})
+    train(settings)
+    before = published(Path(settings.output))
+    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("trained again"))
+    train(settings)
+    assert "already trained" in capsys.readouterr().out
+    assert published(Path(settings.output)) == before
+
+
+def test_output_of_other_settings_is_refused(job: Job, audio: str, tmp_path: Path) -> None:
+    train(job(phase={"passes": 1}))
+    with pytest.raises(UserError, match=r"run: belongs to other settings .*seed was 0, now 1"):
+        train(job(phase={"passes": 1}, seed=1))
+    with pytest.raises(UserError, match="belongs to other settings"):
+        train(job(phase={"passes": 3}))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        train(job(output=str(tmp_path / "full")))
+
+
+def test_development_set_must_be_labelled_and_readable(job: Job, development: str, tmp_path: Path) -> None:
+    silent = rewritten(development, tmp_path / "silent", lambda shard: shard[1].fields.pop("text"))
+    with pytest.raises(UserError, match=r"silent: d1 has no text; the development set must be labelled"):
+        train(job(development=silent))
+    broken = rewritten(development, tmp_path / "broken", lambda shard: setattr(shard[1], "audio", b"noise"))
+    with pytest.raises(UserError, match=r"broken: d1: .*mend the development set"):
+        train(job(development=broken, output=str(tmp_path / "run2")))
+
+
+def test_an_empty_text_in_the_development_set_counts(job: Job, development: str, tmp_path: Path) -> None:
+    def hush(shard: list[Sample]) -> None:
+        shard[1].fields["text"] = ""
+
+    train(job(development=rewritten(development, tmp_path / "hush", hush), phase={"passes": 1}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(job: Job, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    monkeypatch.setattr(trainer, "batch_loss", lambda logits, *_: logits.sum() * 0 + value)
+    with pytest.raises(UserError, match=rf"run: the loss became {value} at step 0; lower phases\.0\.learning_rate"):
+        train(job())
+
+
+def test_bad_utterances_are_counted(job: Job, audio: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = rewritten(audio, tmp_path / "broken", lambda shard: setattr(shard[0], "audio", b"noise"))
+    plain = {"audio": broken, "targets": None, "soft": 0.0, "ctc": 1.0}
+    train(job(source=plain, max_bad_share=0.3, phase={"passes": 2}))
+    assert capsys.readouterr().err.count("left out 3 of 10 utterances (first: u") == 1
+    with pytest.raises(UserError, match=r"3 of 10 utterances cannot be used, more than max_bad_share 0\.2 .first: u"):
+        train(job(source=plain, max_bad_share=0.2, output=str(tmp_path / "strict")))
+
+
+def test_init_takes_over_a_network_and_refuses_others(job: Job, tmp_path: Path) -> None:
+    train(job(phase={"passes": 1}))
+    first = str(tmp_path / "run")
+    train(job(init=first, phase={"passes": 1, "learning_rate": 1e-12}, weight_decay=0.0, output=str(tmp_path / "next")))
+    weights = [load_checkpoint(tmp_path / name).model.state_dict() for name in ("run", "next")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight)
+    with pytest.raises(UserError, match="another network"):
+        train(job(init=first, model={"layers": 1, "size": 12}, output=str(tmp_path / "a")))
+    other = job().features.model_copy(update={"mean_frames": 10})
+    with pytest.raises(UserError, match="other feature settings"):
+        train(job(init=first, features=other.model_dump(), output=str(tmp_path / "b")))
+
+
+def test_no_targets_no_units_no_audio(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = str(tmp_path / "empty")
+    with pytest.raises(UserError, match="holds no soft-target shards"):
+        train(job(source={"targets": empty}))
+    with pytest.raises(UserError, match=r"holds no units\.model"):
+        train(job(units=empty))
+    with pytest.raises(UserError, match="index"):
+        train(job(source={"audio": empty}))
+    with pytest.raises(UserError, match="device: abacus"):
+        train(job(device="abacus"))
+    assert not (tmp_path / "run").exists()
