@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _read_cached(stem: Path) -> LoadedShard:
             for start, item in zip(starts, description["items"], strict=False)
         ]
         return LoadedShard(items, [(key, reason) for key, reason in description["bad"]])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{stem}.npy: damaged feature cache ({error}); remove the folder {stem.parent}") from None
 
 
@@ -116,8 +117,9 @@ def map_ordered(function: Callable[[A], B], arguments: Sequence[A], workers: int
 
 @contextmanager
 def _pool(workers: int) -> Iterator[Any]:
-    # spawn, not fork: a fork of a process with torch's threads may hang
-    pool = multiprocessing.get_context("spawn").Pool(workers)
+    # Spawn, not fork: a fork of a process with torch's threads may hang. Ctrl-C, which a terminal sends to all, is left to
+    # this process: a task that died with its worker would be waited for without end.
+    pool = multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield pool
     finally:

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asr_kd.audio.features import Frontend
+from asr_kd.config import FeatureSettings
+from asr_kd.errors import UserError
+from asr_kd.shards.stream import (
+    LoadedShard,
+    ShardInput,
+    batches_by_length,
+    load_features,
+    map_ordered,
+    shuffled_batches,
+    shuffled_shards,
+)  # fmt: skip
+from asr_kd.shards.tarset import Sample, ShardInfo, read_index, write_index, write_shard
+
+FEATURES = FeatureSettings(sample_rate=8000, mels=8)
+LENGTHS = st.lists(st.integers(1, 50), max_size=40)
+
+
+def hiss(samples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, samples)
+
+
+def wave(samples: int, seed: int) -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, hiss(samples, seed), 8000, format="WAV", subtype="FLOAT")
+    return data.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two shards; the first also holds noise that is no audio, and audio shorter than a frame."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    first = [
+        Sample(f"a{number}", wave(2000 + 700 * number, number), "wav", {"text": f"t{number}"}) for number in range(3)
+    ]
+    first[1:1] = [Sample("bad", b"no audio", "wav", {}), Sample("short", wave(300, 9), "wav", {})]
+    second = [Sample("b0", wave(4000, 5), "wav", {})]
+    write_index(
+        folder, [write_shard(folder / f"shard-00000{number}.tar", one) for number, one in enumerate([first, second])]
+    )
+    return folder
+
+
+def wanted(folder: Path, **changes: object) -> ShardInput:
+    return ShardInput.model_validate({"folder": str(folder), "features": FEATURES, "max_seconds": 10.0} | changes)
+
+
+def same(one: LoadedShard, other: LoadedShard) -> bool:
+    return one.bad == other.bad and all(
+        (a.key, a.fields) == (b.key, b.fields) and a.features.dtype == b.features.dtype and np.array_equal(a.features, b.features)
+        for a, b in zip(one.items, other.items, strict=True)
+    )  # fmt: skip
+
+
+def test_loads_features_in_order_and_lists_what_is_bad(shards: Path) -> None:
+    loaded = load_features(wanted(shards), read_index(shards)[0])
+    assert [item.key for item in loaded.items] == ["a0", "a1", "a2"]
+    assert [item.fields for item in loaded.items] == [{"text": "t0"}, {"text": "t1"}, {"text": "t2"}]
+    for number, item in enumerate(loaded.items):
+        expected = Frontend(FEATURES).compute(hiss(2000 + 700 * number, number).astype(np.float32))
+        assert item.features.dtype == np.float16
+        np.testing.assert_allclose(item.features, expected, atol=5e-3)
+    assert [key for key, _ in loaded.bad] == ["bad", "short"] and "too short" in loaded.bad[1][1]
+    limited = load_features(wanted(shards, max_seconds=0.3), read_index(shards)[0])
+    assert [item.key for item in limited.items] == ["a0"] and len(limited.bad) == 4
+
+
+def test_a_cache_changes_nothing_and_is_used(shards: Path, tmp_path: Path) -> None:
+    plain, info = load_features(wanted(shards), read_index(shards)[0]), read_index(shards)[0]
+    cached = wanted(shards, cache=str(tmp_path / "cache"))
+    assert same(plain, load_features(cached, info))
+    assert same(plain, load_features(cached, info))
+    (shards / info.name).unlink()
+    assert same(plain, load_features(cached, info))
+    with pytest.raises(UserError, match=info.name):  # other features are not in the cache
+        load_features(cached.model_copy(update={"features": FEATURES.model_copy(update={"stack": 2})}), info)
+
+
+def test_a_damaged_cache_is_named(shards: Path, tmp_path: Path) -> None:
+    cached, info = wanted(shards, cache=str(tmp_path / "cache")), read_index(shards)[0]
+    plain = load_features(cached, info)
+    (rows,) = (tmp_path / "cache").glob("*.npy")
+    data = rows.read_bytes()
+    for torn in (data[:-100], data[:40], b""):
+        rows.write_bytes(torn)
+        with pytest.raises(UserError, match=r"damaged feature cache .*remove the folder .*cache"):
+            load_features(cached, info)
+    rows.write_bytes(data)
+    next((tmp_path / "cache").glob("*.json")).unlink()  # killed between the two: the cache was not written
+    assert same(plain, load_features(cached, info))
+
+
+def test_a_shard_that_changed_is_refused(shards: Path) -> None:
+    info = read_index(shards)[0]
+    data = bytearray((shards / info.name).read_bytes())
+    data[700] ^= 1
+    (shards / info.name).write_bytes(bytes(data))
+    with pytest.raises(UserError, match=info.name):
+        load_features(wanted(shards), info)
+
+
+@given(lengths=LENGTHS, batch_frames=st.integers(1, 200))
+@settings(deadline=None)
+def test_batches_by_length_hold_everything_once(lengths: list[int], batch_frames: int) -> None:
+    batches = batches_by_length(lengths, batch_frames)
+    flat = [position for batch in batches for position in batch]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[position] for position in flat] == sorted(lengths)
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[position] for position in batch) * len(batch) <= batch_frames
+    for batch, following in itertools.pairwise(batches):  # no batch ends early
+        assert lengths[following[0]] * (len(batch) + 1) > batch_frames
+
+
+@given(lengths=LENGTHS, batch_frames=st.integers(1, 200), buffer=st.integers(1, 50), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_shuffled_batches_hold_everything_once_and_no_more_than_the_buffer(
+    lengths: list[int], batch_frames: int, buffer: int, seed: int
+) -> None:
+    taken = 0
+
+    def items() -> object:
+        nonlocal taken
+        for item in enumerate(lengths):
+            taken += 1
+            yield item
+
+    def run() -> list[list[tuple[int, int]]]:
+        given_out, batches = 0, []
+        stream = shuffled_batches(items(), lambda item: item[1], batch_frames, buffer, np.random.default_rng(seed))  # type: ignore[arg-type]
+        for batch in stream:
+            assert taken - given_out <= buffer
+            given_out += len(batch)
+            assert len(batch) == 1 or max(length for _, length in batch) * len(batch) <= batch_frames
+            batches.append(batch)
+        return batches
+
+    first = run()
+    assert Counter(item for batch in first for item in batch) == Counter(enumerate(lengths))
+    taken = 0
+    assert run() == first
+
+
+def test_shards_are_shuffled_by_the_seed(tmp_path: Path) -> None:
+    infos = [ShardInfo(f"shard-{number:06d}.tar", 1, 1.0, 10, "0" * 64) for number in range(20)]
+    write_index(tmp_path, infos)
+
+    def order(seed: int) -> list[str]:
+        return [info.name for info in shuffled_shards(str(tmp_path), np.random.default_rng(seed))]
+
+    assert order(0) == order(0) != order(1)
+    assert sorted(order(0)) == [info.name for info in infos]
+    write_index(tmp_path, [])
+    with pytest.raises(UserError, match="holds no utterances"):
+        shuffled_shards(str(tmp_path), np.random.default_rng(0))
+
+
+def test_any_number_of_workers_gives_the_same_in_order(shards: Path) -> None:
+    arguments = [-3, 1, -2, 5]
+    assert list(map_ordered(abs, arguments, 0)) == list(map_ordered(abs, arguments, 2)) == [3, 1, 2, 5]
+
+
+def test_what_a_worker_raises_arrives(shards: Path) -> None:
+    missing = ShardInfo("shard-000009.tar", 1, 1.0, 10, "0" * 64)
+    with pytest.raises(UserError, match="shard-000009"):
+        list(map_ordered(functools.partial(load_features, wanted(shards)), [missing], 1))
+
+
+INTERRUPTED = """
+import signal, sys, time
+from asr_kd.shards.stream import map_ordered
+if __name__ == "__main__":
+    asked = []
+    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    results = map_ordered(time.sleep, [0, 0.7, 0], 1)
+    next(results)
+    print("waiting", flush=True)
+    assert list(results) == [None, None] and asked
+    print("done", flush=True)
+"""
+
+
+def test_ctrl_c_leaves_the_workers_to_the_main_process(tmp_path: Path) -> None:
+    # a terminal sends it to every process; a task that died with its worker would be waited for without end
+    (tmp_path / "main.py").write_text(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py")], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"waiting\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        assert process.communicate(timeout=10)[0] == b"done\n"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
