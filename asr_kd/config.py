@@ -110,6 +110,10 @@ class LabelSettings(Settings):
         None, description="alignment: JSONL of key and text in place of the text in the shards"
     )
     hold_frames: Count = Field(1, description="alignment: frames that each unit lasts at least, where blanks follow it")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0,
+        description="posteriors: the teacher's logits are divided by this; above 1 softens an over-confident teacher",
+    )
     k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="units kept a frame at most")
     mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.999, description="enough units are kept for this mass")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
@@ -143,6 +147,9 @@ class SourceSettings(Settings):
     transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
     soft: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    ctc_within_targets: bool = Field(
+        False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
+    )
     repeat: Count = Field(1, description="times it is read in a pass")
     batch_frames: Count | None = Field(None, description="frames in a batch at most; null takes the run's")
     augment: AugmentSettings = Field(default_factory=lambda: AugmentSettings())
@@ -151,9 +158,16 @@ class SourceSettings(Settings):
     def _fits(self) -> SourceSettings:
         if not self.ctc and not self.soft:
             raise ValueError("set ctc or soft (or both) above 0")
-        if bool(self.soft) != bool(self.targets):
-            raise ValueError("targets and a soft weight above 0 go together")
+        if self.ctc_within_targets and not self.ctc:
+            raise ValueError("ctc_within_targets needs a ctc weight above 0")
+        if self.reads_targets != bool(self.targets):
+            raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
         return self
+
+    @property
+    def reads_targets(self) -> bool:
+        """Whether the loss looks at soft-target shards."""
+        return bool(self.soft) or self.ctc_within_targets
 
 
 class PhaseSettings(Settings):

@@ -234,7 +234,7 @@ def _label_shard(
 def _selection(settings: LabelSettings) -> Selection:
     if settings.mode == "alignment":
         return Selection(mode="alignment", k=None, mass=None, hold_frames=settings.hold_frames)
-    return Selection(mode="posteriors", k=settings.k, mass=settings.mass)
+    return Selection(mode="posteriors", k=settings.k, mass=settings.mass, temperature=settings.temperature)
 
 
 def _encode_batch(
@@ -244,12 +244,21 @@ def _encode_batch(
     for index, log_probs in zip(batch, outputs, strict=True):
         try:
             if settings.mode == "posteriors":
-                results.append(_encode_posteriors(log_probs, settings.k, settings.mass))
+                results.append(
+                    _encode_posteriors(_softened(log_probs, settings.temperature), settings.k, settings.mass)
+                )
             else:
                 results.append(_encode_alignment(log_probs, loaded.ids[index], settings.hold_frames))
         except UserError as error:
             raise UserError(f"{loaded.info.name}: {loaded.keys[index]}: {error}") from None
     return results
+
+
+def _softened(log_probs: np.ndarray, temperature: float) -> np.ndarray:
+    """log softmax(log_probs / temperature), frame by frame; 1 leaves every bit as it was."""
+    if temperature == 1:
+        return log_probs
+    return torch.from_numpy(log_probs / np.float32(temperature)).log_softmax(-1).numpy()
 
 
 def _encode_posteriors(log_probs: np.ndarray, k: int, mass: float) -> Encoded:

@@ -26,11 +26,12 @@ class CodecDescription(Settings):
 
 
 class Selection(Settings):
-    """What was kept of the teacher's distribution; `k` and `mass` are null for an alignment."""
+    """What was kept of the teacher's distribution; `k`, `mass` and `temperature` are null for an alignment."""
 
     mode: Literal["posteriors", "alignment"]
     k: int | None
     mass: float | None
+    temperature: float | None = None
     hold_frames: int | None = None
 
 

@@ -162,7 +162,7 @@ class PhaseStream:
                 if reason:
                     self.unused.append((item.key, reason))
                     continue
-            if plan.soft:
+            if plan.reads_targets:
                 example.targets = targets.get(item.key)
                 if example.targets is None:
                     self.unused.append((item.key, f"no soft target in {plan.targets}"))
@@ -208,7 +208,7 @@ class PhaseStream:
             ids: list[list[int]] = [example.ids or [] for example in examples]
             batch.labels = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
             batch.label_lengths = torch.tensor([len(row) for row in ids])
-        if self.plan.sources[source].soft:
+        if self.plan.sources[source].reads_targets:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)
             padded = [(*target.padded(k), target.tail) for target in targets]

@@ -42,6 +42,8 @@ from asr_kd.training.checkpoints import Position, load_state, save_state
 from asr_kd.units import Units, load_units
 
 STATE = "state.safetensors"
+#: log-probability that CTC sees for a unit outside its targets: a path there is always worse, and never impossible
+OUTSIDE = -30.0
 
 
 def train(settings: TrainSettings) -> None:
@@ -175,19 +177,42 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
     loss = logits.new_zeros(())
     if source.ctc:
         assert batch.labels is not None and batch.label_lengths is not None
-        log_probs = logits.log_softmax(-1).transpose(0, 1)
+        log_probs = logits.log_softmax(-1)
+        if source.ctc_within_targets:
+            log_probs = log_probs.masked_fill(~_allowed(logits, lengths, batch), OUTSIDE)
         total = nn.functional.ctc_loss(
-            log_probs, batch.labels.to(device), lengths.to(device), batch.label_lengths.to(device), Units.blank, "sum"
+            log_probs.transpose(0, 1),
+            batch.labels.to(device),
+            lengths.to(device),
+            batch.label_lengths.to(device),
+            Units.blank,
+            "sum",
         )
         loss = loss + source.ctc * total / batch.frames
     if source.soft:
         assert batch.units is not None and batch.probs is not None and batch.tail is not None
-        within = torch.arange(logits.shape[1], device=device)[None, :] < lengths.to(device)[:, None]
+        within = _within(logits, lengths)
         targets = batch.units.to(device), batch.probs.to(device), batch.tail.to(device)
         losses = soft_cross_entropy(logits[within], *targets, settings.missing_mass)
         weights = torch.where(targets[0][:, 0] == Units.blank, settings.blank_weight, 1.0)
         loss = loss + source.soft * (losses * weights).sum() / weights.sum()
     return loss
+
+
+def _within(logits: Tensor, lengths: Tensor) -> Tensor:
+    """Bool [batch, frames]: which frames are not padding."""
+    return torch.arange(logits.shape[1], device=logits.device)[None, :] < lengths.to(logits.device)[:, None]
+
+
+def _allowed(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    """Bool [batch, frames, units]: the blank, and the units that the targets hold at the frame."""
+    assert batch.units is not None and batch.probs is not None
+    held = logits.new_zeros(len(batch.units), logits.shape[2])
+    held.scatter_add_(1, batch.units.to(logits.device), batch.probs.to(logits.device))
+    allowed = torch.zeros_like(logits, dtype=torch.bool)
+    allowed[_within(logits, lengths)] = held > 0
+    allowed[..., Units.blank] = True
+    return allowed
 
 
 def _learning_rate(plan: PhaseSettings, done: float) -> float:
