@@ -68,8 +68,8 @@ def _eval(words: list[str]) -> None:
 
 
 def _transcribe(words: list[str]) -> None:
-    files = [word for word in words if "=" not in word]
-    settings = build(TranscribeSettings, override({}, [word for word in words if "=" in word]), "command line")
+    files = [word for word in words if "=" not in word and not word.endswith((".yaml", ".yml"))]
+    settings = _settings(TranscribeSettings, [word for word in words if word not in files])
     if bool(files) == bool(settings.audio):
         raise UserError("command line: give audio files, or audio=SHARDS output=TEXTS.jsonl; one of the two")
     from asr_kd.decoding.transcribe import transcribe_files, transcribe_shards
