@@ -21,7 +21,7 @@ from asr_kd.files import read_json
 from asr_kd.shards.tarset import read_index
 
 SYSTEMS = ("teacher", "student-supervised", "student-pseudo-label", "student-distilled", "student-oracle")
-# a smaller part is read more often, so that every student makes about the same number of updates
+# a smaller part is read more often, so that every student makes the same number of updates
 PARTS = {"unlabelled-quarter": 4, "unlabelled-half": 2}
 
 
@@ -37,16 +37,13 @@ def run_folder(seed: int) -> Path:
 
 
 def train_part(seed: int, part: str) -> None:
-    """The distilled student of a seed, on a part of the unlabelled audio, with the labelled data as often as before."""
+    """The distilled student of a seed on a part of the unlabelled audio, whose shards the same targets answer."""
     run = run_folder(seed)
     name = f"student-distilled-{part.removeprefix('unlabelled-')}"
     settings = yaml.safe_load((run / "settings" / "student-distilled.yaml").read_text())
     settings["output"] = str(run / name)
-    phase = settings["phases"][0]
-    phase["passes"] *= PARTS[part]
-    unlabelled, labelled = phase["sources"]
-    unlabelled["audio"] = str(run / "data" / part)
-    labelled["repeat"] = max(1, round(labelled["repeat"] / PARTS[part]))
+    unlabelled = settings["phases"][0]["sources"][0]
+    unlabelled |= {"audio": str(run / "data" / part), "repeat": PARTS[part]}
     file = run / "settings" / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
     asr_kd("train", str(file))
