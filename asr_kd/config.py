@@ -225,6 +225,7 @@ class EvalSettings(Settings):
     output: str = Field(description="folder of the report")
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
+    student: str | None = Field(None, description="system the verdict is about; null takes the best one")
     decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
     beam: Count = Field(8, description="prefixes kept by the beam search")
     normalizer: Literal["none", "basic"] = Field(

@@ -83,7 +83,7 @@ def evaluate(settings: EvalSettings) -> None:
             `max_bad_share` of the utterances could not be read.
     """
     torch.set_num_threads(settings.threads)
-    for role in ("baseline", "teacher"):
+    for role in ("baseline", "teacher", "student"):
         name = getattr(settings, role)
         if name is not None and name not in settings.systems:
             raise UserError(f"{role}: {name} is none of the systems; it must be one of {', '.join(settings.systems)}")
@@ -226,6 +226,7 @@ def _report(
         "verdict": "",
         "baseline": settings.baseline,
         "teacher": settings.teacher,
+        "student": settings.student,
         "normalizer": NORMALIZERS[settings.normalizer].name,
         "data": {
             "audio": settings.audio,

@@ -67,6 +67,7 @@ def verdict(report: dict[str, Any]) -> str:
     systems, baseline, teacher = report["systems"], report["baseline"], report["teacher"]
     ranked = sorted(systems, key=lambda name: systems[name]["wer"])
     others = [name for name in ranked if name not in (baseline, teacher)]
+    others.sort(key=lambda name: name != report["student"])  # stable: the student, then from the best on
 
     def rated(name: str) -> str:
         return f"{name} ({percent(systems[name]['wer'])})"

@@ -148,7 +148,7 @@ def test_a_shard_that_was_changed(job: Job, tmp_path: Path) -> None:
         evaluate(job(audio=str(folder)))
 
 
-@pytest.mark.parametrize("role", ["baseline", "teacher"])
+@pytest.mark.parametrize("role", ["baseline", "teacher", "student"])
 def test_an_unknown_role_names_the_systems(job: Job, role: str) -> None:
     with pytest.raises(UserError, match=f"{role}: nobody is none of the systems; it must be one of teacher, student"):
         evaluate(job(**{role: "nobody"}))

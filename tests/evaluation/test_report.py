@@ -40,7 +40,7 @@ def system(errors: int, **changes: Any) -> dict[str, Any]:
 
 def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None) -> dict[str, Any]:
     report = {
-        "verdict": "", "baseline": baseline, "teacher": teacher, "normalizer": "basic-1", "systems": systems,
+        "verdict": "", "baseline": baseline, "teacher": teacher, "student": None, "normalizer": "basic-1", "systems": systems,
         "data": {"audio": "test", "hash": "ef", "shards": 1, "utterances": 20, "quarantined": 1, "words": 100,
                  "seconds": 60.0, "speakers": 1},
         "bootstrap": {"resamples": 10, "confidence": 0.95, "blocks": "speakers", "number": 5},
@@ -154,6 +154,16 @@ def test_verdict_on_a_recovered_gap() -> None:
         "Of the 10.00 points of WER between base (20.00 %) and big (10.00 %), small recovers 80 %. "
         "small (12.00 %) makes 40.0 % fewer word errors than base (95 % interval −50.0 % to −30.0 %)."
     )
+
+
+def test_the_verdict_is_about_the_named_student() -> None:
+    report = distilled(20, 10, 12, [-0.5, -0.3])
+    report["systems"]["oracle"] = system(8) | {"gap_recovered": 1.2}
+    assert "recovers 120 %" in verdict(report).split(" and ")[1].split(",")[1]
+    report["student"] = "small"
+    text = verdict(report)
+    assert text.index("small recovers") < text.index("oracle recovers")
+    assert "small (12.00 %) makes 40.0 % fewer word errors" in text
 
 
 @pytest.mark.parametrize(
