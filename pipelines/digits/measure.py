@@ -13,10 +13,12 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
+from asr_kd.config import FeatureSettings, load_yaml
 from asr_kd.files import read_json
 from asr_kd.shards.tarset import read_index
 
@@ -98,12 +100,35 @@ def print_tables(reports: list[dict], parts: dict[str, list[float]]) -> None:
         print(
             f"| {part} | {minutes:.0f} | {100 * statistics.mean(values):.2f} | {' / '.join(f'{100 * value:.2f}' for value in values)} |"
         )
-    print("\n| stage | seconds |\n|---|---|")
-    for file in sorted((run_folder(0) / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime):
-        print(f"| {file.stem} | {read_json(file)['seconds']} |")
-    for stage in ("soft-targets", "alignment"):
-        report, timing = (read_json(run_folder(0) / stage / f"{name}.json") for name in ("report", "timing"))
-        print(f"\n{stage}: {report['bytes_per_frame']:.2f} bytes a frame; {json.dumps(timing)}")
+    print(
+        "\n| stage of seed 0 | seconds | audio hours | audio hours a second | frames a second |\n|---|---|---|---|---|"
+    )
+    for stage, seconds, heard in stages(run_folder(0)):
+        frames = heard / FeatureSettings().frame_ms * 1000
+        print(
+            f"| {stage} | {seconds:.0f} | {heard / 3600:.2f} | {heard / 3600 / seconds:.3f} | {frames / seconds:,.0f} |"
+        )
+    report = read_json(run_folder(0) / "soft-targets" / "report.json")
+    print(
+        f"\nsoft targets: {report['bytes_per_frame']:.2f} bytes a frame, {report['entries_per_frame']:.2f} units kept a frame"
+    )
+
+
+def stages(run: Path) -> Iterator[tuple[str, float, float]]:
+    """(stage, seconds it took, seconds of audio that went through it), in the order of the pipeline."""
+    settings = load_yaml("pipelines/digits/pipeline.yaml")
+    spoken = {name: sum(shard.seconds for shard in read_index(run / "data" / name)) for name in ("unlabelled", "test")}
+    for stage, description in settings["stages"].items():
+        seconds = read_json(run / "stages" / f"{stage}.json")["seconds"]
+        if description["verb"] == "train":
+            last = (run / stage / "metrics.jsonl").read_text().splitlines()[-1]
+            yield stage, seconds, 3600 * json.loads(last)["audio_hours"]
+        elif description["verb"] == "label":
+            yield stage, seconds, 3600 * read_json(run / stage / "report.json")["audio_hours"]
+        elif description["verb"] == "transcribe":
+            yield stage, seconds, spoken["unlabelled"]
+        elif description["verb"] == "eval":
+            yield stage, seconds, spoken["test"] * len(SYSTEMS)
 
 
 if __name__ == "__main__":
