@@ -362,7 +362,8 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # a misspelt key is also a missing one: name the misspelling
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     path = [str(step) for step in first["loc"]]
     name = ".".join(path) or kind.__name__
     if first["type"] == "extra_forbidden":
