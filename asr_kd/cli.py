@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from asr_kd.config import (
     EvalSettings,
@@ -111,8 +111,15 @@ def _keys(kind: type[Settings]) -> str:
     return "settings:\n" + "\n".join(lines)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, not with its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="asr-kd",
         description="Distil a large acoustic model into a small streaming one.",
         epilog="asr-kd VERB --help lists the settings of a verb. Settings come from a YAML file, key=value overrides them.",
@@ -143,8 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
     # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
     # a core in every process beside them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    parsed = _parser().parse_args(arguments)
-    words = [*parsed.words, *(["--dry-run"] if getattr(parsed, "dry_run", False) else [])]
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unknown option {unknown[0]}")
+    words = [*parsed.words, *rest, *(["--dry-run"] if getattr(parsed, "dry_run", False) else [])]
     try:
         VERBS[parsed.verb][0](words)
     except UserError as error:

@@ -297,19 +297,26 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: when the file is missing, not YAML or not a mapping.
     """
-    try:
-        value = yaml.safe_load(read_text(path, "settings file"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}: not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'}); mend it"
-        ) from None
+    value = _parse_yaml(read_text(path, "settings file"), str(path))
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold `key: value` settings, not a {type(value).__name__}")
     return value
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "unreadable"
+    except ValueError as error:  # a date or number that looks right and is not
+        line, reason = "", str(error)
+    except RecursionError:
+        line, reason = "", "nested too deeply"
+    raise UserError(f"{where}: not valid YAML{line} ({reason}); mend it")
 
 
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -325,10 +332,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise UserError(f"{assignment}: not an override; write key=value, e.g. seed=1 or model.layers=3")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{assignment}: the value is not valid YAML; quote it") from None
+        value = _parse_yaml(text, assignment)
         here: Any = values
         *parents, last = path.split(".")
         for step in parents:

@@ -28,6 +28,7 @@ from asr_kd.config import (
     UnitsSettings,
     build,
     load_yaml,
+    override,
 )
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, read_json, sha256_file, write_json, write_whole
@@ -72,7 +73,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     if dry_run or not due:
         return
     began = time.monotonic()
-    _run_stages(run, stages, due, int(variables.get("jobs", 1)))
+    _run_stages(run, stages, due, variables["jobs"])
     print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
 
 
@@ -80,16 +81,19 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
     """Read a pipeline: its variables, and its stages with everything validated before anything runs."""
     values = load_yaml(file)
     pipeline = build(PipelineSettings, values, str(file))
-    variables = dict(pipeline.variables)
+    variables = pipeline.variables
     for assignment in assignments:
-        name, _, text = assignment.partition("=")
+        name = assignment.partition("=")[0]
         if name not in variables:
             raise UserError(f"{assignment}: {file} has no variable {name}; it has {', '.join(variables) or 'none'}")
-        variables[name] = yaml.safe_load(text)
+    variables = override(variables, assignments)
     if not isinstance(variables.get("run"), str):
         raise UserError(
             f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
         )
+    jobs = variables.setdefault("jobs", 1)
+    if type(jobs) is not int or jobs < 1:
+        raise UserError(f"{file}: variables.jobs: {jobs!r} is not a number of stages to run at once; set 1 or more")
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
         settings = build(
@@ -169,13 +173,14 @@ def _record(run: Path, stage: Stage) -> Path:
     return run / "stages" / f"{stage.name}.json"
 
 
+def _recorded(record: Path, finished: bool = False) -> str | None:
+    """The fingerprint of the stage as it last began, or finished."""
+    value = read_json(record, "stage record") if record.exists() else {}
+    return value.get("fingerprint") if "seconds" in value or not finished else None
+
+
 def _is_current(run: Path, stage: Stage) -> bool:
-    record = _record(run, stage)
-    return (
-        record.exists()
-        and stage.output.exists()
-        and read_json(record, "stage record").get("fingerprint") == stage.fingerprint
-    )
+    return stage.output.exists() and _recorded(_record(run, stage), finished=True) == stage.fingerprint
 
 
 def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> None:
@@ -205,18 +210,16 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> 
 
 def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
     record = _record(run, stage)
-    begun = record.with_suffix(".begun")
-    # output of other settings or inputs is stale; the same stage interrupted goes on
-    if not (begun.exists() and begun.read_text() == stage.fingerprint):
-        record.unlink(missing_ok=True)
+    # What the stage wrote with other settings or inputs is stale; interrupted with these, it goes on. Elsewhere than in the
+    # run's folder, or where no stage wrote, the job itself refuses what is not its own.
+    if record.exists() and _recorded(record) != stage.fingerprint and run in stage.output.parents:
+        write_json(record, {"fingerprint": None})  # half removed is stale too
         shutil.rmtree(stage.output, ignore_errors=True)
         stage.output.unlink(missing_ok=True)
-        with write_whole(begun, "w") as file:
-            file.write(stage.fingerprint)
+    write_json(record, {"fingerprint": stage.fingerprint})
     began = time.monotonic()
     _call(run, stage, stop)
     write_json(record, {"fingerprint": stage.fingerprint, "seconds": round(time.monotonic() - began, 1)})
-    begun.unlink()
 
 
 def _call(run: Path, stage: Stage, stop: threading.Event) -> None:

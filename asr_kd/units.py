@@ -77,11 +77,6 @@ def train_units(settings: UnitsSettings) -> Units:
         raise UserError(
             f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file"
         )
-    claim_folder(
-        settings.output,
-        "units",
-        {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()},
-    )
     # characters: exactly those that occur, so `size` is only a bound; sentencepiece adds the unknown piece and the space
     size = min(settings.size, len(set("".join(texts)) | {" "}) + 1) if settings.kind == "char" else settings.size
     model = io.BytesIO()
@@ -97,6 +92,11 @@ def train_units(settings: UnitsSettings) -> Units:
             f"size: {settings.size} {settings.kind} pieces cannot be made from this text ({reason}); choose another size"
         ) from None
     units = Units(model.getvalue(), settings.source)
+    claim_folder(
+        settings.output,
+        "units",
+        {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()},
+    )
     with write_whole(Path(settings.output) / MODEL_FILE) as file:
         file.write(units.model)
     print(

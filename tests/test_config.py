@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_kd.config import (
+    FeatureSettings,
+    LabelSettings,
+    ModelSettings,
+    PipelineSettings,
+    Settings,
+    SourceSettings,
+    TrainSettings,
+    TranscribeSettings,
+    UnitsSettings,
+    build,
+    load_yaml,
+    override,
+)
+from asr_kd.errors import UserError
+
+TRAIN: dict[str, Any] = {
+    "output": "run", "units": "units", "development": "dev",
+    "phases": [{"sources": [{"audio": "shards", "ctc": 1.0}], "passes": 2}],
+}  # fmt: skip
+
+
+def yaml_file(folder: Path, text: str | bytes) -> Path:
+    path = folder / "settings.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_yaml_and_overrides_make_settings(tmp_path: Path) -> None:
+    path = yaml_file(
+        tmp_path,
+        "output: run\nunits: units\ndevelopment: dev\nphases:\n- {sources: [{audio: a, ctc: 1}], passes: 2}\nmodel: {kind: blstm}\n",
+    )
+    values = load_yaml(path)
+    changed = override(
+        values, ["model.layers=3", "phases.0.passes=5", "phases.0.sources.0.augment.stretch=0.1", "seed=7"]
+    )
+    settings = build(TrainSettings, changed, "here")
+    assert (settings.model.kind, settings.model.layers, settings.seed) == ("blstm", 3, 7)
+    assert settings.phases[0].passes == 5 and settings.phases[0].sources[0].augment.stretch == 0.1
+    assert "seed" not in values and values["phases"][0]["passes"] == 2, "the file's values stay as they were"
+    assert build(TrainSettings, settings.model_dump(), "again") == settings
+
+
+def test_empty_yaml_holds_no_settings(tmp_path: Path) -> None:
+    assert load_yaml(yaml_file(tmp_path, "# nothing\n")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", "not valid YAML in line 2"),
+        ("a: b: c\n", "not valid YAML in line 1"),
+        ("- a\n- b\n", "must hold `key: value` settings, not a list"),
+        ("just words\n", "not a str"),
+        ("a: 2020-13-45\n", "not valid YAML"),
+        ("a: \x01\n", "not valid YAML"),
+        ("[" * 3000, "nested too deeply"),
+        (b"a: \xff\xfe\n", "not UTF-8"),
+    ],
+)
+def test_what_is_not_settings_yaml_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = yaml_file(tmp_path, text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_yaml_never_builds_objects(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = yaml_file(tmp_path, f"a: !!python/object/apply:os.mkdir ['{mark}']\n")
+    with pytest.raises(UserError, match="not valid YAML in line 1"):
+        load_yaml(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed", "not an override; write key=value"),
+        ("=3", "not an override"),
+        ("seed=[", "not valid YAML"),
+        ("seed=2020-13-45", "not valid YAML"),
+        ("phases.1.passes=3", "1 is not a position in a list of 1"),
+        ("phases.first.passes=3", "first is not a position"),
+        ("phases.7=3", "7 is not a position"),
+        ("output.name=3", "name cannot be set inside a str"),
+        ("output.name.more=3", "name cannot be looked up inside a str"),
+    ],
+)
+def test_bad_overrides_are_named(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        override(TRAIN, [assignment])
+    assert assignment in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["modle.kind=lstm"], "unknown key modle; did you mean model?"),
+        (["model.laiers=2"], "unknown key model.laiers; did you mean layers?"),
+        (["phases.0.sources.0.audoi=x"], "unknown key phases.0.sources.0.audoi; did you mean audio?"),
+        (["phases.0.sources.0.augment.tme_masks=1"], "augment.tme_masks; did you mean time_masks?"),
+        (["features.qqqqq=1"], "unknown key features.qqqqq; known keys: hop_ms, mean_frames"),
+        (["seed=one"], "seed: input should be a valid integer (given: 'one')"),
+        (["seed=1.0"], "seed: input should be a valid integer (given: 1.0)"),
+        (["seed=true"], "seed: input should be a valid integer (given: True)"),
+        (["seed=-1"], "seed: input should be greater than or equal to 0 (given: -1)"),
+        (["tensorboard=1"], "tensorboard: input should be a valid boolean (given: 1)"),
+        (["model.kind=gru"], "model.kind: input should be 'lstm', 'blstm', 'conv' or 'conformer' (given: 'gru')"),
+        (["phases=[]"], "phases: list should have at least 1 item"),
+        (["phases.0.sources.0.ctc=0"], "phases.0.sources.0: set ctc or soft (or both) above 0"),
+        (["model=3"], "model: "),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named_by_their_path(changes: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(TrainSettings, override(TRAIN, changes), "a.yaml")
+    assert str(caught.value).startswith("a.yaml: ") and message in str(caught.value)
+
+
+def test_a_missing_key_is_named_with_what_it_is_for() -> None:
+    with pytest.raises(UserError, match=r"x: the key output is missing; set it \(folder of the units\)"):
+        build(UnitsSettings, {"source": "a"}, "x")
+    with pytest.raises(UserError, match=r"the key phases\.0\.sources is missing"):
+        build(TrainSettings, {**TRAIN, "phases": [{"passes": 1}]}, "x")
+
+
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
+    with pytest.raises(UserError, match="unknown key outptu; did you mean output"):
+        build(UnitsSettings, {"source": "a", "outptu": "b"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ModelSettings, {"kind": "blstm", "delay_frames": 2}, "delay_frames belongs to kind lstm"),
+        (ModelSettings, {"kind": "conv", "kernel": 4}, "kernel must be odd"),
+        (ModelSettings, {"kind": "conformer", "size": 30, "heads": 4}, "multiple of heads"),
+        (SourceSettings, {"audio": "a", "soft": 1.0}, "targets go together with"),
+        (SourceSettings, {"audio": "a", "ctc": 1.0, "targets": "t"}, "targets go together with"),
+        (SourceSettings, {"audio": "a", "ctc": 1.0, "ctc_within_targets": True}, "targets go together with"),
+        (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "ctc_within_targets": True}, "needs a ctc weight"),
+        (TranscribeSettings, {"checkpoint": "c", "audio": "a"}, "go together"),
+        (LabelSettings, {"teacher": "t", "audio": "a", "output": "o", "temperature": 0.0}, "temperature"),
+        (LabelSettings, {"teacher": "t", "audio": "a", "output": "o", "mass": 1.5}, "mass"),
+        (
+            PipelineSettings,
+            {"stages": {"a": {"verb": "unit"}}},
+            r"stages\.a\.verb: input should be 'script', 'prepare'",
+        ),
+        (PipelineSettings, {"stages": {"a": {"verb": "units", "setings": {}}}}, "did you mean settings"),
+    ],
+)
+def test_settings_that_contradict_each_other(kind: type[Settings], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(kind, values, "x")
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        FeatureSettings().mels = 3  # type: ignore[misc]
+
+
+def test_frame_of_the_default_features() -> None:
+    assert (FeatureSettings().frame_ms, FeatureSettings().dimension) == (30, 192)
