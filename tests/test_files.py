@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_kd.errors import UserError
+from asr_kd.files import (
+    claim_folder,
+    hash_json,
+    parse_json,
+    read_json,
+    read_text,
+    sha256_file,
+    write_json,
+    write_whole,
+)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.txt"
+    with write_whole(path, "w") as file:
+        file.write("grün")
+        assert not path.exists()
+    assert path.read_bytes() == "grün".encode() and names(path.parent) == {"a.txt"}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError(errno.EIO, "broken")])
+def test_what_was_there_stays_when_writing_fails(tmp_path: Path, failure: Any) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(failure if isinstance(failure, type) else OSError), write_whole(path, "w") as file:
+        file.write("half")
+        raise failure
+    assert path.read_text() == "old" and names(tmp_path) == {"a.txt"}
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "no space left on the device; free some"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EROFS, "cannot be written"),
+        (errno.EACCES, "cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("moment", ["mkstemp", "fsync", "replace"])
+def test_a_full_or_closed_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str, moment: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(f"tempfile.{moment}" if moment == "mkstemp" else f"os.{moment}", fail)
+    path = tmp_path / "a.bin"
+    with pytest.raises(UserError, match=message) as caught, write_whole(path) as file:
+        file.write(b"data")
+    monkeypatch.undo()
+    assert str(path) in str(caught.value) and not names(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(UserError, match="is a file, not a folder"), write_whole(path):
+            pass
+
+
+def test_json_goes_round(tmp_path: Path) -> None:
+    value = {"text": "häßlich", "list": [1, 2.5, None, True]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert (tmp_path / "a.json").read_text(encoding="utf-8").endswith("\n")
+
+
+def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes("grün".encode("latin-1"))
+    (tmp_path / "file").write_text("")
+    for name, message in {
+        "none": "no such list; check the path", "latin": "this list is not UTF-8 text", "file/x": "a part of the path is a file",
+        ".": "is a folder where a list was expected",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message) as caught:
+            read_text(tmp_path / name, "list")
+        assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "nope", "[" * 100_000, "{'a': 1}"])
+def test_what_is_not_json_is_named(text: str) -> None:
+    with pytest.raises(UserError, match=r"^list, line 3: (not JSON|JSON nested)"):
+        parse_json(text, "list, line 3")
+
+
+def test_hashes_depend_on_the_value_alone(tmp_path: Path) -> None:
+    assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1}) == "0855bfc20eb6cfaa"
+    assert len({hash_json(value) for value in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1], None)}) == 6
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_claim_holds_against_other_jobs_and_settings(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "out", {"k": 8, "model": {"size": 3, "kinds": (1, 2)}}
+    claim_folder(folder, "label", settings)
+    (folder / "shard.tar").write_text("work")
+    claim_folder(folder, "label", settings)
+    with pytest.raises(UserError, match=r"out: belongs to other settings \(model\.size was 3, now 4\)"):
+        claim_folder(folder, "label", {**settings, "model": {"size": 4, "kinds": [1, 2]}})
+    with pytest.raises(UserError, match=r"new was null, now true"):
+        claim_folder(folder, "label", {**settings, "new": True})
+    with pytest.raises(UserError, match="holds the output of another job; choose another output folder"):
+        claim_folder(folder, "train", settings)
+    assert names(folder) == {"job.json", "shard.tar"}
+
+
+def test_a_folder_of_someone_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").write_text("")
+    claim_folder(tmp_path, "units", {})
+    (tmp_path / "job.json").unlink()
+    (tmp_path / "holiday.jpg").write_text("")
+    with pytest.raises(UserError, match="is not empty and was not written by `asr-kd units`"):
+        claim_folder(tmp_path, "units", {})
+    assert names(tmp_path) == {".hidden", "holiday.jpg"}
+
+
+@pytest.mark.parametrize("claim", ["not json", "[1]", '{"job": "label"}', '{"job": "label", "settings": 3}'])
+def test_a_damaged_claim_is_refused(tmp_path: Path, claim: str) -> None:
+    (tmp_path / "job.json").write_text(claim)
+    with pytest.raises(UserError, match=r"not JSON|another job"):
+        claim_folder(tmp_path, "label", {})
+    assert (tmp_path / "job.json").read_text() == claim
+
+
+def test_a_claim_is_plain_json(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "out", "units", {"size": 8})
+    assert json.loads((tmp_path / "out" / "job.json").read_text()) == {"job": "units", "settings": {"size": 8}}
