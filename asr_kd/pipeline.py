@@ -210,12 +210,15 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> 
 
 def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
     record = _record(run, stage)
-    # What the stage wrote with other settings or inputs is stale; interrupted with these, it goes on. Elsewhere than in the
-    # run's folder, or where no stage wrote, the job itself refuses what is not its own.
-    if record.exists() and _recorded(record) != stage.fingerprint and run in stage.output.parents:
-        write_json(record, {"fingerprint": None})  # half removed is stale too
-        shutil.rmtree(stage.output, ignore_errors=True)
-        stage.output.unlink(missing_ok=True)
+    # What the stage wrote with other settings or inputs is stale; interrupted with these, it goes on. Outside the run's
+    # folder nothing is removed: there the job itself refuses what is not its own.
+    if run in stage.output.parents and stage.output.exists():
+        if not record.exists():
+            raise UserError(f"stage {stage.name}: {stage.output} is there, and this run did not write it; remove it")
+        if _recorded(record) != stage.fingerprint:
+            write_json(record, {"fingerprint": None})  # half removed is stale too
+            shutil.rmtree(stage.output, ignore_errors=True)
+            stage.output.unlink(missing_ok=True)
     write_json(record, {"fingerprint": stage.fingerprint})
     began = time.monotonic()
     _call(run, stage, stop)

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from asr_kd import cli
+from asr_kd.errors import UserError
+from asr_kd.pipeline import load_pipeline, run_pipeline
+
+#: a recipe's script: joins its inputs, and says in a list that it ran
+SCRIPT = """
+import argparse, pathlib, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--output")
+parser.add_argument("--wait-for")
+parser.add_argument("inputs", nargs="*")
+values = parser.parse_args()
+with open("ran.txt", "a") as ran:
+    ran.write(values.output.rsplit("/", 1)[-1] + "\\n")
+text = "".join(pathlib.Path(name).read_text() if pathlib.Path(name).exists() else name for name in values.inputs)
+if "fail" in text:
+    sys.exit("this text is no good")
+deadline = time.monotonic() + 20
+while values.wait_for and not pathlib.Path(values.wait_for).exists():
+    if time.monotonic() > deadline:
+        sys.exit("waited in vain")
+    time.sleep(0.02)
+pathlib.Path(values.output).write_text(text)
+print("wrote", values.output)
+"""
+
+Write = Callable[..., None]
+
+
+def script(output: str, *arguments: str) -> dict[str, Any]:
+    return {"verb": "script", "settings": {"file": "join.py", "output": output, "arguments": list(arguments)}}
+
+
+def units(source: str = "${run}/text.txt", **changes: Any) -> dict[str, Any]:
+    return {
+        "verb": "units",
+        "settings": {"source": source, "output": "${run}/units", "kind": "char", "size": "${size}", **changes},
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write pipeline.yaml into the working folder: by default three stages, two of which read from the first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "join.py").write_text(SCRIPT)
+    (tmp_path / "words.txt").write_text("one two three\n")
+
+    def write(stages: dict[str, Any] | None = None, **variables: Any) -> None:
+        stages = stages or {
+            "text": script("${run}/text.txt", "words.txt", "${more}"),
+            "units": units(),
+            "copy": script("${run}/copy.txt", "${run}/text.txt"),
+        }
+        values = {"variables": {"run": "out", "more": "four\n", "size": 30, **variables}, "stages": stages}
+        (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+    write()
+    return write
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Run the pipeline; the stages that ran, in order."""
+
+    def run(*assignments: str) -> list[str]:
+        capsys.readouterr()
+        run_pipeline(".", list(assignments))
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split()[1] for line in lines if line.startswith("done: ")]
+
+    return run
+
+
+Ran = Callable[..., list[str]]
+
+
+def test_stages_run_in_order_once(write: Write, ran: Ran, tmp_path: Path) -> None:
+    assert ran() == ["text", "units", "copy"]
+    assert (tmp_path / "out" / "copy.txt").read_text() == "one two three\nfour\n"
+    assert (tmp_path / "out" / "units" / "units.model").exists()
+    assert "wrote out/text.txt" in (tmp_path / "out" / "logs" / "text.log").read_text()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert ran() == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
+
+
+def test_what_a_setting_changes_runs_again(write: Write, ran: Ran, tmp_path: Path) -> None:
+    ran()
+    assert ran("size=29") == ["units"]
+    assert ran("size=29") == []
+    write(more="five\n")
+    assert ran("size=29") == ["text", "units", "copy"]
+    assert (tmp_path / "out" / "copy.txt").read_text() == "one two three\nfive\n"
+    assert ran("size=29", "run=elsewhere") == ["text", "units", "copy"]
+    assert ran("size=29") == [], "another run does not touch this one"
+
+
+def test_an_input_that_changes_runs_everything_behind_it_again(write: Write, ran: Ran, tmp_path: Path) -> None:
+    ran()
+    (tmp_path / "words.txt").write_text("six\n")
+    assert ran() == ["text", "units", "copy"]
+    assert (tmp_path / "out" / "copy.txt").read_text() == "six\nfour\n"
+    os.utime(tmp_path / "words.txt", (1, 1))
+    assert ran() == [], "content counts, not time"
+    (tmp_path / "join.py").write_text(SCRIPT + "\n# another version\n")
+    assert ran() == ["text", "units", "copy"], "the script is an input too"
+
+
+def test_a_deleted_output_is_made_again(write: Write, ran: Ran, tmp_path: Path) -> None:
+    ran()
+    (tmp_path / "out" / "text.txt").unlink()
+    assert ran() == ["text"], "what reads it need not run: it would be the same"
+    assert ran() == []
+
+
+def test_where_it_runs_and_on_how_many_threads_changes_nothing(write: Write) -> None:
+    train = {
+        "output": "${run}/net", "units": "${run}/units", "development": "dev", "threads": "${threads}",
+        "phases": [{"sources": [{"audio": "${run}/text.txt", "ctc": 1.0}], "passes": 1}],
+    }  # fmt: skip
+    write({"text": script("${run}/text.txt"), "units": units(), "net": {"verb": "train", "settings": train}}, threads=1)
+    marks = []
+    for assignments in ([], ["run=other", "threads=2"], ["size=29"]):
+        marks.append({stage.name: stage.fingerprint for stage in load_pipeline(Path("pipeline.yaml"), assignments)[1]})
+    assert marks[0] == marks[1]
+    assert marks[0]["text"] == marks[2]["text"] and marks[0]["net"] != marks[2]["net"]
+
+
+def test_dry_run_prints_and_runs_nothing(
+    write: Write, ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["run", ".", "--dry-run"],
+        ["run", "--dry-run", ".", "size=29"],
+        ["run", ".", "--dry-run", "size=29"],
+    ):
+        assert cli.main(command) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[:3] for line in lines] == [[name, "to", "do"] for name in ("text", "units", "copy")]
+    assert "asr-kd units → out/units" in lines[1]
+    assert not (tmp_path / "out").exists()
+    ran()
+    assert cli.main(["run", ".", "--dry-run", "size=29"]) == 0
+    states = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["unchanged", "to", "unchanged"]
+
+
+def test_a_failing_stage_is_named_and_the_pipeline_goes_on_from_it(
+    write: Write, ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(more="fail\n")
+    assert cli.main(["run", "."]) == 2
+    output, errors = capsys.readouterr()
+    assert errors.count("\n") == 1
+    assert "stage text failed (this text is no good); see out/logs/text.log" in errors
+    assert "[text] this text is no good" in output and "units" not in (tmp_path / "ran.txt").read_text()
+    assert "this text is no good" in (tmp_path / "out" / "logs" / "text.log").read_text()
+    write()
+    assert ran() == ["text", "units", "copy"]
+
+    write({"text": script("${run}/text.txt", "words.txt"), "units": units(), "copy": script("${run}/copy.txt", "fail")})
+    with pytest.raises(UserError, match="stage copy failed"):
+        ran()
+    write({"text": script("${run}/text.txt", "words.txt"), "units": units(), "copy": script("${run}/copy.txt", "good")})
+    assert ran() == ["copy"]
+
+
+def test_a_verb_that_refuses_ends_the_pipeline_with_its_sentence(write: Write, ran: Ran) -> None:
+    with pytest.raises(UserError, match=r"stage units failed \(asr-kd units: size: 5000 bpe pieces cannot be made"):
+        write({"text": script("${run}/text.txt", "words.txt"), "units": units(kind="bpe")})
+        ran("size=5000")
+
+
+def test_a_folder_that_no_stage_wrote_is_not_removed(write: Write, ran: Ran, tmp_path: Path) -> None:
+    letter = tmp_path / "out" / "units" / "letter.txt"
+    letter.parent.mkdir(parents=True)
+    letter.write_text("dear")
+    for assignments in ([], ["size=29"]):
+        with pytest.raises(UserError, match="stage units: out/units is there, and this run did not write it"):
+            ran(*assignments)
+    assert letter.read_text() == "dear"
+    letter.unlink()
+    letter.parent.rmdir()
+    assert "units" in ran()
+
+
+def test_outside_the_run_nothing_is_removed(write: Write, ran: Ran, tmp_path: Path) -> None:
+    write({"units": units("words.txt", output="mine")})
+    assert ran() == ["units"]
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="mine: belongs to other settings"):
+        ran("size=29")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    assert ran() == ["units"], "with the settings of old it is whole"
+
+
+def test_stages_that_do_not_need_each_other_run_at_once(write: Write, ran: Ran) -> None:
+    # the first ends only when the second has written
+    stages = {
+        "waits": script("${run}/waits.txt", "--wait-for", "${run}/first.txt"),
+        "first": script("${run}/first.txt", "a"),
+        "last": script("${run}/last.txt", "${run}/waits.txt"),
+    }
+    write(stages, jobs=2)
+    assert ran() == ["first", "waits", "last"]
+
+
+def test_one_that_fails_stops_the_others(write: Write, ran: Ran) -> None:
+    write({"waits": script("${run}/waits.txt", "--wait-for", "never"), "bad": script("${run}/bad.txt", "fail")}, jobs=2)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="stage bad failed"):
+        ran()
+    assert time.monotonic() - began < 15, "the other was not waited for"
+
+
+def test_variables_are_overridden_with_their_types(write: Write) -> None:
+    variables, stages = load_pipeline(Path("pipeline.yaml"), ["size=25", "run=other", "more=a=b"])
+    assert (variables["size"], variables["run"], variables["more"]) == (25, "other", "a=b")
+    assert stages[1].settings["size"] == 25 and str(stages[1].output) == "other/units"
+    assert stages[0].settings["arguments"] == ["words.txt", "a=b"]
+    assert [stage.needs for stage in stages] == [[], ["text"], ["text"]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "assignments", "message"),
+    [
+        ({"a": {"verb": "unit", "settings": {}}}, [], r"stages\.a\.verb: input should be 'script'.*given: 'unit'"),
+        ({"a": {**units(), "need": "b"}}, [], r"unknown key stages\.a\.need; known keys: settings, verb"),
+        ({"a": units(sise=3)}, [], r"stages\.a: unknown key sise; did you mean size"),
+        ({"a": units(size="many")}, [], r"stages\.a: size: input should be a valid integer \(given: 'many'\)"),
+        ({"a": units("${rum}/text.txt")}, [], r"stages\.a: \$\{rum\} is not a variable.*run, more, size"),
+        ({"a": {"verb": "transcribe", "settings": {"checkpoint": "c"}}}, [], r"stages\.a: the key output is missing"),
+        ({}, [], "stages: dictionary should have at least 1 item"),
+        ({"a": units()}, ["sise=3"], r"sise=3: .*has no variable sise; it has run, more, size"),
+        ({"a": units()}, ["size=["], r"size=\[: not valid YAML"),
+        ({"a": units()}, ["size=x"], r"stages\.a: size"),
+        ({"a": units()}, ["run="], r"variables\.run is missing"),
+        ({"a": units()}, ["jobs=0"], "has no variable jobs"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(
+    write: Write, tmp_path: Path, stages: dict[str, Any], assignments: list[str], message: str
+) -> None:
+    write({"text": script("${run}/text.txt"), **stages} if stages else None)
+    if not stages:
+        (tmp_path / "pipeline.yaml").write_text("variables: {run: out}\nstages: {}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        run_pipeline(".", assignments)
+    assert "pipeline.yaml" in str(caught.value) or assignments
+    assert not (tmp_path / "out").exists() and not (tmp_path / "ran.txt").exists()
+
+
+@pytest.mark.parametrize("jobs", [0, -1, "two", 1.5, True])
+def test_a_number_of_jobs_that_is_none_is_refused(write: Write, jobs: Any) -> None:
+    write(jobs=jobs)
+    with pytest.raises(UserError, match=r"variables\.jobs"):
+        run_pipeline(".", [])
+
+
+def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> None:
+    write({"units": units("none.txt")})
+    with pytest.raises(UserError, match=r"stage units failed \(asr-kd units: none\.txt: no such text file"):
+        ran()
+    (tmp_path / "none.txt").write_text("one two\n")
+    assert ran() == ["units"]
+    write({"copy": {"verb": "script", "settings": {"file": "none.py", "output": "${run}/copy.txt"}}})
+    with pytest.raises(UserError, match=r"none\.py"):
+        ran()
+    with pytest.raises(UserError, match=r"nowhere: no such settings file"):
+        run_pipeline("nowhere", [])
+
+
+def test_interrupted_it_ends_its_stages_and_goes_on(write: Write, ran: Ran, tmp_path: Path) -> None:
+    write({"text": script("${run}/text.txt", "words.txt"), "waits": script("${run}/waits.txt", "--wait-for", "go")})
+    program = [sys.executable, "-m", "asr_kd.cli", "run", "."]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline, begun = time.monotonic() + 20, tmp_path / "ran.txt"
+    while time.monotonic() < deadline and not (begun.exists() and "waits.txt" in begun.read_text()):
+        time.sleep(0.02)
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and errors.count("\n") == 1
+    (tmp_path / "go").write_text("")
+    assert ran() == ["waits"]
