@@ -109,7 +109,9 @@ class LabelSettings(Settings):
     transcripts: str | None = Field(
         None, description="alignment: JSONL of key and text in place of the text in the shards"
     )
-    hold_frames: Count = Field(1, description="alignment: frames that each unit lasts at least, where blanks follow it")
+    hold_frames: Count = Field(
+        1, description="frames that each unit lasts at least, where frames follow whose best unit is the blank"
+    )
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0,
         description="posteriors: the teacher's logits are divided by this; above 1 softens an over-confident teacher",

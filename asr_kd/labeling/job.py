@@ -233,8 +233,9 @@ def _label_shard(
 
 def _selection(settings: LabelSettings) -> Selection:
     if settings.mode == "alignment":
-        return Selection(mode="alignment", k=None, mass=None, hold_frames=settings.hold_frames)
-    return Selection(mode="posteriors", k=settings.k, mass=settings.mass, temperature=settings.temperature)
+        return Selection(mode="alignment", hold_frames=settings.hold_frames)
+    kept = {name: getattr(settings, name) for name in ("k", "mass", "temperature", "hold_frames")}
+    return Selection(mode="posteriors", **kept)
 
 
 def _encode_batch(
@@ -245,7 +246,7 @@ def _encode_batch(
         try:
             if settings.mode == "posteriors":
                 results.append(
-                    _encode_posteriors(_softened(log_probs, settings.temperature), settings.k, settings.mass)
+                    _encode_posteriors(log_probs, settings)
                 )
             else:
                 results.append(_encode_alignment(log_probs, loaded.ids[index], settings.hold_frames))
@@ -254,15 +255,12 @@ def _encode_batch(
     return results
 
 
-def _softened(log_probs: np.ndarray, temperature: float) -> np.ndarray:
-    """log softmax(log_probs / temperature), frame by frame; 1 leaves every bit as it was."""
-    if temperature == 1:
-        return log_probs
-    return torch.from_numpy(log_probs / np.float32(temperature)).log_softmax(-1).numpy()
-
-
-def _encode_posteriors(log_probs: np.ndarray, k: int, mass: float) -> Encoded:
-    sparse = SparsePosteriors.from_dense(log_probs, k, mass)
+def _encode_posteriors(log_probs: np.ndarray, settings: LabelSettings) -> Encoded:
+    if settings.temperature != 1:
+        log_probs = torch.from_numpy(log_probs / np.float32(settings.temperature)).log_softmax(-1).numpy()
+    if settings.hold_frames > 1:
+        log_probs = log_probs[hold(log_probs.argmax(1), settings.hold_frames)]
+    sparse = SparsePosteriors.from_dense(log_probs, settings.k, settings.mass)
     data = codec.encode(sparse)
     # what is reported is what a reader will get
     decoded = codec.decode(data)
@@ -274,27 +272,31 @@ def _encode_alignment(log_probs: np.ndarray, ids: list[int], hold_frames: int) -
     path = np.zeros(len(log_probs), np.int64)
     if ids:
         aligned, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=0)
-        path = hold(aligned[0].numpy(), hold_frames)
+        path = aligned[0].numpy()
+        path = path[hold(path, hold_frames)]
     data = codec.encode(SparsePosteriors.from_alignment(path, log_probs.shape[1]))
     return Encoded(data, len(path), np.ones(len(path)), np.empty(0), np.empty(0))
 
 
 def hold(path: np.ndarray, frames: int) -> np.ndarray:
-    """Let every unit of an alignment last at least so many frames, where blanks follow it.
+    """Let every unit of a CTC path last at least so many frames, where blanks follow it.
 
-    A CTC aligner marks a unit for a frame or two; a network that learns such spikes frame by frame blurs them below
-    the blank. One blank stays between equal units, so that the path still collapses to the same text.
+    CTC marks a unit for a frame or two; a network that learns such spikes frame by frame blurs them below the blank. One
+    blank stays between equal units, so that the path still collapses to the same text.
 
     Args:
-        path: int [frames], 0 for the blank.
+        path: int [frames], the unit of each frame, 0 for the blank.
+
+    Returns:
+        int64 [frames]: the frame that each one shows: itself, or for a held blank the first frame of the unit before it.
     """
-    held = path.copy()
+    shown = np.arange(len(path))
     starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         end = start + frames if following is None else min(start + frames, following - (path[following] == path[start]))
-        stretch = held[start:end]
-        stretch[stretch == 0] = path[start]
-    return held
+        stretch = shown[start:end]
+        stretch[path[start:end] == 0] = start
+    return shown
 
 
 def _statistics(utterances: list[Encoded], seconds: float, measured: bool) -> Statistics:

@@ -29,8 +29,8 @@ class Selection(Settings):
     """What was kept of the teacher's distribution; `k`, `mass` and `temperature` are null for an alignment."""
 
     mode: Literal["posteriors", "alignment"]
-    k: int | None
-    mass: float | None
+    k: int | None = None
+    mass: float | None = None
     temperature: float | None = None
     hold_frames: int | None = None
 
