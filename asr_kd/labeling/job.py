@@ -134,7 +134,7 @@ def label(settings: LabelSettings) -> None:
 
 def _claim(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo]) -> dict[str, Any]:
     # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
-    claim = settings.model_dump(include={"mode", "k", "mass", "max_seconds"})
+    claim = settings.model_dump(include={"mode", "k", "mass", "temperature", "hold_frames", "max_seconds"})
     claim["teacher"] = teacher.fingerprint
     claim["audio"] = hash_json([[info.name, info.sha256] for info in infos])
     claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
@@ -245,9 +245,7 @@ def _encode_batch(
     for index, log_probs in zip(batch, outputs, strict=True):
         try:
             if settings.mode == "posteriors":
-                results.append(
-                    _encode_posteriors(log_probs, settings)
-                )
+                results.append(_encode_posteriors(log_probs, settings))
             else:
                 results.append(_encode_alignment(log_probs, loaded.ids[index], settings.hold_frames))
         except UserError as error:
