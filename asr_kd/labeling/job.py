@@ -290,7 +290,7 @@ def hold(path: np.ndarray, frames: int) -> np.ndarray:
     """
     shown = np.arange(len(path))
     starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
+    for start, following in zip(starts, [*starts, None][1:], strict=True):
         end = start + frames if following is None else min(start + frames, following - (path[following] == path[start]))
         stretch = shown[start:end]
         stretch[path[start:end] == 0] = start
