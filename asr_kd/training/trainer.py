@@ -179,7 +179,10 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         assert batch.labels is not None and batch.label_lengths is not None
         log_probs = logits.log_softmax(-1)
         if source.ctc_within_targets:
-            log_probs = log_probs.masked_fill(~_allowed(logits, lengths, batch), OUTSIDE)
+            inside = log_probs.masked_fill(~_allowed(logits, lengths, batch), OUTSIDE)
+            # torch's ctc_loss has the right gradient for a distribution only: normalise, and add the norm back
+            log_probs = inside.log_softmax(-1)
+            loss = loss - source.ctc * inside.logsumexp(-1)[_within(logits, lengths)].sum() / batch.frames
         total = nn.functional.ctc_loss(
             log_probs.transpose(0, 1),
             batch.labels.to(device),
