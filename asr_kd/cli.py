@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from asr_kd.config import (
+    SETTINGS,
     EvalSettings,
     LabelSettings,
     PrepareSettings,
@@ -92,14 +93,14 @@ def _run(words: list[str]) -> None:
     run_pipeline(words[0], words[1:], dry_run)
 
 
-VERBS: dict[str, tuple[Callable[[list[str]], None], type[Settings] | None, str]] = {
-    "prepare": (_prepare, PrepareSettings, "a manifest of audio → audio shards"),
-    "units": (_units, UnitsSettings, "labelled text → output units"),
-    "train": (_train, TrainSettings, "train a teacher or a student"),
-    "label": (_label, LabelSettings, "run a teacher over audio shards → soft-target shards"),
-    "eval": (_eval, EvalSettings, "checkpoints over test shards → WER report"),
-    "transcribe": (_transcribe, TranscribeSettings, "audio files (or shards) → text, with any checkpoint"),
-    "run": (_run, None, "the stages of a pipeline, each where its inputs or settings changed"),
+VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "prepare": (_prepare, "a manifest of audio → audio shards"),
+    "units": (_units, "labelled text → output units"),
+    "train": (_train, "train a teacher or a student"),
+    "label": (_label, "run a teacher over audio shards → soft-target shards"),
+    "eval": (_eval, "checkpoints over test shards → WER report"),
+    "transcribe": (_transcribe, "audio files (or shards) → text, with any checkpoint"),
+    "run": (_run, "the stages of a pipeline, each where its inputs or settings changed"),
 }
 
 
@@ -125,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="asr-kd VERB --help lists the settings of a verb. Settings come from a YAML file, key=value overrides them.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, (_, kind, help_text) in VERBS.items():
+    for name, (_, help_text) in VERBS.items():
+        kind = SETTINGS.get(name)
         verb = verbs.add_parser(
             name, help=help_text, description=help_text, epilog=_keys(kind) if kind else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -271,6 +271,13 @@ class ScriptSettings(Settings):
     arguments: list[str | int | float] = Field(default_factory=list, description="further arguments")
 
 
+#: the settings of each job: of a verb of the command line, or of a stage of a pipeline
+SETTINGS: dict[str, type[Settings]] = {
+    "prepare": PrepareSettings, "units": UnitsSettings, "train": TrainSettings, "label": LabelSettings,
+    "transcribe": TranscribeSettings, "eval": EvalSettings, "script": ScriptSettings,
+}  # fmt: skip
+
+
 class StageSettings(Settings):
     """One stage of a pipeline."""
 

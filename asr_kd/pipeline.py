@@ -16,27 +16,9 @@ from typing import Any
 
 import yaml
 
-from asr_kd.config import (
-    EvalSettings,
-    LabelSettings,
-    PipelineSettings,
-    PrepareSettings,
-    ScriptSettings,
-    Settings,
-    TrainSettings,
-    TranscribeSettings,
-    UnitsSettings,
-    build,
-    load_yaml,
-    override,
-)
+from asr_kd.config import SETTINGS, PipelineSettings, build, load_yaml, override
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, read_json, sha256_file, write_json, write_whole
-
-KINDS: dict[str, type[Settings]] = {
-    "script": ScriptSettings, "prepare": PrepareSettings, "units": UnitsSettings, "train": TrainSettings,
-    "label": LabelSettings, "transcribe": TranscribeSettings, "eval": EvalSettings,
-}  # fmt: skip
 
 
 @dataclass
@@ -97,7 +79,9 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
         settings = build(
-            KINDS[plan.verb], _substitute(plan.settings, variables, f"{file}: stages.{name}"), f"{file}: stages.{name}"
+            SETTINGS[plan.verb],
+            _substitute(plan.settings, variables, f"{file}: stages.{name}"),
+            f"{file}: stages.{name}",
         )
         values = settings.model_dump()
         if not values.get("output"):

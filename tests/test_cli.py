@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from asr_kd import cli
-from asr_kd.config import FeatureSettings, ModelSettings, UnitsSettings
+from asr_kd.config import SETTINGS, FeatureSettings, ModelSettings, UnitsSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.shards.tarset import read_index
 from asr_kd.units import train_units
@@ -240,7 +240,7 @@ def test_help_of_a_verb_names_its_settings(verb: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as end:
         cli.main([verb, "--help"])
     output = capsys.readouterr().out
-    kind = cli.VERBS[verb][1]
+    kind = SETTINGS.get(verb)
     assert end.value.code == 0 and all(f"{name}:" in output for name in (kind.model_fields if kind else ()))
 
 
