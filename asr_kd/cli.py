@@ -69,7 +69,8 @@ def _eval(words: list[str]) -> None:
 
 
 def _transcribe(words: list[str]) -> None:
-    files = [word for word in words if "=" not in word and not word.endswith((".yaml", ".yml"))]
+    audio = [word for word in words if not word.endswith((".yaml", ".yml"))]
+    files = [word for word in audio if "=" not in word or os.path.isfile(word)]
     settings = _settings(TranscribeSettings, [word for word in words if word not in files])
     if bool(files) == bool(settings.audio):
         raise UserError("command line: give audio files, or audio=SHARDS output=TEXTS.jsonl; one of the two")

@@ -110,7 +110,7 @@ class LabelSettings(Settings):
         None, description="alignment: JSONL of key and text in place of the text in the shards"
     )
     hold_frames: Count = Field(
-        1, description="frames that each unit lasts at least, where frames follow whose best unit is the blank"
+        1, description="alignment: frames that each unit lasts at least, where the blank follows it"
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0,
@@ -124,6 +124,12 @@ class LabelSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
 
+    @model_validator(mode="after")
+    def _fits(self) -> LabelSettings:
+        if self.hold_frames > 1 and self.mode != "alignment":
+            raise ValueError("hold_frames belongs to mode alignment alone")
+        return self
+
 
 class AugmentSettings(Settings):
     """What is done to the learner's input only; time is stretched together with the targets, or not at all."""
@@ -134,11 +140,22 @@ class AugmentSettings(Settings):
     mel_warp: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="the mel axis is scaled by up to this share"
     )
-
     time_masks: Annotated[int, Field(ge=0)] = Field(0, description="time masks an utterance")
     time_frames: Annotated[int, Field(ge=0)] = Field(8, description="longest time mask, in network frames")
     mel_masks: Annotated[int, Field(ge=0)] = Field(0, description="masks over mel bands an utterance")
     mel_bands: Annotated[int, Field(ge=0)] = Field(12, description="widest mel mask")
+
+
+class SpikeSettings(Settings):
+    """Soft targets of a CTC teacher, learned spike by spike: the student chooses the moment within a stretch around each."""
+
+    before: Annotated[int, Field(ge=0)] = Field(
+        5, description="frames before a spike from which on the student may emit"
+    )
+    after: Count = Field(7, description="frames after a spike's start within which it may, where no other comes first")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="above 1 softens what the teacher emits in a spike; the frames outside stay as they are"
+    )
 
 
 class SourceSettings(Settings):
@@ -149,6 +166,9 @@ class SourceSettings(Settings):
     transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
     soft: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    spikes: SpikeSettings | None = Field(
+        None, description="learn each spike of the targets as one event; null learns every frame by itself"
+    )
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
     )
@@ -162,6 +182,8 @@ class SourceSettings(Settings):
             raise ValueError("set ctc or soft (or both) above 0")
         if self.ctc_within_targets and not self.ctc:
             raise ValueError("ctc_within_targets needs a ctc weight above 0")
+        if self.spikes and not self.soft:
+            raise ValueError("spikes needs a soft weight above 0")
         if self.reads_targets != bool(self.targets):
             raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
         return self

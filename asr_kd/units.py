@@ -17,7 +17,7 @@ MODEL_FILE = "units.model"
 
 
 class Units:
-    """Text ⇄ unit ids. Id 0 is the blank; a sentencepiece piece `p` has id `p + 1`.
+    """Text ⇄ unit ids. Id 0 is the blank; a sentencepiece piece `p` has id `p + 1`; `unknown` stands for other characters.
 
     Args:
         model: a serialised sentencepiece model.
@@ -40,6 +40,7 @@ class Units:
         self.model = model
         self.hash = hashlib.sha256(model).hexdigest()[:16]
         self.size = self._processor.GetPieceSize() + 1
+        self.unknown = self._processor.unk_id() + 1
 
     def encode(self, text: str) -> list[int]:
         """Unit ids of `text`, without blanks."""
@@ -92,6 +93,10 @@ def train_units(settings: UnitsSettings) -> Units:
             f"size: {settings.size} {settings.kind} pieces cannot be made from this text ({reason}); choose another size"
         ) from None
     units = Units(model.getvalue(), settings.source)
+    if lost := next((text for text in texts if units.unknown in units.encode(text)), None):
+        raise UserError(
+            f"size: {settings.size} {settings.kind} pieces leave out a character of {lost[:60]!r}; choose a larger size"
+        )
     claim_folder(
         settings.output,
         "units",

@@ -181,9 +181,10 @@ def test_transcribe_prints_a_text_for_each_file(
     here: Path, checkpoint: str, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert cli.main(["transcribe", f"checkpoint={checkpoint}", "a.wav", "b.wav"]) == 0
+    (here / "take=2.wav").write_bytes((here / "b.wav").read_bytes())
+    assert cli.main(["transcribe", f"checkpoint={checkpoint}", "a.wav", "b.wav", "take=2.wav"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["a.wav", "b.wav"]
+    assert [line.split("\t")[0] for line in lines] == ["a.wav", "b.wav", "take=2.wav"]
     for name, data in {
         "empty.wav": b"",
         "text.wav": b"not audio",

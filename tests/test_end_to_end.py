@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from asr_kd import cli
+from asr_kd.evaluation.wer import count_errors
 from asr_kd.models.acoustic import load_checkpoint, parameters
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
@@ -94,11 +95,11 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "hold_frames=4",
         )
         timed = {**labelled, "targets": "alignment", "ctc_within_targets": True}
-        train("teacher", {"kind": "blstm", "layers": 1, "size": 48}, 36, 0.01, timed)
+        train("teacher", {"kind": "blstm", "layers": 1, "size": 64}, 50, 0.01, timed)
         call("label", "teacher=teacher", "audio=shards/unlabelled", "output=soft-targets")
         call("transcribe", "checkpoint=teacher", "audio=shards/unlabelled", "output=pseudo-labels.jsonl")
-        soft = {**unlabelled, "targets": "soft-targets", "soft": 1.0}
-        train("student-distilled", STUDENT, 8, 0.004, soft, labelled, blank_weight=0.5, **adapted)
+        soft = {**unlabelled, "targets": "soft-targets", "soft": 1.0, "spikes": {"temperature": 1.5}}
+        train("student-distilled", STUDENT, 8, 0.004, soft, labelled, **adapted)
         pseudo = {**unlabelled, "transcripts": "pseudo-labels.jsonl", "ctc": 1.0}
         train("student-pseudo-label", STUDENT, 8, 0.004, pseudo, labelled, **adapted)
         oracle = {**unlabelled, "transcripts": "unlabelled-oracle.jsonl", "ctc": 1.0}
@@ -137,8 +138,9 @@ def test_the_student_hears_what_the_teacher_hears(road: Path) -> None:
     assert targets["bytes_per_frame"] < 80
     texts, truth = read_transcripts(road / "pseudo-labels.jsonl"), read_transcripts(road / "unlabelled-oracle.jsonl")
     assert list(texts) == list(truth)
-    right = sum(texts[key].split() == truth[key].split() for key in truth)
-    assert right > 0, "the teacher knows some strings in whole"
+    counts = [count_errors(truth[key], texts[key]) for key in truth]
+    wrong = sum(count.substitutions + count.deletions + count.insertions for count in counts)
+    assert wrong < 0.6 * sum(count.words for count in counts), "the teacher knows most words"
 
 
 def test_transcribe_reads_any_file(

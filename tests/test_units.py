@@ -129,6 +129,15 @@ def test_no_text_is_named(tmp_path: Path, kind: str) -> None:
     assert str(source) in str(caught.value) and not (tmp_path / "units").exists()
 
 
+def test_every_character_of_the_text_has_a_piece(tmp_path: Path) -> None:
+    lines = ["one", "two", "öß"]
+    with pytest.raises(UserError, match=r"size: 6 char pieces leave out a character of '.*'; choose a larger size"):
+        trained(tmp_path, lines, kind="char", size=6)
+    assert not (tmp_path / "units").exists()
+    units = trained(tmp_path, lines, kind="char", size=20)
+    assert units.unknown not in units.encode("two öß") and units.unknown in units.encode("z")
+
+
 def test_missing_source_is_named(tmp_path: Path) -> None:
     for name, what in (("no.txt", "text file"), ("no.jsonl", "manifest")):
         with pytest.raises(UserError, match=rf"{name}: no such {what}"):

@@ -234,7 +234,7 @@ def _label_shard(
 def _selection(settings: LabelSettings) -> Selection:
     if settings.mode == "alignment":
         return Selection(mode="alignment", hold_frames=settings.hold_frames)
-    kept = {name: getattr(settings, name) for name in ("k", "mass", "temperature", "hold_frames")}
+    kept = {name: getattr(settings, name) for name in ("k", "mass", "temperature")}
     return Selection(mode="posteriors", **kept)
 
 
@@ -256,8 +256,6 @@ def _encode_batch(
 def _encode_posteriors(log_probs: np.ndarray, settings: LabelSettings) -> Encoded:
     if settings.temperature != 1:
         log_probs = torch.from_numpy(log_probs / np.float32(settings.temperature)).log_softmax(-1).numpy()
-    if settings.hold_frames > 1:
-        log_probs = log_probs[hold(log_probs.argmax(1), settings.hold_frames)]
     sparse = SparsePosteriors.from_dense(log_probs, settings.k, settings.mass)
     data = codec.encode(sparse)
     # what is reported is what a reader will get
@@ -271,7 +269,7 @@ def _encode_alignment(log_probs: np.ndarray, ids: list[int], hold_frames: int) -
     if ids:
         aligned, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=0)
         path = aligned[0].numpy()
-        path = path[hold(path, hold_frames)]
+        path = hold(path, hold_frames)
     data = codec.encode(SparsePosteriors.from_alignment(path, log_probs.shape[1]))
     return Encoded(data, len(path), np.ones(len(path)), np.empty(0), np.empty(0))
 
@@ -286,15 +284,15 @@ def hold(path: np.ndarray, frames: int) -> np.ndarray:
         path: int [frames], the unit of each frame, 0 for the blank.
 
     Returns:
-        int64 [frames]: the frame that each one shows: itself, or for a held blank the first frame of the unit before it.
+        the longer path, same shape.
     """
-    shown = np.arange(len(path))
+    held = path.copy()
     starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))
     for start, following in zip(starts, [*starts, None][1:], strict=True):
         end = start + frames if following is None else min(start + frames, following - (path[following] == path[start]))
-        stretch = shown[start:end]
-        stretch[path[start:end] == 0] = start
-    return shown
+        stretch = held[start:end]
+        stretch[stretch == 0] = path[start]
+    return held
 
 
 def _statistics(utterances: list[Encoded], seconds: float, measured: bool) -> Statistics:

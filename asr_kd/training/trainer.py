@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.decoding.greedy import greedy
 from asr_kd.distillation.response import soft_cross_entropy
+from asr_kd.distillation.spikes import find_spikes, spike_cross_entropy
 from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.files import claim_folder, write_whole
@@ -198,7 +199,12 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         targets = batch.units.to(device), batch.probs.to(device), batch.tail.to(device)
         losses = soft_cross_entropy(logits[within], *targets, settings.missing_mass)
         weights = torch.where(targets[0][:, 0] == Units.blank, settings.blank_weight, 1.0)
-        loss = loss + source.soft * (losses * weights).sum() / weights.sum()
+        total = (losses * weights).sum()
+        if source.spikes:
+            spikes = find_spikes(batch.units, batch.probs, lengths.cpu(), source.spikes)
+            total = (losses * weights)[spikes.outside(len(losses))].sum()
+            total = total + spike_cross_entropy(logits[within], *targets[:2], spikes, source.spikes.temperature).sum()
+        loss = loss + source.soft * total / weights.sum()
     return loss
 
 

@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, default=Path("data_manifests/digits"), help="shards of single digits")
     parser.add_argument("--output", type=Path, required=True, help="folder of the composed sets")
     parser.add_argument("--seed", type=int, default=0, help="fixes every choice")
-    for name, default in (("labelled", 7.0), ("unlabelled", 73.0), ("development", 5.0), ("test", 20.0)):
+    for name, default in (("labelled", 7.0), ("unlabelled", 73.0), ("development", 20.0), ("test", 20.0)):
         parser.add_argument(
             f"--{name}", type=float, default=default, metavar="MINUTES", help=f"audio of the {name} set"
         )

@@ -1,0 +1,151 @@
+"""Response knowledge of a CTC teacher without its timing: each spike is one event, and the student chooses its moment.
+
+A CTC teacher leaves the blank for a frame or two at a moment that means nothing. Frame by frame, a student is taught that
+moment along with the unit, and spreads a spike that it cannot place over several frames, all below the blank. Here the
+teacher's spike becomes one distribution, over which unit it emits or whether it emits none, and the student's answer is
+the same distribution over a wider stretch, summed over every alignment within it. With one-hot targets this is CTC on the
+teacher's 1-best, held near its spikes; soft ones also say how sure the teacher was, and of what else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr_kd.config import SpikeSettings
+from asr_kd.units import Units
+
+#: a frame belongs to a spike when this much of its mass is on units other than the blank
+SPIKE = 0.1
+#: log-probability of what cannot be; finite, so that its gradient is 0 and not NaN
+NEVER = -1e4
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """The spikes of a batch, in order; int64 [spikes] each, frames counted over the whole batch, ends exclusive.
+
+    The teacher emits between `start` and `end`; the student may between `first` and `last`. Stretches of the student do not
+    overlap, and two of them touch only where the teacher's spikes do: else the frame between keeps equal units apart.
+    """
+
+    start: Tensor
+    end: Tensor
+    first: Tensor
+    last: Tensor
+
+    def outside(self, frames: int) -> Tensor:
+        """Bool [frames]: which frames belong to no stretch of the student."""
+        steps = torch.zeros(frames + 1, dtype=torch.int64)
+        steps.index_add_(0, self.first, torch.ones_like(self.first))
+        steps.index_add_(0, self.last, -torch.ones_like(self.last))
+        return steps.cumsum(0)[:frames] == 0
+
+
+def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSettings) -> Spikes:
+    """Find where the targets leave the blank, and where the student may answer.
+
+    Args:
+        units: int64 [frames, k], kept units of the utterances one after the other, the best first.
+        probs: float [frames, k], their probabilities, 0 where there is none.
+        lengths: int64 [utterances], frames of each.
+    """
+    begins = np.concatenate([[0], np.cumsum(lengths.numpy())])
+    speech = torch.where(units != Units.blank, probs, 0.0)
+    unit = units.gather(1, speech.argmax(1, keepdim=True))[:, 0].numpy()
+    mass = speech.sum(1).numpy()
+
+    on = mass >= SPIKE
+    starting = on & ~np.append(False, on[:-1])
+    starting[begins[:-1]] = on[begins[:-1]]
+    # a spike that is sure of one unit, and then of another, is two
+    sure = np.flatnonzero(mass > 0.5)
+    spike = np.cumsum(starting)
+    starting[sure[1:][(spike[sure[1:]] == spike[sure[:-1]]) & (unit[sure[1:]] != unit[sure[:-1]])]] = True
+    starts = np.flatnonzero(starting)
+    ends = np.flatnonzero(on & ~np.append((on & ~starting)[1:], False)) + 1
+
+    following = np.searchsorted(begins, starts, side="right")  # the utterance after the spike's
+    same = following[1:] == following[:-1]  # whether a spike and the next are of one utterance
+    apart = (starts[1:] > ends[:-1]).astype(np.int64)
+    latest = begins[following]
+    latest[:-1][same] = (starts[1:] - apart)[same]
+    lasts = np.minimum(np.maximum(ends, starts + settings.after), latest)
+    earliest = begins[following - 1]
+    earliest[1:][same] = (lasts[:-1] + apart)[same]
+    firsts = np.maximum(starts - settings.before, earliest)
+    return Spikes(*(torch.from_numpy(edge.astype(np.int64)) for edge in (starts, ends, firsts, lasts)))
+
+
+def spike_cross_entropy(
+    logits: Tensor, units: Tensor, probs: Tensor, spikes: Spikes, temperature: float = 1.0
+) -> Tensor:
+    """Cross-entropy of each spike: -Σ q log p, with q what the teacher emits there, and p what the student does.
+
+    Both are P(nothing) and P(exactly this unit, once) over their stretch of frames, summed over all CTC paths. q is over
+    what the targets kept in the spike, softened by the temperature and normalised; p comes of the student's full softmax,
+    and what it has for other units, or for two in a row, is left out of the sum and so pushed down.
+
+    Args:
+        logits: float [frames, units] of the student.
+        units, probs: int64 and float [frames, k], as of `find_spikes`, on the device of the logits.
+
+    Returns:
+        float [spikes], the type of the logits.
+    """
+    if not len(spikes.start):
+        return logits.new_zeros(0)
+    start, end, first, last = (edge.to(logits.device) for edge in (spikes.start, spikes.end, spikes.first, spikes.last))
+    with torch.no_grad():
+        inside, at = _frames(start, end)
+        spoken = torch.where(inside[..., None], probs.to(logits.dtype)[at], 0.0)  # [spikes, frames of a spike, k]
+        total = logits.new_zeros(len(start), logits.shape[1])
+        total.scatter_add_(1, units[at].flatten(1), spoken.flatten(1))
+        total[:, Units.blank] = 0.0
+        mass, kept = total.topk(min(units.shape[1], logits.shape[1] - 1), dim=1)  # [spikes, kept]
+        same = units[at][..., None] == kept[:, None, None, :]
+        chosen = torch.where(same, spoken[..., None], 0.0).sum(2)
+        blank = torch.where(units[at] == Units.blank, spoken, 0.0).sum(2)
+        emitted = torch.where(
+            torch.nn.functional.pad(mass > 0, (1, 0), value=True), _emission(_log(blank), _log(chosen), inside), NEVER
+        )
+        target = (emitted / temperature).softmax(1)
+    log_probs = logits - logits.logsumexp(1, keepdim=True)
+    inside, at = _frames(first, last)
+    answer = _emission(log_probs[at, Units.blank], log_probs[at[..., None], kept[:, None, :]], inside)
+    return -(target * answer).sum(1)
+
+
+def _log(probs: Tensor) -> Tensor:
+    return probs.log().clamp_min(NEVER)
+
+
+def _frames(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Of stretches [first, last): bool [stretches, longest], whether a place is inside, and int64, its frame."""
+    steps = torch.arange(int((last - first).max()), device=first.device)
+    inside = steps < (last - first)[:, None]
+    return inside, torch.where(inside, first[:, None] + steps, first[:, None])
+
+
+def _emission(blank: Tensor, unit: Tensor, inside: Tensor) -> Tensor:
+    """Log-probability that a stretch emits nothing, and that it emits one unit once; a forward pass of CTC for each.
+
+    Args:
+        blank: float [stretches, frames], log-probability of the blank; unit: float [stretches, frames, kept], of each unit.
+        inside: bool [stretches, frames], which frames count.
+
+    Returns:
+        float [stretches, 1 + kept]: nothing first.
+    """
+    nothing = torch.zeros_like(blank[:, 0])
+    during = after = torch.full_like(unit[:, 0], NEVER)  # on the unit, or past it
+    for frame in range(blank.shape[1]):
+        here = inside[:, frame, None]
+        on = torch.logaddexp(during, nothing[:, None]) + unit[:, frame]
+        past = torch.logaddexp(during, after) + blank[:, frame, None]
+        during, after = torch.where(here, on, during), torch.where(here, past, after)
+        nothing = torch.where(inside[:, frame], nothing + blank[:, frame], nothing)
+    return torch.cat([nothing[:, None], torch.logaddexp(during, after)], 1)
