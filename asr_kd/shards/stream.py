@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import collections
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,30 +104,43 @@ def _read_cached(stem: Path) -> LoadedShard:
 
 
 def map_ordered(function: Callable[[A], B], arguments: Sequence[A], workers: int) -> Iterator[B]:
-    """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand."""
+    """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand.
+
+    Raises:
+        UserError: when a process is killed.
+    """
     if workers == 0:
         yield from map(function, arguments)
         return
-    with _pool(workers) as pool:
-        waiting: collections.deque[Any] = collections.deque()
-        for argument in arguments:
-            waiting.append(pool.apply_async(function, (argument,)))
-            if len(waiting) > workers:
-                yield waiting.popleft().get()
-        while waiting:
-            yield waiting.popleft().get()
+    # spawn, not fork: a fork of a process with torch's threads may hang
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _serve_parent) as pool:
+        waiting: collections.deque[Future[B]] = collections.deque()
+        try:
+            for argument in arguments:
+                waiting.append(pool.submit(function, argument))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that loads audio was killed, most likely for lack of memory; lower loader_workers and run the command again"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[Any]:
-    # Spawn, not fork: a fork of a process with torch's threads may hang. Ctrl-C, which a terminal sends to all, is left to
-    # this process: a task that died with its worker would be waited for without end.
-    pool = multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    try:
-        yield pool
-    finally:
-        pool.terminate()
-        pool.join()
+def _serve_parent() -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the parent; end when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:

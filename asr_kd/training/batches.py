@@ -180,6 +180,8 @@ class PhaseStream:
         if text is None:
             return "no text to learn from"
         example.ids = self.units.encode(text)
+        if self.units.unknown in example.ids:
+            return "its text holds characters that no unit covers"
         repeats = sum(a == b for a, b in zip(example.ids, example.ids[1:], strict=False))
         # even when stretched to its shortest: CTC without a path has an infinite loss
         frames = round(len(item.features) * (1 - self.plan.sources[source].augment.stretch))

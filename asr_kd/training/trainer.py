@@ -24,7 +24,7 @@ from asr_kd.distillation.response import soft_cross_entropy
 from asr_kd.distillation.spikes import find_spikes, spike_cross_entropy
 from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
-from asr_kd.files import claim_folder, write_whole
+from asr_kd.files import claim_folder, sha256_file, write_whole
 from asr_kd.models.acoustic import (
     Checkpoint,
     build_model,
@@ -60,22 +60,25 @@ def train(settings: TrainSettings) -> None:
     device = pick_device(settings.device)
     units = load_units(settings.units)
     run = Path(settings.output)
-    claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units)})
+    init = load_checkpoint(settings.init) if settings.init else None
+    streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
+    claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
 
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, settings.features.dimension, units.size).to(device)
-    if settings.init:
-        _start_from(model, settings, units)
+    if init:
+        _start_from(init, model, settings, units)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     learner = Checkpoint(model, units, settings.features, settings.model, "")
     position = Position()
-    if (run / "last" / STATE).exists():
+    resuming = (run / "last" / STATE).exists()
+    if resuming:
         position = load_state(run / "last" / STATE, model, optimizer)
         if position.finished:
             print(f"{run}: already trained, {position.step:,} steps, development WER {position.best_wer:.2%}")
             return
         print(f"{run}: resuming at step {position.step:,}", file=sys.stderr)
-    metrics = Metrics(run, position.step, settings.tensorboard)
+    metrics = Metrics(run, position.step if resuming else -1, settings.tensorboard)
     score = functools.partial(_score, settings, learner, metrics, run)
     save = functools.partial(_save, run, model, optimizer, metrics)
 
@@ -84,8 +87,10 @@ def train(settings: TrainSettings) -> None:
         file=sys.stderr,
     )
     with closing(metrics), _stop_requests() as stop_asked:
-        for phase in range(position.phase, len(settings.phases)):
-            stream = PhaseStream(settings, phase, units)
+        if not resuming:  # the curve's first point, and an unfit development set is found before the work, not after it
+            score(position)
+            save(position)
+        for phase, stream in list(enumerate(streams))[position.phase :]:
             _run_phase(settings, stream, model, optimizer, position, metrics, score, save, stop_asked)
             if position.step % settings.evaluate_every or not position.step:  # else it has just been scored
                 score(position)
@@ -310,18 +315,20 @@ def _save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metrics
     save_state(run / "last" / STATE, model, optimizer, position)
 
 
-def _provenance(settings: TrainSettings, units: Units) -> dict[str, Any]:
+def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:
     """What the run's data is, so that resuming on other data is refused."""
     sources = [source for phase in settings.phases for source in phase.sources]
+    audio = sorted({settings.development, *(source.audio for source in sources)})
     return {
         "units_hash": units.hash,
-        "data": {source.audio: [shard.sha256 for shard in read_index(Path(source.audio))] for source in sources},
+        "data": {folder: [shard.sha256 for shard in read_index(Path(folder))] for folder in audio},
+        "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
         "teachers": {source.targets: teacher_of(Path(source.targets)) for source in sources if source.targets},
+        "init_fingerprint": init and init.fingerprint,
     }
 
 
-def _start_from(model: nn.Module, settings: TrainSettings, units: Units) -> None:
-    other = load_checkpoint(str(settings.init))
+def _start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, units: Units) -> None:
     if other.units.hash != units.hash:
         raise UserError(
             f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units"

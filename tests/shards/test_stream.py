@@ -200,6 +200,35 @@ if __name__ == "__main__":
 """
 
 
+def test_a_killed_worker_is_noticed() -> None:
+    with pytest.raises(UserError, match="a process that loads audio was killed"):
+        list(map_ordered(signal.raise_signal, [signal.SIGKILL], 1))
+
+
+ABANDONED = """
+import os, signal
+from asr_kd.shards.stream import map_ordered
+if __name__ == "__main__":
+    results = map_ordered(os.getpgid, [0, 0, 0, 0], 2)
+    next(results)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(ABANDONED)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], start_new_session=True)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    try:
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    except ProcessLookupError:
+        return
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("workers live on")
+
+
 def test_ctrl_c_leaves_the_workers_to_the_main_process(tmp_path: Path) -> None:
     # a terminal sends it to every process; a task that died with its worker would be waited for without end
     (tmp_path / "main.py").write_text(INTERRUPTED)

@@ -202,6 +202,15 @@ def test_utterances_without_target_or_text_are_left_out_and_counted(
     assert stream.unused == [("u9", "no text to learn from")]
 
 
+def test_text_that_the_units_do_not_cover_is_left_out(job: Job, units: Units, tmp_path: Path) -> None:
+    transcripts = tmp_path / "texts.jsonl"
+    texts = ["ab"] * 9 + ["abc"]
+    transcripts.write_text("".join(f'{{"key": "u{n}", "text": "{text}"}}\n' for n, text in enumerate(texts)))
+    stream, batches = all_batches(job(source={**CTC, "transcripts": str(transcripts)}, max_bad_share=0.1), units)
+    assert stream.unused == [("u9", "its text holds characters that no unit covers")]
+    assert not any((batch.labels == units.unknown).any() for batch in batches if batch.labels is not None)
+
+
 @pytest.mark.parametrize("stretch", [0.0, 0.3])
 def test_text_that_does_not_fit_is_left_out(job: Job, units: Units, audio: str, tmp_path: Path, stretch: float) -> None:
     # CTC needs a frame a unit and one between equal neighbours; a loss without a path is infinite

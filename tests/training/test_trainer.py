@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,7 +280,41 @@ def test_output_of_other_settings_is_refused(job: Job, audio: str, tmp_path: Pat
         train(job(output=str(tmp_path / "full")))
 
 
-def test_development_set_must_be_labelled_and_readable(job: Job, development: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["development", "transcripts", "init"])
+def test_other_data_behind_the_same_paths_is_refused(job: Job, development: str, tmp_path: Path, changed: str) -> None:
+    train(job(output=str(tmp_path / "first"), phase={"passes": 1}))
+    texts, copy, init = tmp_path / "texts.jsonl", tmp_path / "development", tmp_path / "init"
+    texts.write_text("".join(f'{{"key": "u{number}", "text": "ab"}}\n' for number in range(10)))
+    shutil.copytree(development, copy)
+    shutil.copytree(tmp_path / "first" / "best", init)
+    source = {"targets": None, "soft": 0.0, "ctc": 1.0, "transcripts": str(texts)}
+    settings = job(development=str(copy), init=str(init), source=source, max_bad_share=1.0, phase={"passes": 1})
+    train(settings)
+    train(settings)
+    if changed == "development":
+        shutil.rmtree(copy)
+        rewritten(development, copy, lambda shard: shard.pop())
+    elif changed == "transcripts":
+        texts.write_text(texts.read_text().replace("ab", "ba"))
+    else:
+        shutil.rmtree(init)
+        shutil.copytree(tmp_path / "run" / "best", init)
+    with pytest.raises(UserError, match="run: belongs to other settings"):
+        train(settings)
+
+
+def test_the_curve_begins_before_the_first_step(job: Job) -> None:
+    settings = job(phase={"passes": 1})
+    train(settings)
+    first, second = lines(Path(settings.output))[:2]
+    assert first["step"] == 0 and first["audio_hours"] == 0 and "development_wer" in first
+    assert second["step"] == 1 and "loss" in second
+
+
+def test_development_set_must_be_labelled_and_readable(
+    job: Job, development: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("hours of work before the message"))
     silent = rewritten(development, tmp_path / "silent", lambda shard: shard[1].fields.pop("text"))
     with pytest.raises(UserError, match=r"silent: d1 has no text; the development set must be labelled"):
         train(job(development=silent))
