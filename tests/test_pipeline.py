@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -286,11 +288,13 @@ def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> Non
 def test_interrupted_it_ends_its_stages_and_goes_on(write: Write, ran: Ran, tmp_path: Path) -> None:
     write({"text": script("${run}/text.txt", "words.txt"), "waits": script("${run}/waits.txt", "--wait-for", "go")})
     program = [sys.executable, "-m", "asr_kd.cli", "run", "."]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs inherit an ignored SIGINT, and with it all that they start
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     deadline, begun = time.monotonic() + 20, tmp_path / "ran.txt"
     while time.monotonic() < deadline and not (begun.exists() and "waits.txt" in begun.read_text()):
         time.sleep(0.02)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130 and errors.count("\n") == 1
     (tmp_path / "go").write_text("")

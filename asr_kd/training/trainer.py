@@ -60,11 +60,11 @@ def train(settings: TrainSettings) -> None:
     device = pick_device(settings.device)
     units = load_units(settings.units)
     run = Path(settings.output)
+    torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
     claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
 
-    torch.manual_seed(settings.seed)
     model = build_model(settings.model, settings.features.dimension, units.size).to(device)
     if init:
         _start_from(init, model, settings, units)
