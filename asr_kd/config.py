@@ -14,9 +14,9 @@ from asr_kd.files import read_text
 
 
 class Settings(BaseModel):
-    """A group of settings: immutable, unknown keys refused, no silent conversion between types."""
+    """A group of settings: immutable, finite, unknown keys refused, no silent conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

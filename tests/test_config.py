@@ -104,6 +104,8 @@ def test_bad_overrides_are_named(assignment: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["clip=.inf"], "clip: input should be a finite number"),
+        (["weight_decay=.nan"], "weight_decay: input should be a finite number"),
         (["modle.kind=lstm"], "unknown key modle; did you mean model?"),
         (["model.laiers=2"], "unknown key model.laiers; did you mean layers?"),
         (["phases.0.sources.0.audoi=x"], "unknown key phases.0.sources.0.audoi; did you mean audio?"),
