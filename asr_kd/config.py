@@ -97,14 +97,28 @@ class UnitsSettings(Settings):
     size: Annotated[int, Field(ge=4, le=65000)] = Field(500, description="pieces at most; with char, an upper bound")
 
 
+#: settings that decide what is kept of a teacher, and the modes in which they do
+SELECTION = {
+    "k": ("mass", "top_k"),
+    "mass": ("mass",),
+    "floor": ("mass",),
+    "draws": ("sampled",),
+    "seed": ("sampled",),
+    "temperature": ("mass", "top_k", "sampled"),
+    "hold_frames": ("alignment",),
+}
+
+
 class LabelSettings(Settings):
     """Teacher over audio shards → soft-target shards."""
 
     teacher: str = Field(description="checkpoint folder")
     audio: str = Field(description="folder of audio shards")
     output: str = Field(description="folder of the soft-target shards")
-    mode: Literal["posteriors", "alignment"] = Field(
-        "posteriors", description="the teacher's distribution, or its forced alignment to the text"
+    mode: Literal["mass", "top_k", "sampled", "alignment"] = Field(
+        "mass",
+        description="of the teacher's distribution the fewest units that reach a mass, the k best, or draws from it; "
+        "or its forced alignment to the text",
     )
     transcripts: str | None = Field(
         None, description="alignment: JSONL of key and text in place of the text in the shards"
@@ -113,11 +127,19 @@ class LabelSettings(Settings):
         1, description="alignment: frames that each unit lasts at least, where the blank follows it"
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0,
-        description="posteriors: the teacher's logits are divided by this; above 1 softens an over-confident teacher",
+        1.0, description="the teacher's logits are divided by this; above 1 softens an over-confident teacher"
     )
-    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="units kept a frame at most")
-    mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.999, description="enough units are kept for this mass")
+    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="mass, top_k: units kept a frame at most")
+    mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.999, description="mass: enough units are kept for this mass"
+    )
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="mass: units less probable than this are not kept, the best one excepted"
+    )
+    draws: Annotated[int, Field(ge=1, le=255)] = Field(
+        20, description="sampled: units drawn a frame, with replacement; their counts are kept"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="sampled: fixes what is drawn")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
     max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
@@ -126,8 +148,9 @@ class LabelSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> LabelSettings:
-        if self.hold_frames > 1 and self.mode != "alignment":
-            raise ValueError("hold_frames belongs to mode alignment alone")
+        for name, modes in SELECTION.items():
+            if self.mode not in modes and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to mode {' and '.join(modes)} alone")
         return self
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from torchaudio.functional import forced_align
 
 from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
-from asr_kd.config import LabelSettings
+from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import claim_folder, hash_json, sha256_file, write_json, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
@@ -27,6 +29,7 @@ from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import ShardInfo, check_shard, read_index, read_shard
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.prior import fit_prior, gain, leftover, prior_of, to_text
 from asr_kd.targets.store import (
     CodecDescription,
     Selection,
@@ -55,13 +58,19 @@ class Loaded:
 
 @dataclass
 class Encoded:
-    """One utterance's soft target as bytes, and per frame what it kept (the last two are empty for an alignment)."""
+    """One utterance's soft target, and what it lost.
+
+    Attributes:
+        data: its bytes; kept: what they were made from.
+        top1: bool [frames], whether the best unit is the teacher's; empty for an alignment.
+        divergence: float64 [frames], in nat; leftover: float64 [2, units], as of `prior.leftover`. Only of mass and top_k.
+    """
 
     data: bytes
-    entries: int
-    mass: np.ndarray
-    divergence: np.ndarray
+    kept: SparsePosteriors
     top1: np.ndarray
+    divergence: np.ndarray | None = None
+    leftover: np.ndarray | None = None
 
 
 def label(settings: LabelSettings) -> None:
@@ -121,9 +130,9 @@ def label(settings: LabelSettings) -> None:
             "audio_hours_per_hour": audio_seconds / seconds,
         }
         write_json(output / "timing.json", timing)
-    for leftover in output.glob(".*.tmp"):  # of runs that were killed
-        if leftover.stat().st_mtime < began:
-            leftover.unlink(missing_ok=True)
+    for torn in output.glob(".*.tmp"):  # of runs that were killed
+        if torn.stat().st_mtime < began:
+            torn.unlink(missing_ok=True)
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
@@ -134,7 +143,7 @@ def label(settings: LabelSettings) -> None:
 
 def _claim(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo]) -> dict[str, Any]:
     # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
-    claim = settings.model_dump(include={"mode", "k", "mass", "temperature", "hold_frames", "max_seconds"})
+    claim = {"max_seconds": settings.max_seconds, **_selection(settings).model_dump()}
     claim["teacher"] = teacher.fingerprint
     claim["audio"] = hash_json([[info.name, info.sha256] for info in infos])
     claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
@@ -215,6 +224,10 @@ def _label_shard(
         progress.advance(len(batch), sum(loaded.seconds[index] for index in batch))
     progress.advance(len(loaded.quarantined))
     utterances = [encoded[index] for index in range(len(loaded.keys))]
+    # in the shard's order, so that no bit depends on how the work was cut into batches
+    lefts = [item.leftover for item in utterances if item.leftover is not None]
+    total = functools.reduce(np.add, lefts) if lefts else None
+    codes = None if total is None else fit_prior(total)
     metadata = TargetMetadata(
         codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS),
         selection=_selection(settings),
@@ -225,17 +238,16 @@ def _label_shard(
         features=teacher.features,
         audio_sha256=loaded.info.sha256,
         quarantined=loaded.quarantined,
-        statistics=_statistics(utterances, sum(loaded.seconds), settings.mode == "posteriors"),
+        tail_prior=None if codes is None else to_text(codes),
+        statistics=_statistics(utterances, sum(loaded.seconds), total, codes),
     )
     write_target_shard(path, metadata, zip(loaded.keys, (item.data for item in utterances), strict=True))
     return metadata
 
 
 def _selection(settings: LabelSettings) -> Selection:
-    if settings.mode == "alignment":
-        return Selection(mode="alignment", hold_frames=settings.hold_frames)
-    kept = {name: getattr(settings, name) for name in ("k", "mass", "temperature")}
-    return Selection(mode="posteriors", **kept)
+    decisive = {name: getattr(settings, name) for name, modes in SELECTION.items() if settings.mode in modes}
+    return Selection(mode=settings.mode, **decisive)
 
 
 def _encode_batch(
@@ -244,24 +256,31 @@ def _encode_batch(
     results = []
     for index, log_probs in zip(batch, outputs, strict=True):
         try:
-            if settings.mode == "posteriors":
-                results.append(_encode_posteriors(log_probs, settings))
-            else:
+            if settings.mode == "alignment":
                 results.append(_encode_alignment(log_probs, loaded.ids[index], settings.hold_frames))
+            else:
+                results.append(_encode_posteriors(log_probs, settings, loaded.keys[index]))
         except UserError as error:
             raise UserError(f"{loaded.info.name}: {loaded.keys[index]}: {error}") from None
     return results
 
 
-def _encode_posteriors(log_probs: np.ndarray, settings: LabelSettings) -> Encoded:
+def _encode_posteriors(log_probs: np.ndarray, settings: LabelSettings, key: str) -> Encoded:
     if settings.temperature != 1:
         log_probs = torch.from_numpy(log_probs / np.float32(settings.temperature)).log_softmax(-1).numpy()
-    sparse = SparsePosteriors.from_dense(log_probs, settings.k, settings.mass)
-    data = codec.encode(sparse)
+    best = log_probs.argmax(1)
+    if settings.mode == "sampled":
+        # of the key, not of the place: the same draws in any batch and any shard
+        generator = np.random.Generator(np.random.Philox(key=[settings.seed, zlib.crc32(key.encode())]))
+        kept = SparsePosteriors.sampled(log_probs, settings.draws, generator)
+        return Encoded(codec.encode(kept, draws=settings.draws), kept, kept.units[kept.starts] == best)
+    mass, floor = (settings.mass, settings.floor) if settings.mode == "mass" else (1.0, 0.0)
+    kept = SparsePosteriors.from_dense(log_probs, settings.k, mass, floor)
+    data = codec.encode(kept)
     # what is reported is what a reader will get
     decoded = codec.decode(data)
-    top1 = decoded.units[decoded.starts] == log_probs.argmax(1)
-    return Encoded(data, len(sparse.units), 1.0 - sparse.tail, decoded.divergence(log_probs), top1)
+    top1 = decoded.units[decoded.starts] == best
+    return Encoded(data, kept, top1, decoded.divergence(log_probs), leftover(kept, log_probs))
 
 
 def _encode_alignment(log_probs: np.ndarray, ids: list[int], hold_frames: int) -> Encoded:
@@ -270,8 +289,8 @@ def _encode_alignment(log_probs: np.ndarray, ids: list[int], hold_frames: int) -
         aligned, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=0)
         path = aligned[0].numpy()
         path = hold(path, hold_frames)
-    data = codec.encode(SparsePosteriors.from_alignment(path, log_probs.shape[1]))
-    return Encoded(data, len(path), np.ones(len(path)), np.empty(0), np.empty(0))
+    kept = SparsePosteriors.from_alignment(path, log_probs.shape[1])
+    return Encoded(codec.encode(kept), kept, np.empty(0))
 
 
 def hold(path: np.ndarray, frames: int) -> np.ndarray:
@@ -295,21 +314,28 @@ def hold(path: np.ndarray, frames: int) -> np.ndarray:
     return held
 
 
-def _statistics(utterances: list[Encoded], seconds: float, measured: bool) -> Statistics:
-    mass = np.concatenate([np.empty(0), *(item.mass for item in utterances)])
-    divergence = np.concatenate([np.empty(0), *(item.divergence for item in utterances)])
+def _statistics(
+    utterances: list[Encoded], seconds: float, total: np.ndarray | None, codes: np.ndarray | None
+) -> Statistics:
+    count = sum(item.kept.frames for item in utterances)
+    frames = max(count, 1)
+    divergence = np.concatenate([np.empty(0), *(item.divergence for item in utterances if item.divergence is not None)])
     top1 = np.concatenate([np.empty(0), *(item.top1 for item in utterances)])
-    frames = max(len(mass), 1)
+    even = with_prior = None
+    if total is not None and codes is not None:
+        even = float(divergence.sum()) / frames
+        with_prior = even - gain(total, prior_of(codes), (item.kept for item in utterances)) / frames
     return Statistics(
         utterances=len(utterances),
-        frames=len(mass),
+        frames=count,
         audio_seconds=round(seconds, 6),
-        entries_per_frame=sum(item.entries for item in utterances) / frames,
+        entries_per_frame=sum(len(item.kept.units) for item in utterances) / frames,
         bytes_per_frame=sum(len(item.data) for item in utterances) / frames,
-        mean_kept_mass=float(mass.sum()) / frames,
-        mean_kl=float(divergence.sum()) / frames if measured else None,
-        worst_kl=float(divergence.max(initial=0.0)) if measured else None,
-        top1_kept=float(top1.sum()) / frames if measured else None,
+        mean_kept_mass=1.0 - sum(float(item.kept.tail.sum(dtype=np.float64)) for item in utterances) / frames,
+        mean_kl=even,
+        mean_kl_prior=with_prior,
+        worst_kl=float(divergence.max()) if len(divergence) else None,
+        top1_kept=float(top1.sum()) / frames if len(top1) else None,
     )
 
 
@@ -317,7 +343,7 @@ def _account(output: Path, infos: list[ShardInfo], total: int) -> dict[str, Any]
     """Reconcile what came out with what went in; write quarantine.jsonl and report.json."""
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: dict[str, float] = {}
-    worst: list[float] = []
+    worst = 0.0
     quarantined = stored = 0
     with write_whole(output / "quarantine.jsonl", "w") as file:
         for info in infos:
@@ -332,7 +358,7 @@ def _account(output: Path, infos: list[ShardInfo], total: int) -> dict[str, Any]
                     f"quarantined are not the {info.samples} utterances of its audio; prepare the audio shards again"
                 )
             statistics = metadata.statistics.model_dump(exclude_none=True)
-            worst = [max([*worst, statistics.pop("worst_kl")])] if "worst_kl" in statistics else []
+            worst = max(worst, statistics.pop("worst_kl", 0.0))
             for name in sums:
                 sums[name] += statistics.pop(name)
             for name, value in statistics.items():
@@ -351,9 +377,11 @@ def _account(output: Path, infos: list[ShardInfo], total: int) -> dict[str, Any]
         "bytes_per_frame": weighted["bytes_per_frame"] / frames,
         "stored_bytes_per_frame": stored / frames,
         "mean_kept_mass": weighted["mean_kept_mass"] / frames,
-        "mean_kl": weighted["mean_kl"] / frames if worst else None,
-        "worst_kl": worst[0] if worst else None,
-        "top1_kept": weighted["top1_kept"] / frames if worst else None,
+        **{
+            name: weighted[name] / frames if name in weighted else None
+            for name in ("mean_kl", "mean_kl_prior", "top1_kept")
+        },
+        "worst_kl": worst if "mean_kl" in weighted else None,
     }
     write_json(output / "report.json", report)
     return report

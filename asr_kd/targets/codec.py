@@ -10,7 +10,7 @@ import numpy as np
 from asr_kd.errors import UserError
 from asr_kd.targets.posteriors import MAX_KEPT, SparsePosteriors
 
-MAGIC, VERSION = b"AKDP", 1
+MAGIC, VERSION = b"AKDP", 2
 # Steps between probability 0 and 1 on the scale of square roots. 128 costs 0.0003 nat on 3,700 flat units.
 LEVELS = 128
 MAX_UNITS = 1 << 16
@@ -18,10 +18,12 @@ MAX_FRAMES = (1 << 24) - 1
 
 _HEADER = struct.Struct("<4sBBHIIII")  # magic, version, levels, num_units - 1, frames, distinct units, runs, crc32
 _VARINT_BYTES = 4
+#: bytes of a body below which two ways to pack it are tried
+SMALL = 4096
 _DEFLATE_RATIO = 1032  # deflate cannot expand to more than this many times its input
 
 
-def encode(posteriors: SparsePosteriors, levels: int = LEVELS) -> bytes:
+def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None = None) -> bytes:
     """Bytes of one utterance's soft targets.
 
     Probabilities are rounded on the scale of their square roots, where equal steps cost equal divergence; the order of
@@ -29,17 +31,21 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS) -> bytes:
 
     Args:
         levels: steps between probability 0 and 1, 8 to 255.
+        draws: of `SparsePosteriors.sampled`; then how often each unit was drawn is kept, exactly.
 
     Raises:
         ValueError: when the posteriors are outside the format's bounds or contradict themselves.
     """
     _check(posteriors, levels)
-    counts, starts = posteriors.counts, posteriors.starts
-    codes = np.clip(np.rint(np.exp(0.5 * posteriors.log_probs) * levels), 1, levels).astype(np.int64)
-    # equal codes are decoded in the order of units: lift the first above a second with the same code
-    several = starts[counts > 1]
-    codes[several] += codes[several] == codes[several + 1]
-    tails = np.clip(np.rint(np.sqrt(posteriors.tail) * levels), posteriors.tail > 0, levels).astype(np.int64)
+    counts = posteriors.counts
+    if draws is None:
+        codes, tails = rounded(posteriors, levels)
+    else:
+        levels = 0
+        drawn = np.exp(posteriors.log_probs, dtype=np.float64) * draws
+        codes, tails = np.rint(drawn).astype(np.int64), np.zeros(posteriors.frames, np.int64)
+        if draws > MAX_KEPT or codes.min() < 1 or np.abs(drawn - codes).max() > 1e-3 or posteriors.tail.any():
+            raise ValueError(f"the probabilities are not counts of {draws} draws")
 
     # by unit, then by time: a unit is kept for runs of frames, in which its probability changes slowly
     frames = np.repeat(np.arange(posteriors.frames), counts)
@@ -64,10 +70,20 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS) -> bytes:
         (changes[~new_run] & 0xFF).astype(np.uint8).tobytes(),
         (np.diff(tails, prepend=0) & 0xFF).astype(np.uint8).tobytes(),
     ]
-    body = min((_deflate(columns, split) for split in (True, False)), key=len)
+    body = _deflate(columns)
     header = [MAGIC, VERSION, levels, posteriors.num_units - 1, posteriors.frames, len(unit_starts), len(run_starts)]
     crc = zlib.crc32(body, zlib.crc32(_HEADER.pack(*header, 0)))
     return _HEADER.pack(*header, crc) + body
+
+
+def rounded(posteriors: SparsePosteriors, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes that stand for the probabilities and for the tails: int64 [entries] and [frames]."""
+    codes = np.clip(np.rint(np.exp(0.5 * posteriors.log_probs) * levels), 1, levels).astype(np.int64)
+    # equal codes are decoded in the order of units: lift the first above a second with the same code
+    several = posteriors.starts[posteriors.counts > 1]
+    codes[several] += codes[several] == codes[several + 1]
+    tails = np.clip(np.rint(np.sqrt(posteriors.tail) * levels), posteriors.tail > 0, levels).astype(np.int64)
+    return codes, tails
 
 
 def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
@@ -82,12 +98,13 @@ def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
     if len(data) < _HEADER.size or data[:4] != MAGIC:
         raise UserError(f"{name}: not a soft target of asr_kd; label the audio again")
     _, version, levels, last_unit, frames, distinct, runs, crc = _HEADER.unpack_from(data)
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise UserError(f"{name}: soft target of version {version}, this program reads {VERSION}; use a newer asr_kd")
     body = memoryview(data)[_HEADER.size :]
     if zlib.crc32(body, zlib.crc32(data[: _HEADER.size - 4] + bytes(4))) != crc:
         raise UserError(f"{name}: damaged (the checksum differs); label the audio again")
     try:
+        _require(levels or version > 1, "impossible header")  # draws came with version 2
         return _decode_body(body, levels, last_unit + 1, frames, distinct, runs)
     except ValueError as error:
         raise UserError(f"{name}: damaged ({error}); label the audio again") from None
@@ -96,7 +113,7 @@ def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
 def _decode_body(
     body: memoryview, levels: int, num_units: int, frames: int, distinct: int, runs: int
 ) -> SparsePosteriors:
-    _require(0 < frames <= MAX_FRAMES and 0 < distinct <= min(num_units, runs) and levels > 0, "impossible header")
+    _require(0 < frames <= MAX_FRAMES and 0 < distinct <= min(num_units, runs), "impossible header")
     raw = _inflate(body, 2 * (distinct + runs), frames)
     numbers, rest = _read_varints(raw, 2 * (distinct + runs))
     unit_gaps, run_counts, gaps, lengths = np.split(numbers, [distinct, 2 * distinct, 2 * distinct + runs])
@@ -131,10 +148,11 @@ def _decode_body(
     codes = (255 - ((keys >> np.uint64(16)) & np.uint64(0xFF))).astype(np.uint8)
     counts = np.bincount(entry_frames, minlength=frames)
     _require(counts.min() > 0 and counts.max() <= MAX_KEPT, "a frame without units or with too many")
-    squares = codes.astype(np.int64) ** 2
+    power = 2 if levels else 1
+    weights = codes.astype(np.int64) ** power
     tail_squares = tails.astype(np.int64) ** 2
-    totals = np.add.reduceat(squares, np.cumsum(counts) - counts) + tail_squares
-    logs = 2.0 * np.log(np.arange(1, 256))
+    totals = np.add.reduceat(weights, np.cumsum(counts) - counts) + tail_squares
+    logs = power * np.log(np.arange(1, 256))
     log_probs = logs[codes - np.uint8(1)] - np.repeat(np.log(totals), counts)
     return SparsePosteriors(
         counts.astype(np.uint8),
@@ -169,15 +187,21 @@ def _require(holds: object, what: str) -> None:
         raise ValueError(what)
 
 
-def _deflate(columns: list[bytes], split: bool) -> bytes:
-    """One raw deflate stream; `split` gives every column code tables of its own, which pays unless they are short."""
+def _deflate(columns: list[bytes]) -> bytes:
+    """The columns as one raw deflate stream.
+
+    On flat posteriors every column has a Huffman code of its own, and repeated strings are not looked for: they would cost
+    more bits than they save. Where little is stored, the other way round is tried too.
+    """
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    coded = b"".join(
+        part for column in columns for part in (packer.compress(column), packer.flush(zlib.Z_PARTIAL_FLUSH))
+    )
+    coded += packer.flush()
+    if len(coded) > SMALL:
+        return coded
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    parts = []
-    for column in columns:
-        parts.append(packer.compress(column))
-        if split:
-            parts.append(packer.flush(zlib.Z_PARTIAL_FLUSH))
-    return b"".join([*parts, packer.flush()])
+    return min(coded, packer.compress(b"".join(columns)) + packer.flush(), key=len)
 
 
 def _inflate(body: memoryview, numbers: int, frames: int) -> bytes:

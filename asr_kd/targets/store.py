@@ -14,7 +14,7 @@ from asr_kd.shards.tarset import Sample, read_members, read_shard, write_members
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
 
-VERSION = 1
+VERSION = 2
 METADATA, SUFFIX = "metadata.json", ".target"
 
 
@@ -26,11 +26,14 @@ class CodecDescription(Settings):
 
 
 class Selection(Settings):
-    """What was kept of the teacher's distribution; `k`, `mass` and `temperature` are null for an alignment."""
+    """What was kept of the teacher's distribution; null is what its mode does not look at."""
 
-    mode: Literal["posteriors", "alignment"]
+    mode: Literal["mass", "top_k", "sampled", "alignment"]
     k: int | None = None
     mass: float | None = None
+    floor: float | None = None
+    draws: int | None = None
+    seed: int | None = None
     temperature: float | None = None
     hold_frames: int | None = None
 
@@ -39,8 +42,8 @@ class Statistics(Settings):
     """What a shard holds and what it lost; means are over its frames.
 
     `mean_kl` and `worst_kl` (nat) count from the teacher's full distribution to the stored one with the tail spread
-    evenly, `top1_kept` is the share of frames whose most probable unit is the teacher's; all three are null for an
-    alignment.
+    evenly, `mean_kl_prior` with the tail spread like the shard's prior; `top1_kept` is the share of frames whose most
+    probable unit is the teacher's. All are null for an alignment, the divergences for draws too.
     """
 
     utterances: int
@@ -50,6 +53,7 @@ class Statistics(Settings):
     bytes_per_frame: float
     mean_kept_mass: float
     mean_kl: float | None
+    mean_kl_prior: float | None = None
     worst_kl: float | None
     top1_kept: float | None
 
@@ -63,6 +67,7 @@ class TargetMetadata(Settings):
         audio_sha256: of the audio shard that this one answers.
         features: the teacher's front end.
         quarantined: key → reason, utterances of the audio shard that have no target.
+        tail_prior: shape of the mass that was not kept, as of `prior.to_text`.
     """
 
     format: Literal["asr_kd-targets"] = "asr_kd-targets"
@@ -77,6 +82,7 @@ class TargetMetadata(Settings):
     features: FeatureSettings
     audio_sha256: str
     quarantined: dict[str, str]
+    tail_prior: str | None = None
     statistics: Statistics
 
 
@@ -94,7 +100,8 @@ def write_target_shard(
         value["checksum"] = hash_json(value)
         yield METADATA, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
         for key, target in targets:
-            yield key + SUFFIX, target if isinstance(target, bytes) else encode(target, metadata.codec.levels)
+            draws = metadata.selection.draws
+            yield key + SUFFIX, target if isinstance(target, bytes) else encode(target, metadata.codec.levels, draws)
 
     write_members(Path(path), members())
 
@@ -207,6 +214,8 @@ def _metadata(path: Path | str, first: tuple[str, bytes] | None) -> TargetMetada
     checksum = value.pop("checksum", None)
     if checksum != hash_json(value):
         raise UserError(f"{path}: {METADATA} is damaged (the checksum differs); label the audio again")
+    if version == 1 and isinstance(value.get("selection"), dict) and value["selection"].get("mode") == "posteriors":
+        value["selection"]["mode"] = "mass"  # its name in version 1, whose floor was 0
     return build(TargetMetadata, value, f"{path}: {METADATA}")
 
 

@@ -76,8 +76,10 @@ def job(teacher: Path, audio: Path, tmp_path: Path) -> Callable[..., LabelSettin
     def make(**changes: object) -> LabelSettings:
         values: dict[str, object] = {
             "teacher": str(teacher), "audio": str(audio), "output": str(tmp_path / "targets"),
-            "k": 8, "mass": 0.99, "batch_frames": 120, "device": "cpu",
+            "batch_frames": 120, "device": "cpu",
         }  # fmt: skip
+        if "mode" not in changes:
+            values |= {"k": 8, "mass": 0.99}
         return LabelSettings.model_validate(values | changes)
 
     return make

@@ -273,7 +273,7 @@ def test_a_broken_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> N
         next(checkpoint.model.parameters()).fill_(float("nan"))
     save_checkpoint(tmp_path / "nan", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
     assert safetensors.torch.load_file(tmp_path / "nan" / "model.safetensors")
-    with pytest.raises(UserError, match=r"shard-000000\.tar: s0-u\d: the probabilities of frame 0 add up to nan"):
+    with pytest.raises(UserError, match=r"shard-000000\.tar: s0-u\d: the probabilities of frame 0 do not add up to 1"):
         label(job(teacher=str(tmp_path / "nan")))
     assert not list((tmp_path / "targets").glob("*.tar"))
 

@@ -74,6 +74,30 @@ def test_alignments_are_exact_and_tiny() -> None:
     assert len(data) / len(ids) < 0.5
 
 
+@given(logits=npst.arrays(np.float32, (5, 40), elements=st.floats(-9, 0, width=32)), draws=st.integers(1, 255))
+def test_draws_are_exact(logits: np.ndarray, draws: int) -> None:
+    dense = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    original = SparsePosteriors.sampled(dense, draws, np.random.default_rng(0))
+    decoded = codec.decode(codec.encode(original, draws=draws))
+    np.testing.assert_array_equal(decoded.units, original.units)
+    np.testing.assert_allclose(decoded.log_probs, original.log_probs, atol=1e-6)
+    assert not decoded.tail.any()
+
+
+def test_shares_that_are_no_draws_are_not_written() -> None:
+    original = SparsePosteriors.from_dense(np.log(np.array([[0.6, 0.4]], np.float32)), 2)
+    assert codec.decode(codec.encode(original, draws=5)).units.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="not counts of 7 draws"):
+        codec.encode(original, draws=7)
+
+
+def test_a_vector_of_version_2_stays_readable() -> None:
+    """Three draws in a frame, two of unit 3 and one of unit 1, of five units; then three of unit 1."""
+    decoded = codec.decode(bytes.fromhex(DRAWS))
+    assert decoded.counts.tolist() == [2, 1] and decoded.units.tolist() == [3, 1, 1]
+    np.testing.assert_allclose(np.exp(decoded.log_probs), [2 / 3, 1 / 3, 1], rtol=1e-6)
+
+
 def test_long_and_wide() -> None:
     ids = np.arange(300_000) % 65536
     ids[100:200_000] = 65535
@@ -94,6 +118,9 @@ def test_a_vector_of_version_1_stays_readable() -> None:
 
 
 VECTOR = "414b44500180040002000000020000000200000043a00ef9636062000146c76c11a91f00"
+
+
+DRAWS = "414b4450020004000200000002000000020000004eb5077163646400024606462626060600"
 
 
 def read_by_the_readme(data: bytes) -> list[list[tuple[int, float]]]:
@@ -203,7 +230,14 @@ def test_forged_content_is_decoded_into_something_consistent_or_refused(data: st
 
 @pytest.mark.parametrize(
     "header",
-    [{"frames": 2**32 - 1}, {"frames": 2**24 - 1}, {"frames": 0}, {"levels": 0}, {"runs": 2**31}, {"distinct": 2**31}],
+    [
+        {"frames": 2**32 - 1},
+        {"frames": 2**24 - 1},
+        {"frames": 0},
+        {"version": 1, "levels": 0},
+        {"runs": 2**31},
+        {"distinct": 2**31},
+    ],
 )
 def test_lying_headers_allocate_nothing(header: dict[str, int]) -> None:
     with pytest.raises(UserError, match="impossible header"):
@@ -216,8 +250,8 @@ def test_a_bomb_is_not_unpacked() -> None:
 
 
 def test_a_newer_version_is_named() -> None:
-    with pytest.raises(UserError, match="version 2, this program reads 1; use a newer asr_kd"):
-        codec.decode(forge(b"", version=2), "shard: utt")
+    with pytest.raises(UserError, match="version 3, this program reads 2; use a newer asr_kd"):
+        codec.decode(forge(b"", version=3), "shard: utt")
     with pytest.raises(UserError, match="not a soft target"):
         codec.decode(b"RIFFxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx")
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_kd.errors import UserError
+from asr_kd.targets import posteriors
 from asr_kd.targets.posteriors import SparsePosteriors
 
 
@@ -38,7 +40,8 @@ def test_from_dense_keeps_what_its_definition_says(logits: np.ndarray, k: int, m
         np.testing.assert_array_equal(log_probs, row[units])
         probs = np.exp(row.astype(np.float64))
         kept = probs[units].sum()
-        assert tail == pytest.approx(np.delete(probs, units).sum(), rel=1e-5, abs=1e-30)
+        assert tail == pytest.approx(np.delete(probs, units).sum(), abs=1e-6)
+        assert (tail > 0) == (count < len(row))
         assert count <= k
         positive = int((np.exp(row) > 0).sum())
         assert kept >= mass - 1e-6 or count == min(k, positive) or (mass < 1 and count == min(k, len(row)))
@@ -48,19 +51,33 @@ def test_from_dense_keeps_what_its_definition_says(logits: np.ndarray, k: int, m
             assert count == min(k, positive)
 
 
-def test_blockwise_search_equals_a_full_sort() -> None:
+@pytest.mark.parametrize("k", [1, 20, 100, 250])
+def test_the_searches_equal_a_full_sort(k: int) -> None:
     rng = np.random.default_rng(0)
     dense = log_softmax(rng.normal(0, 2, (50, 3701)).round(1)).astype(np.float32)
-    sparse = SparsePosteriors.from_dense(dense, 20, 1.0)
-    expected = np.argsort(-dense, axis=1, kind="stable")[:, :20]
-    np.testing.assert_array_equal(sparse.units.reshape(50, 20), expected)
+    expected = np.argsort(-dense, axis=1, kind="stable")[:, :k]
+    for search in (posteriors._largest, posteriors._largest_on_device):
+        units, best = search(torch.from_numpy(dense), k, 0.0)
+        np.testing.assert_array_equal(units, expected)
+        np.testing.assert_array_equal(best, np.take_along_axis(dense, expected, 1))
+    np.testing.assert_array_equal(SparsePosteriors.from_dense(dense, k).units.reshape(50, k), expected)
+
+
+@given(logits=LOGITS, floor=st.sampled_from([1e-4, 0.01, 0.3]), mass=st.sampled_from([0.9, 1.0]))
+def test_below_the_floor_nothing_is_kept_but_the_best(logits: np.ndarray, floor: float, mass: float) -> None:
+    dense = log_softmax(logits).astype(np.float32)
+    free, sparse = (SparsePosteriors.from_dense(dense, 20, mass, least) for least in (0.0, floor))
+    for row in range(len(dense)):
+        mine, theirs = (p.log_probs[p.starts[row] :][: p.counts[row]] for p in (sparse, free))
+        above = max(1, int((theirs >= np.float32(np.log(floor))).sum()))
+        np.testing.assert_array_equal(mine, theirs[:above])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 5.0])
 def test_from_dense_refuses_what_is_no_distribution(value: float) -> None:
     dense = log_softmax(np.zeros((3, 4))).astype(np.float32)
     dense[1] = value if value != 5.0 else -9.0
-    with pytest.raises(UserError, match="frame 1 add up to"):
+    with pytest.raises(UserError, match="frame 1 do not add up to 1"):
         SparsePosteriors.from_dense(dense, 2, 0.9)
 
 
@@ -96,3 +113,19 @@ def test_divergence_against_dense_algebra(logits: np.ndarray, k: int) -> None:
         full[row, units[row, :count]] = probs[row, :count]
     expected = (np.exp(dense) * (dense - np.log(full))).sum(1)
     np.testing.assert_allclose(sparse.divergence(dense), expected, atol=1e-6)
+
+
+def test_draws_are_unbiased_and_whole() -> None:
+    dense = log_softmax(np.random.default_rng(0).normal(0, 2, (4, 30)))
+    sums = np.zeros(dense.shape)
+    for seed in range(400):
+        sparse = SparsePosteriors.sampled(dense, 20, np.random.default_rng(seed))
+        units, probs = sparse.padded(20)
+        np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-6)
+        np.testing.assert_allclose(probs * 20, np.rint(probs * 20), atol=1e-5)
+        assert (np.diff(probs, axis=1) <= 0).all() and not sparse.tail.any()
+        np.add.at(sums, (np.arange(4)[:, None], units), probs)
+    error = np.sqrt(np.exp(dense) / (400 * 20))
+    assert (np.abs(sums / 400 - np.exp(dense)) < 5 * error + 1e-3).all()
+    with pytest.raises(UserError, match="frame 0 do not add up to 1"):
+        SparsePosteriors.sampled(np.full((2, 3), np.nan, np.float32), 2, np.random.default_rng(0))

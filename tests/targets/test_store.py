@@ -39,7 +39,7 @@ def description(audio_sha256: str, **changes: Any) -> TargetMetadata:
     )  # fmt: skip
     values: dict[str, Any] = {
         "codec": CodecDescription(version=1, levels=LEVELS),
-        "selection": Selection(mode="posteriors", k=20, mass=0.999),
+        "selection": Selection(mode="mass", k=20, mass=0.999),
         "teacher": "feedc0de", "units_hash": "abcd", "num_units": 5, "frame_ms": 30, "features": FeatureSettings(),
         "audio_sha256": audio_sha256, "quarantined": {"c": "empty"}, "statistics": statistics,
     }  # fmt: skip
@@ -134,7 +134,7 @@ def test_shards_that_were_tampered_with(shard: Path, audio: Path, change: Any, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2, "something": "new"}, "soft targets of version 2, this program reads 1; use a newer asr_kd"),
+        ({"version": 3, "something": "new"}, "soft targets of version 3, this program reads 2; use a newer asr_kd"),
         ({"version": "x"}, "soft targets of version x"),
         ({"num_units": "many"}, "num_units: "),
         ({"surplus": 1}, "unknown key surplus"),

@@ -67,7 +67,7 @@ def write_targets(folder: Path, audio: str, units: Units, leave_out: tuple[str, 
             "top1_kept": 1.0,
         }  # fmt: skip
         values: dict[str, Any] = {
-            "codec": {"version": 1, "levels": 128}, "selection": {"mode": "posteriors", "k": 3, "mass": 0.99},
+            "codec": {"version": 1, "levels": 128}, "selection": {"mode": "mass", "k": 3, "mass": 0.99},
             "teacher": "0123456789abcdef", "units_hash": units.hash, "num_units": units.size, "frame_ms": 30,
             "features": FEATURES.model_dump(), "audio_sha256": info.sha256,
             "quarantined": dict.fromkeys(leave_out, "bad"), "statistics": statistics,

@@ -1,0 +1,86 @@
+"""The shape of what was not kept: one prior over units for all frames of a shard, in place of an even spread."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+
+import numpy as np
+
+from asr_kd.targets.posteriors import SparsePosteriors
+
+#: steps of a code in which a probability halves; 255 of them reach down to 2⁻³² of the most probable unit
+STEPS = 8
+
+
+def leftover(kept: SparsePosteriors, log_probs: np.ndarray) -> np.ndarray:
+    """Which units the left-over mass of an utterance belonged to; of several utterances, add them up.
+
+    Args:
+        kept: what was kept of `log_probs`, float [frames, units].
+
+    Returns:
+        float64 [2, units]: probability that each unit had in frames in which it was not kept, and left-over mass of these
+        frames altogether.
+    """
+    rest = np.exp(log_probs)
+    rows = np.repeat(np.arange(kept.frames), kept.counts)
+    rest[rows, kept.units] = 0.0
+    tails = rest.sum(1, dtype=np.float64)
+    exposed = tails.sum() - np.bincount(kept.units, tails[rows], minlength=kept.num_units)
+    return np.stack([rest.sum(0, dtype=np.float64), exposed])
+
+
+def fit_prior(total: np.ndarray) -> np.ndarray:
+    """The codes of the prior that a sum of `leftover` speaks for.
+
+    Returns:
+        uint8 [units]: how often each unit's share of the left-over mass is halved against the largest, times 8.
+    """
+    mass, exposed = total
+    share = mass / np.maximum(exposed, 1e-300)
+    if not share.max() > 0:
+        return np.zeros(len(share), np.uint8)
+    halvings = np.log2(share.max() / np.maximum(share, share.max() * 2.0**-64))
+    return np.clip(np.rint(STEPS * halvings), 0, 255).astype(np.uint8)
+
+
+def gain(total: np.ndarray, prior: np.ndarray, kept: Iterable[SparsePosteriors]) -> float:
+    """Divergence in nat, summed over all frames, that `prior` saves against an even spread.
+
+    Args:
+        total: float64 [2, units], sum of `leftover`; kept: the same utterances.
+        prior: float64 [units], of `prior_of`.
+    """
+    nat = float(total[0] @ np.log(prior))
+    for one in kept:
+        others = np.maximum(one.num_units - one.counts.astype(np.int64), 1)
+        nat -= float(one.tail.astype(np.float64) @ np.log(one.unkept(prior) / others))
+    return nat
+
+
+def prior_of(codes: np.ndarray) -> np.ndarray:
+    """float64 [units], adding up to 1, from the codes."""
+    weights = np.exp2(-codes.astype(np.float64) / STEPS)
+    return weights / weights.sum()
+
+
+def to_text(codes: np.ndarray) -> str:
+    """Codes as base64, for a shard's metadata."""
+    return base64.b64encode(codes.tobytes()).decode()
+
+
+def from_text(text: str, num_units: int) -> np.ndarray:
+    """The codes in a shard's metadata.
+
+    Raises:
+        ValueError: when they are not one for each unit.
+    """
+    try:
+        codes = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
+    if len(codes) != num_units:
+        raise ValueError(f"{len(codes)} codes for {num_units} units")
+    return codes
