@@ -246,8 +246,10 @@ class TrainSettings(Settings):
     blank_weight: Annotated[float, Field(gt=0)] = Field(
         1.0, description="weight in the soft loss of frames whose best target is the blank"
     )
-    missing_mass: Literal["renormalise", "ghost", "uniform"] = Field(
-        "ghost", description="how the soft loss treats the mass that was not kept"
+    missing_mass: Literal["renormalise", "ghost", "prior", "uniform"] = Field(
+        "ghost",
+        description="what the soft loss makes of the mass that was not kept: nothing, one class of all units not kept, or "
+        "spread over them like their shard's prior, or evenly",
     )
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm is clipped to this")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW weight decay")

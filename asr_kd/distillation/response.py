@@ -10,11 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-MissingMass = Literal["renormalise", "ghost", "uniform"]
+MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
 
 
 def soft_cross_entropy(
-    logits: Tensor, units: Tensor, probs: Tensor, tail: Tensor, missing: MissingMass = "ghost"
+    logits: Tensor,
+    units: Tensor,
+    probs: Tensor,
+    tail: Tensor,
+    missing: MissingMass = "ghost",
+    priors: Tensor | None = None,
+    prior: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of each frame against its soft target, without a second (frames × units) tensor.
 
@@ -22,7 +28,10 @@ def soft_cross_entropy(
 
     - `renormalise`: -Σ t/(1-r) log p: the kept units share all the mass (biased towards them);
     - `ghost`: -Σ t log p - r log(Σ p over units not kept): what was not kept counts as one class;
-    - `uniform`: as if r were spread evenly over the units not kept.
+    - `prior`: as if r were spread over the units not kept in the proportions of a prior;
+    - `uniform`: as if r were spread over them evenly.
+
+    It is differentiated by the logits alone, and once.
 
     Args:
         logits: float [frames, units].
@@ -30,52 +39,77 @@ def soft_cross_entropy(
         probs: float [frames, k], probability of each kept entry, 0 where there is none.
         tail: float [frames], probability that was not kept.
         missing: what is done about `tail`.
+        priors: float [distributions, units], each above 0 and adding up to 1: what `prior` spreads by.
+        prior: int64 [frames], which of them is the frame's; None: the first.
 
     Returns:
         float32 [frames] (float64 for float64 logits).
     """
-    return _SoftCrossEntropy.apply(logits, units, probs, tail, missing)
+    if missing == "prior" and priors is None:
+        raise ValueError("the policy prior needs priors")
+    return _SoftCrossEntropy.apply(logits, units, probs, tail, missing, priors, prior)
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
     """Every policy's gradient on the logits is p - q, with q the (completed) target: one buffer serves p and gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, units: Tensor, probs: Tensor, tail: Tensor, missing: MissingMass) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        probs, tail = probs.to(logits.dtype), tail.to(logits.dtype)
+    def forward(
+        ctx: Any, logits: Tensor, units: Tensor, probs: Tensor, tail: Tensor, missing: MissingMass,
+        priors: Tensor | None, prior: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        probs, tail = probs.to(exact), tail.to(exact)
         empty = probs <= 0
         units = torch.where(empty, units[:, :1], units)  # so that the kept set is {units}, whatever fills empty places
-        normaliser = logits.logsumexp(-1, keepdim=True)
-        gradient = (logits - normaliser).exp_()
-        kept_log_probs = logits.gather(1, units) - normaliser
+        gradient = logits.softmax(-1, dtype=exact)
+        largest, place = logits.max(-1, keepdim=True)
+        normaliser = largest.to(exact) - gradient.gather(1, place).log()
+        kept = logits.gather(1, units).to(exact)
+        # a frame whose kept units are all units has nothing else; its tail can only be rounding
+        tail = tail.masked_fill((~empty).sum(-1) == logits.shape[1], 0.0)
         if missing == "renormalise":
             probs = probs / probs.sum(-1, keepdim=True)
-            tail = torch.zeros_like(tail)
-        loss = -(probs * kept_log_probs).sum(-1)
+        loss = -(probs * (kept - normaliser)).sum(-1)
         if missing == "ghost":
-            kept = gradient.gather(1, units)
-            gradient.scatter_(1, units, 0.0)
-            others = gradient.sum(-1).clamp_min(torch.finfo(logits.dtype).tiny)
-            # a frame whose kept units are all units has no ghost; its tail can only be rounding
-            tail = torch.where((~empty).sum(-1) < logits.shape[1], tail, torch.zeros_like(tail))
+            own = gradient.gather(1, units)
+            others = gradient.scatter_(1, units, 0.0).sum(-1).clamp_min(torch.finfo(exact).tiny)
             loss = loss - tail * others.log()
             gradient.mul_((1.0 - tail / others)[:, None])
-            gradient.scatter_(1, units, kept)
-        elif missing == "uniform":
-            rest = logits.shape[1] - (~empty).sum(-1)
-            share = torch.where(rest > 0, tail / rest.clamp_min(1), torch.zeros_like(tail))
-            unkept_log_probs = (
-                logits.sum(-1) - logits.shape[1] * normaliser[:, 0] - kept_log_probs.masked_fill(empty, 0.0).sum(-1)
-            )
-            loss = loss - share * unkept_log_probs
-            gradient.sub_(share[:, None])
-            gradient.scatter_add_(1, units, share[:, None] * (~empty))
+            gradient.scatter_(1, units, own)
+        elif missing != "renormalise":
+            loss = loss + _spread(gradient, logits, normaliser[:, 0], units, kept, empty, tail, missing, priors, prior)
         gradient.scatter_add_(1, units, -probs)
         ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss[:, None], None, None, None, None
+        # nothing else holds it, so the buffer itself becomes the logits' gradient
+        return gradient.mul_(grad_loss[:, None]).to(ctx.dtype), None, None, None, None, None, None
+
+
+def _spread(
+    gradient: Tensor, logits: Tensor, normaliser: Tensor, units: Tensor, kept: Tensor, empty: Tensor, tail: Tensor,
+    missing: MissingMass, priors: Tensor | None, prior: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The part of the loss that `tail` has in units not kept, and its gradient, subtracted from `gradient` in place."""
+    frames, num_units = logits.shape
+    if missing == "uniform" or priors is None:
+        priors = tail.new_full((1, num_units), 1.0 / num_units)
+        prior = None
+    priors = priors.to(tail)
+    which = torch.zeros(frames, dtype=torch.int64, device=units.device) if prior is None else prior
+    own = priors[which[:, None], units].masked_fill(empty, 0.0)
+    # how much of the prior there is to spread by; of float32, what is left of 1 can be lost in rounding
+    left = (1.0 - own.sum(-1)).clamp_min(torch.finfo(tail.dtype).eps)
+    share = tail / left
+    expected = (logits.to(tail.dtype) @ priors.T).gather(1, which[:, None])[:, 0]
+    loss = -share * (expected - (own * kept).sum(-1) - left * normaliser)
+    weights = torch.zeros(frames, len(priors), dtype=tail.dtype, device=tail.device)
+    weights.scatter_(1, which[:, None], share[:, None])
+    gradient.addmm_(weights, priors, alpha=-1.0)
+    gradient.scatter_add_(1, units, share[:, None] * own)
+    return loss

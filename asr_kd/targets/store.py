@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from asr_kd.config import FeatureSettings, Settings, build
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, parse_json, sha256_file
 from asr_kd.shards.tarset import Sample, read_members, read_shard, write_members
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.prior import from_text, prior_of
 
 VERSION = 2
 METADATA, SUFFIX = "metadata.json", ".target"
@@ -137,6 +140,25 @@ def read_metadata(path: Path | str) -> TargetMetadata:
         UserError: when there is none, or it is of a newer version.
     """
     return read_target_shard(path)[0]
+
+
+def tail_prior(path: Path | str, metadata: TargetMetadata) -> np.ndarray:
+    """In what proportions the mass that was not kept is spread over the units: the prior of the shard.
+
+    Returns:
+        float64 [units], adding up to 1; even where nothing was left over.
+
+    Raises:
+        UserError: when mass was left over and the shard has no prior, or it is damaged.
+    """
+    if metadata.tail_prior is None:
+        if metadata.selection.mode in ("sampled", "alignment"):
+            return np.full(metadata.num_units, 1.0 / metadata.num_units)
+        raise UserError(f"{path}: has no prior (soft targets of version 1); label again, or choose missing_mass=ghost")
+    try:
+        return prior_of(from_text(metadata.tail_prior, metadata.num_units))
+    except ValueError as error:
+        raise UserError(f"{path}: {METADATA}: tail_prior is damaged ({error}); label the audio again") from None
 
 
 def teacher_of(folder: Path | str) -> dict[str, Any]:

@@ -28,17 +28,18 @@ from asr_kd.shards.stream import (
 )
 from asr_kd.shards.tarset import ShardInfo, read_index
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import read_target_shard
+from asr_kd.targets.store import read_target_shard, tail_prior
 from asr_kd.units import Units
 
 
 @dataclass
 class Example:
-    """An utterance to learn from: features, and unit ids or soft targets or both."""
+    """An utterance to learn from: features, and unit ids or soft targets or both; `prior` as of `Batch.priors`."""
 
     item: Item
     ids: list[int] | None
     targets: SparsePosteriors | None
+    prior: np.ndarray | None = None
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Batch:
         source: which source of the phase it came from; seconds: of audio, before any stretch.
         labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
         units, probs: [frames of all utterances, k], tail: [frames of all utterances]; None without soft targets.
+        priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [frames of all utterances],
+            which of them is the frame's; None unless `missing_mass` is prior.
     """
 
     features: Tensor
@@ -60,6 +63,8 @@ class Batch:
     units: Tensor | None
     probs: Tensor | None
     tail: Tensor | None
+    priors: Tensor | None = None
+    prior: Tensor | None = None
     seconds: float = 0.0
 
     @property
@@ -154,9 +159,9 @@ class PhaseStream:
     def _examples(self, source: int, shard: ShardInfo, content: LoadedShard) -> Iterator[Example]:
         plan = self.plan.sources[source]
         self.unused.extend(content.bad)
-        targets = self._targets(plan, shard) if plan.targets else {}
+        targets, prior = self._targets(plan, shard) if plan.targets else ({}, None)
         for item in content.items:
-            example = Example(item, None, None)
+            example = Example(item, None, None, prior)
             if plan.ctc:
                 reason = self._label(example, source)
                 if reason:
@@ -189,7 +194,7 @@ class PhaseStream:
             return f"{len(example.ids)} units do not fit into {frames} frames"
         return None
 
-    def _targets(self, plan: SourceSettings, shard: ShardInfo) -> dict[str, SparsePosteriors]:
+    def _targets(self, plan: SourceSettings, shard: ShardInfo) -> tuple[dict[str, SparsePosteriors], np.ndarray | None]:
         path = Path(str(plan.targets)) / shard.name
         metadata, targets = read_target_shard(
             path, units_hash=self.units.hash, num_units=self.units.size, frame_ms=self.settings.features.frame_ms
@@ -199,7 +204,8 @@ class PhaseStream:
                 f"{path}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, "
                 f"{plan.audio}/{shard.name} has {shard.sha256[:16]}…; label this audio again"
             )
-        return dict(targets)
+        wanted = plan.soft and self.settings.missing_mass == "prior"
+        return dict(targets), tail_prior(path, metadata).astype(np.float32) if wanted else None
 
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
         augment, stack = self.plan.sources[source].augment, self.settings.features.stack
@@ -221,4 +227,10 @@ class PhaseStream:
             batch.units = torch.from_numpy(np.concatenate(units))
             batch.probs = torch.from_numpy(np.concatenate(probs))
             batch.tail = torch.from_numpy(np.concatenate(tails))
+            shards = {id(example.prior): example.prior for example in examples if example.prior is not None}
+            if shards:
+                places = {name: place for place, name in enumerate(shards)}
+                batch.priors = torch.from_numpy(np.stack(list(shards.values())))
+                which = torch.tensor([places[id(example.prior)] for example in examples])
+                batch.prior = which.repeat_interleave(torch.tensor([len(tail) for tail in tails]))
         return batch

@@ -202,7 +202,10 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         assert batch.units is not None and batch.probs is not None and batch.tail is not None
         within = _within(logits, lengths)
         targets = batch.units.to(device), batch.probs.to(device), batch.tail.to(device)
-        losses = soft_cross_entropy(logits[within], *targets, settings.missing_mass)
+        priors = (
+            () if batch.priors is None or batch.prior is None else (batch.priors.to(device), batch.prior.to(device))
+        )
+        losses = soft_cross_entropy(logits[within], *targets, settings.missing_mass, *priors)
         weights = torch.where(targets[0][:, 0] == Units.blank, settings.blank_weight, 1.0)
         total = (losses * weights).sum()
         if source.spikes:

@@ -15,6 +15,7 @@ from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, TrainSettings, UnitsSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.prior import to_text
 from asr_kd.targets.store import TargetMetadata, write_target_shard
 from asr_kd.units import Units, train_units
 
@@ -58,7 +59,7 @@ def soft_target(item: Sample, units: Units) -> SparsePosteriors:
 
 def write_targets(folder: Path, audio: str, units: Units, leave_out: tuple[str, ...] = (), **changes: Any) -> str:
     folder.mkdir(parents=True)
-    for info in read_index(Path(audio)):
+    for number, info in enumerate(read_index(Path(audio))):
         pairs = [(item.key, soft_target(item, units)) for item in read_shard(Path(audio) / info.name)]
         pairs = [(key, target) for key, target in pairs if key not in leave_out]
         statistics = {
@@ -71,6 +72,7 @@ def write_targets(folder: Path, audio: str, units: Units, leave_out: tuple[str, 
             "teacher": "0123456789abcdef", "units_hash": units.hash, "num_units": units.size, "frame_ms": 30,
             "features": FEATURES.model_dump(), "audio_sha256": info.sha256,
             "quarantined": dict.fromkeys(leave_out, "bad"), "statistics": statistics,
+            "tail_prior": to_text((np.arange(units.size) * (3 + 5 * number)).astype(np.uint8)),
         }  # fmt: skip
         write_target_shard(folder / info.name, TargetMetadata.model_validate(values | changes), pairs)
     return str(folder)

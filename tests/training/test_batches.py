@@ -13,10 +13,11 @@ from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
-from asr_kd.targets.store import read_target_shard
+from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
 from asr_kd.training.batches import Batch, PhaseStream
 from asr_kd.training.trainer import batch_loss
 from asr_kd.units import Units
+from tests.training.conftest import write_targets
 
 Job = Callable[..., TrainSettings]
 CTC = {"targets": None, "soft": 0.0, "ctc": 1.0}
@@ -245,17 +246,23 @@ def test_padding_frames_do_not_count(job: Job, units: Units, soft: bool) -> None
     torch.testing.assert_close(batch_loss(longer, batch.lengths, batch, plan, settings), loss)
 
 
-def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units) -> None:
-    settings = job(blank_weight=0.25, missing_mass="uniform")
-    (batch, *_) = all_batches(settings, units)[1]
+@pytest.mark.parametrize("missing", ["uniform", "prior"])
+def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units, missing: str) -> None:
+    settings = job(blank_weight=0.25, missing_mass=missing, batch_frames=1000, bucket_utterances=10)
+    (batch,) = all_batches(settings, units)[1]
     assert batch.units is not None and batch.probs is not None and batch.tail is not None
+    assert (batch.priors is None) == (missing == "uniform")
     logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0)).double()
     total = weights = 0.0
     frame = 0
     for row, length in zip(logits.log_softmax(-1), batch.lengths.tolist(), strict=True):
         for log_probs in row[:length]:
             kept = batch.probs[frame] > 0
-            dense = torch.full((units.size,), batch.tail[frame].item() / max(1, units.size - int(kept.sum())))
+            dense = torch.ones(units.size)
+            if batch.priors is not None and batch.prior is not None:
+                dense = batch.priors[batch.prior[frame]].clone()
+            dense[batch.units[frame][kept]] = 0.0
+            dense *= batch.tail[frame] / dense.sum().clamp_min(1e-9)
             dense[batch.units[frame][kept]] = batch.probs[frame][kept]
             weight = 0.25 if batch.units[frame, 0] == units.blank else 1.0
             total -= weight * float(dense.double() @ log_probs)
@@ -263,3 +270,25 @@ def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units) -> None:
             frame += 1
     loss = batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
     assert loss.item() == pytest.approx(total / weights, rel=1e-5)
+
+
+def test_every_utterance_has_the_prior_of_its_shard(job: Job, audio: str, targets: str, units: Units) -> None:
+    settings = job(missing_mass="prior", batch_frames=1000, bucket_utterances=10)
+    expected = {
+        item.key: tail_prior(path, read_metadata(path))
+        for path in sorted(Path(targets).glob("*.tar"))
+        for item in read_shard(Path(audio) / path.name)
+    }
+    examples = next(iter(PhaseStream(settings, 0, units)._source_batches(0, 0)))
+    assert len({example.item.key for example in examples}) == len(expected)
+    for example in examples:
+        np.testing.assert_allclose(example.prior, expected[example.item.key], rtol=1e-6)
+
+
+def test_targets_without_a_prior_are_refused_where_one_is_needed(
+    job: Job, audio: str, units: Units, tmp_path: Path
+) -> None:
+    bare = write_targets(tmp_path / "bare", audio, units, tail_prior=None)
+    with pytest.raises(UserError, match=r"has no prior .* choose missing_mass=ghost"):
+        all_batches(job(missing_mass="prior", source={"targets": bare}), units)
+    assert all_batches(job(source={"targets": bare}), units)
