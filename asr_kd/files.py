@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,15 +28,26 @@ def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     aside = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.fchmod(handle, 0o644)
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        aside = None
+        with _clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            os.fchmod(handle, 0o644)
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            aside = None
+    finally:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Turn what the user can mend about writing `path` into a sentence."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no space left on the device; free some and run the command again") from error
@@ -46,9 +58,27 @@ def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{path.parent}: is a file, not a folder; choose another output folder") from error
         raise
+
+
+def create(path: Path | str, text: str) -> bool:
+    """Publish a file, whole, unless there is one of this name: of several processes that try, one succeeds.
+
+    Returns:
+        whether it was created.
+
+    Raises:
+        FileNotFoundError: when its folder is not there.
+    """
+    # made aside and linked it has its content from the first moment, and a link never replaces anything
+    aside = Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.link(aside, path)
+    except FileExistsError:
+        return False
     finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+    return True
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -124,17 +154,23 @@ def claim_folder(folder: Path | str, job: str, settings: dict[str, Any]) -> None
     folder = Path(folder)
     claim = folder / "job.json"
     mine = {"job": job, "settings": json.loads(json.dumps(settings))}
-    if claim.exists():
-        theirs = read_json(claim, "job claim")
-        if theirs == mine:
-            return
-        if not isinstance(theirs, dict) or theirs.get("job") != job or not isinstance(theirs.get("settings"), dict):
-            raise UserError(f"{folder}: holds the output of another job; choose another output folder")
-        differing = _first_difference(theirs["settings"], mine["settings"])
-        raise UserError(f"{folder}: belongs to other settings ({differing}); choose another output folder or remove it")
-    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder")
-    write_json(claim, mine)
+    if not claim.exists():
+        filled = folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+        if filled and not claim.exists():  # looked at again: another process of this job may have come first
+            raise UserError(
+                f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder"
+            )
+        with _clear_errors(folder / claim.name):
+            folder.mkdir(parents=True, exist_ok=True)
+            if create(claim, json.dumps(mine, indent=2, ensure_ascii=False) + "\n"):
+                return
+    theirs = read_json(claim, "job claim")
+    if theirs == mine:
+        return
+    if not isinstance(theirs, dict) or theirs.get("job") != job or not isinstance(theirs.get("settings"), dict):
+        raise UserError(f"{folder}: holds the output of another job; choose another output folder")
+    differing = _first_difference(theirs["settings"], mine["settings"])
+    raise UserError(f"{folder}: belongs to other settings ({differing}); choose another output folder or remove it")
 
 
 def _first_difference(old: Any, new: Any, prefix: str = "") -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +23,8 @@ from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
 from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import claim_folder, hash_json, sha256_file, write_json, write_whole
+from asr_kd.files import claim_folder, sha256_file, write_json, write_whole
+from asr_kd.labeling.leases import Leases
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import read_transcripts
@@ -42,6 +45,9 @@ from asr_kd.targets.store import (
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+#: seconds between looks at shards that other processes are working on
+WAIT = 0.5
 
 
 @dataclass
@@ -79,6 +85,8 @@ def label(settings: LabelSettings) -> None:
     Writes into `settings.output` one soft-target shard for each audio shard, under the same name, and in the end
     `quarantine.jsonl`, `report.json` (what was labelled) and `timing.json` (how fast). Killed at any moment and started
     again, it goes on with the first shard that is not there, and ends in the same bytes (`timing.json` apart).
+    Any number of processes with these settings share the work, from any machines that see the folder; each ends when
+    everything is done.
 
     Raises:
         UserError: when the output belongs to other settings, or more than `max_bad_share` was quarantined.
@@ -96,35 +104,38 @@ def label(settings: LabelSettings) -> None:
     output = Path(settings.output)
 
     start = time.perf_counter()
-    quarantined = 0
-    frames, audio_seconds = 0, 0.0
-    with Progress("label", total, "utterances") as progress:
-        todo = []
-        for info in infos:
-            if not (output / info.name).exists():
-                todo.append(info)
-                continue
-            quarantined += len(_finished(output / info.name, settings, teacher, info).quarantined)
-            progress.advance(info.samples)
-        for loaded in _ahead(lambda info: _load(settings, teacher, transcripts, info), todo):
-            metadata = _label_shard(settings, teacher, loaded, output / loaded.info.name, progress)
-            quarantined += len(metadata.quarantined)
-            frames += metadata.statistics.frames
-            audio_seconds += metadata.statistics.audio_seconds
-            # no need to wait weeks for the end when it is lost already
-            if quarantined > settings.max_bad_share * total:
-                break
+    there = {entry.name for entry in os.scandir(output)}
+    left = [info for info in infos if info.name not in there]
+    finished = len(infos) - len(left)
+    shards, frames, audio_seconds, bad = 0, 0, 0.0, 0
+    example: tuple[str, str] | None = None
+    with Progress("label", total, "utterances") as progress, Leases(output / ".leases") as leases:
+        progress.advance(total - sum(info.samples for info in left))
+        while left:
+            before = shards
+            free = (info for info in left if _take(leases, output, info))
+            for loaded in _ahead(lambda info: _load(settings, teacher, transcripts, info), free):
+                metadata = _label_shard(settings, teacher, loaded, output / loaded.info.name, progress)
+                leases.give_back(loaded.info.name)
+                shards += 1
+                frames += metadata.statistics.frames
+                audio_seconds += metadata.statistics.audio_seconds
+                bad += len(metadata.quarantined)
+                # no need to wait weeks for the end when it is lost already
+                example = example or next(iter(metadata.quarantined.items()), None)
+                _refuse_bad(settings, bad, total, example)
+            left = [info for info in left if not (output / info.name).exists()]
+            if left and shards == before:  # all that is left is in the hands of others
+                time.sleep(WAIT)
+        progress.advance(total - progress.done)  # what others did
     seconds = time.perf_counter() - start
-
-    if quarantined > settings.max_bad_share * total:
-        raise UserError(_too_many_bad(settings, infos, quarantined, total))
-    report = _account(output, infos, total)
-    if todo:
+    report = _account(settings, teacher, infos, total)
+    if shards:
         timing = {
             "device": str(device),
             "threads": settings.threads,
-            "shards": len(todo),
-            "shards_done_before": len(infos) - len(todo),
+            "shards": shards,
+            "shards_done_before": finished,
             "seconds": seconds,
             "frames_per_second": frames / seconds,
             "audio_hours_per_hour": audio_seconds / seconds,
@@ -145,7 +156,10 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo])
     # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
     claim = {"max_seconds": settings.max_seconds, **_selection(settings).model_dump()}
     claim["teacher"] = teacher.fingerprint
-    claim["audio"] = hash_json([[info.name, info.sha256] for info in infos])
+    audio = hashlib.sha256()
+    for info in infos:
+        audio.update(f"{info.name} {info.sha256}\n".encode())
+    claim["audio"] = audio.hexdigest()[:16]
     claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
     claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
     return claim
@@ -159,13 +173,23 @@ def _finished(path: Path, settings: LabelSettings, teacher: Checkpoint, info: Sh
     return metadata
 
 
-def _too_many_bad(settings: LabelSettings, infos: list[ShardInfo], quarantined: int, total: int) -> str:
-    shards = (path for info in infos if (path := Path(settings.output) / info.name).exists())
-    key, reason = next(item for path in shards for item in read_metadata(path).quarantined.items())
-    return (
-        f"{settings.audio}: {quarantined} of {total} utterances cannot be labelled, more than max_bad_share "
-        f"{settings.max_bad_share} (first: {key}: {reason}); mend the audio or raise max_bad_share"
-    )
+def _take(leases: Leases, output: Path, info: ShardInfo) -> bool:
+    """Take a shard's lease, unless the shard is done or another process holds it."""
+    if (output / info.name).exists() or not leases.take(info.name):
+        return False
+    if (output / info.name).exists():  # finished, and its lease given back, between the two looks
+        leases.give_back(info.name)
+        return False
+    return True
+
+
+def _refuse_bad(settings: LabelSettings, bad: int, total: int, example: tuple[str, str] | None) -> None:
+    """Raise UserError when more than `max_bad_share` of all utterances is quarantined; `example` is a key and its reason."""
+    if example and bad > settings.max_bad_share * total:
+        raise UserError(
+            f"{settings.audio}: {bad} of {total} utterances cannot be labelled, more than max_bad_share "
+            f"{settings.max_bad_share} (first: {example[0]}: {example[1]}); mend the audio or raise max_bad_share"
+        )
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
@@ -339,18 +363,21 @@ def _statistics(
     )
 
 
-def _account(output: Path, infos: list[ShardInfo], total: int) -> dict[str, Any]:
+def _account(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo], total: int) -> dict[str, Any]:
     """Reconcile what came out with what went in; write quarantine.jsonl and report.json."""
+    output = Path(settings.output)
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: dict[str, float] = {}
     worst = 0.0
     quarantined = stored = 0
+    first = None
     with write_whole(output / "quarantine.jsonl", "w") as file:
         for info in infos:
-            metadata = read_metadata(output / info.name)
+            metadata = _finished(output / info.name, settings, teacher, info)
             stored += (output / info.name).stat().st_size
             for key, reason in metadata.quarantined.items():
                 file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
+                first = first or (key, reason)
             quarantined += len(metadata.quarantined)
             if len(metadata.quarantined) + metadata.statistics.utterances != info.samples:
                 raise UserError(
@@ -363,6 +390,7 @@ def _account(output: Path, infos: list[ShardInfo], total: int) -> dict[str, Any]
                 sums[name] += statistics.pop(name)
             for name, value in statistics.items():
                 weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
+        _refuse_bad(settings, quarantined, total, first)  # raised inside: the file is not published
     if foreign := {path.name for path in output.glob("*.tar")} - {info.name for info in infos}:
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     frames = max(sums["frames"], 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -243,18 +244,19 @@ def test_killed_at_every_publish(job: Job, tmp_path: Path, source: Path, monkeyp
     settings = job(max_bad_share=0.1)
     prepare(settings)
     expected = tree(settings.output)
-    real = os.replace
+    replace, link = os.replace, os.link
     for stop in range(len(expected)):
         again = job(max_bad_share=0.1, output=str(tmp_path / f"killed-{stop}"))
         published = iter(range(100))
 
-        def replace(old: Any, new: Any, published: Any = published, stop: int = stop) -> None:
+        def dying(old: Any, new: Any, real: Any, published: Any = published, stop: int = stop) -> None:
             if next(published) == stop:
                 raise KeyboardInterrupt
             real(old, new)
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(os, "replace", replace)
+            patched.setattr(os, "replace", functools.partial(dying, real=replace))
+            patched.setattr(os, "link", functools.partial(dying, real=link))
             prepare(again)
         assert not (Path(again.output) / "index.json").exists()
         prepare(again)

@@ -1,0 +1,119 @@
+"""Who works on which shard: leases that any number of processes take from one folder, without a coordinator.
+
+A lease is a file that its holder keeps fresh. Whoever finds one whose holder is dead, or has not been heard of for a while,
+takes it over. Leases only keep work from being done twice: what is published is the same whoever made it, and published
+whole, so a lease lost or held twice costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from asr_kd.files import create
+
+#: seconds without a sign of life after which a lease counts as abandoned, where its holder cannot be looked up
+PATIENCE = 60.0
+
+
+class Leases:
+    """The leases of one process in a folder; leaving the context gives them back.
+
+    Clocks of several machines are never compared: a lease is abandoned when *this* process has seen it unchanged for
+    `patience` seconds of its own clock, or when its holder was a process of this machine that is gone.
+
+    Args:
+        folder: shared by all that work together; made when missing.
+    """
+
+    def __init__(self, folder: Path | str, patience: float = PATIENCE) -> None:
+        self.folder, self.patience = Path(folder), patience
+        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self._held: set[Path] = set()
+        self._seen: dict[Path, tuple[object, float]] = {}
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Leases:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._heart.join()
+        for path in list(self._held):
+            self.give_back(path.name)
+        with contextlib.suppress(OSError):  # not empty: others are still at work
+            self.folder.rmdir()
+
+    def take(self, name: str) -> bool:
+        """Take the lease of this name, also from one who is gone; False while another holds it."""
+        path = self.folder / name
+        if not self._create(path) and not (self._abandoned(path) and self._remove(path) and self._create(path)):
+            return False
+        self._held.add(path)
+        return True
+
+    def give_back(self, name: str) -> None:
+        """Let others take it."""
+        path = self.folder / name
+        self._held.discard(path)
+        path.unlink(missing_ok=True)
+
+    def _create(self, path: Path) -> bool:
+        try:
+            return create(path, json.dumps(self._me))
+        except FileNotFoundError:  # another process has just finished everything and removed the folder
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return False
+
+    def _abandoned(self, path: Path) -> bool:
+        try:
+            state = (path.stat().st_mtime_ns, path.read_text())
+            holder = json.loads(state[1])
+            if holder["host"] == self._me["host"]:
+                return _started(holder["pid"]) != holder["started"]
+        except FileNotFoundError:
+            return False
+        except (ValueError, KeyError, TypeError):
+            state = (path.stat().st_mtime_ns, "damaged")
+        known, since = self._seen.get(path, (None, 0.0))
+        if known != state:
+            self._seen[path] = (state, time.monotonic())
+            return False
+        return time.monotonic() - since > self.patience
+
+    def _remove(self, path: Path) -> bool:
+        """Remove an abandoned lease; of several that try, one succeeds."""
+        aside = self.folder / f".{uuid.uuid4().hex}"
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+        aside.unlink(missing_ok=True)
+        return True
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.patience / 4):
+            for path in list(self._held):
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since boot, or None when there is none that lives (Linux)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # a zombie is dead, only not yet buried
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from asr_kd.config import LabelSettings
+from asr_kd.labeling import job as job_module
+from asr_kd.labeling.job import label
+from asr_kd.labeling.leases import Leases
+from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
+
+Job = Callable[..., LabelSettings]
+FORK = multiprocessing.get_context("fork")
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def many(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Eight shards of three utterances."""
+    folder = tmp_path_factory.mktemp("many")
+    samples = [sample for info in read_index(audio) for sample in read_shard(audio / info.name)]
+    shards = [
+        [Sample(f"n{number}-{item}", samples[(number + item) % 12].audio, "flac", {}) for item in range(3)]
+        for number in range(COUNT)
+    ]
+    infos = [write_shard(folder / f"shard-{number:06d}.tar", shard) for number, shard in enumerate(shards)]
+    write_index(folder, infos)
+    return str(folder)
+
+
+def published(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "timing.json"}
+
+
+def start(settings: LabelSettings, count: int, log: Path, seconds: float) -> list[BaseProcess]:
+    """Processes at the same job, each shard slowed down and noted in `log`."""
+
+    def work() -> None:
+        real = job_module._label_shard
+
+        def noted(*arguments: object) -> object:
+            time.sleep(seconds)
+            result = real(*arguments)  # type: ignore[arg-type]
+            with open(log, "a") as file:
+                file.write(f"{Path(str(arguments[3])).name}\n")
+            return result
+
+        job_module._label_shard = noted  # type: ignore[assignment]
+        label(settings)
+
+    processes: list[BaseProcess] = [FORK.Process(target=work) for _ in range(count)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_shards_and_none_is_done_twice(job: Job, many: str, tmp_path: Path, count: int) -> None:
+    label(job(audio=many, output=str(tmp_path / "alone")))
+    settings = job(audio=many)
+    for process in start(settings, count, tmp_path / "log", 0.05):
+        process.join(60)
+        assert process.exitcode == 0
+    assert sorted((tmp_path / "log").read_text().split()) == [f"shard-{number:06d}.tar" for number in range(COUNT)]
+    assert published(settings.output) == published(tmp_path / "alone")
+
+
+def test_killed_processes_are_replaced_by_the_others(job: Job, many: str, tmp_path: Path) -> None:
+    label(job(audio=many, output=str(tmp_path / "alone")))
+    rng = random.Random(0)
+    for trial in range(4):
+        settings = job(audio=many, output=str(tmp_path / f"trial-{trial}"))
+        doomed, survivor = start(settings, 2, tmp_path / f"log-{trial}", 0.03)
+        time.sleep(rng.uniform(0.0, 0.4))
+        assert doomed.pid is not None
+        os.kill(doomed.pid, signal.SIGKILL)
+        survivor.join(60)
+        doomed.join(60)
+        assert survivor.exitcode == 0
+        for torn in Path(settings.output).glob(".shard*.tmp"):  # newer than the survivor: the next run clears it away
+            torn.unlink()
+        assert published(settings.output) == published(tmp_path / "alone")
+
+
+def test_a_lease_has_one_holder_until_it_is_given_back(tmp_path: Path) -> None:
+    with Leases(tmp_path / "leases") as one, Leases(tmp_path / "leases") as other:
+        assert one.take("a") and not other.take("a") and other.take("b")
+        one.give_back("a")
+        assert other.take("a")
+    assert not (tmp_path / "leases").exists()
+
+
+def hold(folder: Path) -> None:
+    leases = Leases(folder)
+    leases.__enter__()
+    leases.take("a")
+    os._exit(0)
+
+
+def test_a_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
+    process = FORK.Process(target=hold, args=(tmp_path / "leases",))
+    process.start()
+    process.join()
+    assert (tmp_path / "leases" / "a").exists()
+    with Leases(tmp_path / "leases") as mine:
+        assert mine.take("a")
+
+
+@pytest.mark.parametrize(
+    "content", [json.dumps({"host": "elsewhere", "pid": 1, "started": "2"}), "", "[]", "null", "{"]
+)
+def test_a_lease_of_another_machine_is_free_when_it_stays_silent(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "leases"
+    with Leases(folder, patience=0.2) as mine:
+        (folder / "a").write_text(content)
+        for _ in range(4):
+            assert not mine.take("a")
+            time.sleep(0.1)
+            os.utime(folder / "a")  # a sign of life
+        assert not mine.take("a")
+        time.sleep(0.3)
+        assert mine.take("a")
+
+
+def test_a_holder_gives_signs_of_life(tmp_path: Path) -> None:
+    with Leases(tmp_path / "leases", patience=0.2) as mine:
+        mine.take("a")
+        first = (tmp_path / "leases" / "a").stat().st_mtime_ns
+        time.sleep(0.3)
+        assert (tmp_path / "leases" / "a").stat().st_mtime_ns > first
