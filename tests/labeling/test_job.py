@@ -18,7 +18,7 @@ from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
-from asr_kd.labeling import job as job_module
+from asr_kd.labeling import shard as shard_module
 from asr_kd.labeling.job import label
 from asr_kd.models.acoustic import infer, load_checkpoint, save_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
@@ -165,7 +165,7 @@ def test_finished_work_is_not_redone(job: Job, monkeypatch: pytest.MonkeyPatch) 
     label(settings)
     before = published(settings.output)
     timing = (Path(settings.output) / "timing.json").read_text()
-    monkeypatch.setattr(job_module, "infer", lambda *_: pytest.fail("the teacher ran again"))
+    monkeypatch.setattr(shard_module, "infer", lambda *_: pytest.fail("the teacher ran again"))
     label(settings)
     assert published(settings.output) == before
     assert (Path(settings.output) / "timing.json").read_text() == timing
@@ -213,12 +213,12 @@ def test_killed_at_every_publish(job: Job, tmp_path: Path, monkeypatch: pytest.M
 SLOW_JOB = """
 import sys, time
 from asr_kd.config import LabelSettings
-from asr_kd.labeling import job
-infer = job.infer
+from asr_kd.labeling import job, shard
+infer = shard.infer
 def slow(*arguments):
     time.sleep(0.1)
     return infer(*arguments)
-job.infer = slow
+shard.infer = slow
 job.label(LabelSettings.model_validate_json(sys.argv[1]))
 """
 

@@ -45,7 +45,7 @@ def start(settings: LabelSettings, count: int, log: Path, seconds: float) -> lis
     """Processes at the same job, each shard slowed down and noted in `log`."""
 
     def work() -> None:
-        real = job_module._label_shard
+        real = job_module.label_shard
 
         def noted(*arguments: object) -> object:
             time.sleep(seconds)
@@ -54,7 +54,7 @@ def start(settings: LabelSettings, count: int, log: Path, seconds: float) -> lis
                 file.write(f"{Path(str(arguments[3])).name}\n")
             return result
 
-        job_module._label_shard = noted  # type: ignore[assignment]
+        job_module.label_shard = noted  # type: ignore[assignment]
         label(settings)
 
     processes: list[BaseProcess] = [FORK.Process(target=work) for _ in range(count)]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_kd.labeling.job import hold
+from asr_kd.labeling.shard import hold
 
 
 def spelled(path: np.ndarray) -> list[int]:
