@@ -11,12 +11,14 @@ from typing import NoReturn, TypeVar
 from asr_kd.config import (
     SETTINGS,
     EvalSettings,
+    InspectSettings,
     LabelSettings,
     PrepareSettings,
     Settings,
     TrainSettings,
     TranscribeSettings,
     UnitsSettings,
+    VerifySettings,
     build,
     load_yaml,
     override,
@@ -61,6 +63,20 @@ def _label(words: list[str]) -> None:
     label(settings)
 
 
+def _verify(words: list[str]) -> int:
+    settings = _settings(VerifySettings, words)
+    from asr_kd.labeling.verify import verify
+
+    return 0 if verify(settings) else 1
+
+
+def _inspect(words: list[str]) -> None:
+    settings = _settings(InspectSettings, words)
+    from asr_kd.targets.inspect import inspect
+
+    inspect(settings)
+
+
 def _eval(words: list[str]) -> None:
     settings = _settings(EvalSettings, words)
     from asr_kd.evaluation.job import evaluate
@@ -94,11 +110,13 @@ def _run(words: list[str]) -> None:
     run_pipeline(words[0], words[1:], dry_run)
 
 
-VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "prepare": (_prepare, "a manifest of audio → audio shards"),
     "units": (_units, "labelled text → output units"),
     "train": (_train, "train a teacher or a student"),
     "label": (_label, "run a teacher over audio shards → soft-target shards"),
+    "verify": (_verify, "soft targets against their audio and their teacher; status 1 when they do not hold"),
+    "inspect": (_inspect, "a soft-target shard or an utterance of it, as a table and a picture"),
     "eval": (_eval, "checkpoints over test shards → WER report"),
     "transcribe": (_transcribe, "audio files (or shards) → text, with any checkpoint"),
     "run": (_run, "the stages of a pipeline, each where its inputs or settings changed"),
@@ -149,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line; returns the exit status: 0, 1 where `verify` finds a difference, 2 for what the user can mend."""
     # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
     # a core in every process beside them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -159,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown option {unknown[0]}")
     words = [*parsed.words, *rest, *(["--dry-run"] if getattr(parsed, "dry_run", False) else [])]
     try:
-        VERBS[parsed.verb][0](words)
+        return VERBS[parsed.verb][0](words) or 0
     except UserError as error:
         print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
         return 2
@@ -173,7 +191,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

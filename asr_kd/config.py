@@ -154,6 +154,43 @@ class LabelSettings(Settings):
         return self
 
 
+class VerifySettings(Settings):
+    """Soft targets against their audio and their teacher."""
+
+    targets: str = Field(description="folder of the soft-target shards")
+    audio: str = Field(description="folder of the audio shards that they answer")
+    teacher: str = Field(description="checkpoint folder of the teacher")
+    shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="which shards are drawn")
+    transcripts: str | None = Field(None, description="of an alignment: the texts that it was made from")
+    max_difference: Share = Field(0.03, description="largest difference of a probability that still holds")
+    max_top1_share: Share = Field(0.001, description="share of frames whose best unit may differ")
+    report: str | None = Field(None, description="JSON file for all that was found; null writes none")
+    batch_frames: Count = Field(4000, description="frames in a batch at most")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="of the labelling: longer audio is quarantined"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: Count = Field(1, description="CPU threads of the network")
+
+
+class InspectSettings(Settings):
+    """Soft targets for a person to look at."""
+
+    targets: str = Field(description="a soft-target shard, or a folder of them")
+    key: str | None = Field(None, description="utterance to show; null lists the shard")
+    units: str | None = Field(None, description="folder of the units, for their names in place of numbers")
+    audio: str | None = Field(None, description="folder of the audio shards, for the spectrogram")
+    png: str | None = Field(None, description="file for a picture of the utterance")
+    rows: Count = Field(20, description="lines of the table at most")
+
+    @model_validator(mode="after")
+    def _fits(self) -> InspectSettings:
+        if (self.png or self.audio) and not self.key:
+            raise ValueError("png and audio need a key")
+        return self
+
+
 class AugmentSettings(Settings):
     """What is done to the learner's input only; time is stretched together with the targets, or not at all."""
 
@@ -321,7 +358,8 @@ class ScriptSettings(Settings):
 #: the settings of each job: of a verb of the command line, or of a stage of a pipeline
 SETTINGS: dict[str, type[Settings]] = {
     "prepare": PrepareSettings, "units": UnitsSettings, "train": TrainSettings, "label": LabelSettings,
-    "transcribe": TranscribeSettings, "eval": EvalSettings, "script": ScriptSettings,
+    "transcribe": TranscribeSettings, "eval": EvalSettings, "script": ScriptSettings, "verify": VerifySettings,
+    "inspect": InspectSettings,
 }  # fmt: skip
 
 

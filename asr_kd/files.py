@@ -72,7 +72,10 @@ def create(path: Path | str, text: str) -> bool:
     # made aside and linked it has its content from the first moment, and a link never replaces anything
     aside = Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with open(aside, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.link(aside, path)
     except FileExistsError:
         return False

@@ -1,0 +1,177 @@
+"""Do soft targets hold what their teacher says? Check the set, and run the teacher again on a part of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
+from asr_kd.errors import UserError
+from asr_kd.files import write_json
+from asr_kd.labeling.shard import Loaded, ahead, encode_batch, load_shard
+from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
+from asr_kd.progress import Progress
+from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.stream import batches_by_length
+from asr_kd.shards.tarset import ShardInfo, read_index
+from asr_kd.targets import codec
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.store import TargetMetadata, check_answers, read_target_shard
+
+#: findings that are printed; the report holds all
+SHOWN = 20
+
+
+@dataclass
+class Findings:
+    """What a verification saw.
+
+    Attributes:
+        frames: compared with the teacher; difference: the largest between a stored probability and the one made anew.
+        top1: frames whose best unit differs; problems: a sentence each.
+    """
+
+    shards: int = 0
+    utterances: int = 0
+    frames: int = 0
+    difference: float = 0.0
+    top1: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(settings: VerifySettings) -> bool:
+    """Compare a set of soft targets with its audio and its teacher, and print what differs.
+
+    All shards are looked for; as many as `shards` says, drawn at random, are read whole, checksums included, and labelled
+    again. Stored and new targets are compared as a student would read them.
+
+    Returns:
+        whether everything holds.
+
+    Raises:
+        UserError: when the audio or the teacher cannot be read.
+    """
+    device = pick_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    infos = read_index(settings.audio)
+    if not Path(settings.targets).is_dir():
+        raise UserError(f"{settings.targets}: no such folder of soft targets; check the path")
+    teacher = load_checkpoint(settings.teacher, device)
+    transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
+    found = Findings()
+    there = {entry.name for entry in os.scandir(settings.targets) if entry.name.endswith(".tar")}
+    known = {info.name for info in infos}
+    found.problems += [
+        f"{name}: this audio shard has no soft targets; run `asr-kd label`" for name in sorted(known - there)
+    ]
+    found.problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
+    present = [info for info in infos if info.name in there]
+    if settings.shards is not None and settings.shards < len(present):
+        drawn = np.random.default_rng(settings.seed).choice(len(present), settings.shards, replace=False)
+        present = [present[place] for place in sorted(drawn)]
+    with Progress("verify", sum(info.samples for info in present), "utterances") as progress:
+        for info in present:
+            _verify_shard(settings, teacher, transcripts, info, found)
+            progress.advance(info.samples, info.seconds)
+    if found.difference > settings.max_difference:
+        found.problems.append(
+            f"{settings.targets}: a probability differs by {found.difference:.4f} from the teacher's, more than "
+            f"max_difference {settings.max_difference}"
+        )
+    if found.top1 > settings.max_top1_share * found.frames:
+        found.problems.append(
+            f"{settings.targets}: in {found.top1} of {found.frames} frames the best unit is not the teacher's, more than "
+            f"max_top1_share {settings.max_top1_share}"
+        )
+    for problem in found.problems[:SHOWN]:
+        print(problem)
+    if len(found.problems) > SHOWN:
+        print(f"… and {len(found.problems) - SHOWN} more")
+    print(
+        f"{settings.targets}: {'holds' if not found.problems else 'does not hold'}; {found.shards} of {len(infos)} shards, "
+        f"{found.utterances:,} utterances and {found.frames:,} frames labelled again: largest difference "
+        f"{found.difference:.5f}, {found.top1} best units differ"
+    )
+    if settings.report:
+        write_json(settings.report, {"holds": not found.problems, **vars(found)})
+    return not found.problems
+
+
+def _verify_shard(
+    settings: VerifySettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo, found: Findings
+) -> None:
+    path = Path(settings.targets) / info.name
+    stored: dict[str, SparsePosteriors] = {}
+    try:
+        metadata, pairs = read_target_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)
+        check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
+        if metadata.teacher != teacher.fingerprint:
+            raise UserError(
+                f"{path}: was made by teacher {metadata.teacher}, {settings.teacher} is {teacher.fingerprint}"
+            )
+    except UserError as error:
+        found.problems.append(str(error))
+        return
+    try:
+        for key, target in pairs:
+            stored[key] = target
+    except UserError as error:
+        found.problems.append(str(error))
+    found.shards += 1
+    labelling = _labelling(settings, metadata)
+    loaded = load_shard(labelling, teacher, transcripts, info)
+    for key, target in _targets(labelling, teacher, loaded):
+        if key not in stored:
+            said = f"quarantined ({metadata.quarantined[key]})" if key in metadata.quarantined else "missing"
+            found.problems.append(f"{path}: {key} is {said}, though the teacher can label it")
+        elif stored[key].frames != target.frames:
+            found.problems.append(f"{path}: {key} has {stored[key].frames} frames, the teacher gives {target.frames}")
+        else:
+            _compare(stored[key], target, found)
+    for key in stored.keys() - set(loaded.keys):
+        reason = loaded.quarantined.get(key, "it is not in the audio shard")
+        found.problems.append(f"{path}: {key} has a soft target, but {reason}")
+    for key in loaded.quarantined.keys() - stored.keys() - metadata.quarantined.keys():
+        found.problems.append(f"{path}: {key} is neither labelled nor quarantined")
+
+
+def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSettings:
+    """The settings that made a shard."""
+    selection = metadata.selection
+    kept = {name: getattr(selection, name) for name, modes in SELECTION.items() if selection.mode in modes}
+    values: dict[str, object] = {
+        "teacher": settings.teacher,
+        "audio": settings.audio,
+        "output": settings.targets,
+        "mode": selection.mode,
+    }
+    values |= {"max_seconds": settings.max_seconds, "batch_frames": settings.batch_frames}
+    return build(
+        LabelSettings, values | {name: value for name, value in kept.items() if value is not None}, "metadata.json"
+    )
+
+
+def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
+    """Key and soft target of every utterance, made anew and read back."""
+    batches = batches_by_length([len(item) for item in loaded.features], labelling.batch_frames)
+    outputs = ((batch, infer(teacher, [loaded.features[index] for index in batch])) for batch in batches)
+    for batch, encoded in ahead(lambda pair: (pair[0], encode_batch(labelling, loaded, *pair)), outputs):
+        for index, item in zip(batch, encoded, strict=True):
+            yield loaded.keys[index], codec.decode(item.data)
+
+
+def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:
+    rows = [np.repeat(np.arange(one.frames), one.counts) * one.num_units + one.units for one in (stored, anew)]
+    probs = [np.exp(one.log_probs, dtype=np.float64) for one in (stored, anew)]
+    places, inverse = np.unique(np.concatenate(rows), return_inverse=True)
+    difference = np.bincount(inverse, np.concatenate([probs[0], -probs[1]]), len(places))
+    # a unit that only one side kept counts in full: what is at the edge of being kept is small
+    found.difference = max(found.difference, float(np.abs(difference).max()))
+    found.top1 += int((stored.units[stored.starts] != anew.units[anew.starts]).sum())
+    found.frames += stored.frames
+    found.utterances += 1

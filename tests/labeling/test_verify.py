@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr_kd.cli import main
+from asr_kd.config import LabelSettings, VerifySettings
+from asr_kd.errors import UserError
+from asr_kd.labeling.job import label
+from asr_kd.labeling.verify import verify
+from asr_kd.models.acoustic import load_checkpoint, save_checkpoint
+from asr_kd.shards.tarset import read_members, write_members
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.store import read_target_shard, write_target_shard
+
+Job = Callable[..., LabelSettings]
+MODES = ({"k": 8, "mass": 0.99}, {"mode": "top_k", "k": 3}, {"mode": "sampled", "draws": 9}, {"mode": "alignment"})
+
+
+def check(job: LabelSettings, **changes: object) -> bool:
+    values = {"targets": job.output, "audio": job.audio, "teacher": job.teacher, "device": "cpu", "shards": None}
+    return verify(VerifySettings.model_validate(values | changes))
+
+
+def problems(job: LabelSettings, tmp_path: Path, **changes: object) -> str:
+    """What the report of a set that does not hold says."""
+    assert not check(job, report=str(tmp_path / "found.json"), **changes)
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert report["holds"] is False and report["problems"]
+    return "\n".join(report["problems"])
+
+
+def members(path: Path) -> list[tuple[str, bytes]]:
+    return list(read_members(path))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_just_labelled_holds(
+    job: Job, mode: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = job(**mode)
+    label(settings)
+    capsys.readouterr()
+    assert check(settings, report=str(tmp_path / "found.json"))
+    assert "holds; 3 of 3 shards, 12 utterances" in capsys.readouterr().out
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert report["holds"] and report["difference"] == 0 and report["top1"] == 0 and report["utterances"] == 12
+
+
+def test_a_sample_of_the_shards(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    label(job())
+    capsys.readouterr()
+    assert check(job(), shards=2)
+    assert "2 of 3 shards, 8 utterances" in capsys.readouterr().out
+
+
+def test_another_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> None:
+    label(job())
+    other = load_checkpoint(teacher)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.01)
+    mark = save_checkpoint(tmp_path / "other", other.model, other.units, other.features, other.settings)
+    said = problems(job(), tmp_path, teacher=str(tmp_path / "other"))
+    assert mark in said and load_checkpoint(teacher).fingerprint in said
+
+
+def test_probabilities_that_are_not_the_teachers(job: Job, tmp_path: Path) -> None:
+    label(job())
+    path = tmp_path / "targets" / "shard-000001.tar"
+    metadata, pairs = read_target_shard(path)
+
+    def turned(target: SparsePosteriors) -> SparsePosteriors:
+        units = (target.units + 1) % target.num_units
+        return SparsePosteriors(target.counts, units, target.log_probs, target.tail, target.num_units)
+
+    changed = [(key, turned(target) if key == "s1-u2" else target) for key, target in pairs]
+    write_target_shard(path, metadata, changed)
+    said = problems(job(), tmp_path)
+    assert "a probability differs by" in said and "the best unit is not the teacher's" in said
+    assert check(job(), max_difference=1.0, max_top1_share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"shard-000001\.tar: this audio shard has no soft targets"),
+        (lambda path: shutil.copy(path, path.with_name("shard-9.tar")), r"shard-9\.tar: answers no audio shard"),
+        (lambda path: write_members(path, members(path)[:-1]), "s1-u3 is missing, though the teacher can label it"),
+        (lambda path: write_members(path, members(path)[1:]), "not a soft-target shard"),
+        (
+            lambda path: write_members(path, [*members(path)[:2], ("s1-u1.target", members(path)[2][1][:-1] + b"?")]),
+            "s1-u1: damaged .the checksum differs",
+        ),
+        (
+            lambda path: write_members(path, [*members(path), ("foreign.target", members(path)[1][1])]),
+            "foreign has a soft target, but it is not in the audio shard",
+        ),
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "truncated or damaged"),
+        (lambda path: shutil.copy(path.with_name("shard-000000.tar"), path), "answers an audio shard with SHA-256"),
+    ],
+)
+def test_damage_is_found(job: Job, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    label(job())
+    damage(tmp_path / "targets" / "shard-000001.tar")
+    assert re.search(message, problems(job(), tmp_path))
+
+
+def test_exit_status_says_whether_it_holds(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job()
+    label(settings)
+    words = [f"targets={settings.output}", f"audio={settings.audio}", f"teacher={settings.teacher}", "device=cpu"]
+    assert main(["verify", *words]) == 0
+    (Path(settings.output) / "shard-000002.tar").unlink()
+    assert main(["verify", *words]) == 1
+    assert "does not hold" in capsys.readouterr().out
+    assert main(["verify", *words, "targets=nowhere"]) == 2
+
+
+def test_no_targets_at_all(job: Job) -> None:
+    with pytest.raises(UserError, match="no such folder of soft targets"):
+        check(job())
