@@ -217,7 +217,8 @@ def test_stages_that_do_not_need_each_other_run_at_once(write: Write, ran: Ran) 
         "last": script("${run}/last.txt", "${run}/waits.txt"),
     }
     write(stages, jobs=2)
-    assert ran() == ["first", "waits", "last"]
+    *both, last = ran()  # the first may take longer to end than to write
+    assert sorted(both) == ["first", "waits"] and last == "last"
 
 
 def test_one_that_fails_stops_the_others(write: Write, ran: Ran) -> None:

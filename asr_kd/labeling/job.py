@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,38 +57,41 @@ def label(settings: LabelSettings) -> None:
     there = {entry.name for entry in os.scandir(output)}
     left = [info for info in infos if info.name not in there]
     finished = len(infos) - len(left)
-    shards, frames, audio_seconds, bad = 0, 0, 0.0, 0
-    example: tuple[str, str] | None = None
-    with Progress("label", total, "utterances") as progress, Leases(output / ".leases") as leases:
+    tally = _Tally()
+    with (
+        Progress("label", total, "utterances") as progress,
+        Leases(output / ".leases") as leases,
+        ThreadPoolExecutor(1) as behind,
+    ):
         progress.advance(total - sum(info.samples for info in left))
         while left:
-            before = shards
+            before = tally.shards
             free = (info for info in left if _take(leases, output, info))
+            last: tuple[str, Future[TargetMetadata]] | None = None
             for loaded in ahead(lambda info: load_shard(settings, teacher, transcripts, info), free):
-                metadata = label_shard(settings, teacher, loaded, output / loaded.info.name, progress)
-                leases.give_back(loaded.info.name)
-                shards += 1
-                frames += metadata.statistics.frames
-                audio_seconds += metadata.statistics.audio_seconds
-                bad += len(metadata.quarantined)
-                # no need to wait weeks for the end when it is lost already
-                example = example or next(iter(metadata.quarantined.items()), None)
-                _refuse_bad(settings, bad, total, example)
+                path = output / loaded.info.name
+                published = label_shard(settings, teacher, loaded, path, progress, behind)
+                if last:
+                    _finish(settings, leases, tally, total, *last)
+                last = path.name, published
+            if last:
+                _finish(settings, leases, tally, total, *last)
             left = [info for info in left if not (output / info.name).exists()]
-            if left and shards == before:  # all that is left is in the hands of others
+            if left and tally.shards == before:  # all that is left is in the hands of others
                 time.sleep(WAIT)
+        leases.clear()
         progress.advance(total - progress.done)  # what others did
     seconds = time.perf_counter() - start
     report = _account(settings, teacher, infos, total)
-    if shards:
+    if tally.shards:
         timing = {
             "device": str(device),
             "threads": settings.threads,
-            "shards": shards,
+            "shards": tally.shards,
             "shards_done_before": finished,
             "seconds": seconds,
-            "frames_per_second": frames / seconds,
-            "audio_hours_per_hour": audio_seconds / seconds,
+            "frames_per_second": tally.frames / seconds,
+            "audio_hours_per_hour": tally.audio_seconds / seconds,
         }
         write_json(output / "timing.json", timing)
     for torn in output.glob(".*.tmp"):  # of runs that were killed
@@ -95,7 +100,7 @@ def label(settings: LabelSettings) -> None:
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
-        f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({frames / seconds:,.0f} a second), "
+        f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({tally.frames / seconds:,.0f} a second), "
         f"{report['bytes_per_frame']:.2f} bytes a frame, mass kept {report['mean_kept_mass']:.5f}{kl}"
     )
 
@@ -119,6 +124,32 @@ def _finished(path: Path, settings: LabelSettings, teacher: Checkpoint, info: Sh
     if metadata.teacher != teacher.fingerprint or metadata.selection != selection_of(settings):
         raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
     return metadata
+
+
+@dataclass
+class _Tally:
+    """What this process has done: shards, frames, seconds of audio; utterances it quarantined, and the first of them."""
+
+    shards: int = 0
+    frames: int = 0
+    audio_seconds: float = 0.0
+    bad: int = 0
+    example: tuple[str, str] | None = None
+
+
+def _finish(
+    settings: LabelSettings, leases: Leases, tally: _Tally, total: int, name: str, published: Future[TargetMetadata]
+) -> None:
+    """Wait for a shard to be published, and count it."""
+    metadata = published.result()
+    leases.give_back(name)
+    tally.shards += 1
+    tally.frames += metadata.statistics.frames
+    tally.audio_seconds += metadata.statistics.audio_seconds
+    tally.bad += len(metadata.quarantined)
+    tally.example = tally.example or next(iter(metadata.quarantined.items()), None)
+    # no need to wait weeks for the end when it is lost already
+    _refuse_bad(settings, tally.bad, total, tally.example)
 
 
 def _take(leases: Leases, output: Path, info: ShardInfo) -> bool:

@@ -70,6 +70,12 @@ class Leases:
         self._held.discard(path)
         path.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Remove all leases, also those of the dead, when there is nothing left to do."""
+        self._held.clear()
+        for path in self.folder.glob("*"):
+            path.unlink(missing_ok=True)
+
     def _create(self, path: Path) -> bool:
         try:
             return create(path, json.dumps(self._me))

@@ -6,7 +6,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +30,9 @@ from asr_kd.targets.store import CodecDescription, Selection, Statistics, Target
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+#: batches of the teacher's answers that wait to be encoded, at most
+QUEUED = 2
 
 
 @dataclass
@@ -108,16 +111,37 @@ def load_shard(
 
 
 def label_shard(
-    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, path: Path, progress: Progress
-) -> TargetMetadata:
-    """Label and publish one shard."""
-    batches = batches_by_length([len(item) for item in loaded.features], settings.batch_frames)
-    outputs = ((batch, infer(teacher, [loaded.features[index] for index in batch])) for batch in batches)
-    encoded: dict[int, Encoded] = {}
-    for batch, results in ahead(lambda pair: (pair[0], encode_batch(settings, loaded, *pair)), outputs):
-        encoded.update(zip(batch, results, strict=True))
+    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, path: Path, progress: Progress, behind: Executor
+) -> Future[TargetMetadata]:
+    """Run the teacher over a shard; what it says is encoded, and the shard published, by `behind`, in this order.
+
+    Args:
+        behind: of one worker.
+
+    Returns:
+        the metadata, as soon as the shard is published.
+    """
+    waiting: list[tuple[list[int], Future[list[Encoded]]]] = []
+    for batch in batches_by_length([len(item) for item in loaded.features], settings.batch_frames):
+        outputs = infer(teacher, [loaded.features[index] for index in batch])
+        waiting.append((batch, behind.submit(encode_batch, settings, loaded, batch, outputs)))
         progress.advance(len(batch), sum(loaded.seconds[index] for index in batch))
+        if len(waiting) > QUEUED:  # dense outputs are large: a slow encoder must not pile them up
+            waiting[-1 - QUEUED][1].result()
     progress.advance(len(loaded.quarantined))
+    return behind.submit(_publish, settings, teacher, loaded, waiting, path)
+
+
+def _publish(
+    settings: LabelSettings,
+    teacher: Checkpoint,
+    loaded: Loaded,
+    batches: list[tuple[list[int], Future[list[Encoded]]]],
+    path: Path,
+) -> TargetMetadata:
+    encoded: dict[int, Encoded] = {}
+    for batch, results in batches:
+        encoded.update(zip(batch, results.result(), strict=True))
     utterances = [encoded[index] for index in range(len(loaded.keys))]
     # in the shard's order, so that no bit depends on how the work was cut into batches
     lefts = [item.leftover for item in utterances if item.leftover is not None]

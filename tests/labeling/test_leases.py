@@ -49,10 +49,11 @@ def start(settings: LabelSettings, count: int, log: Path, seconds: float) -> lis
 
         def noted(*arguments: object) -> object:
             time.sleep(seconds)
-            result = real(*arguments)  # type: ignore[arg-type]
+            published = real(*arguments)  # type: ignore[arg-type]
+            published.result()
             with open(log, "a") as file:
                 file.write(f"{Path(str(arguments[3])).name}\n")
-            return result
+            return published
 
         job_module.label_shard = noted  # type: ignore[assignment]
         label(settings)

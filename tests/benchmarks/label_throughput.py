@@ -1,0 +1,87 @@
+"""The label job against its teacher alone: python tests/benchmarks/label_throughput.py AUDIO TEACHER [--json]
+
+AUDIO is a folder of audio shards, TEACHER a checkpoint. The bare forward pass runs over features that are in memory already,
+in the batches of the job. Both take turns, `--passes` times; the best of each counts. Only ratios are worth comparing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asr_kd.config import LabelSettings
+from asr_kd.labeling.job import label
+from asr_kd.labeling.shard import Loaded, load_shard
+from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
+from asr_kd.shards.stream import batches_by_length
+from asr_kd.shards.tarset import read_index
+
+
+def forward(teacher: Checkpoint, shards: list[Loaded], batch_frames: int) -> float:
+    """Seconds of the teacher's forward passes alone."""
+    start = time.perf_counter()
+    for loaded in shards:
+        for batch in batches_by_length([len(item) for item in loaded.features], batch_frames):
+            infer(teacher, [loaded.features[index] for index in batch])
+    return time.perf_counter() - start
+
+
+def job(settings: LabelSettings) -> float:
+    """Seconds of the whole job, as it says itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "targets"
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            label(settings.model_copy(update={"output": str(output)}))
+        return float(json.loads((output / "timing.json").read_text())["seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("audio")
+    parser.add_argument("teacher")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-frames", type=int, default=4000)
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    settings = LabelSettings(
+        teacher=arguments.teacher, audio=arguments.audio, output="-", device=arguments.device, threads=arguments.threads,
+        batch_frames=arguments.batch_frames,
+    )  # fmt: skip
+    teacher = load_checkpoint(arguments.teacher, pick_device(arguments.device))
+    shards = [load_shard(settings, teacher, None, info) for info in read_index(arguments.audio)]
+    frames = sum(len(item) for loaded in shards for item in loaded.features)
+    forward(teacher, shards[:1], arguments.batch_frames)  # the first time pays for what is set up once
+    bare = whole = float("inf")
+    for _ in range(arguments.passes):
+        bare = min(bare, forward(teacher, shards, arguments.batch_frames))
+        whole = min(whole, job(settings))
+    rows: list[dict[str, Any]] = [
+        {"name": "bare forward", "frames_per_second": round(frames / bare), "ratio_to_bare_forward": 1.0},
+        {
+            "name": "label job",
+            "frames_per_second": round(frames / whole),
+            "ratio_to_bare_forward": round(bare / whole, 3),
+        },
+    ]
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
