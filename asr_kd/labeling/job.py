@@ -54,8 +54,7 @@ def label(settings: LabelSettings) -> None:
     output = Path(settings.output)
 
     start = time.perf_counter()
-    there = {entry.name for entry in os.scandir(output)}
-    left = [info for info in infos if info.name not in there]
+    left = missing(infos, output)
     finished = len(infos) - len(left)
     tally = _Tally()
     with (
@@ -109,13 +108,24 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo])
     # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
     claim = {"max_seconds": settings.max_seconds, **selection_of(settings).model_dump()}
     claim["teacher"] = teacher.fingerprint
-    audio = hashlib.sha256()
-    for info in infos:
-        audio.update(f"{info.name} {info.sha256}\n".encode())
-    claim["audio"] = audio.hexdigest()[:16]
+    claim["audio"] = hash_of(infos)
     claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
     claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
     return claim
+
+
+def hash_of(infos: list[ShardInfo]) -> str:
+    """A short hash of names and contents of a set of audio shards."""
+    digest = hashlib.sha256()
+    for info in infos:
+        digest.update(f"{info.name} {info.sha256}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def missing(infos: list[ShardInfo], output: Path) -> list[ShardInfo]:
+    """The audio shards that `output` has no soft targets for."""
+    there = {entry.name for entry in os.scandir(output)}
+    return [info for info in infos if info.name not in there]
 
 
 def _finished(path: Path, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:

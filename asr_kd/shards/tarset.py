@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
@@ -25,7 +25,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 @with_config(ConfigDict(strict=True))
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardInfo:
     """What an index says about a shard: file name, samples in it, seconds of audio, size and SHA-256 of the file."""
 
@@ -225,7 +225,15 @@ def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
     return ShardInfo(path.name, len(seconds), round(math.fsum(seconds), 6), path.stat().st_size, sha256_file(path))
 
 
-_INFOS = TypeAdapter(list[ShardInfo])
+@with_config(ConfigDict(strict=True, extra="forbid"))
+@dataclass
+class _Index:
+    format: Literal["asr_kd-shards"]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
+    shards: list[ShardInfo]
+
+
+_INDEX, _INFOS = TypeAdapter(_Index), TypeAdapter(list[ShardInfo])
 
 
 def read_index(folder: Path | str) -> list[ShardInfo]:
@@ -238,6 +246,11 @@ def read_index(folder: Path | str) -> list[ShardInfo]:
     if not path.exists():
         what = "no such folder of shards" if not Path(folder).is_dir() else f"holds no shards ({INDEX} is missing)"
         raise UserError(f"{folder}: {what}; check the path, or finish `asr-kd prepare`")
+    try:
+        # straight from the bytes: a million shards fit into a few hundred megabytes as long as they are not dicts before
+        return _distinct(path, _INDEX.validate_json(path.read_bytes()).shards)
+    except (OSError, ValidationError):
+        pass  # what is wrong with it is told below
     value = read_json(path, "index of shards")
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path}: not an index of audio shards; make it with `asr-kd prepare`")
@@ -250,6 +263,10 @@ def read_index(folder: Path | str) -> list[ShardInfo]:
         first = error.errors(include_url=False)[0]
         place = ".".join(["shards", *map(str, first["loc"])])
         raise UserError(f"{path}: {place}: {first['msg'].lower()}; make the shards again") from None
+    return _distinct(path, infos)
+
+
+def _distinct(path: Path, infos: list[ShardInfo]) -> list[ShardInfo]:
     if len({info.name for info in infos}) < len(infos):
         raise UserError(f"{path}: lists a shard twice; make the shards again")
     return infos
