@@ -13,6 +13,7 @@ from asr_kd.config import (
     EvalSettings,
     InspectSettings,
     LabelSettings,
+    PlanSettings,
     PrepareSettings,
     Settings,
     TrainSettings,
@@ -61,6 +62,13 @@ def _label(words: list[str]) -> None:
     from asr_kd.labeling.job import label
 
     label(settings)
+
+
+def _plan(words: list[str]) -> None:
+    settings = _settings(PlanSettings, words)
+    from asr_kd.labeling.plan import plan
+
+    plan(settings)
 
 
 def _verify(words: list[str]) -> int:
@@ -115,6 +123,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "units": (_units, "labelled text → output units"),
     "train": (_train, "train a teacher or a student"),
     "label": (_label, "run a teacher over audio shards → soft-target shards"),
+    "plan": (_plan, "what a large job will take: bytes, hours, cost"),
     "verify": (_verify, "soft targets against their audio and their teacher; status 1 when they do not hold"),
     "inspect": (_inspect, "a soft-target shard or an utterance of it, as a table and a picture"),
     "eval": (_eval, "checkpoints over test shards → WER report"),

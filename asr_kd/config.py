@@ -154,6 +154,26 @@ class LabelSettings(Settings):
         return self
 
 
+class PlanSettings(Settings):
+    """What a large job will take, from a small one that was measured."""
+
+    hours: Annotated[float, Field(gt=0)] = Field(description="hours of audio to plan for")
+    audio: str = Field(description="folder of audio shards like those to come")
+    targets: str = Field(description="folder of a finished label job over them, on a machine like those to come")
+    workers: Count = Field(1, description="devices that label at the same time")
+    label_speed: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="audio hours an hour that one worker labels; null takes the measured"
+    )
+    student: str | None = Field(None, description="folder of a measured training run, to plan the training too")
+    train_speed: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="audio hours an hour that one worker trains on; null takes the measured"
+    )
+    passes: Count = Field(1, description="of the training over the audio")
+    train_workers: Count = Field(1, description="devices that train at the same time")
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(None, description="of one device")
+    report: str | None = Field(None, description="JSON file for the figures; null writes none")
+
+
 class VerifySettings(Settings):
     """Soft targets against their audio and their teacher."""
 
@@ -359,7 +379,7 @@ class ScriptSettings(Settings):
 SETTINGS: dict[str, type[Settings]] = {
     "prepare": PrepareSettings, "units": UnitsSettings, "train": TrainSettings, "label": LabelSettings,
     "transcribe": TranscribeSettings, "eval": EvalSettings, "script": ScriptSettings, "verify": VerifySettings,
-    "inspect": InspectSettings,
+    "inspect": InspectSettings, "plan": PlanSettings,
 }  # fmt: skip
 
 

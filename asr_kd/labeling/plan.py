@@ -1,0 +1,136 @@
+"""What a large job will take, from a small one that was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asr_kd.config import PlanSettings
+from asr_kd.errors import UserError
+from asr_kd.files import parse_json, read_json, read_text, write_json
+from asr_kd.models.acoustic import load_checkpoint
+from asr_kd.shards.tarset import read_index
+
+#: file of a training run with a line a step
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Plan:
+    """The figures of a plan; hours, bytes, and whatever the prices are in.
+
+    Attributes:
+        shards: of audio, and as many of soft targets.
+        label_device_hours, train_device_hours: of one device; wall hours: with all workers busy all the time.
+    """
+
+    audio_hours: float
+    shards: int
+    audio_bytes: float
+    target_bytes: float
+    label_device_hours: float
+    label_wall_hours: float
+    label_cost: float | None
+    train_device_hours: float | None = None
+    train_wall_hours: float | None = None
+    train_cost: float | None = None
+
+
+def plan(settings: PlanSettings) -> Plan:
+    """Predict bytes, hours and cost, and print them with what they rest on.
+
+    Raises:
+        UserError: when the measured job is not finished, or measured nothing.
+    """
+    infos = read_index(settings.audio)
+    seconds, size = sum(info.seconds for info in infos), sum(info.bytes for info in infos)
+    report, timing = (_measured(Path(settings.targets) / name) for name in ("report.json", "timing.json"))
+    if not seconds or not report["audio_hours"] or not report["frames"]:
+        raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")
+    heard = report["audio_hours"]
+    stored = report["stored_bytes_per_frame"] * report["frames"] / heard
+    speed = settings.label_speed or timing["audio_hours_per_hour"]
+    result = Plan(
+        audio_hours=settings.hours,
+        shards=-(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds))),
+        audio_bytes=settings.hours * size / (seconds / 3600),
+        target_bytes=settings.hours * stored,
+        label_device_hours=settings.hours / speed,
+        label_wall_hours=settings.hours / speed / settings.workers,
+        label_cost=_cost(settings, settings.hours / speed),
+    )
+    assumed = [
+        f"audio: {size / (seconds / 3600) / 1e6:,.1f} MB an hour, {seconds / len(infos) / 3600:,.3f} hours a shard ({settings.audio})",
+        f"soft targets: {stored / 1e6:,.3f} MB an hour, {report['bytes_per_frame']:.2f} bytes a frame and the tar around them "
+        f"({settings.targets})",
+        f"labelling: {speed:,.0f} audio hours an hour and worker "
+        + ("(given)" if settings.label_speed else f"(measured on {timing['device']}, {timing['threads']} threads)"),
+    ]
+    if settings.student or settings.train_speed:
+        speed = settings.train_speed or _training_speed(Path(str(settings.student)))
+        hours = settings.hours * settings.passes / speed
+        result.train_device_hours, result.train_wall_hours = hours, hours / settings.train_workers
+        result.train_cost = _cost(settings, hours)
+        assumed.append(
+            f"training: {speed:,.0f} audio hours an hour and worker ({'given' if settings.train_speed else settings.student}), "
+            f"{settings.passes} passes, no time lost between workers"
+        )
+    _print(settings, result, assumed)
+    if settings.report:
+        write_json(settings.report, vars(result))
+    return result
+
+
+def _measured(path: Path) -> Any:
+    if not path.exists():
+        raise UserError(f"{path.parent}: has no {path.name}; give the folder of a label job that is finished")
+    return read_json(path)
+
+
+def _training_speed(run: Path) -> float:
+    """Audio hours an hour of a training run, by the median of its steps."""
+    frame_seconds = load_checkpoint(run).frame_ms / 1000
+    steps = [parse_json(line, str(run / METRICS)) for line in read_text(run / METRICS, "training run").splitlines()]
+    speeds = sorted(step["frames_per_second"] for step in steps if "frames_per_second" in step)
+    if not speeds:
+        raise UserError(f"{run}: its {METRICS} holds no steps; give a training run, or train_speed")
+    return speeds[len(speeds) // 2] * frame_seconds
+
+
+def _cost(settings: PlanSettings, hours: float) -> float | None:
+    return None if settings.price_per_hour is None else hours * settings.price_per_hour
+
+
+def _print(settings: PlanSettings, result: Plan, assumed: list[str]) -> None:
+    rows = [
+        ("audio", f"{result.audio_hours:,.0f} hours, {result.shards:,} shards, {_size(result.audio_bytes)}"),
+        ("soft targets", f"{result.shards:,} shards, {_size(result.target_bytes)}"),
+        (
+            "labelling",
+            _time(result.label_device_hours, result.label_wall_hours, settings.workers, result.label_cost),
+        ),
+    ]
+    if result.train_device_hours is not None and result.train_wall_hours is not None:
+        rows.append(
+            (
+                "training",
+                _time(result.train_device_hours, result.train_wall_hours, settings.train_workers, result.train_cost),
+            )
+        )
+    for name, text in rows:
+        print(f"{name:<14} {text}")
+    print("assuming")
+    for line in assumed:
+        print(f"  {line}")
+
+
+def _time(device_hours: float, wall_hours: float, workers: int, cost: float | None) -> str:
+    price = "" if cost is None else f", cost {cost:,.2f}"
+    return f"{device_hours:,.1f} device-hours, {wall_hours:,.1f} hours with {workers:,} workers{price}"
+
+
+def _size(size: float) -> str:
+    steps = min(5, max(0, int(math.log10(max(size, 1)) // 3)))
+    return f"{size / 1000**steps:,.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[steps]}"

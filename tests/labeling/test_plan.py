@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asr_kd.config import LabelSettings, PlanSettings
+from asr_kd.errors import UserError
+from asr_kd.labeling.job import label
+from asr_kd.labeling.plan import plan
+from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
+
+Job = Callable[..., LabelSettings]
+
+
+def settings_for(job: LabelSettings, **values: object) -> PlanSettings:
+    return PlanSettings.model_validate({"audio": job.audio, "targets": job.output, **values})
+
+
+def test_the_bytes_of_a_larger_job_are_predicted(job: Job, tmp_path: Path) -> None:
+    samples = [sample for info in read_index(job().audio) for sample in read_shard(Path(job().audio) / info.name)]
+
+    def shards(name: str, count: int) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        several = [
+            [Sample(f"p{number}-{item}", samples[(number + 5 * item) % 12].audio, "flac", {"seconds": 1.0}) for item in range(5)]
+            for number in range(count)
+        ]  # fmt: skip
+        infos = [write_shard(folder / f"shard-{number:06d}.tar", shard) for number, shard in enumerate(several)]
+        write_index(folder, infos)
+        return str(folder)
+
+    small = job(audio=shards("small", 2), output=str(tmp_path / "small-targets"))
+    large = job(audio=shards("large", 12), output=str(tmp_path / "large-targets"))
+    label(small)
+    label(large)
+    hours = sum(info.seconds for info in read_index(large.audio)) / 3600
+    report = json.loads((Path(large.output) / "report.json").read_text())
+    result = plan(settings_for(small, hours=report["audio_hours"]))
+    stored = sum(path.stat().st_size for path in Path(large.output).glob("*.tar"))
+    assert stored / 1.5 < result.target_bytes < stored * 1.5
+    result = plan(settings_for(small, hours=hours))
+    assert result.shards == 12
+    size = sum(path.stat().st_size for path in Path(large.audio).glob("*.tar"))
+    assert size / 1.5 < result.audio_bytes < size * 1.5
+
+
+def test_figures_given_take_the_place_of_measured_ones(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label(job())
+    capsys.readouterr()
+    values = {"hours": 1e6, "label_speed": 1000.0, "workers": 50, "price_per_hour": 2.5}
+    training = {"train_speed": 500.0, "passes": 3, "train_workers": 16}
+    result = plan(settings_for(job(), **values, **training, report=str(tmp_path / "plan.json")))
+    assert (result.label_device_hours, result.label_wall_hours, result.label_cost) == (1000.0, 20.0, 2500.0)
+    assert (result.train_device_hours, result.train_wall_hours, result.train_cost) == (6000.0, 375.0, 15000.0)
+    text = capsys.readouterr().out
+    assert "1,000.0 device-hours, 20.0 hours with 50 workers, cost 2,500.00" in text and "(given)" in text
+    assert json.loads((tmp_path / "plan.json").read_text())["shards"] == result.shards
+
+
+def test_without_training_or_a_price_neither_is_told(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    label(job())
+    capsys.readouterr()
+    result = plan(settings_for(job(), hours=10.0))
+    assert result.train_device_hours is None and result.label_cost is None
+    assert ", cost " not in (text := capsys.readouterr().out) and "\ntraining" not in text
+    assert "measured on cpu, 1 threads" in text
+
+
+def test_a_job_that_is_not_finished_measures_nothing(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no report\.json; give the folder of a label job that is finished"):
+        plan(settings_for(job(output=str(tmp_path / "nowhere")), hours=10.0))
