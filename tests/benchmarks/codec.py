@@ -10,13 +10,13 @@ reading at its bytes. Speeds: the best of several passes, one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import zstandard
+from tables import print_rows
 
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -119,13 +119,7 @@ def main() -> None:
             write = lambda dense, k=k, packed=packed: half_encode(SparsePosteriors.from_dense(dense, k, 1.0), packed)  # noqa: E731
             read = lambda data, frames, packed=packed: half_decode(data, packed, frames, num_units)  # noqa: E731
             rows.append(measure("fp16+uint16" + (" zstd" if packed else ""), f"top-{k}", utterances, write, read))
-    if arguments.json:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print_rows(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tables import print_rows
+
 SHARDS = (1_000, 100_000, 1_000_000)
 
 
@@ -63,13 +65,7 @@ def main() -> None:
                 [sys.executable, __file__, "--start", folder], stdout=subprocess.PIPE, text=True, check=True
             )
         rows.append({"shards": shards, **json.loads(took.stdout)})
-    if arguments.json:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print_rows(rows, arguments.json)
 
 
 if __name__ == "__main__":

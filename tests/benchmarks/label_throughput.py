@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import print_rows
 
 from asr_kd.config import LabelSettings
 from asr_kd.labeling.job import label
@@ -74,13 +75,7 @@ def main() -> None:
             "ratio_to_bare_forward": round(bare / whole, 3),
         },
     ]
-    if arguments.json:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print_rows(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ multiples of the logits. Times are the best of several passes, the losses taking
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
+from tables import print_rows
 from torch import Tensor
 
 from asr_kd.distillation.response import MissingMass, soft_cross_entropy
@@ -117,13 +117,7 @@ def main() -> None:
         }
         for name in losses
     ]
-    if arguments.json:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    print_rows(rows, arguments.json)
 
 
 if __name__ == "__main__":
