@@ -310,6 +310,10 @@ class TrainSettings(Settings):
     )
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm is clipped to this")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW weight decay")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="decay a step of an exponential moving average of the weights, scored and kept in their place; 0: none",
+    )
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     feature_cache: str | None = Field(
         None, description="folder that keeps computed features between passes and runs; null computes them every time"

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.errors import UserError
 from asr_kd.files import write_whole
@@ -34,9 +35,17 @@ class Position:
     finished: bool = False
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Write weights, optimiser state, random state and position, whole or not at all."""
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    average: AveragedModel | None = None,
+) -> None:
+    """Write weights, their average, optimiser state, random state and position, whole or not at all."""
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -49,7 +58,9 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
         file.write(safetensors.torch.save(tensors, metadata))
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None
+) -> Position:
     """Restore what `save_state` wrote and return the position.
 
     Raises:
@@ -64,7 +75,10 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
             raise UserError(
                 f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again"
             )
-        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        for owner, prefix in ((model, "model."), (average, "average.")):
+            if owner is not None:
+                saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+                owner.load_state_dict(saved)
         states: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.decoding.greedy import greedy
@@ -69,18 +70,21 @@ def train(settings: TrainSettings) -> None:
     if init:
         _start_from(init, model, settings, units)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    learner = Checkpoint(model, units, settings.features, settings.model, "")
+    average = None
+    if settings.ema_decay:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    learner = Checkpoint(average.module if average else model, units, settings.features, settings.model, "")
     position = Position()
     resuming = (run / "last" / STATE).exists()
     if resuming:
-        position = load_state(run / "last" / STATE, model, optimizer)
+        position = load_state(run / "last" / STATE, model, optimizer, average)
         if position.finished:
             print(f"{run}: already trained, {position.step:,} steps, development WER {position.best_wer:.2%}")
             return
         print(f"{run}: resuming at step {position.step:,}", file=sys.stderr)
     metrics = Metrics(run, position.step if resuming else -1, settings.tensorboard)
     score = functools.partial(_score, settings, learner, metrics, run)
-    save = functools.partial(_save, run, model, optimizer, metrics)
+    save = functools.partial(_save, run, model, optimizer, metrics, average)
 
     print(
         f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}",
@@ -91,7 +95,7 @@ def train(settings: TrainSettings) -> None:
             score(position)
             save(position)
         for phase, stream in list(enumerate(streams))[position.phase :]:
-            _run_phase(settings, stream, model, optimizer, position, metrics, score, save, stop_asked)
+            _run_phase(settings, stream, model, optimizer, average, position, metrics, score, save, stop_asked)
             if position.step % settings.evaluate_every or not position.step:  # else it has just been scored
                 score(position)
             position.phase, position.number, position.phase_seconds = phase + 1, 0, 0.0
@@ -99,6 +103,8 @@ def train(settings: TrainSettings) -> None:
             # by the time it is read, `best` may be the next phase's.
             if phase + 1 < len(settings.phases):
                 model.load_state_dict(load_checkpoint(run / "best", device).model.state_dict())
+                if average:
+                    average.n_averaged.zero_()  # so that the next step's weights begin a new average
             position.finished = phase + 1 == len(settings.phases)
             save(position)
     print(
@@ -107,8 +113,8 @@ def train(settings: TrainSettings) -> None:
 
 
 def _run_phase(
-    settings: TrainSettings, stream: PhaseStream, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position,
-    metrics: Metrics, score: Callable[[Position], None], save: Callable[[Position], None], stop_asked: Callable[[], bool],
+    settings: TrainSettings, stream: PhaseStream, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None,
+    position: Position, metrics: Metrics, score: Callable[[Position], None], save: Callable[[Position], None], stop_asked: Callable[[], bool],
 ) -> None:  # fmt: skip
     """The passes of one phase: step after step, from wherever `position` stands."""
     plan, device = stream.plan, next(model.parameters()).device
@@ -124,6 +130,8 @@ def _run_phase(
                 rate = _learning_rate(plan, position.phase_seconds / max(total, 1))
                 began = time.monotonic()
                 loss = step(model, optimizer, batch, plan, settings, rate, device)
+                if average:
+                    average.update_parameters(model)
                 if not math.isfinite(loss):
                     raise UserError(
                         f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate"
@@ -312,10 +320,13 @@ def _score(settings: TrainSettings, learner: Checkpoint, metrics: Metrics, run: 
     )
 
 
-def _save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: Metrics, position: Position) -> None:
+def _save(
+    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: Metrics, average: AveragedModel | None,
+    position: Position,
+) -> None:  # fmt: skip
     """Save the state to resume from, once the metrics that lead up to it are on the disk."""
     metrics.flush()
-    save_state(run / "last" / STATE, model, optimizer, position)
+    save_state(run / "last" / STATE, model, optimizer, position, average)
 
 
 def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:

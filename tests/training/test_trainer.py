@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
@@ -136,10 +137,11 @@ def test_cache_and_loader_processes_change_no_bit(job: Job, tmp_path: Path) -> N
     assert states[0] == states[1] == states[2]
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_asked_to_stop_at_any_step_and_started_again(
-    job: Job, fickle: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, fickle: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float
 ) -> None:
-    settings = two_phases(job)
+    settings = two_phases(job, ema_decay=ema_decay)
     run = Path(settings.output)
     train(settings)
     expected = published(run)
@@ -254,6 +256,25 @@ def test_torn_metrics_are_cut_back_to_the_state(job: Job, tmp_path: Path, monkey
         file.write('{"step": 2, "loss": 7}\n{"step": 3, "lo')
     train(settings)
     assert published(run) == expected
+
+
+def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = job(ema_decay=0.75, evaluate_every=1)
+    real, seen = trainer.step, []
+
+    def recording(model: nn.Module, *arguments: Any) -> float:
+        loss = real(model, *arguments)
+        seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(trainer, "step", recording)
+    train(settings)
+    best = load_checkpoint(settings.output)
+    expected = seen[0]
+    for weights in seen[1 : best.training["step"]]:
+        expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
+    for name, weight in best.model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name])
 
 
 def test_a_finished_run_is_not_run_again(
