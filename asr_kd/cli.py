@@ -66,7 +66,7 @@ def _label(words: list[str]) -> None:
 
 def _plan(words: list[str]) -> None:
     settings = _settings(PlanSettings, words)
-    from asr_kd.labeling.plan import plan
+    from asr_kd.plan import plan
 
     plan(settings)
 

@@ -168,10 +168,31 @@ class PlanSettings(Settings):
     train_speed: Annotated[float, Field(gt=0)] | None = Field(
         None, description="audio hours an hour that one worker trains on; null takes the measured"
     )
+    train_model: ModelSettings | None = Field(
+        None, description="a network whose training step is measured here, to plan the training without such a run"
+    )
+    train_units: Count | None = Field(None, description="output units of train_model")
+    train_features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
+    train_batch_frames: Count = Field(2000, description="frames in a batch of train_model")
+    device: str = Field("auto", description="where train_model is measured: auto, cpu, cuda or cuda:N")
+    threads: Count = Field(1, description="CPU threads of train_model")
     passes: Count = Field(1, description="of the training over the audio")
     train_workers: Count = Field(1, description="devices that train at the same time")
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(None, description="of one device")
     report: str | None = Field(None, description="JSON file for the figures; null writes none")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PlanSettings:
+        if bool(self.train_model) != bool(self.train_units):
+            raise ValueError("train_model and train_units go together")
+        if sum(map(bool, (self.student, self.train_speed, self.train_model))) > 1:
+            raise ValueError("student, train_speed and train_model all say how fast training is; give one")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the training is planned too."""
+        return bool(self.student or self.train_speed or self.train_model)
 
 
 class VerifySettings(Settings):

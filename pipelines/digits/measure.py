@@ -1,6 +1,6 @@
-"""Measure the recipe: the pipeline with several seeds, and the distilled student on a half and a quarter of the unlabelled audio.
+"""Measure the recipe: the pipeline with several seeds, and the distilled student on parts of the audio and other soft targets.
 
-    .venv/bin/python pipelines/digits/measure.py --seeds 3
+    .venv/bin/python pipelines/digits/measure.py --seeds 6
 
 Prints the tables of README.md; everything already measured is kept in runs/ and not run again.
 """
@@ -8,13 +8,14 @@ Prints the tables of README.md; everything already measured is kept in runs/ and
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import copy
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,15 +23,18 @@ from asr_kd.config import FeatureSettings, load_yaml
 from asr_kd.files import read_json
 from asr_kd.shards.tarset import read_index
 
+RECIPE = Path("pipelines/digits/pipeline.yaml")
 SYSTEMS = ("teacher", "student-supervised", "student-pseudo-label", "student-distilled", "student-oracle")
 # a smaller part is read more often, so that every student makes the same number of updates
-PARTS = {"unlabelled-quarter": 4, "unlabelled-half": 2}
-
-
-def asr_kd(*words: str) -> None:
-    """Run a verb; its output goes to the terminal."""
-    print("+ asr-kd", *words, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "asr_kd.cli", *words], check=True)
+PARTS = {"quarter": 4, "half": 2}
+# other ways to keep soft targets, by settings of `label`; the recipe's own is the default, mass 0.999 with k 20
+MODES: dict[str, dict[str, Any]] = {
+    "mass-0.9": {"mass": 0.9},
+    "top-20": {"mode": "top_k"},
+    "top-1": {"mode": "top_k", "k": 1},
+    "sampled-5": {"mode": "sampled", "draws": 5},
+    "sampled-20": {"mode": "sampled", "draws": 20},
+}
 
 
 def run_folder(seed: int) -> Path:
@@ -38,41 +42,61 @@ def run_folder(seed: int) -> Path:
     return Path("runs/digits" if seed == 0 else f"runs/digits-seed{seed}")
 
 
-def train_part(seed: int, part: str) -> None:
-    """The distilled student of a seed on a part of the unlabelled audio, whose shards the same targets answer."""
-    run = run_folder(seed)
-    name = f"student-distilled-{part.removeprefix('unlabelled-')}"
-    settings = yaml.safe_load((run / "settings" / "student-distilled.yaml").read_text())
-    settings["output"] = str(run / name)
-    unlabelled = settings["phases"][0]["sources"][0]
-    unlabelled |= {"audio": str(run / "data" / part), "repeat": PARTS[part]}
-    file = run / "settings" / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(settings, sort_keys=False))
-    asr_kd("train", str(file))
+def measured_pipeline(modes: bool) -> dict[str, Any]:
+    """The recipe, and behind it the distilled student on parts of the unlabelled audio and, if asked, on other soft targets."""
+    pipeline = load_yaml(RECIPE)
+    stages = pipeline["stages"]
+
+    def student(name: str, **unlabelled: Any) -> None:
+        stage = copy.deepcopy(stages["student-distilled"])
+        stage["settings"]["output"] = "${run}/student-distilled-" + name
+        stage["settings"]["phases"][0]["sources"][0] |= unlabelled
+        stages[f"student-distilled-{name}"] = stage
+
+    for part, times in PARTS.items():
+        student(part, audio="${run}/data/unlabelled-" + part, repeat=times)
+    for mode, settings in MODES.items() if modes else ():
+        label = copy.deepcopy(stages["soft-targets"])
+        label["settings"] |= {"output": "${run}/soft-targets-" + mode, **settings}
+        stages[f"soft-targets-{mode}"] = label
+        student(mode, targets=label["settings"]["output"])
+    report = copy.deepcopy(stages["report"])
+    systems = {name: "${run}/student-distilled-" + name for name in [*PARTS, *(MODES if modes else ())]}
+    report["settings"] = {"systems": systems, "audio": "${run}/data/test", "output": "${run}/report-variants"}
+    stages["report-variants"] = report
+    return pipeline
+
+
+def measure(seed: int, modes: bool) -> None:
+    """Run what is missing of a seed."""
+    file = run_folder(seed) / "measured.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(measured_pipeline(modes), sort_keys=False))
+    words = ["run", str(file), f"seed={seed}", f"run={run_folder(seed)}"]
+    subprocess.run([sys.executable, "-m", "asr_kd.cli", *words], check=True)
 
 
 def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--mode-seeds", type=int, default=3, help="seeds in which other soft targets are tried too")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seeds)
+    tried = range(min(arguments.mode_seeds, arguments.seeds))
     for seed in seeds:
-        asr_kd("run", "pipelines/digits", f"seed={seed}", f"run={run_folder(seed)}")
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: train_part(*pair), [(seed, part) for seed in seeds for part in PARTS]))
-    parts: dict[str, list[float]] = {}
-    for seed in seeds:
-        run = run_folder(seed)
-        names = {part: f"student-distilled-{part.removeprefix('unlabelled-')}" for part in PARTS}
-        asr_kd("eval", "systems=" + json.dumps({part: str(run / name) for part, name in names.items()}), f"audio={run}/data/test",
-               f"output={run}/report-parts")  # fmt: skip
-        for part in PARTS:
-            parts.setdefault(part, []).append(read_json(run / "report-parts" / "report.json")["systems"][part]["wer"])
-    print_tables([read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds], parts)
+        measure(seed, seed in tried)
+    systems = [read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds]
+    variants = [read_json(run_folder(seed) / "report-variants" / "report.json")["systems"] for seed in seeds]
+    print_systems(systems)
+    print_parts(systems, variants)
+    print_stages()
+    if tried:
+        print_modes(tried, systems, variants)
 
 
-def print_tables(reports: list[dict], parts: dict[str, list[float]]) -> None:
-    """Markdown, from each seed's `systems`."""
+def print_systems(reports: list[dict[str, Any]]) -> None:
+    """The table of systems, from each seed's `systems`."""
     mean = {name: statistics.mean(report[name]["wer"] for report in reports) for name in SYSTEMS}
     gap = mean["student-supervised"] - mean["teacher"]
     print(
@@ -80,7 +104,7 @@ def print_tables(reports: list[dict], parts: dict[str, list[float]]) -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for name in SYSTEMS:
-        each = " / ".join(f"{100 * report[name]['wer']:.2f}" for report in reports)
+        wers = each([report[name]["wer"] for report in reports])
         change = (
             f"{100 * (mean[name] / mean['student-supervised'] - 1):+.0f} %" if name != "student-supervised" else "–"
         )
@@ -91,15 +115,21 @@ def print_tables(reports: list[dict], parts: dict[str, list[float]]) -> None:
         )
         speed = statistics.mean(report[name]["real_time_factor"] for report in reports)
         print(
-            f"| {name} | {100 * mean[name]:.2f} | {each} | {change} | {share} | {reports[0][name]['parameters']:,} | {speed:.4f} |"
+            f"| {name} | {100 * mean[name]:.2f} | {wers} | {change} | {share} | {reports[0][name]['parameters']:,} | {speed:.4f} |"
         )
+
+
+def print_parts(reports: list[dict[str, Any]], variants: list[dict[str, Any]]) -> None:
+    """WER by the amount of unlabelled audio."""
     print("\n| unlabelled audio | minutes | distilled student, WER %, mean | each seed |\n|---|---|---|---|")
-    rows = {**parts, "unlabelled": [report["student-distilled"]["wer"] for report in reports]}
-    for part, values in rows.items():
+    rows = {f"unlabelled-{part}": [report[part]["wer"] for report in variants] for part in PARTS}
+    for part, values in {**rows, "unlabelled": [report["student-distilled"]["wer"] for report in reports]}.items():
         minutes = sum(shard.seconds for shard in read_index(run_folder(0) / "data" / part)) / 60
-        print(
-            f"| {part} | {minutes:.0f} | {100 * statistics.mean(values):.2f} | {' / '.join(f'{100 * value:.2f}' for value in values)} |"
-        )
+        print(f"| {part} | {minutes:.0f} | {100 * statistics.mean(values):.2f} | {each(values)} |")
+
+
+def print_stages() -> None:
+    """What each stage of seed 0 took."""
     print(
         "\n| stage of seed 0 | seconds | audio hours | audio hours a second | frames a second |\n|---|---|---|---|---|"
     )
@@ -108,15 +138,35 @@ def print_tables(reports: list[dict], parts: dict[str, list[float]]) -> None:
         print(
             f"| {stage} | {seconds:.0f} | {heard / 3600:.2f} | {heard / 3600 / seconds:.3f} | {frames / seconds:,.0f} |"
         )
-    report = read_json(run_folder(0) / "soft-targets" / "report.json")
+
+
+def print_modes(seeds: range, reports: list[dict[str, Any]], variants: list[dict[str, Any]]) -> None:
+    """Bytes, divergence and the student's WER by what was kept of the teacher; sizes and divergence of seed 0."""
     print(
-        f"\nsoft targets: {report['bytes_per_frame']:.2f} bytes a frame, {report['entries_per_frame']:.2f} units kept a frame"
+        f"\n| soft targets | units kept a frame | bytes a frame | KL, nat | WER %, mean of {len(seeds)} seeds | each seed |"
+        "\n|---|---|---|---|---|---|"
     )
+    for mode in ["mass-0.999", *MODES]:
+        folder = "soft-targets" if mode not in MODES else f"soft-targets-{mode}"
+        report = read_json(run_folder(0) / folder / "report.json")
+        values = [
+            (variants[seed][mode] if mode in MODES else reports[seed]["student-distilled"])["wer"] for seed in seeds
+        ]
+        kl = "–" if report["mean_kl"] is None else f"{report['mean_kl']:.5f}"
+        print(
+            f"| {mode} | {report['entries_per_frame']:.2f} | {report['bytes_per_frame']:.2f} | {kl} | "
+            f"{100 * statistics.mean(values):.2f} | {each(values)} |"
+        )
+
+
+def each(values: list[float]) -> str:
+    """Every seed's WER in per cent."""
+    return " / ".join(f"{100 * value:.2f}" for value in values)
 
 
 def stages(run: Path) -> Iterator[tuple[str, float, float]]:
     """(stage, seconds it took, seconds of audio that went through it), in the order of the pipeline."""
-    settings = load_yaml("pipelines/digits/pipeline.yaml")
+    settings = load_yaml(RECIPE)
     spoken = {name: sum(shard.seconds for shard in read_index(run / "data" / name)) for name in ("unlabelled", "test")}
     for stage, description in settings["stages"].items():
         seconds = read_json(run / "stages" / f"{stage}.json")["seconds"]

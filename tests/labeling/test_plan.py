@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.config import LabelSettings, PlanSettings
+from asr_kd.config import LabelSettings, PlanSettings, build
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
-from asr_kd.labeling.plan import plan
+from asr_kd.plan import plan
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 
 Job = Callable[..., LabelSettings]
@@ -61,6 +61,27 @@ def test_figures_given_take_the_place_of_measured_ones(
     text = capsys.readouterr().out
     assert "1,000.0 device-hours, 20.0 hours with 50 workers, cost 2,500.00" in text and "(given)" in text
     assert json.loads((tmp_path / "plan.json").read_text())["shards"] == result.shards
+
+
+def test_the_training_of_a_network_is_measured_here(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    label(job())
+    network = {"train_model": {"layers": 1, "size": 8}, "train_units": 30, "train_batch_frames": 700, "device": "cpu"}
+    result = plan(settings_for(job(), hours=1000.0, passes=2, **network))
+    assert result.train_device_hours is not None and result.train_device_hours > 0
+    weights = 4 * 8 * (192 + 8 + 2) + 30 * (8 + 1)
+    assert f"measured on cpu, 1 threads: lstm of {weights:,} parameters, 30 units" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_units": 30}, "train_model and train_units go together"),
+        ({"train_speed": 5.0, "student": "runs/student"}, "give one"),
+    ],
+)
+def test_the_speed_of_training_is_told_once(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(PlanSettings, {"hours": 10.0, "audio": "audio", "targets": "targets", **values}, "command line")
 
 
 def test_without_training_or_a_price_neither_is_told(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

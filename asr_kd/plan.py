@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from asr_kd.config import PlanSettings
 from asr_kd.errors import UserError
 from asr_kd.files import parse_json, read_json, read_text, write_json
-from asr_kd.models.acoustic import load_checkpoint
+from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
 from asr_kd.shards.tarset import read_index
+from asr_kd.training.speed import made_up_batch, step_speed
 
 #: file of a training run with a line a step
 METRICS = "metrics.jsonl"
+#: frames of each utterance of the batch on which a network's step is measured: ten seconds at 30 ms
+UTTERANCE_FRAMES = 333
 
 
 @dataclass
@@ -68,14 +73,14 @@ def plan(settings: PlanSettings) -> Plan:
         f"labelling: {speed:,.0f} audio hours an hour and worker "
         + ("(given)" if settings.label_speed else f"(measured on {timing['device']}, {timing['threads']} threads)"),
     ]
-    if settings.student or settings.train_speed:
-        speed = settings.train_speed or _training_speed(Path(str(settings.student)))
+    if settings.trains:
+        speed, source = _training_speed(settings)
         hours = settings.hours * settings.passes / speed
         result.train_device_hours, result.train_wall_hours = hours, hours / settings.train_workers
         result.train_cost = _cost(settings, hours)
         assumed.append(
-            f"training: {speed:,.0f} audio hours an hour and worker ({'given' if settings.train_speed else settings.student}), "
-            f"{settings.passes} passes, no time lost between workers"
+            f"training: {speed:,.0f} audio hours an hour and worker ({source}), {settings.passes} passes, "
+            "no time lost between workers or waiting for data"
         )
     _print(settings, result, assumed)
     if settings.report:
@@ -89,7 +94,27 @@ def _measured(path: Path) -> Any:
     return read_json(path)
 
 
-def _training_speed(run: Path) -> float:
+def _training_speed(settings: PlanSettings) -> tuple[float, str]:
+    """Audio hours an hour that one worker trains on, and where the figure is from."""
+    if settings.train_speed:
+        return settings.train_speed, "given"
+    if settings.student:
+        return _speed_of_run(Path(settings.student)), settings.student
+    assert settings.train_model is not None and settings.train_units is not None  # the settings have one of the three
+    device, features = pick_device(settings.device), settings.train_features
+    torch.set_num_threads(settings.threads)
+    utterances = max(1, settings.train_batch_frames // UTTERANCE_FRAMES)
+    batch = made_up_batch(features, settings.train_units, utterances, UTTERANCE_FRAMES)
+    speed = step_speed(settings.train_model, features, settings.train_units, device, batch)
+    weights = parameters(build_model(settings.train_model, features.dimension, settings.train_units))
+    what = f"{settings.train_model.kind} of {weights:,} parameters"
+    return (
+        speed * features.frame_ms / 1000,
+        f"its bare step measured on {device}, {settings.threads} threads: {what}, {settings.train_units:,} units",
+    )
+
+
+def _speed_of_run(run: Path) -> float:
     """Audio hours an hour of a training run, by the median of its steps."""
     frame_seconds = load_checkpoint(run).frame_ms / 1000
     steps = [parse_json(line, str(run / METRICS)) for line in read_text(run / METRICS, "training run").splitlines()]

@@ -1,0 +1,61 @@
+"""How fast a network trains: the bare step on made-up batches in memory, which nothing of a loader or a disk slows down."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from asr_kd.config import FeatureSettings, ModelSettings, PhaseSettings, SourceSettings, TrainSettings
+from asr_kd.models.acoustic import build_model
+from asr_kd.training.batches import Batch
+from asr_kd.training.trainer import step
+
+#: units kept of a frame of the made-up soft targets
+KEPT = 20
+
+
+def made_up_batch(features: FeatureSettings, num_units: int, utterances: int, frames: int, seed: int = 0) -> Batch:
+    """Noise as input, and soft targets with `KEPT` units a frame: [utterances, frames], of source 0."""
+    generator = torch.Generator().manual_seed(seed)
+    total, kept = utterances * frames, min(KEPT, num_units)
+    logits = 4 * torch.randn(total, num_units, generator=generator)
+    probs, units = logits.softmax(-1).topk(kept)
+    batch = Batch(
+        torch.randn(utterances, frames, features.dimension, generator=generator),
+        torch.full((utterances,), frames),
+        source=0,
+        labels=None,
+        label_lengths=None,
+        units=units,
+        probs=probs,
+        tail=1 - probs.sum(-1),
+    )
+    batch.seconds = total * features.frame_ms / 1000
+    return batch
+
+
+def step_speed(
+    model: ModelSettings,
+    features: FeatureSettings,
+    num_units: int,
+    device: torch.device,
+    batch: Batch,
+    seconds: float = 5.0,
+) -> float:
+    """Frames a second of the training step of a fresh network: forward, cross-entropy against soft targets, backward, update.
+
+    The median of as many steps as fit into `seconds`, three at least, after one that warms up.
+    """
+    source = SourceSettings(audio="memory", targets="memory", soft=1.0)
+    phase = PhaseSettings(sources=[source], passes=1)
+    settings = TrainSettings(output="", units="", development="", phases=[phase], model=model, features=features)
+    network = build_model(model, features.dimension, num_units).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=settings.weight_decay)
+    times: list[float] = []
+    step(network, optimizer, batch, phase, settings, 1e-4, device)
+    while len(times) < 3 or sum(times) < seconds:
+        began = time.perf_counter()
+        step(network, optimizer, batch, phase, settings, 1e-4, device)  # its loss is read, so a device has finished
+        times.append(time.perf_counter() - began)
+    return batch.frames / sorted(times)[len(times) // 2]
