@@ -31,11 +31,12 @@ S = TypeVar("S", bound=Settings)
 
 def _settings(kind: type[S], words: list[str]) -> S:
     """Settings from `[FILE.yaml] [key=value …]`."""
-    files = [word for word in words if "=" not in word]
+    files = [word for word in words if "=" not in word or os.path.isfile(word)]
     if len(files) > 1:
         raise UserError(f"{files[1]}: one settings file at most, then key=value")
     values = load_yaml(files[0]) if files else {}
-    return build(kind, override(values, [word for word in words if "=" in word]), files[0] if files else "command line")
+    assignments = [word for word in words if word not in files]
+    return build(kind, override(values, assignments), files[0] if files else "command line")
 
 
 def _prepare(words: list[str]) -> None:

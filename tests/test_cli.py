@@ -107,6 +107,11 @@ def test_mistakes_get_one_line(here: Path, refused: Refused, command: list[str],
     assert set(here.rglob("*")) == before, "nothing half-written"
 
 
+def test_a_settings_file_may_have_an_equals_sign_in_its_name(here: Path, refused: Refused) -> None:
+    (here / "rate=1.yaml").write_text("ouput: x\n")
+    refused(["prepare", "rate=1.yaml"], "rate=1.yaml: unknown key ouput")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
