@@ -165,11 +165,11 @@ def _taken(target: SparsePosteriors, frames: np.ndarray) -> SparsePosteriors:
 
 def _mean(targets: Sequence[SparsePosteriors], weights: np.ndarray, priors: Sequence[np.ndarray]) -> SparsePosteriors:
     """Σ w_i q_i; weights: float64 [targets, frames], of each frame adding up to 1."""
-    union = _Union.of(targets, weights > 0)
+    union = _Union.of(targets, weights)
     probs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
-    for target, weight, prior in zip(targets, weights, priors, strict=True):
+    for target, places, weight, prior in zip(targets, union.places, weights, priors, strict=True):
         share = _share(target, prior)
-        probs += weight[union.rows] * union.completed(target, share, prior)
+        probs += weight[union.rows] * union.completed(target, places, share, prior)
         tail += weight * share * union.left(prior)
     return union.kept(probs, tail)
 
@@ -178,13 +178,13 @@ def _log_mean(
     targets: Sequence[SparsePosteriors], weights: np.ndarray, priors: Sequence[np.ndarray]
 ) -> SparsePosteriors:
     """Π q_i^w_i, normalised; weights: float64 [targets], above 0 and adding up to 1."""
-    union = _Union.of(targets, np.ones((len(targets), targets[0].frames), bool))
+    union = _Union.of(targets, np.repeat(weights[:, None], targets[0].frames, axis=1))
     prior, total = _geometric(priors, weights)
     logs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
     with np.errstate(divide="ignore"):
-        for target, weight, own in zip(targets, weights, priors, strict=True):
+        for target, places, weight, own in zip(targets, union.places, weights, priors, strict=True):
             share = _share(target, own)
-            logs += weight * np.log(union.completed(target, share, own))
+            logs += weight * np.log(union.completed(target, places, share, own))
             tail += weight * np.log(share)
         tail += np.log(total * union.left(prior))
     largest = np.maximum(np.maximum.reduceat(logs, union.starts), tail)
@@ -227,33 +227,40 @@ class _Union:
     """The units that any of several distributions keeps.
 
     Attributes:
-        rows, units: int64 [entries], by frame, then by unit; keys: both in one number; starts: int64 [frames].
+        rows, units: int64 [entries], by frame, then by unit; starts: int64 [frames].
+        places: of each distribution int64, where its own entries are among these, -1 for those that do not count.
     """
 
     rows: np.ndarray
     units: np.ndarray
-    keys: np.ndarray
     starts: np.ndarray
+    places: list[np.ndarray]
     num_units: int
 
     @classmethod
-    def of(cls, targets: Sequence[SparsePosteriors], live: np.ndarray) -> _Union:
-        """live: bool [targets, frames], which of them count; in every frame one at least."""
+    def of(cls, targets: Sequence[SparsePosteriors], weights: np.ndarray) -> _Union:
+        """weights: float64 [targets, frames]; where one is 0, what the distribution keeps does not count."""
         num_units = targets[0].num_units
-        rows = [_rows(target) for target in targets]
-        keys = [row * num_units + target.units for row, target in zip(rows, targets, strict=True)]
-        union = np.unique(np.concatenate([key[on[row]] for key, on, row in zip(keys, live, rows, strict=True)]))
-        frames, units = np.divmod(union, num_units)
-        counts = np.bincount(frames, minlength=targets[0].frames)
-        return cls(frames, units, union, np.cumsum(counts) - counts, num_units)
+        every = [_rows(target) for target in targets]
+        keys = np.concatenate([row * num_units + target.units for row, target in zip(every, targets, strict=True)])
+        counting = np.flatnonzero(np.concatenate([weight[row] > 0 for weight, row in zip(weights, every, strict=True)]))
+        order = counting[np.argsort(keys[counting])]
+        union = keys[order]
+        new = np.diff(union, prepend=-1) != 0
+        places = np.full(len(keys), -1)
+        places[order] = np.cumsum(new) - 1
+        rows, units = np.divmod(union[new], num_units)
+        counts = np.bincount(rows, minlength=targets[0].frames)
+        by_target = np.split(places, np.cumsum([len(row) for row in every])[:-1])
+        return cls(rows, units, np.cumsum(counts) - counts, by_target, num_units)
 
-    def completed(self, target: SparsePosteriors, share: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    def completed(
+        self, target: SparsePosteriors, places: np.ndarray, share: np.ndarray, prior: np.ndarray
+    ) -> np.ndarray:
         """float64 [entries]: what a distribution has for them, kept or not."""
         probs = share[self.rows] * prior[self.units]
-        keys = _rows(target) * self.num_units + target.units
-        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        found = self.keys[places] == keys  # what does not count may not be among them
-        probs[places[found]] = np.exp(target.log_probs[found], dtype=np.float64)
+        counts = places >= 0
+        probs[places[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)
         return probs
 
     def left(self, prior: np.ndarray) -> np.ndarray:
@@ -262,15 +269,19 @@ class _Union:
 
     def kept(self, probs: np.ndarray, tail: np.ndarray) -> SparsePosteriors:
         """The distribution with these probabilities [entries] and tails [frames], normalised; the best MAX_KEPT stay kept."""
-        order = np.lexsort((-probs, self.rows))  # stable: equals stay by unit
-        rows, units, probs = self.rows, self.units[order], probs[order]
         totals = np.add.reduceat(probs, self.starts) + tail
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(probs / totals[self.rows]).astype(np.float32)
+        # by frame, then as log-probabilities fall, whose bits as integers rise without their sign; equals stay by unit
+        falling = log_probs.view(np.int32).astype(np.int64) & 0x7FFFFFFF
+        order = np.argsort((self.rows << 32) | falling, kind="stable")
+        rows, probs = self.rows, probs[order]
         keep = (np.arange(len(rows)) - self.starts[rows] < MAX_KEPT) & (probs > 0)
         tail = tail + np.bincount(rows[~keep], probs[~keep], len(tail))
         return SparsePosteriors(
             np.bincount(rows[keep], minlength=len(tail)).astype(np.uint8),
-            units[keep].astype(np.int32),
-            np.log(probs[keep] / totals[rows[keep]]).astype(np.float32),
+            self.units[order[keep]].astype(np.int32),
+            log_probs[order[keep]],
             (tail / totals).astype(np.float32),
             self.num_units,
         )
