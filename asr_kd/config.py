@@ -259,11 +259,31 @@ class SpikeSettings(Settings):
     )
 
 
+class CombineSettings(Settings):
+    """The soft targets of several teachers as one."""
+
+    mode: Literal["mean", "log_mean", "confidence"] = Field(
+        "mean",
+        description="mean of the probabilities, of the log-probabilities, or of the probabilities weighted by how certain each "
+        "teacher is of the frame",
+    )
+    weights: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="of the teachers, in the order of targets; null weighs all alike"
+    )
+
+
 class SourceSettings(Settings):
     """One stream of utterances to learn from, and what is learned from it."""
 
     audio: str = Field(description="folder of audio shards")
-    targets: str | None = Field(None, description="folder of soft-target shards beside it")
+    targets: str | list[str] | None = Field(
+        None, description="folder of soft-target shards beside it; a list of them, one a teacher, is combined"
+    )
+    combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
+    resample: bool = Field(
+        False,
+        description="lay targets of another frame period or offset on the learner's frames, by the time they share",
+    )
     transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
     soft: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the cross-entropy against the soft targets")
@@ -287,7 +307,21 @@ class SourceSettings(Settings):
             raise ValueError("spikes needs a soft weight above 0")
         if self.reads_targets != bool(self.targets):
             raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
+        if self.resample and not self.targets:
+            raise ValueError("resample needs targets")
+        sets, weights = self.target_sets, self.combine.weights
+        if twice := next((folder for folder in sets if sets.count(folder) > 1), None):
+            raise ValueError(f"targets names {twice} twice; name each set once, and weigh it by combine.weights")
+        if len(sets) < 2 and self.combine != CombineSettings():
+            raise ValueError("combine needs a list of two or more targets")
+        if weights is not None and len(weights) != len(sets):
+            raise ValueError(f"combine.weights has {len(weights)} weights for {len(sets)} targets; give one for each")
         return self
+
+    @property
+    def target_sets(self) -> list[str]:
+        """Folders of soft-target shards, one a teacher."""
+        return [self.targets] if isinstance(self.targets, str) else self.targets or []
 
     @property
     def reads_targets(self) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from asr_kd.config import FeatureSettings, Settings, build
 from asr_kd.errors import UserError
@@ -80,7 +81,7 @@ class TargetMetadata(Settings):
     teacher: str
     units_hash: str
     num_units: int
-    frame_ms: int
+    frame_ms: Annotated[int, Field(ge=1)]
     offset_ms: int = 0
     features: FeatureSettings
     audio_sha256: str
@@ -126,7 +127,12 @@ def read_target_shard(
     for name, theirs, mine, remedy in (
         ("units", metadata.units_hash, units_hash, "label with a teacher that has the same units"),
         ("number of units", metadata.num_units, num_units, "label with a teacher that has the same units"),
-        ("frame period in ms", metadata.frame_ms, frame_ms, "label with a teacher that has the same hop_ms × stack"),
+        (
+            "frame period in ms",
+            metadata.frame_ms,
+            frame_ms,
+            "label with a teacher that has the same hop_ms × stack, or set resample=true on the source",
+        ),
     ):
         if mine is not None and theirs != mine:
             raise UserError(f"{path}: {name} of the soft targets: {theirs}, expected here: {mine}; {remedy}")

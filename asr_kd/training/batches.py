@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from asr_kd.audio.augment import spec_augment, stretched
-from asr_kd.config import PhaseSettings, SourceSettings, TrainSettings
+from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import collate
 from asr_kd.shards.manifest import read_transcripts
@@ -28,7 +28,7 @@ from asr_kd.shards.stream import (
 )
 from asr_kd.shards.tarset import ShardInfo, read_index
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import read_target_shard, tail_prior
+from asr_kd.training.teachers import ShardTargets
 from asr_kd.units import Units
 
 
@@ -83,12 +83,14 @@ class PhaseStream:
 
     Attributes:
         unused: (key, reason) of utterances of the present pass that could not be used.
+        incomplete: the same of those that were used without the soft target of every teacher.
     """
 
     def __init__(self, settings: TrainSettings, phase: int, units: Units) -> None:
         self.settings, self.phase, self.units = settings, phase, units
         self.plan: PhaseSettings = settings.phases[phase]
         self.unused: list[tuple[str, str]] = []
+        self.incomplete: list[tuple[str, str]] = []
         self.transcripts = [
             read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources
         ]
@@ -104,7 +106,7 @@ class PhaseStream:
         Raises:
             UserError: when targets, units or frame period do not fit, or too many utterances cannot be used.
         """
-        self.unused = []
+        self.unused, self.incomplete = [], []
         streams = [self._source_batches(index, number) for index in range(len(self.plan.sources))]
         done = [0.0] * len(streams)
         live = set(range(len(streams)))
@@ -124,13 +126,16 @@ class PhaseStream:
             done[source] += batch.seconds
             yield batch
             order += 1
-        allowed = self.settings.max_bad_share * self.utterances
-        if len(self.unused) > allowed:
-            key, reason = self.unused[0]
-            raise UserError(
-                f"{len(self.unused)} of {self.utterances} utterances cannot be used, more than max_bad_share "
-                f"{self.settings.max_bad_share} (first: {key}: {reason}); mend the data or raise max_bad_share"
-            )
+        for left_out, what in (
+            (self.unused, "cannot be used"),
+            (self.incomplete, "lack the soft target of a teacher"),
+        ):
+            if len(left_out) > self.settings.max_bad_share * self.utterances:
+                key, reason = left_out[0]
+                raise UserError(
+                    f"{len(left_out)} of {self.utterances} utterances {what}, more than max_bad_share "
+                    f"{self.settings.max_bad_share} (first: {key}: {reason}); mend the data or raise max_bad_share"
+                )
 
     def _source_batches(self, source: int, number: int) -> Iterator[list[Example]]:
         rng = np.random.default_rng([self.settings.seed, self.phase, number, 0, source])
@@ -159,24 +164,26 @@ class PhaseStream:
     def _examples(self, source: int, shard: ShardInfo, content: LoadedShard) -> Iterator[Example]:
         plan = self.plan.sources[source]
         self.unused.extend(content.bad)
-        targets, prior = self._targets(plan, shard) if plan.targets else ({}, None)
+        targets = None
+        if plan.reads_targets:
+            wanted = bool(plan.soft) and self.settings.missing_mass == "prior"
+            targets = ShardTargets(plan, shard, self.units, self.settings.features.frame_ms, wanted)
         for item in content.items:
-            example = Example(item, None, None, prior)
+            example = Example(item, None, None)
             if plan.ctc:
                 reason = self._label(example, source)
                 if reason:
                     self.unused.append((item.key, reason))
                     continue
-            if plan.reads_targets:
-                example.targets = targets.get(item.key)
-                if example.targets is None:
-                    self.unused.append((item.key, f"no soft target in {plan.targets}"))
+            if targets is not None:
+                found = targets.find(item.key, len(item.features))
+                lacking = f"no soft target in {' and '.join(found.lacking)}"
+                if found.target is None:
+                    self.unused.append((item.key, lacking))
                     continue
-                if example.targets.frames != len(item.features):
-                    raise UserError(
-                        f"{plan.targets}/{shard.name}: {item.key} has {example.targets.frames} target frames for "
-                        f"{len(item.features)} feature frames; label this audio with these feature settings again"
-                    )
+                if found.lacking:
+                    self.incomplete.append((item.key, lacking))
+                example.targets, example.prior = found.target, found.prior
             yield example
 
     def _label(self, example: Example, source: int) -> str | None:
@@ -193,19 +200,6 @@ class PhaseStream:
         if len(example.ids) + repeats > frames:
             return f"{len(example.ids)} units do not fit into {frames} frames"
         return None
-
-    def _targets(self, plan: SourceSettings, shard: ShardInfo) -> tuple[dict[str, SparsePosteriors], np.ndarray | None]:
-        path = Path(str(plan.targets)) / shard.name
-        metadata, targets = read_target_shard(
-            path, units_hash=self.units.hash, num_units=self.units.size, frame_ms=self.settings.features.frame_ms
-        )
-        if metadata.audio_sha256 != shard.sha256:
-            raise UserError(
-                f"{path}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, "
-                f"{plan.audio}/{shard.name} has {shard.sha256[:16]}…; label this audio again"
-            )
-        wanted = plan.soft and self.settings.missing_mass == "prior"
-        return dict(targets), tail_prior(path, metadata).astype(np.float32) if wanted else None
 
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
         augment, stack = self.plan.sources[source].augment, self.settings.features.stack

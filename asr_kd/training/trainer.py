@@ -154,12 +154,13 @@ def _run_phase(
                     raise UserError(
                         f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
                     )
-            if stream.unused and number == 0:
-                key, reason = stream.unused[0]
-                print(
-                    f"left out {len(stream.unused)} of {stream.utterances} utterances (first: {key}: {reason})",
-                    file=sys.stderr,
-                )
+            for what, cases in (("left out", stream.unused), ("without every teacher", stream.incomplete)):
+                if cases and number == 0:
+                    key, reason = cases[0]
+                    print(
+                        f"{what} {len(cases)} of {stream.utterances} utterances (first: {key}: {reason})",
+                        file=sys.stderr,
+                    )
             position.number, position.batches = number + 1, 0
 
 
@@ -337,7 +338,7 @@ def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) 
         "units_hash": units.hash,
         "data": {folder: [shard.sha256 for shard in read_index(Path(folder))] for folder in audio},
         "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
-        "teachers": {source.targets: teacher_of(Path(source.targets)) for source in sources if source.targets},
+        "teachers": {folder: teacher_of(Path(folder)) for source in sources for folder in source.target_sets},
         "init_fingerprint": init and init.fingerprint,
     }
 

@@ -45,22 +45,26 @@ def write_audio(folder: Path, shards: list[list[Sample]]) -> str:
     return str(folder)
 
 
-def soft_target(item: Sample, units: Units) -> SparsePosteriors:
+def soft_target(item: Sample, units: Units, doubt: float = 0.02, frame_ms: int = 30) -> SparsePosteriors:
     """What a teacher with perfect timing and some doubt says of the tones."""
     waveform, _ = decode(item.audio, item.key, RATE, 60.0)
-    frames = len(Frontend(FEATURES).compute(waveform))
-    place = (np.arange(frames) * 30 + 27.5) // 240  # the middle of a frame's audio
-    dense = np.full((frames, units.size), 0.02 / (units.size - 1))
+    frames = len(Frontend(FEATURES.model_copy(update={"stack": frame_ms // FEATURES.hop_ms})).compute(waveform))
+    # the middle of a frame's audio
+    place = (np.arange(frames) * frame_ms + (frame_ms + FEATURES.window_ms) / 2) // 240
+    dense = np.full((frames, units.size), doubt / (units.size - 1))
     for row, part in zip(dense, place.astype(int), strict=True):
         text = item.fields["text"]
-        row[units.encode(text[part // 2])[-1] if part % 2 and part // 2 < len(text) else units.blank] = 0.98
+        row[units.encode(text[part // 2])[-1] if part % 2 and part // 2 < len(text) else units.blank] = 1 - doubt
     return SparsePosteriors.from_dense(np.log(dense / dense.sum(1, keepdims=True)), 3, 0.99)
 
 
-def write_targets(folder: Path, audio: str, units: Units, leave_out: tuple[str, ...] = (), **changes: Any) -> str:
+def write_targets(
+    folder: Path, audio: str, units: Units, leave_out: tuple[str, ...] = (), doubt: float = 0.02, **changes: Any
+) -> str:
     folder.mkdir(parents=True)
+    frame_ms = changes.get("frame_ms", 30)
     for number, info in enumerate(read_index(Path(audio))):
-        pairs = [(item.key, soft_target(item, units)) for item in read_shard(Path(audio) / info.name)]
+        pairs = [(item.key, soft_target(item, units, doubt, frame_ms)) for item in read_shard(Path(audio) / info.name)]
         pairs = [(key, target) for key, target in pairs if key not in leave_out]
         statistics = {
             "utterances": len(pairs), "frames": sum(target.frames for _, target in pairs), "audio_seconds": info.seconds,

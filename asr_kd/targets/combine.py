@@ -1,0 +1,287 @@
+"""Soft targets of several teachers as one, exact about what each left over; and of another frame period, on another grid.
+
+A teacher's distribution is completed first: its tail is spread over the units that it did not keep in a frame, evenly or in
+the proportions of a prior. What comes out keeps every unit that one of the teachers kept; its tail is what the completed
+distributions have together for all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from asr_kd.errors import UserError
+from asr_kd.targets.posteriors import MAX_KEPT, SparsePosteriors
+
+CombineMode = Literal["mean", "log_mean", "confidence"]
+
+#: what a prior has at least for the units that were not kept; less is lost in rounding
+EPSILON = np.finfo(np.float64).eps
+
+
+def combine(
+    targets: Sequence[SparsePosteriors],
+    mode: CombineMode = "mean",
+    weights: Sequence[float] | None = None,
+    priors: Sequence[np.ndarray] | None = None,
+) -> SparsePosteriors:
+    """One distribution a frame from several, q_i, completed and weighted with w_i / Σ w.
+
+    - `mean`: Σ w_i q_i;
+    - `log_mean`: Π q_i^w_i, normalised over all units, kept or not;
+    - `confidence`: Σ w_i c_i q_i / Σ w_i c_i with the `certainty` c_i of each on the frame.
+
+    The units that are kept are those that a teacher with a weight kept, the best MAX_KEPT of a frame; one becomes itself.
+
+    Args:
+        targets: of the same units and number of frames.
+        weights: at least 0, not all 0; None: equal.
+        priors: float64 [units] each, above 0 and adding up to 1, in whose proportions each tail is spread; None: evenly.
+
+    Raises:
+        UserError: when in a frame no unit has a probability from all teachers, and `log_mean` asks for one.
+    """
+    first = targets[0]
+    fixed = np.ones(len(targets)) if weights is None else np.asarray(weights, np.float64)
+    if len(fixed) != len(targets) or not (fixed >= 0).all() or not 0 < fixed.sum() < np.inf:
+        raise ValueError(f"weights {weights} for {len(targets)} teachers")
+    if any((one.frames, one.num_units) != (first.frames, first.num_units) for one in targets):
+        raise ValueError(f"frames and units differ: {[(one.frames, one.num_units) for one in targets]}")
+    used = [place for place, weight in enumerate(fixed) if weight]
+    if len(used) == 1:
+        return targets[used[0]]
+    every = _even(first.num_units, len(targets)) if priors is None else priors
+    targets, every = [targets[place] for place in used], [every[place] for place in used]
+    fixed = fixed[used] / fixed[used].sum()
+    if mode == "log_mean":
+        return _log_mean(targets, fixed, every)
+    by_frame = np.repeat(fixed[:, None], first.frames, axis=1)
+    if mode == "confidence":
+        by_frame *= [certainty(target, prior) for target, prior in zip(targets, every, strict=True)]
+        by_frame /= by_frame.sum(0)
+    return _mean(targets, by_frame, every)
+
+
+def combine_priors(
+    priors: Sequence[np.ndarray], mode: CombineMode, weights: Sequence[float], leftover: Sequence[float]
+) -> np.ndarray:
+    """In what proportions the tail of a combination is spread: float64 [units], adding up to 1.
+
+    Of `log_mean` the weighted geometric mean of the priors, which is exact. Of the others the mean of the priors weighted by
+    w_i and by the mass that each teacher leaves over; what a single frame's tail is made of may differ from this mean.
+
+    Args:
+        priors: float64 [units] each, above 0 and adding up to 1.
+        weights: above 0; leftover: at least 0, mean mass that each teacher did not keep.
+    """
+    shares = np.asarray(weights, np.float64)
+    if mode == "log_mean":
+        return _geometric(priors, shares / shares.sum())[0]
+    by_tail = shares * np.asarray(leftover)
+    shares = by_tail if by_tail.sum() > 0 else shares
+    return np.asarray(shares @ np.stack(priors) / shares.sum())
+
+
+def certainty(target: SparsePosteriors, prior: np.ndarray | None = None) -> np.ndarray:
+    """exp(-H) of each frame's completed distribution, H its entropy in nat: 1 for a single unit, 1 / units for all alike.
+
+    It is the inverse of the perplexity, the number of units that the teacher hesitates between. To weigh the posteriors of
+    several recognisers frame by frame by their entropy is from Misra, Bourlard and Tyagi (ICASSP 2003), who take 1 / H;
+    this stays finite where a teacher is sure.
+
+    Args:
+        prior: as of `combine`.
+
+    Returns:
+        float64 [frames], in (0, 1].
+    """
+    prior = _even(target.num_units, 1)[0] if prior is None else prior
+    rows, probs = _rows(target), np.exp(target.log_probs, dtype=np.float64)
+    kept = np.bincount(rows, probs * target.log_probs, target.frames)
+    share = _share(target, prior)
+    own = prior * np.log(prior)
+    others = own.sum() - np.bincount(rows, own[target.units], target.frames)
+    spread = np.where(share > 0, target.tail * np.log(np.where(share > 0, share, 1.0)) + share * others, 0.0)
+    return np.exp(np.minimum(kept + spread, 0.0))
+
+
+def resample(
+    target: SparsePosteriors,
+    frame_ms: int,
+    offset_ms: int,
+    frames: int,
+    wanted_ms: int,
+    prior: np.ndarray | None = None,
+) -> SparsePosteriors:
+    """Soft targets on another grid of frames, by the share of time that the frames of both have in common.
+
+    A wanted frame t covers [t p, (t+1) p), a given frame f [o + f P, o + (f+1) P), in whole milliseconds. A wanted frame is
+    the mean of the (completed) given ones that it overlaps, each weighted by how long; where the given ones begin later or end
+    earlier, the mean of what there is; where there is none, the nearest.
+
+    Args:
+        frame_ms, offset_ms: P and o; frames, wanted_ms: how many are wanted, and p.
+        prior: as of `combine`.
+
+    Raises:
+        UserError: when the beginnings or the ends are further apart than one frame of each together.
+    """
+    if (frame_ms, offset_ms, target.frames) == (wanted_ms, 0, frames):
+        return target
+    end, wanted_end = offset_ms + target.frames * frame_ms, frames * wanted_ms
+    if max(abs(offset_ms), abs(end - wanted_end)) >= frame_ms + wanted_ms:
+        raise UserError(
+            f"its {target.frames} frames of {frame_ms} ms cover {offset_ms} to {end} ms, the {frames} wanted ones of "
+            f"{wanted_ms} ms cover 0 to {wanted_end} ms; label this audio again"
+        )
+    start = np.arange(frames) * wanted_ms
+    first, last = (
+        np.clip((edge - offset_ms) // frame_ms, 0, target.frames - 1) for edge in (start, start + wanted_ms - 1)
+    )
+    given = np.minimum(
+        first + np.arange((last - first).max() + 1)[:, None], last
+    )  # [overlapping frames at most, frames]
+    begins = offset_ms + given * frame_ms
+    overlap = np.minimum(start + wanted_ms, begins + frame_ms) - np.maximum(start, begins)
+    overlap[np.arange(len(given))[:, None] > last - first] = 0  # those are the last again
+    overlap = np.maximum(overlap, 0)
+    overlap[0, overlap.sum(0) == 0] = 1
+    weights = overlap / overlap.sum(0)
+    priors = _even(target.num_units, len(given)) if prior is None else [prior] * len(given)
+    return _mean([_taken(target, row) for row in given], weights, priors)
+
+
+def _taken(target: SparsePosteriors, frames: np.ndarray) -> SparsePosteriors:
+    """Some frames (int64), in any order, any of them several times."""
+    counts = target.counts[frames].astype(np.int64)
+    entries = np.repeat(target.starts[frames] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    return SparsePosteriors(
+        target.counts[frames], target.units[entries], target.log_probs[entries], target.tail[frames], target.num_units
+    )
+
+
+def _mean(targets: Sequence[SparsePosteriors], weights: np.ndarray, priors: Sequence[np.ndarray]) -> SparsePosteriors:
+    """Σ w_i q_i; weights: float64 [targets, frames], of each frame adding up to 1."""
+    union = _Union.of(targets, weights)
+    probs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
+    for target, places, weight, prior in zip(targets, union.places, weights, priors, strict=True):
+        share = _share(target, prior)
+        probs += weight[union.rows] * union.completed(target, places, share, prior)
+        tail += weight * share * union.left(prior)
+    return union.kept(probs, tail)
+
+
+def _log_mean(
+    targets: Sequence[SparsePosteriors], weights: np.ndarray, priors: Sequence[np.ndarray]
+) -> SparsePosteriors:
+    """Π q_i^w_i, normalised; weights: float64 [targets], above 0 and adding up to 1."""
+    union = _Union.of(targets, np.repeat(weights[:, None], targets[0].frames, axis=1))
+    prior, total = _geometric(priors, weights)
+    logs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
+    with np.errstate(divide="ignore"):
+        for target, places, weight, own in zip(targets, union.places, weights, priors, strict=True):
+            share = _share(target, own)
+            logs += weight * np.log(union.completed(target, places, share, own))
+            tail += weight * np.log(share)
+        tail += np.log(total * union.left(prior))
+    largest = np.maximum(np.maximum.reduceat(logs, union.starts), tail)
+    if not np.isfinite(largest).all():
+        raise UserError(
+            f"no unit of frame {np.flatnonzero(~np.isfinite(largest))[0]} has a probability from all teachers, and a mean of "
+            "log-probabilities needs one; choose combine.mode=mean"
+        )
+    return union.kept(np.exp(logs - largest[union.rows]), np.exp(tail - largest))
+
+
+def _geometric(priors: Sequence[np.ndarray], weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Π s_i^w_i over the units, normalised, and what it added up to before."""
+    product = np.exp(weights @ np.log(np.stack(priors)))
+    return product / product.sum(), float(product.sum())
+
+
+def _even(num_units: int, count: int) -> list[np.ndarray]:
+    return [np.full(num_units, 1.0 / num_units)] * count
+
+
+def _rows(target: SparsePosteriors) -> np.ndarray:
+    return np.repeat(np.arange(target.frames), target.counts)
+
+
+def _left(prior: np.ndarray, rows: np.ndarray, units: np.ndarray, frames: int) -> np.ndarray:
+    """float64 [frames]: what a prior has for the units that are not among those of the frame; 0 where all are."""
+    left = 1.0 - np.bincount(rows, prior[units], frames)
+    return np.where(np.bincount(rows, minlength=frames) < len(prior), np.maximum(left, EPSILON), 0.0)
+
+
+def _share(target: SparsePosteriors, prior: np.ndarray) -> np.ndarray:
+    """float64 [frames]: what the prior is multiplied with to give the units that were not kept; 0 where all were."""
+    left = _left(prior, _rows(target), target.units, target.frames)
+    return np.where(left > 0, target.tail / np.where(left > 0, left, 1.0), 0.0)
+
+
+@dataclass
+class _Union:
+    """The units that any of several distributions keeps.
+
+    Attributes:
+        rows, units: int64 [entries], by frame, then by unit; starts: int64 [frames].
+        places: of each distribution int64, where its own entries are among these, -1 for those that do not count.
+    """
+
+    rows: np.ndarray
+    units: np.ndarray
+    starts: np.ndarray
+    places: list[np.ndarray]
+    num_units: int
+
+    @classmethod
+    def of(cls, targets: Sequence[SparsePosteriors], weights: np.ndarray) -> _Union:
+        """weights: float64 [targets, frames]; where one is 0, what the distribution keeps does not count."""
+        num_units = targets[0].num_units
+        every = [_rows(target) for target in targets]
+        keys = np.concatenate([row * num_units + target.units for row, target in zip(every, targets, strict=True)])
+        counting = np.flatnonzero(np.concatenate([weight[row] > 0 for weight, row in zip(weights, every, strict=True)]))
+        order = counting[np.argsort(keys[counting])]
+        union = keys[order]
+        new = np.diff(union, prepend=-1) != 0
+        places = np.full(len(keys), -1)
+        places[order] = np.cumsum(new) - 1
+        rows, units = np.divmod(union[new], num_units)
+        counts = np.bincount(rows, minlength=targets[0].frames)
+        by_target = np.split(places, np.cumsum([len(row) for row in every])[:-1])
+        return cls(rows, units, np.cumsum(counts) - counts, by_target, num_units)
+
+    def completed(
+        self, target: SparsePosteriors, places: np.ndarray, share: np.ndarray, prior: np.ndarray
+    ) -> np.ndarray:
+        """float64 [entries]: what a distribution has for them, kept or not."""
+        probs = share[self.rows] * prior[self.units]
+        counts = places >= 0
+        probs[places[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)
+        return probs
+
+    def left(self, prior: np.ndarray) -> np.ndarray:
+        """float64 [frames]: what a prior has for all other units."""
+        return _left(prior, self.rows, self.units, len(self.starts))
+
+    def kept(self, probs: np.ndarray, tail: np.ndarray) -> SparsePosteriors:
+        """The distribution with these probabilities [entries] and tails [frames], normalised; the best MAX_KEPT stay kept."""
+        totals = np.add.reduceat(probs, self.starts) + tail
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(probs / totals[self.rows]).astype(np.float32)
+        # by frame, then as log-probabilities fall, whose bits as integers rise without their sign; equals stay by unit
+        falling = log_probs.view(np.int32).astype(np.int64) & 0x7FFFFFFF
+        order = np.argsort((self.rows << 32) | falling, kind="stable")
+        rows, probs = self.rows, probs[order]
+        keep = (np.arange(len(rows)) - self.starts[rows] < MAX_KEPT) & (probs > 0)
+        tail = tail + np.bincount(rows[~keep], probs[~keep], len(tail))
+        return SparsePosteriors(
+            np.bincount(rows[keep], minlength=len(tail)).astype(np.uint8),
+            self.units[order[keep]].astype(np.int32),
+            log_probs[order[keep]],
+            (tail / totals).astype(np.float32),
+            self.num_units,
+        )

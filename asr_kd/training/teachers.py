@@ -1,0 +1,131 @@
+"""The soft targets of an audio shard for a learner: of one teacher as they are, of several as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.config import SourceSettings
+from asr_kd.errors import UserError
+from asr_kd.shards.tarset import ShardInfo
+from asr_kd.targets.combine import combine, combine_priors, resample
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.store import TargetMetadata, check_answers, read_target_shard, tail_prior
+from asr_kd.units import Units
+
+
+@dataclass
+class TargetSet:
+    """One teacher's soft targets of the shard; `prior`: float64 [units], in whose proportions its tails are spread."""
+
+    folder: str
+    path: Path
+    metadata: TargetMetadata
+    targets: dict[str, SparsePosteriors]
+    prior: np.ndarray
+
+    @property
+    def leftover(self) -> float:
+        """Mean mass of a frame that was not kept."""
+        return max(0.0, 1.0 - self.metadata.statistics.mean_kept_mass)
+
+
+@dataclass
+class Found:
+    """What there is for an utterance: its target, if any, `prior` as of `Batch.priors`, and the sets that lack the key."""
+
+    target: SparsePosteriors | None
+    prior: np.ndarray | None
+    lacking: list[str] = field(default_factory=list)
+
+
+class ShardTargets:
+    """Soft targets of one audio shard, of all sets of a source.
+
+    Args:
+        units, frame_ms: of the learner.
+        with_prior: whether the tail is spread like the shard's prior; else evenly, wherever it must be.
+
+    Raises:
+        UserError: when a set does not fit the units, the audio shard or, without `resample`, the frames.
+    """
+
+    def __init__(self, source: SourceSettings, shard: ShardInfo, units: Units, frame_ms: int, with_prior: bool) -> None:
+        self.source, self.frame_ms, self.with_prior = source, frame_ms, with_prior
+        self.sets = [self._open(folder, shard, units) for folder in source.target_sets]
+        self._priors: dict[tuple[int, ...], np.ndarray] = {}
+
+    def _open(self, folder: str, shard: ShardInfo, units: Units) -> TargetSet:
+        path = Path(folder) / shard.name
+        wanted_ms = None if self.source.resample else self.frame_ms
+        metadata, targets = read_target_shard(path, units.hash, units.size, wanted_ms)
+        check_answers(path, metadata, f"{self.source.audio}/{shard.name}", shard.sha256)
+        if metadata.offset_ms and not self.source.resample:
+            raise UserError(
+                f"{path}: its first frame begins {metadata.offset_ms} ms into the audio, the learner's at 0; set resample=true"
+            )
+        combined = len(self.source.target_sets) > 1
+        if combined and self.source.combine.mode == "log_mean" and metadata.selection.mode in ("sampled", "alignment"):
+            raise UserError(
+                f"{path}: mode {metadata.selection.mode} gives most units no probability, combine.mode=log_mean needs one of "
+                "every unit; choose combine.mode=mean"
+            )
+        prior = tail_prior(path, metadata) if self.with_prior else np.full(units.size, 1.0 / units.size)
+        return TargetSet(folder, path, metadata, dict(targets), prior)
+
+    def find(self, key: str, frames: int) -> Found:
+        """The soft target of an utterance; of several teachers, combined over those that have it.
+
+        Args:
+            frames: of the learner.
+
+        Raises:
+            UserError: when a set has other frames than the audio.
+        """
+        present = tuple(place for place, one in enumerate(self.sets) if key in one.targets)
+        lacking = [one.folder for one in self.sets if key not in one.targets]
+        if not present:
+            return Found(None, None, lacking)
+        targets = [self._target(self.sets[place], key, frames) for place in present]
+        prior = self._prior(present) if self.with_prior else None
+        if len(present) == 1:
+            return Found(targets[0], prior, lacking)
+        sets = [self.sets[place] for place in present]
+        try:
+            target = combine(targets, self.source.combine.mode, self._weights(present), [one.prior for one in sets])
+        except UserError as error:
+            raise UserError(f"{' and '.join(str(one.path) for one in sets)}: {key}: {error}") from None
+        return Found(target, prior, lacking)
+
+    def _target(self, one: TargetSet, key: str, frames: int) -> SparsePosteriors:
+        target, metadata = one.targets[key], one.metadata
+        if self.source.resample:
+            try:
+                return resample(target, metadata.frame_ms, metadata.offset_ms, frames, self.frame_ms, one.prior)
+            except UserError as error:
+                raise UserError(f"{one.path}: {key}: {error}") from None
+        if target.frames != frames:
+            raise UserError(
+                f"{one.path}: {key} has {target.frames} target frames for {frames} feature frames; label this audio with "
+                "these feature settings again"
+            )
+        return target
+
+    def _weights(self, present: tuple[int, ...]) -> list[float]:
+        weights = self.source.combine.weights
+        return [1.0 if weights is None else weights[place] for place in present]
+
+    def _prior(self, present: tuple[int, ...]) -> np.ndarray:
+        """One array for all utterances that the same teachers have: a batch holds it once."""
+        if present not in self._priors:
+            sets = [self.sets[place] for place in present]
+            prior = sets[0].prior
+            if len(sets) > 1:
+                leftover = [one.leftover for one in sets]
+                prior = combine_priors(
+                    [one.prior for one in sets], self.source.combine.mode, self._weights(present), leftover
+                )
+            self._priors[present] = prior.astype(np.float32)
+        return self._priors[present]
