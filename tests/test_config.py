@@ -179,7 +179,7 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
         (
             SourceSettings,
             {"audio": "a", "soft": 1.0, "targets": 3},
-            "targets.str: input should be a valid string (given: 3)",
+            r"targets\.str: input should be a valid string \(given: 3\)",
         ),
         (SourceSettings, {"audio": "a", "ctc": 1.0, "ctc_within_targets": True}, "targets go together with"),
         (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "ctc_within_targets": True}, "needs a ctc weight"),

@@ -141,9 +141,8 @@ def resample(
     first, last = (
         np.clip((edge - offset_ms) // frame_ms, 0, target.frames - 1) for edge in (start, start + wanted_ms - 1)
     )
-    given = np.minimum(
-        first + np.arange((last - first).max() + 1)[:, None], last
-    )  # [overlapping frames at most, frames]
+    # int64 [given frames that a wanted one overlaps at most, frames]
+    given = np.minimum(first + np.arange((last - first).max() + 1)[:, None], last)
     begins = offset_ms + given * frame_ms
     overlap = np.minimum(start + wanted_ms, begins + frame_ms) - np.maximum(start, begins)
     overlap[np.arange(len(given))[:, None] > last - first] = 0  # those are the last again

@@ -81,7 +81,7 @@ class TargetMetadata(Settings):
     teacher: str
     units_hash: str
     num_units: int
-    frame_ms: Annotated[int, Field(ge=1)]
+    frame_ms: Annotated[int, Field(ge=1, le=10_000)]
     offset_ms: int = 0
     features: FeatureSettings
     audio_sha256: str

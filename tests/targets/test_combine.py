@@ -231,6 +231,10 @@ def test_frame_periods_by_hand() -> None:
     np.testing.assert_array_equal(late.units, [0, 0, 1, 2, 3])
     same = SparsePosteriors.from_alignment(ids, 4)
     assert resample(same, 30, 0, 4, 30) is same
+    resample(same, 40, 0, 7, 30)  # ends 50 ms before ours, within a frame of each together
+    for frame_ms, offset_ms, frames in ((40, 0, 3), (40, 0, 8), (40, -70, 3), (40, 70, 8)):
+        with pytest.raises(UserError, match=r"4 frames of 40 ms cover .* label this audio again"):
+            resample(same, frame_ms, offset_ms, frames, 30)
 
 
 def test_what_cannot_be_combined_is_refused() -> None:
