@@ -34,6 +34,7 @@ class Example:
         prior: as of `Batch.priors`.
     """
 
+    key: str
     features: np.ndarray
     ids: list[int] | None = None
     targets: SparsePosteriors | None = None
@@ -226,7 +227,7 @@ class Source:
 
     def _learn(self, item: Item, targets: ShardTargets | None, reading: Reading) -> None:
         """Fill `reading` with what there is to learn from an utterance, or with what is in the way."""
-        example = Example(item.features)
+        example = Example(item.key, item.features)
         if self.plan.ctc:
             reading.unused = self._label(item, example)
         if targets is not None and not reading.unused:
@@ -267,5 +268,5 @@ def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
         left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
         targets = None if example.targets is None else example.targets[begin:end]
         features = example.features[left:right]
-        pieces.append(Example(features, None, targets, example.prior, begin - left, end - left))
+        pieces.append(Example(example.key, features, None, targets, example.prior, begin - left, end - left))
     return pieces

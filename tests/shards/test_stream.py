@@ -30,7 +30,7 @@ from asr_kd.shards.stream import (
     map_ordered,
     read_ahead,
 )  # fmt: skip
-from asr_kd.shards.tarset import Sample, read_index, write_index, write_shard
+from asr_kd.shards.tarset import Sample, ShardInfo, read_index, write_index, write_shard
 
 FEATURES = FeatureSettings(sample_rate=8000, mels=8)
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
