@@ -294,6 +294,10 @@ class SourceSettings(Settings):
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
     )
     repeat: Count = Field(1, description="times it is read in a pass")
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="its share of the audio of a phase with hours, against the others; null: its own hours × repeat",
+    )
     batch_frames: Count | None = Field(None, description="frames in a batch at most; null takes the run's")
     augment: AugmentSettings = Field(default_factory=lambda: AugmentSettings())
 
@@ -329,16 +333,59 @@ class SourceSettings(Settings):
         return bool(self.soft) or self.ctc_within_targets
 
 
+class ChunkSettings(Settings):
+    """Backpropagation through a stretch of time that is shorter than an utterance."""
+
+    frames: Count = Field(description="frames of a chunk")
+    carry: bool = Field(
+        False,
+        description="the chunks of an utterance follow each other, a step each, and the network's state is carried over "
+        "(`lstm` alone); else each chunk is an example of its own, in random order",
+    )
+    left: Annotated[int, Field(ge=0)] = Field(
+        0, description="frames before a chunk that the network hears and does not answer for (without carry)"
+    )
+    right: Annotated[int, Field(ge=0)] = Field(0, description="the same behind a chunk (without carry)")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ChunkSettings:
+        if self.carry and (self.left or self.right):
+            raise ValueError("with carry the state is the context; leave out left and right")
+        return self
+
+
 class PhaseSettings(Settings):
-    """A stretch of training: so many passes over these sources, with one learning-rate rule."""
+    """A stretch of training: so many passes over these sources, or hours of them, with one learning-rate rule."""
 
     sources: list[SourceSettings] = Field(description="streams that are mixed, batch by batch", min_length=1)
-    passes: Count = Field(description="passes over all sources")
+    passes: Count | None = Field(None, description="passes over all sources; give these or hours")
+    hours: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="hours of audio: a slice of streams that need not end; in the next cycle they go on where they stopped",
+    )
+    chunks: ChunkSettings | None = Field(None, description="learn stretches of utterances; null learns whole ones")
+    frozen: list[str] = Field(
+        default_factory=list, description="beginnings of the names of weights that are left as they are"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(0.002, description="peak rate of AdamW")
     final_rate: Annotated[float, Field(ge=0)] = Field(
         0.01, description="rate at the end, as a share of the peak (cosine)"
     )
     warmup: Share = Field(0.1, description="share of the phase's audio with a rising rate")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PhaseSettings:
+        if (self.passes is None) == (self.hours is None):
+            raise ValueError("give passes or hours, one of the two")
+        if self.hours is None and any(source.weight is not None for source in self.sources):
+            raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
+        if self.chunks:
+            for source in self.sources:
+                if source.ctc or source.spikes:
+                    raise ValueError("chunks cannot learn from ctc or spikes, which need whole utterances")
+                if source.augment.stretch:
+                    raise ValueError("chunks cannot be stretched; set augment.stretch to 0")
+        return self
 
 
 class TrainSettings(Settings):
@@ -348,6 +395,13 @@ class TrainSettings(Settings):
     units: str = Field(description="folder of the units")
     development: str = Field(description="labelled audio shards that choose the best checkpoint")
     phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
+    cycles: Count = Field(1, description="times all phases are gone through")
+    cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="learning rates are multiplied by this from cycle to cycle"
+    )
+    lanes: Count = Field(
+        1, description="parts in which every stream is read side by side; the number of processes must divide it"
+    )
     init: str | None = Field(None, description="checkpoint folder to start from; null draws fresh weights")
     features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     model: ModelSettings = Field(default_factory=lambda: ModelSettings())
@@ -377,9 +431,16 @@ class TrainSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
     loader_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="processes that decode audio; 0 decodes in the trainer"
+        0, description="processes that decode audio; 0 decodes in a thread of the trainer"
     )
+    ready_batches: Count = Field(4, description="batches that are made ready while the network is at work")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
+            raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
+        return self
 
 
 class EvalSettings(Settings):

@@ -62,6 +62,24 @@ class LstmModel(nn.Module):
                 hidden = torch.cat([hidden, _reordered(backwards, reversed_at)], dim=-1)
         return self.output(self.dropout(hidden[:, self.delay :])), lengths
 
+    def stream(
+        self, features: Tensor, state: list[tuple[Tensor, Tensor]] | None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Go on with utterances of which earlier frames were heard (unidirectional only).
+
+        Args:
+            features: float32 [batch, frames, inputs], the next frames, behind an utterance's end zeros; state: what the
+                call before returned, None at the beginning.
+
+        Returns:
+            logits [batch, frames, units], of frames that lie `delay` behind the input, and the state behind it.
+        """
+        hidden, after = features, []
+        for layer, forwards in enumerate(self.forwards):
+            hidden, one = forwards(self.dropout(hidden) if layer else hidden, None if state is None else state[layer])
+            after.append(one)
+        return self.output(self.dropout(hidden)), after
+
 
 def _reordered(values: Tensor, at: Tensor) -> Tensor:
     """values[b, at[b, t]] for values [batch, frames, width] and at int64 [batch, frames]."""

@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, Settings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, read_json, write_json, write_whole
-from asr_kd.shards.tarset import ShardInfo, check_shard, read_index, read_shard
+from asr_kd.shards.tarset import ShardInfo, check_shard, read_shard
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -103,7 +103,7 @@ def _read_cached(stem: Path) -> LoadedShard:
         raise UserError(f"{stem}.npy: damaged feature cache ({error}); remove the folder {stem.parent}") from None
 
 
-def map_ordered(function: Callable[[A], B], arguments: Sequence[A], workers: int) -> Iterator[B]:
+def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
     """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand.
 
     Raises:
@@ -128,6 +128,25 @@ def map_ordered(function: Callable[[A], B], arguments: Sequence[A], workers: int
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_ahead(items: Iterator[A], count: int) -> Generator[A]:
+    """The same items; up to `count` of them are made ready by a thread while the caller is busy with the one before."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting: collections.deque[Future[Any]] = collections.deque()
+        try:
+            while True:
+                while len(waiting) < count:
+                    waiting.append(pool.submit(next, items, end))
+                item = waiting.popleft().result()
+                if item is end:
+                    return
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
+            if isinstance(items, Generator):
+                items.close()
 
 
 def _serve_parent() -> None:
@@ -158,42 +177,14 @@ def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[in
     return batches
 
 
-def shuffled_batches(
-    items: Iterator[Any],
-    length: Callable[[Any], int],
-    batch_frames: int,
-    buffer: int,
-    rng: np.random.Generator,
-) -> Iterator[list[Any]]:
-    """Batches of like length from a buffer of `buffer` items, in random order.
+def bucketed(
+    held: list[A], length: Callable[[A], int], batch_frames: int, rng: np.random.Generator
+) -> Iterator[list[A]]:
+    """Batches of like length from a buffer of items, in random order.
 
     Every item is in exactly one batch; a batch holds at most `batch_frames` frames, padding included, or one item.
     """
-    held: list[Any] = []
-    for item in items:
-        held.append(item)
-        if len(held) >= buffer:
-            yield from _bucketed(held, length, batch_frames, rng)
-            held = []
-    yield from _bucketed(held, length, batch_frames, rng)
-
-
-def _bucketed(
-    held: list[Any], length: Callable[[Any], int], batch_frames: int, rng: np.random.Generator
-) -> Iterator[list[Any]]:
     rng.shuffle(held)
     batches = batches_by_length([length(item) for item in held], batch_frames)
     for index in rng.permutation(len(batches)):
         yield [held[position] for position in batches[index]]
-
-
-def shuffled_shards(folder: str, rng: np.random.Generator) -> list[ShardInfo]:
-    """The shards of a set in random order.
-
-    Raises:
-        UserError: when the set holds no utterances.
-    """
-    shards = read_index(Path(folder))
-    if not sum(shard.samples for shard in shards):
-        raise UserError(f"{folder}: holds no utterances; prepare the audio shards again")
-    return [shards[index] for index in rng.permutation(len(shards))]

@@ -51,6 +51,15 @@ class SparsePosteriors:
         """int64 [frames], position of each frame's first entry."""
         return np.cumsum(self.counts, dtype=np.int64) - self.counts
 
+    def __getitem__(self, frames: slice) -> SparsePosteriors:
+        """A stretch of frames."""
+        begin, end, _ = frames.indices(self.frames)
+        first, last = (int(self.counts[:edge].sum(dtype=np.int64)) for edge in (begin, end))
+        entries = slice(first, last)
+        return SparsePosteriors(
+            self.counts[begin:end], self.units[entries], self.log_probs[entries], self.tail[begin:end], self.num_units
+        )
+
     @classmethod
     def from_dense(
         cls, log_probs: Tensor | np.ndarray, k: int, mass: float = 1.0, floor: float = 0.0

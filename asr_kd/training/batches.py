@@ -1,11 +1,9 @@
-"""What the trainer eats: batches from the mixed sources of a phase, in an order that the seed alone decides."""
+"""What the trainer eats: batches from the mixed sources of a phase, in an order that the seed alone decides, from any place on."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,33 +11,27 @@ import torch
 from torch import Tensor
 
 from asr_kd.audio.augment import spec_augment, stretched
-from asr_kd.config import PhaseSettings, TrainSettings
-from asr_kd.errors import UserError
+from asr_kd.config import TrainSettings
 from asr_kd.models.acoustic import collate
-from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import (
-    Item,
-    LoadedShard,
-    ShardInput,
-    load_features,
-    map_ordered,
-    shuffled_batches,
-    shuffled_shards,
-)
-from asr_kd.shards.tarset import ShardInfo, read_index
-from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.training.teachers import ShardTargets
+from asr_kd.training.sources import Cursor, Example, Source
 from asr_kd.units import Units
 
 
 @dataclass
-class Example:
-    """An utterance to learn from: features, and unit ids or soft targets or both; `prior` as of `Batch.priors`."""
+class Lane:
+    """Where a lane of a phase stands: the batches it has given out, and a cursor for each source."""
 
-    item: Item
-    ids: list[int] | None
-    targets: SparsePosteriors | None
-    prior: np.ndarray | None = None
+    order: int = 0
+    cursors: list[Cursor] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Lane:
+        """What `to_json` made."""
+        return cls(value["order"], [Cursor(**cursor) for cursor in value["cursors"]])
 
 
 @dataclass
@@ -48,33 +40,39 @@ class Batch:
 
     Attributes:
         features: float32 [batch, frames, inputs]; lengths: int64 [batch].
-        source: which source of the phase it came from; seconds: of audio, before any stretch.
+        first, last: int64 [batch], the frames that are learned: from first to before last; the others are context.
+        source: which source of the phase it came from; seconds: of audio to learn, before any stretch.
         labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
-        units, probs: [frames of all utterances, k], tail: [frames of all utterances]; None without soft targets.
-        priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [frames of all utterances],
+        units, probs: [learned frames of all utterances, k], tail: [learned frames]; None without soft targets.
+        priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [learned frames],
             which of them is the frame's; None unless `missing_mass` is prior.
+        lane, after: which lane gave it, and where that stands behind it.
     """
 
     features: Tensor
     lengths: Tensor
+    first: Tensor
+    last: Tensor
     source: int
-    labels: Tensor | None
-    label_lengths: Tensor | None
-    units: Tensor | None
-    probs: Tensor | None
-    tail: Tensor | None
+    labels: Tensor | None = None
+    label_lengths: Tensor | None = None
+    units: Tensor | None = None
+    probs: Tensor | None = None
+    tail: Tensor | None = None
     priors: Tensor | None = None
     prior: Tensor | None = None
     seconds: float = 0.0
+    lane: int = 0
+    after: Lane = field(default_factory=Lane)
 
     @property
     def frames(self) -> int:
-        """Frames of the utterances, padding not counted."""
-        return int(self.lengths.sum())
+        """Frames that are learned; neither padding nor context."""
+        return int((self.last - self.first).sum())
 
 
 class PhaseStream:
-    """The batches of one phase.
+    """The batches of one phase, lane by lane.
 
     Args:
         settings: of the run.
@@ -82,130 +80,79 @@ class PhaseStream:
         units: of the learner; soft targets over other units are refused.
 
     Attributes:
-        unused: (key, reason) of utterances of the present pass that could not be used.
-        incomplete: the same of those that were used without the soft target of every teacher.
+        sources: of the phase; seconds: of audio in one cycle of the phase, by all lanes.
     """
 
     def __init__(self, settings: TrainSettings, phase: int, units: Units) -> None:
-        self.settings, self.phase, self.units = settings, phase, units
-        self.plan: PhaseSettings = settings.phases[phase]
-        self.unused: list[tuple[str, str]] = []
-        self.incomplete: list[tuple[str, str]] = []
-        self.transcripts = [
-            read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources
-        ]
-        indices = [read_index(Path(source.audio)) * source.repeat for source in self.plan.sources]
-        self.seconds = [sum(shard.seconds for shard in index) for index in indices]
-        self.utterances = sum(shard.samples for index in indices for shard in index)
+        self.settings, self.phase = settings, phase
+        self.plan = settings.phases[phase]
+        self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
+        if self.plan.hours is not None:
+            self.seconds = self.plan.hours * 3600
+        else:
+            self.seconds = sum(source.seconds for source in self.sources) * (self.plan.passes or 0)
 
-    def batches(self, number: int) -> Iterator[Batch]:
-        """The batches of pass `number`, always the same ones in the same order.
+    def start(self) -> list[Lane]:
+        """The beginning, for every lane."""
+        return [Lane(0, [Cursor() for _ in self.sources]) for _ in range(self.settings.lanes)]
 
-        Sources are interleaved so that all advance through their audio at the same pace.
+    def batches(
+        self, lanes: list[Lane], cycle: int, turn: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch | None]:
+        """What one of several processes gets to learn, to the end of the cycle.
 
-        Raises:
-            UserError: when targets, units or frame period do not fit, or too many utterances cannot be used.
+        The lanes take turns, as many at a time as there are processes: the whole job's order is the same for any number of them.
+
+        Args:
+            lanes: where each stands; cycle: of the schedule, from 0; turn: the lane whose batch is next.
+
+        Yields:
+            a batch for each turn of a lane of this process, None when the lane has come to its end. When all of the process's
+            have, this ends.
         """
-        self.unused, self.incomplete = [], []
-        streams = [self._source_batches(index, number) for index in range(len(self.plan.sources))]
-        done = [0.0] * len(streams)
-        live = set(range(len(streams)))
-        order = 0
-        while live:
-            source = min(live, key=lambda index: (done[index] / max(self.seconds[index], 1e-9), index))
-            examples = next(streams[source], None)
-            if examples is None:
-                live.remove(source)
+        own = [lane for lane in range(self.settings.lanes) if lane % ranks == rank]
+        own = [lane for lane in own if lane >= turn] + [lane for lane in own if lane < turn]
+        streams = {lane: self._lane(lane, lanes[lane], cycle) for lane in own}
+        ended: set[int] = set()
+        while len(ended) < len(own):
+            for lane in own:
+                batch = next(streams[lane], None)
+                if batch is None:
+                    ended.add(lane)
+                    if len(ended) == len(own):
+                        return
+                yield batch
+
+    def _lane(self, lane: int, start: Lane, cycle: int) -> Iterator[Batch]:
+        """The sources of a lane, mixed so that all advance at the same pace, in passes or by their weights."""
+        passes = None if self.plan.passes is None else self.plan.passes * (cycle + 1)
+        hours = None if self.plan.hours is None else self.plan.hours * (cycle + 1) * 3600 / self.settings.lanes
+        paces = [source.plan.weight or source.seconds or 1.0 for source in self.sources]
+        streams = [
+            source.batches(lane, cursor, passes) for source, cursor in zip(self.sources, start.cursors, strict=True)
+        ]
+        cursors, live, order = list(start.cursors), set(range(len(streams))), start.order
+        while live and (hours is None or sum(cursor.seconds for cursor in cursors) < hours):
+            index = min(live, key=lambda index: (cursors[index].seconds / paces[index], index))
+            examples, cursor = next(streams[index], (None, None))
+            if examples is None or cursor is None:
+                live.remove(index)
                 continue
-            batch = self._collate(
-                examples, source, np.random.default_rng([self.settings.seed, self.phase, number, 1, order])
-            )
-            batch.seconds = (
-                sum(len(example.item.features) for example in examples) * self.settings.features.frame_ms / 1000
-            )
-            done[source] += batch.seconds
+            rng = np.random.default_rng([self.settings.seed, self.phase, index, lane, 1, order])
+            batch = self._collate(examples, index, rng)
+            batch.seconds = cursor.seconds - cursors[index].seconds
+            cursors[index], order = cursor, order + 1
+            batch.lane, batch.after = lane, Lane(order, list(cursors))
             yield batch
-            order += 1
-        for left_out, what in (
-            (self.unused, "cannot be used"),
-            (self.incomplete, "lack the soft target of a teacher"),
-        ):
-            if len(left_out) > self.settings.max_bad_share * self.utterances:
-                key, reason = left_out[0]
-                raise UserError(
-                    f"{len(left_out)} of {self.utterances} utterances {what}, more than max_bad_share "
-                    f"{self.settings.max_bad_share} (first: {key}: {reason}); mend the data or raise max_bad_share"
-                )
-
-    def _source_batches(self, source: int, number: int) -> Iterator[list[Example]]:
-        rng = np.random.default_rng([self.settings.seed, self.phase, number, 0, source])
-        folder = self.plan.sources[source].audio
-        shards = [shard for _ in range(self.plan.sources[source].repeat) for shard in shuffled_shards(folder, rng)]
-        wanted = ShardInput(
-            folder=folder,
-            features=self.settings.features,
-            max_seconds=self.settings.max_seconds,
-            cache=self.settings.feature_cache,
-        )
-        loaded = map_ordered(functools.partial(load_features, wanted), shards, self.settings.loader_workers)
-        examples = (
-            example
-            for shard, content in zip(shards, loaded, strict=True)
-            for example in self._examples(source, shard, content)
-        )
-        return shuffled_batches(
-            examples,
-            lambda example: len(example.item.features),
-            self.plan.sources[source].batch_frames or self.settings.batch_frames,
-            self.settings.bucket_utterances,
-            rng,
-        )
-
-    def _examples(self, source: int, shard: ShardInfo, content: LoadedShard) -> Iterator[Example]:
-        plan = self.plan.sources[source]
-        self.unused.extend(content.bad)
-        targets = None
-        if plan.reads_targets:
-            wanted = bool(plan.soft) and self.settings.missing_mass == "prior"
-            targets = ShardTargets(plan, shard, self.units, self.settings.features.frame_ms, wanted)
-        for item in content.items:
-            example = Example(item, None, None)
-            if plan.ctc:
-                reason = self._label(example, source)
-                if reason:
-                    self.unused.append((item.key, reason))
-                    continue
-            if targets is not None:
-                found = targets.find(item.key, len(item.features))
-                lacking = f"no soft target in {' and '.join(found.lacking)}"
-                if found.target is None:
-                    self.unused.append((item.key, lacking))
-                    continue
-                if found.lacking:
-                    self.incomplete.append((item.key, lacking))
-                example.targets, example.prior = found.target, found.prior
-            yield example
-
-    def _label(self, example: Example, source: int) -> str | None:
-        item, transcripts = example.item, self.transcripts[source]
-        text = item.fields.get("text") if transcripts is None else transcripts.get(item.key)
-        if text is None:
-            return "no text to learn from"
-        example.ids = self.units.encode(text)
-        if self.units.unknown in example.ids:
-            return "its text holds characters that no unit covers"
-        repeats = sum(a == b for a, b in zip(example.ids, example.ids[1:], strict=False))
-        # even when stretched to its shortest: CTC without a path has an infinite loss
-        frames = round(len(item.features) * (1 - self.plan.sources[source].augment.stretch))
-        if len(example.ids) + repeats > frames:
-            return f"{len(example.ids)} units do not fit into {frames} frames"
-        return None
 
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
         augment, stack = self.plan.sources[source].augment, self.settings.features.stack
-        changed = [stretched(example.item.features, stack, augment, rng) for example in examples]
+        changed = [stretched(example.features, stack, augment, rng) for example in examples]
         features, lengths = collate([spec_augment(rows, stack, augment, rng) for rows, _ in changed])
-        batch = Batch(features, lengths, source, None, None, None, None, None)
+        first = torch.tensor([example.first for example in examples])
+        # a stretch changes how many frames there are; chunks have none
+        last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
+        batch = Batch(features, lengths, first, last, source)
         if self.plan.sources[source].ctc:
             ids: list[list[int]] = [example.ids or [] for example in examples]
             batch.labels = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
@@ -214,9 +161,10 @@ class PhaseStream:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)
             padded = [(*target.padded(k), target.tail) for target in targets]
+            # a stretch takes the targets with it
+            shown = [origin if augment.stretch else slice(None) for _, origin in changed]
             units, probs, tails = zip(
-                *([array[origin] for array in arrays] for arrays, (_, origin) in zip(padded, changed, strict=True)),
-                strict=True,
+                *([array[at] for array in arrays] for arrays, at in zip(padded, shown, strict=True)), strict=True
             )
             batch.units = torch.from_numpy(np.concatenate(units))
             batch.probs = torch.from_numpy(np.concatenate(probs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,29 @@ from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.errors import UserError
 from asr_kd.files import write_whole
+from asr_kd.training.batches import Lane
 
-FORMAT = "asr_kd-training-state-1"
+FORMAT = "asr_kd-training-state-2"
 
 
 @dataclass
 class Position:
-    """Where a run stands: `batches` steps into pass `number` of phase `phase`."""
+    """Where a run stands.
 
+    Attributes:
+        cycle, phase: of the schedule; turn: the lane whose batch is next; lanes: of each phase, where each lane stands.
+    """
+
+    cycle: int = 0
     phase: int = 0
-    number: int = 0
-    batches: int = 0
+    turn: int = 0
     step: int = 0
     audio_seconds: float = 0.0
     phase_seconds: float = 0.0
     best_wer: float = float("inf")
     best_loss: float = float("inf")
     finished: bool = False
+    lanes: list[list[Lane]] = field(default_factory=list)
 
 
 def save_state(
@@ -88,6 +94,7 @@ def load_state(
         torch.set_rng_state(tensors["random.cpu"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
+        described["lanes"] = [[Lane.from_json(lane) for lane in lanes] for lanes in described["lanes"]]
         return Position(**described)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())

@@ -24,9 +24,9 @@ def made_up_batch(features: FeatureSettings, num_units: int, utterances: int, fr
     batch = Batch(
         torch.randn(utterances, frames, features.dimension, generator=generator),
         torch.full((utterances,), frames),
+        first=torch.zeros(utterances, dtype=torch.int64),
+        last=torch.full((utterances,), frames),
         source=0,
-        labels=None,
-        label_lengths=None,
         units=units,
         probs=probs,
         tail=1 - probs.sum(-1),

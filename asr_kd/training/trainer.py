@@ -35,11 +35,12 @@ from asr_kd.models.acoustic import (
     pick_device,
     save_checkpoint,
 )
+from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
-from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
+from asr_kd.shards.stream import ShardInput, batches_by_length, load_features, read_ahead
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
-from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.batches import Batch, Lane, PhaseStream
 from asr_kd.training.checkpoints import Position, load_state, save_state
 from asr_kd.units import Units, load_units
 
@@ -90,22 +91,28 @@ def train(settings: TrainSettings) -> None:
         f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}",
         file=sys.stderr,
     )
+    if not position.lanes:
+        position.lanes = [stream.start() for stream in streams]
     with closing(metrics), _stop_requests() as stop_asked:
         if not resuming:  # the curve's first point, and an unfit development set is found before the work, not after it
             score(position)
             save(position)
-        for phase, stream in list(enumerate(streams))[position.phase :]:
-            _run_phase(settings, stream, model, optimizer, average, position, metrics, score, save, stop_asked)
+        while not position.finished:
+            _run_phase(
+                settings, streams[position.phase], model, optimizer, average, position, metrics, score, save, stop_asked
+            )
             if position.step % settings.evaluate_every or not position.step:  # else it has just been scored
                 score(position)
-            position.phase, position.number, position.phase_seconds = phase + 1, 0, 0.0
+            position.phase, position.turn, position.phase_seconds = position.phase + 1, 0, 0.0
+            if position.phase == len(streams):
+                position.phase, position.cycle = 0, position.cycle + 1
+                position.finished = position.cycle == settings.cycles
             # The next phase goes on from the best weights, so that a phase can only help. They are in the saved state:
             # by the time it is read, `best` may be the next phase's.
-            if phase + 1 < len(settings.phases):
+            if not position.finished:
                 model.load_state_dict(load_checkpoint(run / "best", device).model.state_dict())
                 if average:
                     average.n_averaged.zero_()  # so that the next step's weights begin a new average
-            position.finished = phase + 1 == len(settings.phases)
             save(position)
     print(
         f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}"
@@ -118,68 +125,137 @@ def _run_phase(
 ) -> None:  # fmt: skip
     """The passes of one phase: step after step, from wherever `position` stands."""
     plan, device = stream.plan, next(model.parameters()).device
-    total = round(sum(stream.seconds) * plan.passes)
-    with Progress(
-        f"train {Path(settings.output).name}, phase {stream.phase + 1} of {len(settings.phases)}", total, "s of audio"
-    ) as progress:
+    _freeze(model, plan, f"{settings.output}: phases.{stream.phase}.frozen")
+    lanes = position.lanes[stream.phase]
+    title = f"train {Path(settings.output).name}, phase {stream.phase + 1} of {len(settings.phases)}"
+    if settings.cycles > 1:
+        title += f", cycle {position.cycle + 1} of {settings.cycles}"
+    ready = read_ahead(stream.batches(lanes, position.cycle, position.turn), settings.ready_batches)
+    with Progress(title, round(stream.seconds), "s of audio") as progress, closing(ready):
         progress.advance(round(position.phase_seconds))
-        for number in range(position.number, plan.passes):
-            for index, batch in enumerate(stream.batches(number)):
-                if number == position.number and index < position.batches:
-                    continue  # done before the interruption
-                rate = _learning_rate(plan, position.phase_seconds / max(total, 1))
+        began = time.monotonic()
+        for batch in ready:
+            position.turn = (position.turn + 1) % settings.lanes
+            if batch is None:  # this lane has come to its end, others have not
+                continue
+            done = position.phase_seconds / max(stream.seconds, 1)
+            rate = _learning_rate(plan, done) * settings.cycle_decay**position.cycle
+            loss = step(model, optimizer, batch, plan, settings, rate, device)
+            if average:
+                average.update_parameters(model)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate"
+                )
+            lanes[batch.lane] = batch.after
+            position.step += 1
+            position.audio_seconds += batch.seconds
+            position.phase_seconds += batch.seconds
+            began, before = time.monotonic(), began
+            metrics.add(
+                position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
+                audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
+                frames_per_second=round(batch.frames / max(began - before, 1e-9)), padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4),
+            )  # fmt: skip
+            progress.advance(round(batch.seconds), batch.seconds, f"loss {loss:.3f}")
+            if position.step % settings.evaluate_every == 0:
+                score(position)
+                save(position)
                 began = time.monotonic()
-                loss = step(model, optimizer, batch, plan, settings, rate, device)
-                if average:
-                    average.update_parameters(model)
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate"
-                    )
-                seconds = batch.seconds
-                position.step += 1
-                position.number, position.batches = number, index + 1
-                position.audio_seconds += seconds
-                position.phase_seconds += seconds
-                metrics.add(
-                    position.step, phase=stream.phase, **{"pass": round(position.phase_seconds / max(total, 1) * plan.passes, 3)}, audio_hours=round(position.audio_seconds / 3600, 4),
-                    loss=loss, learning_rate=rate, frames_per_second=round(batch.frames / max(time.monotonic() - began, 1e-9)),
-                )  # fmt: skip
-                progress.advance(round(seconds), seconds, f"loss {loss:.3f}")
-                if position.step % settings.evaluate_every == 0:
-                    score(position)
-                    save(position)
-                if stop_asked():
-                    save(position)
-                    raise UserError(
-                        f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
-                    )
-            for what, cases in (("left out", stream.unused), ("without every teacher", stream.incomplete)):
-                if cases and number == 0:
-                    key, reason = cases[0]
-                    print(
-                        f"{what} {len(cases)} of {stream.utterances} utterances (first: {key}: {reason})",
-                        file=sys.stderr,
-                    )
-            position.number, position.batches = number + 1, 0
+            if stop_asked():
+                save(position)
+                raise UserError(
+                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
+                )
+    _account(settings, stream, lanes)
+
+
+def _freeze(model: nn.Module, plan: PhaseSettings, where: str) -> None:
+    """Let a phase learn all weights but those whose names begin as `frozen` says."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in plan.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            known = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise UserError(f"{where}: no weight begins with {prefix}; the network has {known}")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not name.startswith(tuple(plan.frozen)))
+
+
+def _account(settings: TrainSettings, stream: PhaseStream, lanes: list[Lane]) -> None:
+    """Say what of a phase's sources could not be used, and refuse too much of it."""
+    for index, source in enumerate(stream.sources):
+        cursors = [source.ends.get(number, lane.cursors[index]) for number, lane in enumerate(lanes)]
+        seen = sum(cursor.seen for cursor in cursors)
+        for what, count, (key, reason) in (
+            ("left out", sum(cursor.unused for cursor in cursors), source.first_unused),
+            ("without every teacher", sum(cursor.incomplete for cursor in cursors), source.first_incomplete),
+        ):
+            example = f" (first: {key}: {reason})" if key else ""
+            if count > settings.max_bad_share * seen:
+                raise UserError(
+                    f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}, more than max_bad_share "
+                    f"{settings.max_bad_share}; mend the data or raise max_bad_share"
+                )
+            if count:
+                print(f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}", file=sys.stderr)
 
 
 def step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, plan: PhaseSettings, settings: TrainSettings, rate: float,
     device: torch.device,
 ) -> float:  # fmt: skip
-    """One update; returns the loss, a mean over frames."""
+    """One update, or with carried chunks one for each chunk; returns the loss, a mean over frames."""
     model.train()
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+    if plan.chunks and plan.chunks.carry:
+        return _carried_steps(model, optimizer, batch, plan.chunks.frames, plan, settings, device)
+    with _precision(device):
         logits, lengths = model(batch.features.to(device), batch.lengths)
     loss = batch_loss(logits.float(), lengths, batch, plan, settings)
+    _update(model, optimizer, loss, settings)
+    return loss.item()
+
+
+def _carried_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, frames: int, plan: PhaseSettings, settings: TrainSettings,
+    device: torch.device,
+) -> float:  # fmt: skip
+    """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
+    network: Any = getattr(model, "module", model)
+    assert isinstance(network, LstmModel)  # the settings allow no other
+    lengths = batch.lengths.to(device)
+    longest = batch.features.shape[1]
+    inside = torch.arange(longest, device=device) < lengths[:, None]
+    features = nn.functional.pad(batch.features.to(device) * inside[..., None], (0, 0, 0, network.delay))
+    starts = (lengths.cumsum(0) - lengths)[:, None]
+    state = None
+    total = 0.0
+    for begin in range(0, features.shape[1], frames):
+        with _precision(device):
+            logits, state = network.stream(features[:, begin : begin + frames], state)
+        state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
+        frame = torch.arange(begin, begin + logits.shape[1], device=device) - network.delay
+        learned = (frame >= 0) & (frame < lengths[:, None])
+        if not learned.any():
+            continue
+        rows = (starts + frame)[learned]
+        losses = _soft_losses(logits.float()[learned], batch, settings, rows)
+        loss = plan.sources[batch.source].soft * losses.sum() / len(rows)
+        _update(model, optimizer, loss, settings)
+        total += loss.item() * len(rows)
+    return total / batch.frames
+
+
+def _precision(device: torch.device) -> Any:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, settings: TrainSettings) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     optimizer.step()
-    return loss.item()
 
 
 def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSettings, settings: TrainSettings) -> Tensor:
@@ -189,15 +265,16 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         logits: float32 [batch, frames, units]; lengths: int64 [batch].
     """
     source, device = plan.sources[batch.source], logits.device
+    learned = _between(logits, batch.first, batch.last)
     loss = logits.new_zeros(())
     if source.ctc:
         assert batch.labels is not None and batch.label_lengths is not None
         log_probs = logits.log_softmax(-1)
         if source.ctc_within_targets:
-            inside = log_probs.masked_fill(~_allowed(logits, lengths, batch), OUTSIDE)
+            inside = log_probs.masked_fill(~_allowed(logits, learned, batch), OUTSIDE)
             # torch's ctc_loss has the right gradient for a distribution only: normalise, and add the norm back
             log_probs = inside.log_softmax(-1)
-            loss = loss - source.ctc * inside.logsumexp(-1)[_within(logits, lengths)].sum() / batch.frames
+            loss = loss - source.ctc * inside.logsumexp(-1)[learned].sum() / batch.frames
         total = nn.functional.ctc_loss(
             log_probs.transpose(0, 1),
             batch.labels.to(device),
@@ -208,35 +285,49 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         )
         loss = loss + source.ctc * total / batch.frames
     if source.soft:
-        assert batch.units is not None and batch.probs is not None and batch.tail is not None
-        within = _within(logits, lengths)
-        targets = batch.units.to(device), batch.probs.to(device), batch.tail.to(device)
-        priors = (
-            () if batch.priors is None or batch.prior is None else (batch.priors.to(device), batch.prior.to(device))
-        )
-        losses = soft_cross_entropy(logits[within], *targets, settings.missing_mass, *priors)
-        weights = torch.where(targets[0][:, 0] == Units.blank, settings.blank_weight, 1.0)
-        total = (losses * weights).sum()
+        rows = logits[learned]
+        losses = _soft_losses(rows, batch, settings)
+        total = losses.sum()
         if source.spikes:
-            spikes = find_spikes(batch.units, batch.probs, lengths.cpu(), source.spikes)
-            total = (losses * weights)[spikes.outside(len(losses))].sum()
-            total = total + spike_cross_entropy(logits[within], *targets[:2], spikes, source.spikes.temperature).sum()
-        loss = loss + source.soft * total / weights.sum()
+            assert batch.units is not None and batch.probs is not None
+            spikes = find_spikes(batch.units, batch.probs, batch.last - batch.first, source.spikes)
+            targets = batch.units.to(device), batch.probs.to(device)
+            total = losses[spikes.outside(len(losses))].sum()
+            total = total + spike_cross_entropy(rows, *targets, spikes, source.spikes.temperature).sum()
+        loss = loss + source.soft * total / batch.frames
     return loss
 
 
-def _within(logits: Tensor, lengths: Tensor) -> Tensor:
-    """Bool [batch, frames]: which frames are not padding."""
-    return torch.arange(logits.shape[1], device=logits.device)[None, :] < lengths.to(logits.device)[:, None]
+def _soft_losses(rows: Tensor, batch: Batch, settings: TrainSettings, places: Tensor | None = None) -> Tensor:
+    """Weighted cross-entropy of each frame against its soft target.
+
+    Args:
+        rows: float32 [frames, units], logits of the batch's learned frames; or of some of them, by their int64 [frames] places.
+    """
+    values = (batch.units, batch.probs, batch.tail, batch.prior)
+    units, probs, tail, prior = (
+        None if one is None else one.to(rows.device) if places is None else one.to(rows.device)[places]
+        for one in values
+    )
+    assert units is not None and probs is not None and tail is not None
+    priors = None if batch.priors is None else batch.priors.to(rows.device)
+    losses = soft_cross_entropy(rows, units, probs, tail, settings.missing_mass, priors, prior)
+    return losses * torch.where(units[:, 0] == Units.blank, settings.blank_weight, 1.0)
 
 
-def _allowed(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+def _between(logits: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Bool [batch, frames]: which frames lie from `first` to before `last`, int64 [batch]."""
+    frame = torch.arange(logits.shape[1], device=logits.device)[None, :]
+    return (frame >= first.to(logits.device)[:, None]) & (frame < last.to(logits.device)[:, None])
+
+
+def _allowed(logits: Tensor, learned: Tensor, batch: Batch) -> Tensor:
     """Bool [batch, frames, units]: the blank, and the units that the targets hold at the frame."""
     assert batch.units is not None and batch.probs is not None
     held = logits.new_zeros(len(batch.units), logits.shape[2])
     held.scatter_add_(1, batch.units.to(logits.device), batch.probs.to(logits.device))
     allowed = torch.zeros_like(logits, dtype=torch.bool)
-    allowed[_within(logits, lengths)] = held > 0
+    allowed[learned] = held > 0
     allowed[..., Units.blank] = True
     return allowed
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,10 @@ from asr_kd.shards.stream import (
     LoadedShard,
     ShardInput,
     batches_by_length,
+    bucketed,
     load_features,
     map_ordered,
-    shuffled_batches,
-    shuffled_shards,
+    read_ahead,
 )  # fmt: skip
 from asr_kd.shards.tarset import Sample, ShardInfo, read_index, write_index, write_shard
 
@@ -132,47 +133,60 @@ def test_batches_by_length_hold_everything_once(lengths: list[int], batch_frames
         assert lengths[following[0]] * (len(batch) + 1) > batch_frames
 
 
-@given(lengths=LENGTHS, batch_frames=st.integers(1, 200), buffer=st.integers(1, 50), seed=st.integers(0, 9))
+@given(lengths=LENGTHS, batch_frames=st.integers(1, 200), seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_shuffled_batches_hold_everything_once_and_no_more_than_the_buffer(
-    lengths: list[int], batch_frames: int, buffer: int, seed: int
-) -> None:
-    taken = 0
-
-    def items() -> object:
-        nonlocal taken
-        for item in enumerate(lengths):
-            taken += 1
-            yield item
-
+def test_bucketed_batches_hold_everything_once(lengths: list[int], batch_frames: int, seed: int) -> None:
     def run() -> list[list[tuple[int, int]]]:
-        given_out, batches = 0, []
-        stream = shuffled_batches(items(), lambda item: item[1], batch_frames, buffer, np.random.default_rng(seed))  # type: ignore[arg-type]
-        for batch in stream:
-            assert taken - given_out <= buffer
-            given_out += len(batch)
-            assert len(batch) == 1 or max(length for _, length in batch) * len(batch) <= batch_frames
-            batches.append(batch)
-        return batches
+        return list(bucketed(list(enumerate(lengths)), lambda item: item[1], batch_frames, np.random.default_rng(seed)))
 
     first = run()
+    for batch in first:
+        assert len(batch) == 1 or max(length for _, length in batch) * len(batch) <= batch_frames
     assert Counter(item for batch in first for item in batch) == Counter(enumerate(lengths))
-    taken = 0
     assert run() == first
 
 
-def test_shards_are_shuffled_by_the_seed(tmp_path: Path) -> None:
-    infos = [ShardInfo(f"shard-{number:06d}.tar", 1, 1.0, 10, "0" * 64) for number in range(20)]
-    write_index(tmp_path, infos)
+def test_what_is_read_ahead_is_the_same_and_no_more_than_asked() -> None:
+    taken = []
 
-    def order(seed: int) -> list[str]:
-        return [info.name for info in shuffled_shards(str(tmp_path), np.random.default_rng(seed))]
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
 
-    assert order(0) == order(0) != order(1)
-    assert sorted(order(0)) == [info.name for info in infos]
-    write_index(tmp_path, [])
-    with pytest.raises(UserError, match="holds no utterances"):
-        shuffled_shards(str(tmp_path), np.random.default_rng(0))
+    ahead = read_ahead(items(), 3)
+    got = []
+    for number in ahead:
+        got.append(number)
+        assert len(taken) <= len(got) + 3
+    assert got == list(range(20))
+
+
+def test_a_failure_ahead_comes_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 0
+        yield 1
+        raise UserError("u2: broken")
+
+    ahead = read_ahead(items(), 5)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    with pytest.raises(UserError, match="u2: broken"):
+        next(ahead)
+
+
+def test_ending_early_closes_what_was_read() -> None:
+    closed = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append(True)
+
+    ahead = read_ahead(items(), 2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert closed == [True]
 
 
 def test_any_number_of_workers_gives_the_same_in_order(shards: Path) -> None:

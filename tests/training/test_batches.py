@@ -14,7 +14,8 @@ from asr_kd.errors import UserError
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
-from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.sources import Cursor
 from asr_kd.training.trainer import batch_loss
 from asr_kd.units import Units
 from tests.training.conftest import write_targets
@@ -24,8 +25,16 @@ CTC = {"targets": None, "soft": 0.0, "ctc": 1.0}
 
 
 def all_batches(settings: TrainSettings, units: Units, number: int = 0) -> tuple[PhaseStream, list[Batch]]:
+    """One pass of the first phase, in one lane."""
     stream = PhaseStream(settings, 0, units)
-    return stream, list(stream.batches(number))
+    stream.plan = stream.plan.model_copy(update={"passes": number + 1})
+    lanes = [Lane(0, [Cursor(number=number) for _ in stream.sources])]
+    return stream, [batch for batch in stream.batches(lanes, 0) if batch is not None]
+
+
+def unused(stream: PhaseStream) -> list[tuple[int, str, str]]:
+    """Of each source: utterances that could not be used, the key of the first and its reason."""
+    return [(source.ends[0].unused, *source.first_unused) for source in stream.sources]
 
 
 def rows(batch: Batch) -> list[bytes]:
@@ -58,8 +67,8 @@ def test_every_utterance_once_a_pass_with_its_own_targets(job: Job, units: Units
             np.testing.assert_array_equal(batch.probs[start : start + length], expected_probs)
             np.testing.assert_array_equal(batch.tail[start : start + length], soft[keys[row]].tail)
             start += length
-    assert sorted(seen) == sorted(keys.values()) and stream.unused == []
-    assert (stream.utterances, len(stream.seconds)) == (10, 1)
+    assert sorted(seen) == sorted(keys.values()) and unused(stream) == [(0, "", "")]
+    assert [source.utterances for source in stream.sources] == [10]
 
 
 def test_labels_are_the_texts(job: Job, units: Units, audio: str) -> None:
@@ -135,10 +144,12 @@ def test_sources_advance_at_the_same_pace(job: Job, units: Units) -> None:
     longest = max(batch.seconds for batch in batches)
     for batch in batches:
         done[batch.source] += batch.seconds
-        shares = [done[index] / stream.seconds[index] for index in (0, 1)]
-        assert abs(shares[0] - shares[1]) <= longest / min(stream.seconds) + 0.1
+        shares = [done[index] / stream.sources[index].seconds for index in (0, 1)]
+        assert abs(shares[0] - shares[1]) <= longest / min(source.seconds for source in stream.sources) + 0.1
     counts = Counter(row for batch in batches for row in rows(batch))
-    assert set(counts.values()) == {4} and len(counts) == 10 and stream.utterances == 40
+    assert (
+        set(counts.values()) == {4} and len(counts) == 10 and sum(source.utterances for source in stream.sources) == 40
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,14 +204,14 @@ def test_utterances_without_target_or_text_are_left_out_and_counted(
     source = {"targets": str(tmp_path / "targets")}
     stream, batches = all_batches(job(source=source, max_bad_share=0.1), units)
     assert sum(len(batch.lengths) for batch in batches) == 9
-    assert stream.unused == [("u5", f"no soft target in {tmp_path / 'targets'}")]
+    assert unused(stream) == [(1, "u5", f"no soft target in {tmp_path / 'targets'}")]
     with pytest.raises(UserError, match=r"1 of 10 utterances cannot be used, more than max_bad_share 0\.09 .first: u5"):
         all_batches(job(source=source, max_bad_share=0.09), units)
 
     transcripts = tmp_path / "texts.jsonl"
     transcripts.write_text("".join(f'{{"key": "u{number}", "text": "ab"}}\n' for number in range(9)))
     stream, _ = all_batches(job(source={**CTC, "transcripts": str(transcripts)}, max_bad_share=0.1), units)
-    assert stream.unused == [("u9", "no text to learn from")]
+    assert unused(stream) == [(1, "u9", "no text to learn from")]
 
 
 def test_text_that_the_units_do_not_cover_is_left_out(job: Job, units: Units, tmp_path: Path) -> None:
@@ -208,7 +219,7 @@ def test_text_that_the_units_do_not_cover_is_left_out(job: Job, units: Units, tm
     texts = ["ab"] * 9 + ["abc"]
     transcripts.write_text("".join(f'{{"key": "u{n}", "text": "{text}"}}\n' for n, text in enumerate(texts)))
     stream, batches = all_batches(job(source={**CTC, "transcripts": str(transcripts)}, max_bad_share=0.1), units)
-    assert stream.unused == [("u9", "its text holds characters that no unit covers")]
+    assert unused(stream) == [(1, "u9", "its text holds characters that no unit covers")]
     assert not any((batch.labels == units.unknown).any() for batch in batches if batch.labels is not None)
 
 
@@ -224,8 +235,8 @@ def test_text_that_does_not_fit_is_left_out(job: Job, units: Units, audio: str, 
     settings = job(source={**CTC, "audio": str(tmp_path / "long"), "augment": {"stretch": stretch}}, max_bad_share=1.0)
     for number in range(8):
         stream, batches = all_batches(settings, units, number)
-        assert sum(len(batch.lengths) for batch in batches) + len(stream.unused) == 10
-        assert stream.unused and "do not fit into" in stream.unused[0][1]
+        assert sum(len(batch.lengths) for batch in batches) + unused(stream)[0][0] == 10
+        assert unused(stream)[0][0] and "do not fit into" in unused(stream)[0][2]
         for batch in batches:
             logits = torch.zeros(*batch.features.shape[:2], units.size)
             assert torch.isfinite(batch_loss(logits, batch.lengths, batch, settings.phases[0], settings))
@@ -253,7 +264,7 @@ def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units, missing: st
     assert batch.units is not None and batch.probs is not None and batch.tail is not None
     assert (batch.priors is None) == (missing == "uniform")
     logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0)).double()
-    total = weights = 0.0
+    total = 0.0
     frame = 0
     for row, length in zip(logits.log_softmax(-1), batch.lengths.tolist(), strict=True):
         for log_probs in row[:length]:
@@ -266,10 +277,9 @@ def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units, missing: st
             dense[batch.units[frame][kept]] = batch.probs[frame][kept]
             weight = 0.25 if batch.units[frame, 0] == units.blank else 1.0
             total -= weight * float(dense.double() @ log_probs)
-            weights += weight
             frame += 1
     loss = batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
-    assert loss.item() == pytest.approx(total / weights, rel=1e-5)
+    assert loss.item() == pytest.approx(total / frame, rel=1e-5)
 
 
 def test_every_utterance_has_the_prior_of_its_shard(job: Job, audio: str, targets: str, units: Units) -> None:
@@ -279,10 +289,13 @@ def test_every_utterance_has_the_prior_of_its_shard(job: Job, audio: str, target
         for path in sorted(Path(targets).glob("*.tar"))
         for item in read_shard(Path(audio) / path.name)
     }
-    examples = next(iter(PhaseStream(settings, 0, units)._source_batches(0, 0)))
-    assert len({example.item.key for example in examples}) == len(expected)
-    for example in examples:
-        np.testing.assert_allclose(example.prior, expected[example.item.key], rtol=1e-6)
+    keys = {features.tobytes(): key for key, features in features_of(settings).items()}
+    (batch,) = all_batches(settings, units)[1]
+    assert batch.priors is not None and batch.prior is not None and len(batch.lengths) == len(expected)
+    starts = batch.lengths.cumsum(0) - batch.lengths
+    for row, start, length in zip(rows(batch), starts.tolist(), batch.lengths.tolist(), strict=True):
+        (which,) = batch.prior[start : start + length].unique().tolist()
+        np.testing.assert_allclose(batch.priors[which], expected[keys[row]], rtol=1e-6)
 
 
 def test_targets_without_a_prior_are_refused_where_one_is_needed(

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from asr_kd.errors import UserError
+from asr_kd.training.batches import Lane
 from asr_kd.training.checkpoints import FORMAT, Position, load_state, save_state
+from asr_kd.training.sources import Cursor
 
 
 def learner(seed: int, size: int = 5) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -31,7 +33,15 @@ def steps(model: nn.Module, optimizer: torch.optim.AdamW, count: int) -> None:
 
 
 POSITION = Position(
-    phase=1, number=2, batches=3, step=40, audio_seconds=5.25, phase_seconds=0.1, best_wer=0.5, best_loss=1e-9
+    cycle=3,
+    phase=1,
+    turn=2,
+    step=40,
+    audio_seconds=5.25,
+    phase_seconds=0.1,
+    best_wer=0.5,
+    best_loss=1e-9,
+    lanes=[[Lane(3, [Cursor(number=2, shard=1, item=4, seconds=0.25, unused=1)])], [Lane(), Lane(0, [Cursor()])]],
 )
 
 

@@ -15,7 +15,8 @@ from asr_kd.targets.combine import combine, combine_priors, resample
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import to_text
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior, write_target_shard
-from asr_kd.training.batches import Batch, Example, PhaseStream
+from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.sources import Cursor, Example, Source
 from asr_kd.training.trainer import batch_loss, train
 from asr_kd.units import Units
 from tests.training.conftest import write_targets
@@ -31,10 +32,17 @@ def doubtful(tmp_path_factory: pytest.TempPathFactory, audio: str, units: Units)
     return write_targets(folder, audio, units, doubt=0.3, teacher="fedcba9876543210", tail_prior=prior)
 
 
-def examples(settings: TrainSettings, units: Units) -> tuple[PhaseStream, dict[str, Example]]:
+def examples(settings: TrainSettings, units: Units) -> tuple[Source, dict[str, Example]]:
+    """One pass over the first source."""
+    source = Source(settings, 0, 0, units)
+    found = {example.key: example for batch, _ in source.batches(0, Cursor(), 1) for example in batch}
+    return source, found
+
+
+def batches(settings: TrainSettings, units: Units) -> list[Batch]:
     stream = PhaseStream(settings, 0, units)
-    found = {example.item.key: example for batch in stream._source_batches(0, 0) for example in batch}
-    return stream, found
+    stream.plan = stream.plan.model_copy(update={"passes": 1})
+    return [batch for batch in stream.batches(stream.start(), 0) if batch is not None]
 
 
 def contents(folder: str) -> dict[str, SparsePosteriors]:
@@ -54,9 +62,9 @@ def test_every_utterance_has_the_combination_of_its_targets(
 ) -> None:
     source = {"targets": [targets, doubtful], "combine": {"mode": mode, "weights": [1, 3]}}
     settings = job(source=source, missing_mass=missing)
-    stream, found = examples(settings, units)
+    read, found = examples(settings, units)
     both = contents(targets), contents(doubtful)
-    assert sorted(found) == sorted(both[0]) and not stream.unused and not stream.incomplete
+    assert sorted(found) == sorted(both[0]) and (read.ends[0].unused, read.ends[0].incomplete) == (0, 0)
     shards = {
         key: [(tail_prior(path, metadata), 1 - metadata.statistics.mean_kept_mass) for path, metadata in sets]
         for name in sorted(path.name for path in Path(targets).glob("*.tar"))
@@ -74,7 +82,7 @@ def test_every_utterance_has_the_combination_of_its_targets(
         else:
             assert example.prior is None
     # a batch holds a prior once a shard, as with one teacher
-    for batch in PhaseStream(settings, 0, units).batches(0):
+    for batch in batches(settings, units):
         assert (batch.priors is None) == (missing == "ghost")
         assert batch.priors is None or len(batch.priors) <= 3
 
@@ -93,11 +101,11 @@ def test_who_lacks_an_utterance_is_left_out_of_it_and_counted(
     fewer = write_targets(tmp_path / "fewer", audio, units, leave_out=("u8",), doubt=0.3)
     source = {"targets": [some, doubtful, fewer], "combine": {"weights": [1, 2, 4]}}
     settings = job(source=source, max_bad_share=0.2, missing_mass="prior", phase={"passes": 1})
-    stream, found = examples(settings, units)
-    assert not stream.unused and len(found) == 10
-    assert sorted(stream.incomplete) == [
+    read, found = examples(settings, units)
+    assert (read.ends[0].unused, read.ends[0].incomplete, len(found)) == (0, 2, 10)
+    assert read.first_incomplete in {
         ("u2", f"no soft target in {some}"), ("u8", f"no soft target in {some} and {fewer}")
-    ]  # fmt: skip
+    }  # fmt: skip
     same(found["u8"].targets, contents(doubtful)["u8"])
     name = next(path.name for path in Path(doubtful).glob("*.tar") if "u2" in dict(read_target_shard(path)[1]))
     sets = [Path(folder) / name for folder in (doubtful, fewer)]
@@ -108,15 +116,16 @@ def test_who_lacks_an_utterance_is_left_out_of_it_and_counted(
     np.testing.assert_allclose(found["u2"].prior, combine_priors(priors, "mean", [2, 4], leftover), rtol=1e-6)
 
     train(settings)
-    assert "without every teacher 2 of 10 utterances (first: u" in capsys.readouterr().err
+    assert "without every teacher: 2 of 10 utterances (first: u" in capsys.readouterr().err
     with pytest.raises(
         UserError, match=r"2 of 10 utterances lack the soft target of a teacher, more than max_bad_share"
     ):
         train(job(source=source, max_bad_share=0.1, output=str(tmp_path / "strict")))
     nobody = job(source={"targets": [some, fewer]}, max_bad_share=0.2)
-    stream, found = examples(nobody, units)
-    assert stream.unused == [("u8", f"no soft target in {some} and {fewer}")] and "u8" not in found
-    assert stream.incomplete == [("u2", f"no soft target in {some}")]
+    read, found = examples(nobody, units)
+    assert (read.ends[0].unused, read.ends[0].incomplete) == (1, 1) and "u8" not in found
+    assert read.first_unused == ("u8", f"no soft target in {some} and {fewer}")
+    assert read.first_incomplete == ("u2", f"no soft target in {some}")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +222,7 @@ def test_the_loss_on_a_combination_is_the_same_mean_that_it_was_made_of(
     losses = []
     for value in ([targets, doubtful], targets, doubtful):
         settings = job(source={"targets": value}, **changes)
-        (batch,) = PhaseStream(settings, 0, units).batches(0)
+        (batch,) = batches(settings, units)
         losses.append(float(loss_of(batch, settings, units)))
     both, first, second = losses
     if missing == "uniform":

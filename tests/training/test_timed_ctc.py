@@ -49,6 +49,8 @@ def batch_of(utterances: list[tuple[list[int], Windows]]) -> Batch:
     return Batch(
         features=torch.zeros(len(utterances), 1, 1),
         lengths=torch.tensor([len(windows) for _, windows in utterances]),
+        first=torch.zeros(len(utterances), dtype=torch.int64),
+        last=torch.tensor([len(windows) for _, windows in utterances]),
         source=0,
         labels=torch.tensor([unit for ids, _ in utterances for unit in ids]),
         label_lengths=torch.tensor([len(ids) for ids, _ in utterances]),

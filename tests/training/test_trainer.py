@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
-from asr_kd.models.acoustic import Checkpoint, load_checkpoint
+from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.training import trainer
+from asr_kd.training.batches import PhaseStream
 from asr_kd.training.trainer import Development, train
+from asr_kd.units import Units
 
 Job = Callable[..., TrainSettings]
 
@@ -107,7 +110,7 @@ def test_learning_rate_and_hours_follow_the_audio(job: Job, audio: str) -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] < 0.002
     hours = 3 * sum(info.seconds for info in read_index(Path(audio))) / 3600
-    assert steps[-1]["audio_hours"] == pytest.approx(hours, rel=0.1) and steps[-1]["pass"] == pytest.approx(3, abs=0.2)
+    assert steps[-1]["audio_hours"] == pytest.approx(hours, rel=0.1) and steps[-1]["done"] == pytest.approx(1, abs=0.1)
 
 
 def test_same_seed_same_bytes(job: Job, tmp_path: Path) -> None:
@@ -137,11 +140,25 @@ def test_cache_and_loader_processes_change_no_bit(job: Job, tmp_path: Path) -> N
     assert states[0] == states[1] == states[2]
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def cycles(job: Job) -> TrainSettings:
+    """A schedule as of a long job: slices of an endless stream in chunks, carried and not, then whole utterances, twice."""
+    source = job().phases[0].sources[0].model_dump()
+    sliced = {
+        "sources": [source],
+        "hours": 0.002,
+        "learning_rate": 0.01,
+        "chunks": {"frames": 9, "left": 4, "right": 3},
+    }
+    carried = {"sources": [source], "passes": 1, "chunks": {"frames": 9, "carry": True}, "frozen": ["output"]}
+    phases = [sliced, carried, {"sources": [{**source, "targets": None, "soft": 0.0, "ctc": 1.0}], "passes": 1}]
+    return job(phases=phases, cycles=2, cycle_decay=0.5, lanes=2, ema_decay=0.9)
+
+
+@pytest.mark.parametrize("schedule", [two_phases, cycles])
 def test_asked_to_stop_at_any_step_and_started_again(
-    job: Job, fickle: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+    job: Job, fickle: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Callable[[Job], TrainSettings]
 ) -> None:
-    settings = two_phases(job, ema_decay=ema_decay)
+    settings = schedule(job)
     run = Path(settings.output)
     train(settings)
     expected = published(run)
@@ -277,6 +294,60 @@ def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, mo
         torch.testing.assert_close(weight, expected[name])
 
 
+def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Units) -> None:
+    settings = job(phase={"chunks": {"frames": 1000, "carry": True}}, batch_frames=1000, bucket_utterances=10)
+    plan, whole = settings.phases[0], job(batch_frames=1000, bucket_utterances=10).phases[0]
+    stream = PhaseStream(settings, 0, units)
+    batch = next(stream.batches(stream.start(), 0))
+    assert batch is not None
+    weights = []
+    for one in (plan, whole):
+        torch.manual_seed(0)
+        model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        loss = trainer.step(model, optimizer, batch, one, settings, 0.1, torch.device("cpu"))
+        weights.append((loss, model.state_dict()))
+    assert weights[0][0] == pytest.approx(weights[1][0])
+    for name, value in weights[0][1].items():
+        torch.testing.assert_close(value, weights[1][1][name])
+
+
+def test_carried_chunks_hear_what_was_before(job: Job, units: Units) -> None:
+    settings = job(phase={"chunks": {"frames": 5, "carry": True}}, batch_frames=1000, bucket_utterances=10)
+    stream = PhaseStream(settings, 0, units)
+    batch = next(stream.batches(stream.start(), 0))
+    assert batch is not None
+    model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
+    logits, lengths = model(batch.features, batch.lengths)
+    expected = trainer.batch_loss(logits, lengths, batch, settings.phases[0], settings).item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss = trainer.step(model, optimizer, batch, settings.phases[0], settings, 0.0, torch.device("cpu"))
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_weights_stay_and_others_move(job: Job, tmp_path: Path) -> None:
+    first = job()
+    train(first)
+    settings = job(init=first.output, output=str(tmp_path / "second"), phase={"frozen": ["forwards.0", "output"]})
+    train(settings)
+    before = load_checkpoint(first.output).model.state_dict()
+    with safetensors.safe_open(str(tmp_path / "second" / "last" / "state.safetensors"), framework="pt") as file:
+        for name, weight in before.items():
+            same = torch.equal(file.get_tensor(f"model.{name}"), weight)
+            assert same == name.startswith(("forwards.0", "output")), name
+    with pytest.raises(
+        UserError, match=r"phases\.0\.frozen: no weight begins with encoder; the network has forwards, output"
+    ):
+        train(job(phase={"frozen": ["encoder"]}, output=str(tmp_path / "third")))
+
+
+def test_rates_fall_from_cycle_to_cycle(job: Job) -> None:
+    settings = job(cycles=3, cycle_decay=0.5, phase={"passes": 1, "warmup": 0.0, "final_rate": 1.0})
+    train(settings)
+    rates = {(line["cycle"], line["learning_rate"]) for line in lines(Path(settings.output)) if "loss" in line}
+    assert rates == {(0, 0.01), (1, 0.005), (2, 0.0025)}
+
+
 def test_a_finished_run_is_not_run_again(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,7 +433,7 @@ def test_bad_utterances_are_counted(job: Job, audio: str, tmp_path: Path, capsys
     broken = rewritten(audio, tmp_path / "broken", lambda shard: setattr(shard[0], "audio", b"noise"))
     plain = {"audio": broken, "targets": None, "soft": 0.0, "ctc": 1.0}
     train(job(source=plain, max_bad_share=0.3, phase={"passes": 2}))
-    assert capsys.readouterr().err.count("left out 3 of 10 utterances (first: u") == 1
+    assert capsys.readouterr().err.count("left out: 6 of 20 utterances (first: u") == 1
     with pytest.raises(UserError, match=r"3 of 10 utterances cannot be used, more than max_bad_share 0\.2 .first: u"):
         train(job(source=plain, max_bad_share=0.2, output=str(tmp_path / "strict")))
 

@@ -1,0 +1,272 @@
+"""One lane of one source of a phase: shards → examples → batches, from any place on, in an order that the seed alone decides.
+
+A pass reads the shards of the lane in random order. Examples are held until there are `bucket_utterances` of them, or the pass
+ends: a block. Its batches, of like length, come in random order. Every draw is of the pass or of the block, so that to go on
+in the middle, no more than the shards of one block are read again.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.config import ChunkSettings, TrainSettings
+from asr_kd.errors import UserError
+from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.stream import Item, ShardInput, bucketed, load_features, map_ordered
+from asr_kd.shards.tarset import ShardInfo, read_index
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.training.teachers import ShardTargets
+from asr_kd.units import Units
+
+
+@dataclass
+class Example:
+    """Something to learn from: features, and unit ids or soft targets or both.
+
+    Attributes:
+        features: float16 [frames, dimension]; `targets` answer for those from `first` to before `last`, the others are context.
+        prior: as of `Batch.priors`.
+    """
+
+    key: str
+    features: np.ndarray
+    ids: list[int] | None = None
+    targets: SparsePosteriors | None = None
+    prior: np.ndarray | None = None
+    first: int = 0
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        self.last = self.last or len(self.features)
+
+    @property
+    def frames(self) -> int:
+        """Frames that are learned."""
+        return self.last - self.first
+
+
+@dataclass
+class Cursor:
+    """Where a lane of a source stands: the start of a block, and how many of the block's batches are given out.
+
+    Attributes:
+        number: passes that are over; shard, item: the block's first utterance is this item of this shard of the pass, or the
+            one behind its end; block: blocks of this pass before this one; batch: batches of this block given out.
+        seconds: of audio given out, in all passes.
+        seen, unused, incomplete: utterances before this block, those that could not be used, and those without the target of
+            every teacher.
+    """
+
+    number: int = 0
+    shard: int = 0
+    item: int = 0
+    block: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    seen: int = 0
+    unused: int = 0
+    incomplete: int = 0
+
+
+@dataclass
+class Reading:
+    """An utterance as it was read: its place (pass, shard of the pass, item of the shard) and what there is to learn from it.
+
+    Attributes:
+        unused: why there is nothing; incomplete: which teachers' targets it lacks.
+    """
+
+    number: int
+    shard: int
+    item: int
+    examples: list[Example]
+    unused: str = ""
+    incomplete: str = ""
+
+
+@dataclass
+class Source:
+    """A source of a phase, opened once for all its lanes.
+
+    Args:
+        phase, index: its place in the settings.
+        units: of the learner; soft targets over other units are refused.
+
+    Attributes:
+        first_unused, first_incomplete: (key, reason) of the first such utterance that this process met.
+        ends: of lanes that have come to their end, the cursor there.
+    """
+
+    settings: TrainSettings
+    phase: int
+    index: int
+    units: Units
+    first_unused: tuple[str, str] = field(default=("", ""), init=False)
+    first_incomplete: tuple[str, str] = field(default=("", ""), init=False)
+    ends: dict[int, Cursor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.plan = self.settings.phases[self.phase].sources[self.index]
+        self.chunks = self.settings.phases[self.phase].chunks
+        self.shards = [shard for shard in read_index(Path(self.plan.audio)) if shard.samples]
+        self.transcripts = read_transcripts(self.plan.transcripts) if self.plan.transcripts else None
+        self.seconds = sum(shard.seconds for shard in self.shards) * self.plan.repeat
+        self.utterances = sum(shard.samples for shard in self.shards) * self.plan.repeat
+        if not self.utterances:
+            raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
+
+    def batches(self, lane: int, start: Cursor, passes: int | None) -> Iterator[tuple[list[Example], Cursor]]:
+        """Batches of a lane from `start` on, each with the cursor behind it; without `passes` they never end.
+
+        Raises:
+            UserError: when targets, units or frame period do not fit, or more utterances than `max_bad_share` cannot be used.
+        """
+        cursor = start
+        for block in self._blocks(lane, start, passes):
+            if block[0].number != cursor.number:
+                self._refuse_bad(cursor)
+                cursor = replace(cursor, number=block[0].number, shard=0, item=0, block=0)
+            rng = self._rng(cursor.number, 2, lane, cursor.block)
+            held = [example for reading in block for example in reading.examples]
+            frames = self.plan.batch_frames or self.settings.batch_frames
+            for number, batch in enumerate(bucketed(held, lambda one: len(one.features), frames, rng), 1):
+                if number > cursor.batch:
+                    seconds = sum(one.frames for one in batch) * self.settings.features.frame_ms / 1000
+                    cursor = replace(cursor, batch=number, seconds=cursor.seconds + seconds)
+                    yield batch, cursor
+            cursor = replace(
+                cursor,
+                shard=block[-1].shard,
+                item=block[-1].item + 1,
+                block=cursor.block + 1,
+                batch=0,
+                seen=cursor.seen + len(block),
+                unused=cursor.unused + sum(bool(reading.unused) for reading in block),
+                incomplete=cursor.incomplete + sum(bool(reading.incomplete) for reading in block),
+            )
+        self._refuse_bad(cursor)
+        self.ends[lane] = cursor
+
+    def _refuse_bad(self, cursor: Cursor) -> None:
+        """Refuse what the other lanes cannot make good."""
+        read = self.utterances * (cursor.number + 1)
+        for count, (key, reason), what in (
+            (cursor.unused, self.first_unused, "cannot be used"),
+            (cursor.incomplete, self.first_incomplete, "lack the soft target of a teacher"),
+        ):
+            if count > self.settings.max_bad_share * read:
+                raise UserError(
+                    f"{self.plan.audio}: {count} of {read} utterances {what}, more than max_bad_share "
+                    f"{self.settings.max_bad_share} (first: {key}: {reason}); mend the data or raise max_bad_share"
+                )
+
+    def _rng(self, *place: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, self.phase, self.index, *place])
+
+    def _blocks(self, lane: int, start: Cursor, passes: int | None) -> Iterator[list[Reading]]:
+        block: list[Reading] = []
+        for reading in self._readings(lane, start, passes):
+            if block and (len(block) >= self.settings.bucket_utterances or reading.number != block[0].number):
+                yield block
+                block = []
+            block.append(reading)
+        if block:
+            yield block
+
+    def _readings(self, lane: int, start: Cursor, passes: int | None) -> Iterator[Reading]:
+        lanes = self.settings.lanes
+        # a set with fewer shards than lanes is read by all of them, each taking its share of the utterances
+        whole = len(self.shards) * self.plan.repeat >= lanes
+        if not whole and lane >= max(shard.samples for shard in self.shards):
+            return
+
+        def places() -> Iterator[tuple[int, int, ShardInfo]]:
+            for number in itertools.count(start.number) if passes is None else range(start.number, passes):
+                rng = self._rng(number, 0)
+                order = [place for _ in range(self.plan.repeat) for place in rng.permutation(len(self.shards))]
+                mine = order[lane::lanes] if whole else order
+                first = start.shard if number == start.number else 0
+                yield from ((number, index, self.shards[mine[index]]) for index in range(first, len(mine)))
+
+        wanted = ShardInput(
+            folder=self.plan.audio,
+            features=self.settings.features,
+            max_seconds=self.settings.max_seconds,
+            cache=self.settings.feature_cache,
+        )
+        ours, theirs = itertools.tee(places())
+        load = functools.partial(load_features, wanted)
+        contents = map_ordered(load, (shard for _, _, shard in theirs), self.settings.loader_workers)
+        for (number, index, shard), content in zip(ours, contents, strict=True):
+            utterances: list[Item | tuple[str, str]] = [*content.bad, *content.items]
+            utterances = utterances[slice(None) if whole else slice(lane, None, lanes)]
+            targets = self._targets(shard) if self.plan.reads_targets else None
+            done = start.item if (number, index) == (start.number, start.shard) else 0
+            for item, utterance in enumerate(utterances[done:], done):
+                reading = Reading(number, index, item, [])
+                if isinstance(utterance, Item):
+                    key = utterance.key
+                    self._learn(utterance, targets, reading)
+                else:
+                    key, reading.unused = utterance
+                if reading.unused and not self.first_unused[0]:
+                    self.first_unused = key, reading.unused
+                if reading.incomplete and not self.first_incomplete[0]:
+                    self.first_incomplete = key, reading.incomplete
+                yield reading
+
+    def _targets(self, shard: ShardInfo) -> ShardTargets:
+        with_prior = bool(self.plan.soft) and self.settings.missing_mass == "prior"
+        return ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
+
+    def _learn(self, item: Item, targets: ShardTargets | None, reading: Reading) -> None:
+        """Fill `reading` with what there is to learn from an utterance, or with what is in the way."""
+        example = Example(item.key, item.features)
+        if self.plan.ctc:
+            reading.unused = self._label(item, example)
+        if targets is not None and not reading.unused:
+            found = targets.find(item.key, len(item.features))
+            lacking = f"no soft target in {' and '.join(found.lacking)}" if found.lacking else ""
+            if found.target is None:
+                reading.unused = lacking
+            else:
+                reading.incomplete = lacking
+            example.targets, example.prior = found.target, found.prior
+        if not reading.unused:
+            reading.examples = [example]
+            if self.chunks and not self.chunks.carry:
+                reading.examples = cut(example, self.chunks)
+
+    def _label(self, item: Item, example: Example) -> str:
+        """Give the example the units of its text; returns what is in the way, if anything is."""
+        text = item.fields.get("text") if self.transcripts is None else self.transcripts.get(item.key)
+        if text is None:
+            return "no text to learn from"
+        example.ids = self.units.encode(text)
+        if self.units.unknown in example.ids:
+            return "its text holds characters that no unit covers"
+        repeats = sum(a == b for a, b in itertools.pairwise(example.ids))
+        # even when stretched to its shortest: CTC without a path has an infinite loss
+        frames = round(len(item.features) * (1 - self.plan.augment.stretch))
+        if len(example.ids) + repeats > frames:
+            return f"{len(example.ids)} units do not fit into {frames} frames"
+        return ""
+
+
+def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
+    """The chunks of an utterance, each with its context; every frame is learned in one of them."""
+    pieces = []
+    total = len(example.features)
+    for begin in range(0, total, chunks.frames):
+        end = min(begin + chunks.frames, total)
+        left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
+        targets = None if example.targets is None else example.targets[begin:end]
+        features = example.features[left:right]
+        pieces.append(Example(example.key, features, None, targets, example.prior, begin - left, end - left))
+    return pieces
