@@ -51,14 +51,17 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
             raise ValueError(f"the probabilities are not counts of {draws} draws")
 
     # by unit, then by time: a unit is kept for runs of frames, in which its probability changes slowly
-    kind, frame_bits = _key_type(posteriors.frames, posteriors.num_units)
-    keys = posteriors.units.astype(kind) << frame_bits + 8
+    frame_bits = posteriors.frames.bit_length()
+    kind = _key_type(frame_bits, (posteriors.num_units - 1).bit_length())
+    keys = posteriors.units.astype(kind) << (frame_bits + 8)
     keys |= np.repeat(np.arange(posteriors.frames, dtype=kind) << 8, counts)
     keys |= codes
     keys.sort()
     codes = keys.astype(np.uint8)
     keys >>= 8
     steps = keys[1:] - keys[:-1]
+    if not steps.all():
+        raise ValueError("a frame has a unit twice")
     inner, run_starts = np.flatnonzero(steps == 1), _starts(steps != 1)
     places = keys[run_starts].astype(np.int64)
     units, starts = places >> frame_bits, places & ((1 << frame_bits) - 1)
@@ -93,10 +96,9 @@ def rounded(posteriors: SparsePosteriors, levels: int) -> tuple[np.ndarray, np.n
     return codes, tails
 
 
-def _key_type(frames: int, num_units: int) -> tuple[Any, int]:
-    """Unsigned integers that hold a unit, a frame and a code (what is short is sorted in half the time), and a frame's bits."""
-    frame_bits = frames.bit_length()
-    return np.uint32 if (num_units - 1).bit_length() + frame_bits + 8 <= 32 else np.uint64, frame_bits
+def _key_type(frame_bits: int, unit_bits: int) -> Any:
+    """Integers that hold a frame, a unit and a code; short ones are sorted in half the time."""
+    return np.uint32 if frame_bits + unit_bits + 8 <= 32 else np.uint64
 
 
 def _starts(changed: np.ndarray) -> np.ndarray:
@@ -162,11 +164,11 @@ def _decode_body(
     _require(codes.min() > 0, "an entry of no probability")
 
     # one sort orders all: by frame, then by falling code, then by unit
-    kind, _ = _key_type(frames, num_units)
     bits = (num_units - 1).bit_length()
-    run_keys = (starts - run_starts << bits + 8) + np.repeat(units, run_counts)
-    keys = np.repeat(run_keys.astype(kind), lengths)  # what is negative or too large comes right again modulo 2^32 or 2^64:
-    keys += np.arange(entries, dtype=kind) << bits + 8
+    kind = _key_type(frames.bit_length(), bits)
+    run_keys = ((starts - run_starts) << (bits + 8)) + np.repeat(units, run_counts)
+    keys = np.repeat(run_keys.astype(kind), lengths)  # some are below 0: unsigned integers add up all the same
+    keys += np.arange(entries, dtype=kind) << (bits + 8)
     keys |= (~codes).astype(kind) << bits
     keys.sort()
     codes = ~(keys >> bits).astype(np.uint8)

@@ -16,7 +16,7 @@ MAX_KEPT = 255
 # A softmax in float32 over some thousand units adds up to 1 within about 1e-6, one rounded to float16 within 2e-3.
 SUM_TOLERANCE = 5e-3
 #: numbers of a block of frames that is gone through several times
-CACHED = 1 << 17
+CACHED = 1 << 19
 #: mass that is left over at least, where a unit was not kept
 LEAST = 1e-12
 
@@ -74,7 +74,9 @@ class SparsePosteriors:
         block = frames if values.is_cuda else max(1, CACHED // num_units)
         search = _largest_on_device if values.is_cuda else _largest
         found = [search(values[row : row + block].float(), k, floor) for row in range(0, frames, block)]
-        counts, units, best = (np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
+        counts, units, best = (
+            np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)
+        )
         return cls._of_best(counts, units, best, mass, floor, num_units)
 
     @classmethod
@@ -209,8 +211,9 @@ def _largest(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.nd
     bound: Any = np.float32(math.log(floor)) if floor else np.float32(-np.inf)
     width = next((width for width in (32, 16, 8) if columns // width > 2 * k), 1)
     if width > 1:
-        # the k-th largest block maximum is no larger than the k-th largest value: what is below it is out
-        maxima = log_probs[:, : columns // width * width].view(rows, -1, width).amax(2).numpy()
+        # the k-th largest of the maxima of groups is no larger than the k-th largest value: what is below it is out;
+        # far apart, so that units that are likely together are in different groups
+        maxima = values[:, : columns // width * width].reshape(rows, width, -1).max(1)
         bound = np.maximum(bound, np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k, None])
     flat = _true(~(values < bound))  # what is no number is found, and refused, later
     row = flat // columns
@@ -241,7 +244,7 @@ def _true(mask: np.ndarray) -> np.ndarray:
 
 def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same where operations are cheap and many; only its result leaves the device."""
-    rows, columns = log_probs.shape
+    columns = log_probs.shape[1]
     shift = (columns - 1).bit_length()
     keys = _keys(log_probs.view(torch.int32).long(), torch.arange(columns, device=log_probs.device), shift)
     keys = keys.topk(k, dim=1, largest=False, sorted=True)[0].cpu().numpy()

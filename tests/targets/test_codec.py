@@ -105,7 +105,7 @@ def test_long_and_wide() -> None:
     np.testing.assert_array_equal(decoded.units, ids)
 
 
-@pytest.mark.parametrize(("frames", "num_units"), [(127, 1 << 17 - 1), (128, 1 << 16), (255, 65535), (256, 65536), (600, 3)])
+@pytest.mark.parametrize(("frames", "num_units"), [(127, 65536), (128, 1 << 16), (255, 65535), (256, 65536), (600, 3)])
 def test_frames_and_units_fill_their_bits(frames: int, num_units: int) -> None:
     """Units held to the last frame and begun in the first one stay apart, and numbers of several bytes come back."""
     rng = np.random.default_rng(0)
@@ -278,6 +278,7 @@ def test_a_newer_version_is_named() -> None:
         ({"tail": np.array([0.5, 0.1], np.float32)}, "add up to 1"),
         ({"tail": np.array([np.nan, 0.1], np.float32)}, "add up to 1"),
         ({"num_units": 70000}, "out of bounds"),
+        ({"units": np.array([2, 2, 1], np.int32)}, "a unit twice"),
     ],
 )
 def test_contradictions_are_not_written(change: dict[str, object], message: str) -> None:
