@@ -21,7 +21,8 @@ from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, Settings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, read_json, write_json, write_whole
-from asr_kd.shards.tarset import ShardInfo, check_shard, read_index, read_shard
+from asr_kd.shards.index import ShardInfo, ShardList
+from asr_kd.shards.tarset import check_shard, read_index, read_shard
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -187,13 +188,13 @@ def _bucketed(
         yield [held[position] for position in batches[index]]
 
 
-def shuffled_shards(folder: str, rng: np.random.Generator) -> list[ShardInfo]:
+def shuffled_shards(folder: str, rng: np.random.Generator) -> ShardList:
     """The shards of a set in random order.
 
     Raises:
         UserError: when the set holds no utterances.
     """
     shards = read_index(Path(folder))
-    if not sum(shard.samples for shard in shards):
+    if not shards.samples:
         raise UserError(f"{folder}: holds no utterances; prepare the audio shards again")
-    return [shards[index] for index in rng.permutation(len(shards))]
+    return shards.take(rng.permutation(len(shards)))

@@ -92,9 +92,11 @@ class PhaseStream:
         self.transcripts = [
             read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources
         ]
-        indices = [read_index(Path(source.audio)) * source.repeat for source in self.plan.sources]
-        self.seconds = [sum(shard.seconds for shard in index) for index in indices]
-        self.utterances = sum(shard.samples for index in indices for shard in index)
+        self.seconds, self.utterances = list[float](), 0
+        for source in self.plan.sources:
+            shards = read_index(Path(source.audio))
+            self.seconds.append(source.repeat * shards.seconds)
+            self.utterances += source.repeat * shards.samples
 
     def batches(self, number: int) -> Iterator[Batch]:
         """The batches of pass `number`, always the same ones in the same order.
@@ -135,7 +137,9 @@ class PhaseStream:
     def _source_batches(self, source: int, number: int) -> Iterator[list[Example]]:
         rng = np.random.default_rng([self.settings.seed, self.phase, number, 0, source])
         folder = self.plan.sources[source].audio
-        shards = [shard for _ in range(self.plan.sources[source].repeat) for shard in shuffled_shards(folder, rng)]
+        shards = shuffled_shards(folder, rng)
+        for _ in range(1, self.plan.sources[source].repeat):
+            shards += shuffled_shards(folder, rng)
         wanted = ShardInput(
             folder=folder,
             features=self.settings.features,
