@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic does not take the one of typing before Python 3.12
 
 #: bytes of an index that are parsed at a time
-PIECE = 1 << 22
+PIECE = 1 << 18
 #: shards that are objects at a time
-BLOCK = 1 << 12
+BLOCK = 1 << 10
 _HEAD = re.compile(rb'\s*\{\s*"format"\s*:\s*"asr_kd-shards"\s*,\s*"version"\s*:\s*1\s*,\s*"shards"\s*:\s*\[')
 _END = re.compile(rb"\]\s*\}\s*\Z")
 
