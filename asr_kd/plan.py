@@ -50,7 +50,7 @@ def plan(settings: PlanSettings) -> Plan:
         UserError: when the measured job is not finished, or measured nothing.
     """
     infos = read_index(settings.audio)
-    seconds, size = sum(info.seconds for info in infos), sum(info.bytes for info in infos)
+    seconds, size = infos.seconds, sum(info.bytes for info in infos)
     report, timing = (_measured(Path(settings.targets) / name) for name in ("report.json", "timing.json"))
     if not seconds or not report["audio_hours"] or not report["frames"]:
         raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")

@@ -88,7 +88,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     checkpoint = _load(settings)
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
     shards = read_index(Path(settings.audio))
-    total = sum(shard.samples for shard in shards)
+    total = shards.samples
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad: list[str] = []
 

@@ -27,8 +27,9 @@ from asr_kd.evaluation.wer import ErrorCounts, align
 from asr_kd.files import claim_folder, hash_json, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, parameters, pick_device
 from asr_kd.progress import Progress
+from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.stream import batches_by_length
-from asr_kd.shards.tarset import ShardInfo, check_shard, read_index, read_shard
+from asr_kd.shards.tarset import check_shard, read_index, read_shard
 
 
 @dataclass
@@ -88,7 +89,7 @@ def evaluate(settings: EvalSettings) -> None:
         if name is not None and name not in settings.systems:
             raise UserError(f"{role}: {name} is none of the systems; it must be one of {', '.join(settings.systems)}")
     shards = read_index(Path(settings.audio))
-    total = sum(shard.samples for shard in shards)
+    total = shards.samples
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare labelled audio shards")
     device = pick_device(settings.device)
@@ -208,7 +209,7 @@ def _check(settings: EvalSettings, test: TestSet, total: int) -> None:
 
 
 def _report(
-    settings: EvalSettings, shards: list[ShardInfo], systems: list[System], test: TestSet, device: torch.device
+    settings: EvalSettings, shards: ShardList, systems: list[System], test: TestSet, device: torch.device
 ) -> dict[str, Any]:
     """Everything that the report shows, as one JSON value; README.md describes it."""
     labels, blocks = _blocks(test.speakers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from asr_kd.config import LabelSettings
@@ -20,8 +20,9 @@ from asr_kd.labeling.leases import Leases
 from asr_kd.labeling.shard import ahead, label_shard, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
+from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.tarset import ShardInfo, read_index
+from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
@@ -45,7 +46,7 @@ def label(settings: LabelSettings) -> None:
     device = pick_device(settings.device)
     torch.set_num_threads(settings.threads)
     infos = read_index(Path(settings.audio))
-    total = sum(info.samples for info in infos)
+    total = infos.samples
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     teacher = load_checkpoint(settings.teacher, device)
@@ -62,7 +63,7 @@ def label(settings: LabelSettings) -> None:
         Leases(output / ".leases") as leases,
         ThreadPoolExecutor(1) as behind,
     ):
-        progress.advance(total - sum(info.samples for info in left))
+        progress.advance(total - left.samples)
         while left:
             before = tally.shards
             free = (info for info in left if _take(leases, output, info))
@@ -75,7 +76,7 @@ def label(settings: LabelSettings) -> None:
                 last = path.name, published
             if last:
                 _finish(settings, leases, tally, total, *last)
-            left = [info for info in left if not (output / info.name).exists()]
+            left = missing(left, output)
             if left and tally.shards == before:  # all that is left is in the hands of others
                 time.sleep(WAIT)
         leases.clear()
@@ -104,28 +105,20 @@ def label(settings: LabelSettings) -> None:
     )
 
 
-def _claim(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo]) -> dict[str, Any]:
+def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> dict[str, Any]:
     # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
     claim = {"max_seconds": settings.max_seconds, **selection_of(settings).model_dump()}
     claim["teacher"] = teacher.fingerprint
-    claim["audio"] = hash_of(infos)
+    claim["audio"] = infos.hash
     claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
     claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
     return claim
 
 
-def hash_of(infos: list[ShardInfo]) -> str:
-    """A short hash of names and contents of a set of audio shards."""
-    digest = hashlib.sha256()
-    for info in infos:
-        digest.update(f"{info.name} {info.sha256}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def missing(infos: list[ShardInfo], output: Path) -> list[ShardInfo]:
+def missing(infos: ShardList, output: Path) -> ShardList:
     """The audio shards that `output` has no soft targets for."""
     there = {entry.name for entry in os.scandir(output)}
-    return [info for info in infos if info.name not in there]
+    return infos.take(np.fromiter((name not in there for name in infos.names), bool, len(infos)))
 
 
 def _finished(path: Path, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:
@@ -181,7 +174,7 @@ def _refuse_bad(settings: LabelSettings, bad: int, total: int, example: tuple[st
         )
 
 
-def _account(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo], total: int) -> dict[str, Any]:
+def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
     """Reconcile what came out with what went in; write quarantine.jsonl and report.json."""
     output = Path(settings.output)
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
@@ -209,7 +202,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo
             for name, value in statistics.items():
                 weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
         _refuse_bad(settings, quarantined, total, first)  # raised inside: the file is not published
-    if foreign := {path.name for path in output.glob("*.tar")} - {info.name for info in infos}:
+    if foreign := {path.name for path in output.glob("*.tar")} - set(infos.names):
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     frames = max(sums["frames"], 1)
     report = {

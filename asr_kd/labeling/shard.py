@@ -21,8 +21,9 @@ from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.progress import Progress
+from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import batches_by_length
-from asr_kd.shards.tarset import ShardInfo, check_shard, read_shard
+from asr_kd.shards.tarset import check_shard, read_shard
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import fit_prior, gain, leftover, prior_of, to_text

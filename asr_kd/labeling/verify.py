@@ -65,16 +65,16 @@ def verify(settings: VerifySettings) -> bool:
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     found = Findings()
     there = {entry.name for entry in os.scandir(settings.targets) if entry.name.endswith(".tar")}
-    known = {info.name for info in infos}
+    known = set(infos.names)
     found.problems += [
         f"{name}: this audio shard has no soft targets; run `asr-kd label`" for name in sorted(known - there)
     ]
     found.problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
-    present = [info for info in infos if info.name in there]
+    present = infos.take(np.array([name in there for name in infos.names], bool))
     if settings.shards is not None and settings.shards < len(present):
         drawn = np.random.default_rng(settings.seed).choice(len(present), settings.shards, replace=False)
-        present = [present[place] for place in sorted(drawn)]
-    with Progress("verify", sum(info.samples for info in present), "utterances") as progress:
+        present = present.take(np.sort(drawn))
+    with Progress("verify", present.samples, "utterances") as progress:
         for info in present:
             _verify_shard(settings, teacher, transcripts, info, found)
             progress.advance(info.samples, info.seconds)

@@ -21,7 +21,8 @@ from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, Settings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, read_json, write_json, write_whole
-from asr_kd.shards.tarset import ShardInfo, check_shard, read_shard
+from asr_kd.shards.index import ShardInfo
+from asr_kd.shards.tarset import check_shard, read_shard
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -11,29 +11,18 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ValidationError
 
 from asr_kd.errors import UserError
-from asr_kd.files import parse_json, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import parse_json, read_json, sha256_file, write_whole
+from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
 from asr_kd.shards.manifest import check_key
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 BLOCK = tarfile.BLOCKSIZE
-
-
-@with_config(ConfigDict(strict=True))
-@dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """What an index says about a shard: file name, samples in it, seconds of audio, size and SHA-256 of the file."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$")]
-    samples: Annotated[int, Field(ge=0)]
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass
@@ -225,18 +214,7 @@ def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
     return ShardInfo(path.name, len(seconds), round(math.fsum(seconds), 6), path.stat().st_size, sha256_file(path))
 
 
-@with_config(ConfigDict(strict=True, extra="forbid"))
-@dataclass
-class _Index:
-    format: Literal["asr_kd-shards"]
-    version: Annotated[int, Field(ge=1, le=VERSION)]
-    shards: list[ShardInfo]
-
-
-_INDEX, _INFOS = TypeAdapter(_Index), TypeAdapter(list[ShardInfo])
-
-
-def read_index(folder: Path | str) -> list[ShardInfo]:
+def read_index(folder: Path | str) -> ShardList:
     """The shards of a set, as its index lists them.
 
     Raises:
@@ -247,10 +225,18 @@ def read_index(folder: Path | str) -> list[ShardInfo]:
         what = "no such folder of shards" if not Path(folder).is_dir() else f"holds no shards ({INDEX} is missing)"
         raise UserError(f"{folder}: {what}; check the path, or finish `asr-kd prepare`")
     try:
-        # straight from the bytes: a million shards fit into a few hundred megabytes as long as they are not dicts before
-        return _distinct(path, _INDEX.validate_json(path.read_bytes()).shards)
-    except (OSError, ValidationError):
-        pass  # what is wrong with it is told below
+        with open(path, "rb") as file:
+            shards = read_pieces(file)
+    except OSError:
+        shards = None
+    if shards is None:  # laid out otherwise, or damaged: as a whole it takes more memory, and shows what is wrong
+        shards = _read_whole(path)
+    if not shards.distinct:
+        raise UserError(f"{path}: lists a shard twice; make the shards again")
+    return shards
+
+
+def _read_whole(path: Path) -> ShardList:
     value = read_json(path, "index of shards")
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path}: not an index of audio shards; make it with `asr-kd prepare`")
@@ -258,18 +244,11 @@ def read_index(folder: Path | str) -> list[ShardInfo]:
     if type(version) is not int or not 1 <= version <= VERSION:
         raise UserError(f"{path}: of version {version}, this program reads {VERSION}; use a newer asr_kd")
     try:
-        infos = _INFOS.validate_json(json.dumps(value.get("shards")))  # as JSON: strict would want ShardInfo objects
+        return ShardList.parse(json.dumps(value.get("shards")))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(["shards", *map(str, first["loc"])])
         raise UserError(f"{path}: {place}: {first['msg'].lower()}; make the shards again") from None
-    return _distinct(path, infos)
-
-
-def _distinct(path: Path, infos: list[ShardInfo]) -> list[ShardInfo]:
-    if len({info.name for info in infos}) < len(infos):
-        raise UserError(f"{path}: lists a shard twice; make the shards again")
-    return infos
 
 
 def shard_name(number: int) -> str:
@@ -277,10 +256,13 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def write_index(folder: Path | str, infos: list[ShardInfo]) -> None:
-    """Publish the index of a set of shards; this comes last and makes the set whole."""
-    shards = [dataclasses.asdict(info) for info in infos]
-    write_json(Path(folder) / INDEX, {"format": FORMAT, "version": VERSION, "shards": shards})
+def write_index(folder: Path | str, infos: Iterable[ShardInfo]) -> None:
+    """Publish the index of a set of shards, a line each; this comes last and makes the set whole."""
+    with write_whole(Path(folder) / INDEX, "w") as file:
+        file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "shards": [')
+        for number, info in enumerate(infos):
+            file.write((",\n" if number else "\n") + json.dumps(dataclasses.asdict(info)))
+        file.write("\n]}\n")
 
 
 def check_shard(folder: Path | str, info: ShardInfo) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _HEADER = struct.Struct("<4sBBHIIII")  # magic, version, levels, num_units - 1, 
 _VARINT_BYTES = 4
 #: bytes of a body below which two ways to pack it are tried
 SMALL = 4096
+#: natural logarithm of every code; of 0, which does not occur, anything
+_LOGS = np.log(np.arange(256).clip(1))
 _DEFLATE_RATIO = 1032  # deflate cannot expand to more than this many times its input
 
 
@@ -43,47 +46,64 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
     else:
         levels = 0
         drawn = np.exp(posteriors.log_probs, dtype=np.float64) * draws
-        codes, tails = np.rint(drawn).astype(np.int64), np.zeros(posteriors.frames, np.int64)
+        codes, tails = np.rint(drawn).astype(np.uint8), np.zeros(posteriors.frames, np.uint8)
         if draws > MAX_KEPT or codes.min() < 1 or np.abs(drawn - codes).max() > 1e-3 or posteriors.tail.any():
             raise ValueError(f"the probabilities are not counts of {draws} draws")
 
     # by unit, then by time: a unit is kept for runs of frames, in which its probability changes slowly
-    frames = np.repeat(np.arange(posteriors.frames), counts)
-    order = np.argsort((posteriors.units.astype(np.int64) << 24) | frames)
-    units, frames, codes = posteriors.units[order].astype(np.int64), frames[order], codes[order]
-    new_unit = np.diff(units, prepend=-1) != 0
-    new_run = new_unit | (np.diff(frames, prepend=-2) != 1)
-    run_starts, unit_starts = np.flatnonzero(new_run), np.flatnonzero(new_unit)
-    run_lengths = np.diff(run_starts, append=len(frames))
-    first_runs = np.flatnonzero(new_unit[run_starts])
-    run_ends = frames[run_starts] + run_lengths
-    gaps = frames[run_starts] - np.concatenate([[0], run_ends[:-1]])
-    gaps[first_runs] = frames[run_starts][first_runs]
-    changes = np.diff(codes, prepend=0)
+    frame_bits = posteriors.frames.bit_length()
+    kind = _key_type(frame_bits, (posteriors.num_units - 1).bit_length())
+    keys = posteriors.units.astype(kind) << (frame_bits + 8)
+    keys |= np.repeat(np.arange(posteriors.frames, dtype=kind) << 8, counts)
+    keys |= codes
+    keys.sort()
+    codes = keys.astype(np.uint8)
+    keys >>= 8
+    steps = keys[1:] - keys[:-1]
+    if not steps.all():
+        raise ValueError("a frame has a unit twice")
+    inner, run_starts = np.flatnonzero(steps == 1), _starts(steps != 1)
+    places = keys[run_starts].astype(np.int64)
+    units, starts = places >> frame_bits, places & ((1 << frame_bits) - 1)
+    lengths = np.diff(run_starts, append=len(codes))
+    first_runs = _starts(units[1:] != units[:-1])
+    gaps = starts.copy()
+    gaps[1:] -= starts[:-1] + lengths[:-1]
+    gaps[first_runs] = starts[first_runs]
 
     columns = [
-        _varints(np.diff(units[unit_starts], prepend=-1) - 1),
+        _varints(np.diff(units[first_runs], prepend=-1) - 1),
         _varints(np.diff(first_runs, append=len(run_starts)) - 1),
         _varints(gaps),
-        _varints(run_lengths - 1),
-        codes[run_starts].astype(np.uint8).tobytes(),
-        (changes[~new_run] & 0xFF).astype(np.uint8).tobytes(),
-        (np.diff(tails, prepend=0) & 0xFF).astype(np.uint8).tobytes(),
+        _varints(lengths - 1),
+        codes[run_starts].tobytes(),
+        (codes[1:] - codes[:-1])[inner].tobytes(),
+        np.diff(tails, prepend=np.uint8(0)).tobytes(),
     ]
     body = _deflate(columns)
-    header = [MAGIC, VERSION, levels, posteriors.num_units - 1, posteriors.frames, len(unit_starts), len(run_starts)]
+    header = [MAGIC, VERSION, levels, posteriors.num_units - 1, posteriors.frames, len(first_runs), len(run_starts)]
     crc = zlib.crc32(body, zlib.crc32(_HEADER.pack(*header, 0)))
     return _HEADER.pack(*header, crc) + body
 
 
 def rounded(posteriors: SparsePosteriors, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The codes that stand for the probabilities and for the tails: int64 [entries] and [frames]."""
-    codes = np.clip(np.rint(np.exp(0.5 * posteriors.log_probs) * levels), 1, levels).astype(np.int64)
+    """The codes that stand for the probabilities and for the tails: uint8 [entries] and [frames]."""
+    codes = np.clip(np.rint(np.exp(0.5 * posteriors.log_probs) * levels), 1, levels).astype(np.uint8)
     # equal codes are decoded in the order of units: lift the first above a second with the same code
     several = posteriors.starts[posteriors.counts > 1]
     codes[several] += codes[several] == codes[several + 1]
-    tails = np.clip(np.rint(np.sqrt(posteriors.tail) * levels), posteriors.tail > 0, levels).astype(np.int64)
+    tails = np.clip(np.rint(np.sqrt(posteriors.tail) * levels), posteriors.tail > 0, levels).astype(np.uint8)
     return codes, tails
+
+
+def _key_type(frame_bits: int, unit_bits: int) -> Any:
+    """Integers that hold a frame, a unit and a code; short ones are sorted in half the time."""
+    return np.uint32 if frame_bits + unit_bits + 8 <= 32 else np.uint64
+
+
+def _starts(changed: np.ndarray) -> np.ndarray:
+    """First positions of stretches, given which of all but the first position begin one."""
+    return np.concatenate([[0], np.flatnonzero(changed) + 1])
 
 
 def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
@@ -127,36 +147,38 @@ def _decode_body(
     first_runs = np.cumsum(run_counts) - run_counts
     ends -= np.repeat((ends - gaps - lengths)[first_runs], run_counts)
     _require(ends.max() <= frames, "impossible frames")
-    run_starts = np.cumsum(lengths) - lengths
-    entry_frames = np.repeat(ends - lengths - run_starts, lengths) + np.arange(entries)
+    starts = ends - lengths
+    counts = np.cumsum(np.bincount(starts, minlength=frames)[:frames] - np.bincount(ends, minlength=frames)[:frames])
+    _require(counts.min() > 0 and counts.max() <= MAX_KEPT, "a frame without units or with too many")
 
     # codes: changes added up within each run, modulo 256
+    run_starts = np.cumsum(lengths) - lengths
     is_first = np.zeros(entries, bool)
     is_first[run_starts] = True
     codes = np.empty(entries, np.uint8)
     codes[run_starts] = rest[:runs]
-    codes[~is_first] = rest[runs:entries]
-    summed = np.cumsum(codes, dtype=np.uint8)
-    codes = summed - np.repeat(summed[run_starts] - codes[run_starts], lengths)
+    codes[np.flatnonzero(~is_first)] = rest[runs:entries]
+    codes = np.cumsum(codes, dtype=np.uint8)
+    codes -= np.repeat(codes[run_starts] - rest[:runs], lengths)
     tails = np.cumsum(rest[entries:], dtype=np.uint8)
     _require(codes.min() > 0, "an entry of no probability")
 
     # one sort orders all: by frame, then by falling code, then by unit
-    keys = (entry_frames << 24).astype(np.uint64) | ((255 - codes).astype(np.uint64) << np.uint64(16))
-    keys |= np.repeat(np.repeat(units, run_counts), lengths).astype(np.uint64)
+    bits = (num_units - 1).bit_length()
+    kind = _key_type(frames.bit_length(), bits)
+    run_keys = ((starts - run_starts) << (bits + 8)) + np.repeat(units, run_counts)
+    keys = np.repeat(run_keys.astype(kind), lengths)  # some are below 0: unsigned integers add up all the same
+    keys += np.arange(entries, dtype=kind) << (bits + 8)
+    keys |= (~codes).astype(kind) << bits
     keys.sort()
-    codes = (255 - ((keys >> np.uint64(16)) & np.uint64(0xFF))).astype(np.uint8)
-    counts = np.bincount(entry_frames, minlength=frames)
-    _require(counts.min() > 0 and counts.max() <= MAX_KEPT, "a frame without units or with too many")
+    codes = ~(keys >> bits).astype(np.uint8)
     power = 2 if levels else 1
-    weights = codes.astype(np.int64) ** power
     tail_squares = tails.astype(np.int64) ** 2
-    totals = np.add.reduceat(weights, np.cumsum(counts) - counts) + tail_squares
-    logs = power * np.log(np.arange(1, 256))
-    log_probs = logs[codes - np.uint8(1)] - np.repeat(np.log(totals), counts)
+    totals = np.add.reduceat(codes.astype(np.int32) ** power, np.cumsum(counts) - counts) + tail_squares
+    log_probs = (power * _LOGS).take(codes) - np.repeat(np.log(totals), counts)
     return SparsePosteriors(
         counts.astype(np.uint8),
-        (keys & np.uint64(0xFFFF)).astype(np.int32),
+        (keys & ((1 << bits) - 1)).astype(np.int32),
         log_probs.astype(np.float32),
         (tail_squares / totals).astype(np.float32),
         num_units,
@@ -218,11 +240,18 @@ def _inflate(body: memoryview, numbers: int, frames: int) -> bytes:
 
 def _varints(values: np.ndarray) -> bytes:
     """Numbers below 2**28, seven bits a byte, low bits first, the high bit set on all bytes but a number's last."""
-    shifted = values[:, None] >> np.arange(0, 7 * _VARINT_BYTES, 7)
-    more = shifted[:, 1:] > 0
-    used = np.concatenate([np.ones((len(values), 1), bool), more], axis=1)
-    high = np.concatenate([more, np.zeros((len(values), 1), bool)], axis=1)
-    return ((shifted & 0x7F) | (high << 7)).astype(np.uint8)[used].tobytes()
+    if values.max() < 0x80:
+        return values.astype(np.uint8).tobytes()
+    sizes = np.ones(len(values), np.int64)
+    for size in range(1, _VARINT_BYTES):
+        sizes += values >= 1 << 7 * size
+    places = np.cumsum(sizes) - sizes
+    data = np.empty(sizes.sum(), np.uint8)
+    while len(values):
+        data[places] = (values & 0x7F) | (values >= 0x80) << 7
+        long = values >= 0x80
+        places, values = places[long] + 1, values[long] >> 7
+    return data.tobytes()
 
 
 def _read_varints(raw: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,9 +259,15 @@ def _read_varints(raw: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
     data = np.frombuffer(raw, np.uint8)
     lasts = np.flatnonzero(data[: count * _VARINT_BYTES] < 0x80)[:count]
     _require(len(lasts) == count, "wrong length")
-    sizes = np.diff(lasts, prepend=-1)
-    _require(sizes.max() <= _VARINT_BYTES, "an impossible number")
-    starts = lasts - sizes + 1
     end = int(lasts[-1]) + 1
-    shifts = 7 * (np.arange(end) - np.repeat(starts, sizes))
-    return np.add.reduceat((data[:end].astype(np.int64) & 0x7F) << shifts, starts), data[end:]
+    values = data[lasts].astype(np.int64)
+    if end > count:
+        long = np.flatnonzero(np.diff(lasts, prepend=-1) > 1)
+        places = lasts[long]
+        for _ in range(1, _VARINT_BYTES):
+            places -= 1
+            values[long] = (values[long] << 7) | (data[places] & 0x7F)
+            more = (places > 0) & (data[places - 1] >= 0x80)
+            long, places = long[more], places[more]
+        _require(not len(long), "an impossible number")
+    return values, data[end:]

@@ -16,9 +16,7 @@ MAX_KEPT = 255
 # A softmax in float32 over some thousand units adds up to 1 within about 1e-6, one rounded to float16 within 2e-3.
 SUM_TOLERANCE = 5e-3
 #: numbers of a block of frames that is gone through several times
-CACHED = 1 << 17
-#: a key above all: minus infinity, and no unit
-EMPTY = 0x7F800000 << 32
+CACHED = 1 << 19
 #: mass that is left over at least, where a unit was not kept
 LEAST = 1e-12
 
@@ -84,36 +82,35 @@ class SparsePosteriors:
         # on a CPU as many frames as its cache holds
         block = frames if values.is_cuda else max(1, CACHED // num_units)
         search = _largest_on_device if values.is_cuda else _largest
-        best = [search(values[row : row + block].float(), k, floor) for row in range(0, frames, block)]
-        return cls._of_best(best, mass, floor, num_units)
+        found = [search(values[row : row + block].float(), k, floor) for row in range(0, frames, block)]
+        counts, units, best = (
+            np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)
+        )
+        return cls._of_best(counts, units, best, mass, floor, num_units)
 
     @classmethod
     def _of_best(
-        cls, blocks: list[tuple[np.ndarray, np.ndarray]], mass: float, floor: float, num_units: int
+        cls, counts: np.ndarray, units: np.ndarray, best: np.ndarray, mass: float, floor: float, num_units: int
     ) -> SparsePosteriors:
-        """What is kept of the best units (int64) and their log-probabilities [frames of a block, at most k]."""
-        width = max(units.shape[1] for units, _ in blocks)
-        units, best = (
-            np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill) for part in parts])
-            for parts, fill in zip(zip(*blocks, strict=True), (0, -np.inf), strict=True)
-        )
-        probs = np.exp(best)
-        if floor:
-            probs[:, 1:][best[:, 1:] < math.log(floor)] = 0.0
-        reached = np.cumsum(probs, axis=1, dtype=np.float64)
-        counts = (probs > 0).sum(1)
+        """What is kept of the best units, given as `_largest` gives them."""
+        starts, probs = np.cumsum(counts) - counts, np.exp(best)
+        sums = np.add.reduceat(probs, starts, dtype=np.float64)
         # all others together are as probable as the last one each, at most, or as the floor
-        others = (num_units - counts) * np.maximum(probs[np.arange(len(probs)), counts - 1], floor)
-        _refuse_broken(reached[:, -1], others)
+        _refuse_broken(sums, (num_units - counts) * np.maximum(probs[starts + counts - 1], floor))
+        keep = counts
+        if not floor:
+            keep = np.add.reduceat(probs > 0, starts, dtype=np.int64)
         if mass < 1.0:
-            counts = np.minimum(counts, 1 + (reached[:, :-1] < mass).sum(1))
-        mask = np.arange(width) < counts[:, None]
-        tail = 1.0 - reached[np.arange(len(counts)), counts - 1]
+            reached = np.cumsum(probs, dtype=np.float64)
+            short = reached - np.repeat(reached[starts] - probs[starts], counts) < mass
+            keep = np.minimum(keep, 1 + np.add.reduceat(short, starts, dtype=np.int64))
+        if (keep < counts).any():
+            mask = np.arange(len(units)) < np.repeat(starts + keep, counts)
+            units, best, probs, counts = units[mask], best[mask], probs[mask], keep
+            sums = np.add.reduceat(probs, np.cumsum(counts) - counts, dtype=np.float64)
         # rounding must not lose what was left out, however little it is
-        tail = np.where(counts < num_units, np.maximum(tail, LEAST), 0.0)
-        return cls(
-            counts.astype(np.uint8), units[mask].astype(np.int32), best[mask], tail.astype(np.float32), num_units
-        )
+        tail = np.where(counts < num_units, np.maximum(1.0 - sums, LEAST), 0.0)
+        return cls(counts.astype(np.uint8), units.astype(np.int32), best, tail.astype(np.float32), num_units)
 
     @classmethod
     def sampled(cls, log_probs: Tensor | np.ndarray, draws: int, generator: np.random.Generator) -> SparsePosteriors:
@@ -212,45 +209,71 @@ def _refuse_broken(sums: np.ndarray, others: np.ndarray | float = 0.0) -> None:
         )
 
 
-def _largest(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of each row, falling, equals by position; fewer columns where no row has as many above the floor.
+def _largest(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row the k largest that reach the floor, falling, equals by position; the largest in any case.
 
     Returns:
-        int64 and float32 [rows, at most k]; a row with fewer ends in minus infinity.
+        int64 [rows], how many of each row; int64 and float32 [entries], their positions and values, row after row.
     """
     rows, columns = log_probs.shape
     values = log_probs.numpy()
+    bound: Any = np.float32(math.log(floor)) if floor else np.float32(-np.inf)
     width = next((width for width in (32, 16, 8) if columns // width > 2 * k), 1)
-    bound = np.full((rows, 1), math.log(floor) if floor else -np.inf, np.float32)
-    maxima = log_probs[:, : columns // width * width].view(rows, -1, width).amax(2).numpy() if width > 1 else values
     if width > 1:
-        # the k-th largest block maximum is no larger than the k-th largest value: what is below it is out
+        # the k-th largest of the maxima of groups is no larger than the k-th largest value: what is below it is out;
+        # far apart, so that units that are likely together are in different groups
+        maxima = values[:, : columns // width * width].reshape(rows, width, -1).max(1)
         bound = np.maximum(bound, np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k, None])
-    bound = np.minimum(bound, maxima.max(1, keepdims=True))
-    flat = np.flatnonzero(~(values < bound))  # what is no number is found, and refused, later
+    flat = _true(~(values < bound))  # what is no number is found, and refused, later
     row = flat // columns
     counts = np.bincount(row, minlength=rows)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    keys = np.full((rows, int(counts.max())), EMPTY)
-    keys[row, place] = _keys(values.reshape(-1)[flat].view(np.int32).astype(np.int64), flat - row * columns)
-    keys.sort(axis=1)
-    keys = keys[:, :k]
-    return (keys & 0xFFFFFFFF), -(keys >> 32).astype(np.uint32).view(np.float32)
+    if empty := np.flatnonzero(counts == 0).tolist():
+        row = np.concatenate([row, empty])
+        flat = np.concatenate([flat, [index * columns + int(values[index].argmax()) for index in empty]])
+        counts[empty] = 1
+    shift = (columns - 1).bit_length()
+    keys = _keys(values.reshape(-1)[flat].view(np.int32).astype(np.int64), flat - row * columns, shift)
+    keys |= row << (31 + shift)
+    keys.sort()
+    if counts.max() > k:
+        keys = keys[np.arange(len(keys)) < np.repeat(np.cumsum(counts) - counts + k, counts)]
+        counts = np.minimum(counts, k)
+    return counts, *_values(keys, shift)
 
 
-def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray]:
+def _true(mask: np.ndarray) -> np.ndarray:
+    """`np.flatnonzero`, faster where little is true: eight at a time are passed over."""
+    flat = mask.reshape(-1)
+    whole = len(flat) & ~7
+    words = flat[:whole].view(np.uint64)
+    found = np.flatnonzero(words != 0)
+    inner = np.flatnonzero(words[found].view(bool))
+    return np.concatenate([(found[inner >> 3] << 3) + (inner & 7), whole + np.flatnonzero(flat[whole:])])
+
+
+def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same where operations are cheap and many; only its result leaves the device."""
-    keys = _keys(log_probs.view(torch.int32).long(), torch.arange(log_probs.shape[1], device=log_probs.device))
+    columns = log_probs.shape[1]
+    shift = (columns - 1).bit_length()
+    keys = _keys(log_probs.view(torch.int32).long(), torch.arange(columns, device=log_probs.device), shift)
     keys = keys.topk(k, dim=1, largest=False, sorted=True)[0].cpu().numpy()
-    return (keys & 0xFFFFFFFF), -(keys >> 32).astype(np.uint32).view(np.float32)
+    units, best = _values(keys, shift)
+    kept = ~(best < np.float32(math.log(floor))) if floor else np.ones(keys.shape, bool)
+    kept[:, 0] = True
+    return kept.sum(1), units[kept], best[kept]
 
 
-def _keys(bits: np.ndarray | Tensor, positions: np.ndarray | Tensor) -> Any:
+def _keys(bits: np.ndarray | Tensor, positions: np.ndarray | Tensor, shift: int) -> Any:
     """Integers that rise as log-probabilities, given as the bits of float32, fall; equals rise with their position.
 
     Minus a log-probability is a non-negative float, whose bits rise with its value.
 
     Args:
-        bits, positions: int64.
+        bits, positions: int64; positions take `shift` bits.
     """
-    return ((bits & 0x7FFFFFFF) << 32) | positions
+    return ((bits & 0x7FFFFFFF) << shift) | positions
+
+
+def _values(keys: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, int64, and log-probabilities, float32, of such integers."""
+    return keys & ((1 << shift) - 1), -((keys >> shift) & 0x7FFFFFFF).astype(np.uint32).view(np.float32)

@@ -17,9 +17,10 @@ import numpy as np
 
 from asr_kd.config import ChunkSettings, TrainSettings
 from asr_kd.errors import UserError
+from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.stream import Item, ShardInput, bucketed, load_features, map_ordered
-from asr_kd.shards.tarset import ShardInfo, read_index
+from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.training.teachers import ShardTargets
 from asr_kd.units import Units
@@ -114,10 +115,10 @@ class Source:
     def __post_init__(self) -> None:
         self.plan = self.settings.phases[self.phase].sources[self.index]
         self.chunks = self.settings.phases[self.phase].chunks
-        self.shards = [shard for shard in read_index(Path(self.plan.audio)) if shard.samples]
+        self.shards = read_index(Path(self.plan.audio)).filled
         self.transcripts = read_transcripts(self.plan.transcripts) if self.plan.transcripts else None
-        self.seconds = sum(shard.seconds for shard in self.shards) * self.plan.repeat
-        self.utterances = sum(shard.samples for shard in self.shards) * self.plan.repeat
+        self.seconds = self.shards.seconds * self.plan.repeat
+        self.utterances = self.shards.samples * self.plan.repeat
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
 
@@ -184,15 +185,15 @@ class Source:
         # a set with fewer shards than lanes is read by all of them, each taking its share of the utterances
         whole = len(self.shards) * self.plan.repeat >= lanes
         if not whole and lane >= max(shard.samples for shard in self.shards):
-            return
+            return  # nothing is left for it
 
         def places() -> Iterator[tuple[int, int, ShardInfo]]:
             for number in itertools.count(start.number) if passes is None else range(start.number, passes):
                 rng = self._rng(number, 0)
-                order = [place for _ in range(self.plan.repeat) for place in rng.permutation(len(self.shards))]
+                order = np.concatenate([rng.permutation(len(self.shards)) for _ in range(self.plan.repeat)])
                 mine = order[lane::lanes] if whole else order
                 first = start.shard if number == start.number else 0
-                yield from ((number, index, self.shards[mine[index]]) for index in range(first, len(mine)))
+                yield from ((number, index, self.shards[int(mine[index])]) for index in range(first, len(mine)))
 
         wanted = ShardInput(
             folder=self.plan.audio,

@@ -9,7 +9,7 @@ import numpy as np
 
 from asr_kd.config import SourceSettings
 from asr_kd.errors import UserError
-from asr_kd.shards.tarset import ShardInfo
+from asr_kd.shards.index import ShardInfo
 from asr_kd.targets.combine import combine, combine_priors, resample
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import TargetMetadata, check_answers, read_target_shard, tail_prior

@@ -427,7 +427,7 @@ def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) 
     audio = sorted({settings.development, *(source.audio for source in sources)})
     return {
         "units_hash": units.hash,
-        "data": {folder: [shard.sha256 for shard in read_index(Path(folder))] for folder in audio},
+        "data": {folder: read_index(Path(folder)).hash for folder in audio},
         "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
         "teachers": {folder: teacher_of(Path(folder)) for source in sources for folder in source.target_sets},
         "init_fingerprint": init and init.fingerprint,

@@ -105,6 +105,19 @@ def test_long_and_wide() -> None:
     np.testing.assert_array_equal(decoded.units, ids)
 
 
+@pytest.mark.parametrize(("frames", "num_units"), [(127, 65536), (128, 1 << 16), (255, 65535), (256, 65536), (600, 3)])
+def test_frames_and_units_fill_their_bits(frames: int, num_units: int) -> None:
+    """Units held to the last frame and begun in the first one stay apart, and numbers of several bytes come back."""
+    rng = np.random.default_rng(0)
+    first, second = np.sort(rng.integers(0, num_units - 1, 3)), num_units - 1
+    units = np.stack([np.full(frames, second), first[np.arange(frames) * 3 // frames]], 1).astype(np.int32)
+    log_probs = np.log(np.tile(np.array([0.6, 0.4], np.float32), (frames, 1)))
+    counts, tail = np.full(frames, 2, np.uint8), np.zeros(frames, np.float32)
+    decoded = codec.decode(codec.encode(SparsePosteriors(counts, units.ravel(), log_probs.ravel(), tail, num_units)))
+    np.testing.assert_array_equal(decoded.units.reshape(frames, 2), units)
+    np.testing.assert_allclose(decoded.log_probs, log_probs.ravel(), atol=0.02)
+
+
 def test_a_vector_of_version_1_stays_readable() -> None:
     """Written down when version 1 was made: two frames over five units, 128 levels; every later program reads it."""
     data = bytes.fromhex(VECTOR)
@@ -265,6 +278,7 @@ def test_a_newer_version_is_named() -> None:
         ({"tail": np.array([0.5, 0.1], np.float32)}, "add up to 1"),
         ({"tail": np.array([np.nan, 0.1], np.float32)}, "add up to 1"),
         ({"num_units": 70000}, "out of bounds"),
+        ({"units": np.array([2, 2, 1], np.int32)}, "a unit twice"),
     ],
 )
 def test_contradictions_are_not_written(change: dict[str, object], message: str) -> None:

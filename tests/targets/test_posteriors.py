@@ -57,9 +57,10 @@ def test_the_searches_equal_a_full_sort(k: int) -> None:
     dense = log_softmax(rng.normal(0, 2, (50, 3701)).round(1)).astype(np.float32)
     expected = np.argsort(-dense, axis=1, kind="stable")[:, :k]
     for search in (posteriors._largest, posteriors._largest_on_device):
-        units, best = search(torch.from_numpy(dense), k, 0.0)
-        np.testing.assert_array_equal(units, expected)
-        np.testing.assert_array_equal(best, np.take_along_axis(dense, expected, 1))
+        counts, units, best = search(torch.from_numpy(dense), k, 0.0)
+        assert (counts == k).all()
+        np.testing.assert_array_equal(units.reshape(50, k), expected)
+        np.testing.assert_array_equal(best.reshape(50, k), np.take_along_axis(dense, expected, 1))
     np.testing.assert_array_equal(SparsePosteriors.from_dense(dense, k).units.reshape(50, k), expected)
 
 
@@ -71,6 +72,16 @@ def test_below_the_floor_nothing_is_kept_but_the_best(logits: np.ndarray, floor:
         mine, theirs = (p.log_probs[p.starts[row] :][: p.counts[row]] for p in (sparse, free))
         above = max(1, int((theirs >= np.float32(np.log(floor))).sum()))
         np.testing.assert_array_equal(mine, theirs[:above])
+
+
+@given(logits=LOGITS, k=st.integers(1, 20), floor=st.sampled_from([0.0, 0.01, 0.9]))
+def test_the_searches_find_the_same(logits: np.ndarray, k: int, floor: float) -> None:
+    dense = torch.from_numpy(log_softmax(logits).astype(np.float32))
+    on_host, on_device = (
+        search(dense, min(k, dense.shape[1]), floor) for search in (posteriors._largest, posteriors._largest_on_device)
+    )
+    for mine, theirs in zip(on_host, on_device, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 5.0])
