@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from asr_kd.config import PlanSettings
 from asr_kd.errors import UserError
-from asr_kd.files import parse_json, read_json, read_text, write_json
+from asr_kd.files import Place, parse_json, place, read_json, read_text, write_json
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.shards.tarset import read_index
 
@@ -46,7 +45,7 @@ def plan(settings: PlanSettings) -> Plan:
     """
     infos = read_index(settings.audio)
     seconds, size = sum(info.seconds for info in infos), sum(info.bytes for info in infos)
-    report, timing = (_measured(Path(settings.targets) / name) for name in ("report.json", "timing.json"))
+    report, timing = (_measured(place(settings.targets) / name) for name in ("report.json", "timing.json"))
     if not seconds or not report["audio_hours"] or not report["frames"]:
         raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")
     heard = report["audio_hours"]
@@ -69,7 +68,7 @@ def plan(settings: PlanSettings) -> Plan:
         + ("(given)" if settings.label_speed else f"(measured on {timing['device']}, {timing['threads']} threads)"),
     ]
     if settings.student or settings.train_speed:
-        speed = settings.train_speed or _training_speed(Path(str(settings.student)))
+        speed = settings.train_speed or _training_speed(place(str(settings.student)))
         hours = settings.hours * settings.passes / speed
         result.train_device_hours, result.train_wall_hours = hours, hours / settings.train_workers
         result.train_cost = _cost(settings, hours)
@@ -83,13 +82,13 @@ def plan(settings: PlanSettings) -> Plan:
     return result
 
 
-def _measured(path: Path) -> Any:
+def _measured(path: Place) -> Any:
     if not path.exists():
         raise UserError(f"{path.parent}: has no {path.name}; give the folder of a label job that is finished")
     return read_json(path)
 
 
-def _training_speed(run: Path) -> float:
+def _training_speed(run: Place) -> float:
     """Audio hours an hour of a training run, by the median of its steps."""
     frame_seconds = load_checkpoint(run).frame_ms / 1000
     steps = [parse_json(line, str(run / METRICS)) for line in read_text(run / METRICS, "training run").splitlines()]

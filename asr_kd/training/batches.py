@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from asr_kd.audio.augment import spec_augment, stretched
 from asr_kd.config import PhaseSettings, SourceSettings, TrainSettings
 from asr_kd.errors import UserError
+from asr_kd.files import place
 from asr_kd.models.acoustic import collate
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.stream import (
@@ -92,7 +92,7 @@ class PhaseStream:
         self.transcripts = [
             read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources
         ]
-        indices = [read_index(Path(source.audio)) * source.repeat for source in self.plan.sources]
+        indices = [read_index(source.audio) * source.repeat for source in self.plan.sources]
         self.seconds = [sum(shard.seconds for shard in index) for index in indices]
         self.utterances = sum(shard.samples for index in indices for shard in index)
 
@@ -195,7 +195,7 @@ class PhaseStream:
         return None
 
     def _targets(self, plan: SourceSettings, shard: ShardInfo) -> tuple[dict[str, SparsePosteriors], np.ndarray | None]:
-        path = Path(str(plan.targets)) / shard.name
+        path = place(str(plan.targets)) / shard.name
         metadata, targets = read_target_shard(
             path, units_hash=self.units.hash, num_units=self.units.size, frame_ms=self.settings.features.frame_ms
         )
