@@ -122,7 +122,7 @@ def create(path: Place | str, text: str) -> bool:
     """Publish a file, whole, unless there is one of this name: of several processes that try, one succeeds.
 
     Returns:
-        whether it was created.
+        whether it was created; in a store, whether it has this content.
 
     Raises:
         FileNotFoundError: when its folder is not there.

@@ -5,6 +5,7 @@ An object is there whole or not at all: a store publishes what was put when the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import posixpath
@@ -13,7 +14,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -27,8 +27,6 @@ ATTEMPTS, PAUSE, MAX_PAUSE = 8, 0.1, 10.0
 #: stores that publish an object whole and can refuse to replace one; elsewhere (http, sftp, …) is only read
 WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-#: what S3 and its kin say about who asks, and not about the object
-DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403")
 #: of the local disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
@@ -149,7 +147,7 @@ class ObjectPath:
         """
         return self.read_bytes().decode(encoding, errors)
 
-    @contextmanager
+    @contextlib.contextmanager
     def fetched(self) -> Iterator[Path]:
         """A local copy for as long as the context lasts.
 
@@ -160,7 +158,7 @@ class ObjectPath:
             self._request(lambda store: store.get_file(str(self), file.name))
             yield Path(file.name)
 
-    @contextmanager
+    @contextlib.contextmanager
     def written(self, mode: str) -> Iterator[IO[Any]]:
         """A local temporary file that is put here when the block has ended without an error."""
         self._check_writable()
@@ -175,25 +173,20 @@ class ObjectPath:
         self._request(lambda store: store.pipe_file(str(self), data))
 
     def create(self, data: bytes) -> bool:
-        """Put `data` here unless there is an object: of several that try, one succeeds.
+        """Put `data` here unless there is an object: of several that try, each with data of its own, one succeeds.
 
         Returns:
-            whether it was put.
+            whether `data` is here.
         """
         self._check_writable()
-        tries = 0
-
-        def put(store: Any) -> bool:
-            nonlocal tries
-            tries += 1
-            store.pipe_file(str(self), data, mode="create")
-            return True
-
         try:
-            return self._request(put)
+            self._request(lambda store: store.pipe_file(str(self), data, mode="create"))
+            return True
         except FileExistsError:
-            # a try may have succeeded although its answer was lost
-            return tries > 1 and self.read_bytes() == data
+            # perhaps ours: a request whose answer was lost is made again, here or deep in the HTTP client
+            with contextlib.suppress(FileNotFoundError):
+                return self.read_bytes() == data
+            return False
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""
@@ -255,7 +248,7 @@ class ObjectPath:
         raise AssertionError("the last attempt returns or raises")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _temporary(path: ObjectPath, mode: str) -> Iterator[IO[Any]]:
     """A local file of its own name for the bytes of `path`."""
     try:
@@ -290,9 +283,10 @@ def _store(path: ObjectPath) -> Any:
 
 
 def _from_store(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
-        "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "http", "requests", "urllib3",
-    )  # fmt: skip
+    modules = {type(one).__module__.partition(".")[0] for one in (error, error.__cause__)}
+    return isinstance(error, OSError) or not modules.isdisjoint(
+        ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "http", "requests", "urllib3")
+    )
 
 
 def _answer(error: BaseException) -> dict[str, Any]:
@@ -305,20 +299,24 @@ def _code(error: Exception) -> str:
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
+def _status(error: Exception) -> int:
+    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
 def _transient(error: Exception) -> bool:
-    if status := _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode"):
+    if status := _status(error):
         return status >= 500 or status in (408, 409, 429) or _code(error) in ("RequestTimeout", "IncompleteBody")
     if isinstance(error, PermissionError):
         return False
     if isinstance(error, OSError):
         return isinstance(error, ConnectionError | TimeoutError) or error.errno in (None, *_TRANSIENT)
-    return "Credentials" not in type(error).__name__ and "Validation" not in type(error).__name__
+    return not isinstance(error, ValueError) and not re.search("Credentials|Validation", type(error).__name__)
 
 
 def _refusal(error: Exception) -> str:
     if "Credentials" in type(error).__name__ or "credentials" in str(error):
         return "no credentials for this store were found; set them in the environment or in its configuration file"
-    if isinstance(error, PermissionError) or _code(error) in DENIED:
+    if isinstance(error, PermissionError) or _status(error) in (401, 403):
         return f"access denied ({_said(error)}); check the credentials and what they allow"
     return f"the store refused the request ({_said(error)}); check the URL"
 

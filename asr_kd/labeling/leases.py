@@ -38,6 +38,7 @@ class Leases:
     def __init__(self, folder: Place | str, patience: float = PATIENCE) -> None:
         self.folder, self.patience = place(folder), patience
         self._me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self._me["holder"] = uuid.uuid4().hex  # two in a process are two
         self._held: set[Place] = set()
         self._seen: dict[Place, tuple[object, float]] = {}
         self._beats, self._changing = 0, threading.Lock()
