@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import s3fs
 
+from asr_kd.objects import ObjectPath
+
 #: an S3 server that answers one request at a time (so that its conditional puts are atomic) until its input ends
 SERVER = """
 import sys, threading
@@ -58,6 +60,18 @@ class S3:
 
         self.fault = chosen
 
+    def upload(self, folder: Path | str, name: str) -> str:
+        """Copy a local folder into the bucket; returns its URL."""
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                (ObjectPath.parse(self.url) / f"{name}/{path.relative_to(folder)}").write(path.read_bytes())
+        return f"{self.url}/{name}"
+
+    def content(self, url: str) -> dict[str, bytes]:
+        """Every object of a folder of the bucket, also those below."""
+        store = s3fs.S3FileSystem(use_listings_cache=False)
+        return {path.removeprefix(url.removeprefix("s3://") + "/"): store.cat_file(path) for path in store.find(url)}
+
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
@@ -78,6 +92,7 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         connection.request("PUT", f"/{bucket}")
         assert connection.getresponse().status == 200
     server = ThreadingHTTPServer(("127.0.0.1", 0), _proxy(s3, s3_port))
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client was killed
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -149,14 +164,3 @@ def _proxy(s3: S3, port: int) -> type[BaseHTTPRequestHandler]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are tried again at once."""
     monkeypatch.setattr("asr_kd.objects.PAUSE", 0.001)
-
-
-def upload(folder: Path | str, url: str) -> str:
-    """Copy a folder of files to a store; returns its URL."""
-    from asr_kd.files import place
-
-    for path in Path(folder).rglob("*"):
-        if path.is_file():
-            target = place(f"{url}/{path.relative_to(folder)}")
-            target.write(path.read_bytes())  # type: ignore[union-attr]
-    return url

@@ -94,8 +94,8 @@ class Leases:
             text = path.read_text()
             state = (_time(path), text)
             holder = json.loads(text)
-            if holder["host"] == self._me["host"]:
-                return _started(holder["pid"]) != holder["started"]
+            if holder["host"] == self._me["host"] and _started(holder["pid"]) != holder["started"]:
+                return True
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError):
