@@ -34,8 +34,9 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
-#: what a faulty server does with a request: a status to answer, `cut` the connection half-way, lose the answer
-Fault = Callable[[str, str], int | str | None]
+#: what goes wrong with a request: a status is answered, or the server will `cut` the upload, `cut the answer` or `lose the
+#: answer`; where it is a function, this is called when the request was done, and the answer is lost
+Fault = int | str | Callable[[], None] | None
 
 
 @dataclass
@@ -48,14 +49,14 @@ class S3:
     """
 
     url: str
-    fault: Fault = lambda *_: None
+    fault: Callable[[str, str], Fault] = lambda *_: None
     requests: list[tuple[str, str]] = field(default_factory=list)
 
-    def failing(self, count: int, fault: int | str, method: str = "", name: str = "") -> None:
+    def failing(self, count: int, fault: Fault, method: str = "", name: str = "") -> None:
         """Let this go wrong with the next `count` requests of this method for a path that holds `name`."""
         left = iter(range(count))
 
-        def chosen(asked: str, path: str) -> int | str | None:
+        def chosen(asked: str, path: str) -> Fault:
             return fault if asked.startswith(method) and name in path and next(left, None) is not None else None
 
         self.fault = chosen
@@ -123,13 +124,17 @@ def _proxy(s3: S3, port: int) -> type[BaseHTTPRequestHandler]:
                 self.rfile.read(length // 2)
                 return self.reset()
             body = self.rfile.read(length)
+            if len(body) < length:  # the client is gone
+                return self.reset()
             if isinstance(fault, int):
                 return self.answer(fault, {}, b"<Error><Code>Trouble</Code><Message>out of order</Message></Error>")
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
                 connection.request(self.command, self.path, body, dict(self.headers))
                 response = connection.getresponse()
                 data = response.read()
-            if fault == "lose the answer":
+            if callable(fault):
+                fault()
+            if callable(fault) or fault == "lose the answer":
                 return self.reset()
             if fault == "cut the answer":
                 self.answer(response.status, dict(response.headers), data[: len(data) // 2], len(data))

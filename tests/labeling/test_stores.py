@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +28,10 @@ from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, wr
 
 Job = Callable[..., LabelSettings]
 S3 = Any
+#: a fork of this process would share its connections to the store
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["asr_kd.labeling.job", "s3fs"])
 COUNT = 5
-
-#: label, with every shard slowed down, and requests tried again at once
-SLOW_JOB = """
-import sys, time
-from asr_kd.config import LabelSettings
-from asr_kd import objects
-from asr_kd.labeling import job
-objects.PAUSE = 0.001
-real = job.label_shard
-def slow(*arguments):
-    time.sleep(0.1)
-    return real(*arguments)
-job.label_shard = slow
-job.label(LabelSettings.model_validate_json(sys.argv[1]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +65,51 @@ def published(s3: S3, settings: LabelSettings) -> dict[str, bytes]:
     return {name: data for name, data in s3.content(settings.output).items() if name != "timing.json"}
 
 
-def start(settings: LabelSettings) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_JOB, settings.model_dump_json()], stderr=subprocess.PIPE, text=True
-    )
+#: label, with every shard slowed down, and requests tried again at once
+SLOW_JOB = """
+import os, time
+os.environ.update(environment)
+from asr_kd import objects
+from asr_kd.config import LabelSettings
+from asr_kd.errors import UserError
+from asr_kd.labeling import job
+objects.PAUSE = 0.001
+real = job.label_shard
+def slow(*arguments):
+    time.sleep(0.1)
+    return real(*arguments)
+job.label_shard = slow
+try:
+    job.label(LabelSettings.model_validate_json(settings))
+except UserError as error:
+    said.send(str(error))
+else:
+    said.send("done")
+"""
+
+
+@dataclass
+class Run:
+    """A process that labels."""
+
+    process: BaseProcess
+    said: Connection
+
+    @classmethod
+    def start(cls, settings: LabelSettings) -> Run:
+        mine, theirs = CLEAN.Pipe(duplex=False)
+        names = {"environment": dict(os.environ), "settings": settings.model_dump_json(), "said": theirs}
+        process = CLEAN.Process(target=exec, args=(SLOW_JOB, names))
+        process.start()
+        theirs.close()
+        return cls(process, mine)
+
+    def wait(self) -> str:
+        """`done`, or the sentence with which it failed."""
+        assert self.said.poll(60)
+        said = self.said.recv()
+        self.process.join(60)
+        return said
 
 
 def shards_of(s3: S3, settings: LabelSettings) -> set[str]:
@@ -113,29 +144,38 @@ def test_a_job_starts_with_one_listing(s3: S3, stored: Job, monkeypatch: pytest.
 
 def test_killed_by_sigkill_and_started_again(s3: S3, stored: Job, expected: dict[str, bytes]) -> None:
     settings = stored()
-    for shards in (1, 2):
-        process = start(settings)
-        deadline = time.monotonic() + 60
-        while len(shards_of(s3, settings)) < shards and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors
-    done = shards_of(s3, settings)
-    assert 2 <= len(done) < COUNT
+    # while a shard is on its way, and when it is there but the process does not know
+    for number, on_its_way, done in ((1, True, 1), (2, False, 3), (3, True, 3)):
+        runs: list[Run] = []
+
+        def kill(runs: list[Run] = runs) -> None:
+            os.kill(int(runs[0].process.pid or 0), signal.SIGKILL)
+
+        def killing(
+            method: str, path: str, number: int = number, on_its_way: bool = on_its_way, kill: Callable[[], None] = kill
+        ) -> Any:
+            if method != "PUT" or not path.endswith(f"/targets/shard-{number:06d}.tar"):
+                return None
+            if on_its_way:
+                kill()
+            return "cut" if on_its_way else kill
+
+        s3.fault = killing
+        runs.append(Run.start(settings))
+        runs[0].process.join(60)
+        assert runs[0].process.exitcode == -signal.SIGKILL
+        s3.fault = lambda *_: None
+        assert shards_of(s3, settings) == {f"shard-{number:06d}.tar" for number in range(done)}
     s3.requests.clear()
     label(settings)
     assert published(s3, settings) == expected
-    again = {path.rpartition("/")[2] for method, path in s3.requests if method == "PUT" and "/targets/shard" in path}
-    assert again == set(expected) & {f"shard-{number:06d}.tar" for number in range(COUNT)} - done
+    assert len([path for method, path in s3.requests if method == "PUT" and "/targets/shard" in path]) == COUNT - done
 
 
 def test_processes_share_the_shards(s3: S3, stored: Job, expected: dict[str, bytes]) -> None:
     settings = stored()
-    processes = [start(settings) for _ in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    runs = [Run.start(settings) for _ in range(2)]
+    assert [run.wait() for run in runs] == ["done", "done"]
     assert published(s3, settings) == expected
     written = [path for method, path in s3.requests if method == "PUT" and "/targets/shard" in path]
     assert len(written) == COUNT  # none twice
@@ -162,17 +202,13 @@ def test_a_server_that_dies_leaves_nothing_torn(s3: S3, stored: Job, expected: d
         return "cut" if dead else None
 
     s3.fault = dying
-    _, errors = (process := start(settings)).communicate(timeout=60)
-    assert process.returncode == 1
-    assert re.search(
-        r"UserError: s3://\S+: the store failed 8 times, at last with: .*; see that it can be reached", errors
-    )
+    said = Run.start(settings).wait()
+    assert re.search(r"^s3://\S+: the store failed 8 times, at last with: .*; see that it can be reached", said)
     s3.fault = lambda *_: None
     there = {name: data for name, data in published(s3, settings).items() if re.fullmatch(r"[\w-]+\.tar", name)}
     assert there == {name: expected[name] for name in there} and "shard-000002.tar" not in there
     assert "report.json" not in published(s3, settings)
-    _, errors = (process := start(settings)).communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert Run.start(settings).wait() == "done"
     assert published(s3, settings) == expected
 
 
