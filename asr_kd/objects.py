@@ -23,7 +23,7 @@ from asr_kd.errors import UserError
 A = TypeVar("A")
 
 #: tries of a request that failed for a reason that may pass, and seconds before the second one; they double, up to MAX_PAUSE
-ATTEMPTS, PAUSE, MAX_PAUSE = 8, 0.1, 10.0
+ATTEMPTS, PAUSE, MAX_PAUSE = 10, 0.1, 30.0
 #: stores that publish an object whole and can refuse to replace one; elsewhere (http, sftp, …) is only read
 WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)

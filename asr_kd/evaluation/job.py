@@ -23,7 +23,7 @@ from asr_kd.evaluation.report import FORMAT, VERSION, system_table, verdict, wri
 from asr_kd.evaluation.tally import Tally, most_frequent
 from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.wer import ErrorCounts, align
-from asr_kd.files import Place, claim_folder, hash_json, local, place, write_whole
+from asr_kd.files import Place, claim_folder, hash_json, place, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, parameters, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.stream import batches_by_length
@@ -92,7 +92,7 @@ def evaluate(settings: EvalSettings) -> None:
         raise UserError(f"{settings.audio}: holds no utterances; prepare labelled audio shards")
     device = pick_device(settings.device)
     systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
-    output = local(settings.output, "output")
+    output = place(settings.output)
     claim_folder(output, "eval", settings.model_dump())
 
     test = TestSet(frontend_seconds={system.frontend: 0.0 for system in systems})

@@ -57,10 +57,10 @@ def train(settings: TrainSettings) -> None:
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
     """
+    run = local(settings.output, "output")
     torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     units = load_units(settings.units)
-    run = local(settings.output, "output")
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]

@@ -203,7 +203,7 @@ def test_a_server_that_dies_leaves_nothing_torn(s3: S3, stored: Job, expected: d
 
     s3.fault = dying
     said = Run.start(settings).wait()
-    assert re.search(r"^s3://\S+: the store failed 8 times, at last with: .*; see that it can be reached", said)
+    assert re.search(r"^s3://\S+: the store failed 10 times, at last with: .*; see that it can be reached", said)
     s3.fault = lambda *_: None
     there = {name: data for name, data in published(s3, settings).items() if re.fullmatch(r"[\w-]+\.tar", name)}
     assert there == {name: expected[name] for name in there} and "shard-000002.tar" not in there
