@@ -73,8 +73,10 @@ class ModelSettings(Settings):
 class PrepareSettings(Settings):
     """Manifest → audio shards."""
 
-    manifest: str = Field(description="JSONL: audio, key, and optionally text, speaker, anything else")
-    output: str = Field(description="folder of the shards")
+    manifest: str = Field(
+        description="JSONL: audio (a path or a URL), key, and optionally text, speaker, anything else"
+    )
+    output: str = Field(description="folder of the shards, or its URL (s3://…, gs://…)")
     samples_per_shard: Count = Field(500, description="utterances in a shard")
     sample_rate: Annotated[int, Field(ge=4000, le=48000)] | None = Field(
         None, description="convert to this rate in Hz; null keeps each file's own"
@@ -112,9 +114,9 @@ SELECTION = {
 class LabelSettings(Settings):
     """Teacher over audio shards → soft-target shards."""
 
-    teacher: str = Field(description="checkpoint folder")
-    audio: str = Field(description="folder of audio shards")
-    output: str = Field(description="folder of the soft-target shards")
+    teacher: str = Field(description="checkpoint folder, or its URL")
+    audio: str = Field(description="folder of audio shards, or its URL (s3://…, gs://…)")
+    output: str = Field(description="folder of the soft-target shards, or its URL")
     mode: Literal["mass", "top_k", "sampled", "alignment"] = Field(
         "mass",
         description="of the teacher's distribution the fewest units that reach a mass, the k best, or draws from it; "
@@ -198,9 +200,9 @@ class PlanSettings(Settings):
 class VerifySettings(Settings):
     """Soft targets against their audio and their teacher."""
 
-    targets: str = Field(description="folder of the soft-target shards")
-    audio: str = Field(description="folder of the audio shards that they answer")
-    teacher: str = Field(description="checkpoint folder of the teacher")
+    targets: str = Field(description="folder of the soft-target shards, or its URL")
+    audio: str = Field(description="folder of the audio shards that they answer, or its URL")
+    teacher: str = Field(description="checkpoint folder of the teacher, or its URL")
     shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="which shards are drawn")
     transcripts: str | None = Field(None, description="of an alignment: the texts that it was made from")
@@ -218,7 +220,7 @@ class VerifySettings(Settings):
 class InspectSettings(Settings):
     """Soft targets for a person to look at."""
 
-    targets: str = Field(description="a soft-target shard, or a folder of them")
+    targets: str = Field(description="a soft-target shard, or a folder of them, or a URL")
     key: str | None = Field(None, description="utterance to show; null lists the shard")
     units: str | None = Field(None, description="folder of the units, for their names in place of numbers")
     audio: str | None = Field(None, description="folder of the audio shards, for the spectrogram")
@@ -275,9 +277,9 @@ class CombineSettings(Settings):
 class SourceSettings(Settings):
     """One stream of utterances to learn from, and what is learned from it."""
 
-    audio: str = Field(description="folder of audio shards")
+    audio: str = Field(description="folder of audio shards, or its URL (s3://…, gs://…)")
     targets: str | list[str] | None = Field(
-        None, description="folder of soft-target shards beside it; a list of them, one a teacher, is combined"
+        None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
     )
     combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
     resample: bool = Field(
@@ -391,9 +393,9 @@ class PhaseSettings(Settings):
 class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
-    output: str = Field(description="folder of the run")
+    output: str = Field(description="folder of the run, on a local disk")
     units: str = Field(description="folder of the units")
-    development: str = Field(description="labelled audio shards that choose the best checkpoint")
+    development: str = Field(description="labelled audio shards that choose the best checkpoint (folder or URL)")
     phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
     cycles: Count = Field(1, description="times all phases are gone through")
     cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -402,7 +404,7 @@ class TrainSettings(Settings):
     lanes: Count = Field(
         1, description="parts in which every stream is read side by side; the number of processes must divide it"
     )
-    init: str | None = Field(None, description="checkpoint folder to start from; null draws fresh weights")
+    init: str | None = Field(None, description="checkpoint folder (or URL) to start from; null draws fresh weights")
     features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     model: ModelSettings = Field(default_factory=lambda: ModelSettings())
     batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
@@ -425,7 +427,8 @@ class TrainSettings(Settings):
     )
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     feature_cache: str | None = Field(
-        None, description="folder that keeps computed features between passes and runs; null computes them every time"
+        None,
+        description="local folder that keeps computed features between passes and runs; null computes them every time",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes weights, order, dropout and masks")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -446,8 +449,8 @@ class TrainSettings(Settings):
 class EvalSettings(Settings):
     """Checkpoints over test shards → WER report."""
 
-    systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder")
-    audio: str = Field(description="folder of labelled audio shards")
+    systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder, or its URL")
+    audio: str = Field(description="folder of labelled audio shards, or its URL (s3://…, gs://…)")
     output: str = Field(description="folder of the report")
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
@@ -469,8 +472,8 @@ class EvalSettings(Settings):
 class TranscribeSettings(Settings):
     """Audio → text, with any checkpoint: of files given on the command line, or of a whole set of shards."""
 
-    checkpoint: str = Field(description="checkpoint or run folder")
-    audio: str | None = Field(None, description="folder of audio shards, in place of files")
+    checkpoint: str = Field(description="checkpoint or run folder, or its URL")
+    audio: str | None = Field(None, description="folder of audio shards (or its URL), in place of files")
     output: str | None = Field(None, description="JSONL of key and text, for a set of shards")
     decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
     beam: Count = Field(8, description="prefixes kept by the beam search")

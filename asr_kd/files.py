@@ -1,4 +1,4 @@
-"""Publishing files whole, and knowing what they hold: write aside, rename, hash, claim a folder."""
+"""Publishing files whole, on a disk or in an object store, and knowing what they hold: write aside, rename, hash, claim."""
 
 from __future__ import annotations
 
@@ -9,23 +9,73 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from asr_kd.errors import UserError
+from asr_kd.objects import URL, ObjectPath
+
+#: of a file or folder: on a local disk, or in an object store
+Place = Path | ObjectPath
+
+
+def place(text: Place | str) -> Place:
+    """What a setting names: a local path, or a URL of an object store.
+
+    Raises:
+        UserError: when a URL names no bucket.
+    """
+    if isinstance(text, str) and URL.fullmatch(text):
+        return ObjectPath.parse(text)
+    return Path(text) if isinstance(text, str) else text
+
+
+def local(text: str, key: str) -> Path:
+    """The same where only a local path will do; `key` is the setting that holds it.
+
+    Raises:
+        UserError: when it is a URL.
+    """
+    path = place(text)
+    if isinstance(path, ObjectPath):
+        raise UserError(f"{key}: {text}: must be on a local disk; write there, and copy it to the store afterwards")
+    return path
+
+
+def local_copy(path: Place) -> AbstractContextManager[Path]:
+    """The file itself when it is local; of an object, a copy for as long as the context lasts.
+
+    Raises:
+        FileNotFoundError: when the object is not there.
+    """
+    return path.fetched() if isinstance(path, ObjectPath) else nullcontext(path)
+
+
+def names_in(folder: Place) -> Iterator[str]:
+    """Names of what is directly in a folder, in any order, in few requests to a store; none when it is not there."""
+    if isinstance(folder, ObjectPath):
+        yield from folder.names()
+    elif folder.exists():
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries)
 
 
 @contextmanager
-def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+def write_whole(path: Place | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` for writing and rename it to `path` once the block has ended without an error.
 
-    A process killed at any moment leaves either the whole new file or what was there before.
+    A process killed at any moment leaves either the whole new file or what was there before. For an object store the file
+    is written to the local temporary folder, and then put.
 
     Raises:
         UserError: when there is no space left or the folder cannot be written.
     """
-    path = Path(path)
+    path = place(path)
+    if isinstance(path, ObjectPath):
+        with path.written(mode) as file:
+            yield file
+        return
     aside = None
     try:
         with _clear_errors(path):
@@ -44,7 +94,7 @@ def write_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def _clear_errors(path: Place) -> Iterator[None]:
     """Turn what the user can mend about writing `path` into a sentence."""
     try:
         yield
@@ -60,17 +110,28 @@ def _clear_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def create(path: Path | str, text: str) -> bool:
+def remove_torn(folder: Place, before: float) -> None:
+    """Remove what writes that were killed have left aside, as far as it is older than `before` (seconds since 1970)."""
+    if isinstance(folder, Path):
+        for torn in folder.glob(".*.tmp"):
+            if torn.stat().st_mtime < before:
+                torn.unlink(missing_ok=True)
+
+
+def create(path: Place | str, text: str) -> bool:
     """Publish a file, whole, unless there is one of this name: of several processes that try, one succeeds.
 
     Returns:
-        whether it was created.
+        whether it was created; in a store, whether it has this content.
 
     Raises:
         FileNotFoundError: when its folder is not there.
     """
+    path = place(path)
+    if isinstance(path, ObjectPath):
+        return path.create(text.encode())
     # made aside and linked it has its content from the first moment, and a link never replaces anything
-    aside = Path(path).with_name(f".{uuid.uuid4().hex}.tmp")
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(aside, "x", encoding="utf-8") as file:
             file.write(text)
@@ -84,14 +145,14 @@ def create(path: Path | str, text: str) -> bool:
     return True
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def write_json(path: Place | str, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with write_whole(path, "w") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
-def read_json(path: Path | str, what: str = "JSON file") -> Any:
+def read_json(path: Place | str, what: str = "JSON file") -> Any:
     """Read JSON.
 
     Raises:
@@ -100,14 +161,14 @@ def read_json(path: Path | str, what: str = "JSON file") -> Any:
     return parse_json(read_text(path, what), f"{path}")
 
 
-def read_text(path: Path | str, what: str = "file") -> str:
+def read_text(path: Place | str, what: str = "file") -> str:
     """Read UTF-8 text; `what` names its role in the message when it cannot be read.
 
     Raises:
         UserError: when the file is missing, a folder, unreadable or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return place(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; check the path") from None
     except IsADirectoryError:
@@ -134,9 +195,9 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: JSON nested too deeply; mend or remove it") from None
 
 
-def sha256_file(path: Path | str) -> str:
+def sha256_file(path: Place | str) -> str:
     """SHA-256 of a file's bytes, as hexadecimal."""
-    with open(path, "rb") as file:
+    with local_copy(place(path)) as copy, open(copy, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -146,7 +207,7 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def claim_folder(folder: Path | str, job: str, settings: dict[str, Any]) -> None:
+def claim_folder(folder: Place | str, job: str, settings: dict[str, Any]) -> None:
     """Mark `folder` as the output of this job with these settings, or refuse it when it belongs to others.
 
     The claim is `job.json` in the folder. The same claim again is no error: that is how a job resumes.
@@ -154,11 +215,11 @@ def claim_folder(folder: Path | str, job: str, settings: dict[str, Any]) -> None
     Raises:
         UserError: when the folder holds another job's output, other settings' output, or foreign files.
     """
-    folder = Path(folder)
+    folder = place(folder)
     claim = folder / "job.json"
     mine = {"job": job, "settings": json.loads(json.dumps(settings))}
     if not claim.exists():
-        filled = folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+        filled = folder.is_dir() and any(not name.startswith(".") for name in names_in(folder))
         if filled and not claim.exists():  # looked at again: another process of this job may have come first
             raise UserError(
                 f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from asr_kd.config import PlanSettings
 from asr_kd.errors import UserError
-from asr_kd.files import parse_json, read_json, read_text, write_json
+from asr_kd.files import Place, parse_json, place, read_json, read_text, write_json
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.speed import made_up_batch, step_speed
@@ -51,7 +50,7 @@ def plan(settings: PlanSettings) -> Plan:
     """
     infos = read_index(settings.audio)
     seconds, size = infos.seconds, sum(info.bytes for info in infos)
-    report, timing = (_measured(Path(settings.targets) / name) for name in ("report.json", "timing.json"))
+    report, timing = (_measured(place(settings.targets) / name) for name in ("report.json", "timing.json"))
     if not seconds or not report["audio_hours"] or not report["frames"]:
         raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")
     heard = report["audio_hours"]
@@ -88,7 +87,7 @@ def plan(settings: PlanSettings) -> Plan:
     return result
 
 
-def _measured(path: Path) -> Any:
+def _measured(path: Place) -> Any:
     if not path.exists():
         raise UserError(f"{path.parent}: has no {path.name}; give the folder of a label job that is finished")
     return read_json(path)
@@ -99,7 +98,7 @@ def _training_speed(settings: PlanSettings) -> tuple[float, str]:
     if settings.train_speed:
         return settings.train_speed, "given"
     if settings.student:
-        return _speed_of_run(Path(settings.student)), settings.student
+        return _speed_of_run(place(settings.student)), settings.student
     assert settings.train_model is not None and settings.train_units is not None  # the settings have one of the three
     device, features = pick_device(settings.device), settings.train_features
     torch.set_num_threads(settings.threads)
@@ -114,7 +113,7 @@ def _training_speed(settings: PlanSettings) -> tuple[float, str]:
     )
 
 
-def _speed_of_run(run: Path) -> float:
+def _speed_of_run(run: Place) -> float:
     """Audio hours an hour of a training run, by the median of its steps."""
     frame_seconds = load_checkpoint(run).frame_ms / 1000
     steps = [parse_json(line, str(run / METRICS)) for line in read_text(run / METRICS, "training run").splitlines()]

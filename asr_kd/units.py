@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import sentencepiece
 
 from asr_kd.config import UnitsSettings
 from asr_kd.errors import UserError
-from asr_kd.files import claim_folder, read_text, write_whole
+from asr_kd.files import Place, claim_folder, place, read_text, write_whole
 
 MODEL_FILE = "units.model"
 
@@ -55,13 +54,13 @@ class Units:
         return "∅" if unit == self.blank else self._processor.IdToPiece(unit - 1)
 
 
-def load_units(folder: Path | str) -> Units:
+def load_units(folder: Place | str) -> Units:
     """Load the units of a folder written by `asr-kd units` (or of a checkpoint).
 
     Raises:
         UserError: when the folder holds no units.
     """
-    path = Path(folder) / MODEL_FILE
+    path = place(folder) / MODEL_FILE
     if not path.is_file():
         raise UserError(f"{folder}: holds no {MODEL_FILE}; make units with `asr-kd units`")
     return Units(path.read_bytes(), str(path))
@@ -102,7 +101,7 @@ def train_units(settings: UnitsSettings) -> Units:
         "units",
         {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()},
     )
-    with write_whole(Path(settings.output) / MODEL_FILE) as file:
+    with write_whole(place(settings.output) / MODEL_FILE) as file:
         file.write(units.model)
     print(
         f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances"
@@ -114,7 +113,7 @@ def _texts(source: str) -> Iterator[str]:
     from asr_kd.shards.manifest import read_manifest
     from asr_kd.shards.tarset import read_index, read_shard
 
-    path = Path(source)
+    path = place(source)
     if path.is_dir():
         for shard in read_index(path):
             for sample in read_shard(path / shard.name):

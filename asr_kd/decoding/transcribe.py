@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from asr_kd.config import TranscribeSettings
 from asr_kd.decoding.beam import prefix_beam_search
 from asr_kd.decoding.greedy import greedy
 from asr_kd.errors import AudioError, UserError
+from asr_kd.files import place
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import write_transcripts
@@ -70,9 +70,9 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
     checkpoint = _load(settings)
     for file in files:
         try:
-            data = Path(file).read_bytes()
+            data = place(file).read_bytes()
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+            raise UserError(f"{file}: cannot be read ({error.strerror or 'not there'}); check the path") from None
         text = transcribe(checkpoint, data, file, settings.decoder, settings.beam, settings.max_seconds)
         print(f"{file}\t{text}" if len(files) > 1 else text, flush=True)
 
@@ -87,7 +87,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     """
     checkpoint = _load(settings)
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
-    shards = read_index(Path(settings.audio))
+    shards = read_index(settings.audio)
     total = shards.samples
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad: list[str] = []
@@ -112,7 +112,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                 "mend them or raise max_bad_share"
             )
 
-    write_transcripts(Path(settings.output), texts())
+    write_transcripts(settings.output, texts())
     print(f"{settings.output}: {total - len(bad):,} texts, {len(bad):,} utterances left out")
 
 

@@ -8,7 +8,6 @@ import math
 import platform
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from asr_kd.evaluation.report import FORMAT, VERSION, system_table, verdict, wri
 from asr_kd.evaluation.tally import Tally, most_frequent
 from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.wer import ErrorCounts, align
-from asr_kd.files import claim_folder, hash_json, write_whole
+from asr_kd.files import Place, claim_folder, hash_json, place, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, parameters, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.stream import batches_by_length
-from asr_kd.shards.tarset import check_shard, read_index, read_shard
+from asr_kd.shards.tarset import read_checked, read_index
 
 
 @dataclass
@@ -37,7 +36,7 @@ class System:
     """A checkpoint under test and what was measured of it."""
 
     name: str
-    folder: Path
+    folder: Place
     checkpoint: Checkpoint
     tally: Tally = field(default_factory=Tally)
     network_seconds: float = 0.0
@@ -88,13 +87,13 @@ def evaluate(settings: EvalSettings) -> None:
         name = getattr(settings, role)
         if name is not None and name not in settings.systems:
             raise UserError(f"{role}: {name} is none of the systems; it must be one of {', '.join(settings.systems)}")
-    shards = read_index(Path(settings.audio))
+    shards = read_index(settings.audio)
     total = shards.samples
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare labelled audio shards")
     device = pick_device(settings.device)
-    systems = [System(name, Path(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
-    output = Path(settings.output)
+    systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
+    output = place(settings.output)
     claim_folder(output, "eval", settings.model_dump())
 
     test = TestSet(frontend_seconds={system.frontend: 0.0 for system in systems})
@@ -145,14 +144,13 @@ def _score_shard(
 
 def _read_shard(settings: EvalSettings, shard: ShardInfo, systems: list[System], test: TestSet) -> list[Utterance]:
     """Features of a shard for every front end among the systems, timed; what cannot be read goes to quarantine."""
-    check_shard(Path(settings.audio), shard)
     frontends = {system.frontend: Frontend(system.checkpoint.features) for system in systems}
     utterances = []
-    for sample in read_shard(Path(settings.audio) / shard.name):
+    for sample in read_checked(settings.audio, shard):
         text, speaker = sample.fields.get("text"), sample.fields.get("speaker")
         if not isinstance(text, str):
             raise UserError(
-                f"{Path(settings.audio) / shard.name}: {sample.key} has no text; "
+                f"{settings.audio}/{shard.name}: {sample.key} has no text; "
                 "a WER needs labelled audio: prepare the shards from a manifest with texts"
             )
         features: dict[str, np.ndarray] = {}
@@ -369,7 +367,7 @@ def _gap(
     return {"gap_recovered": share, "gap_recovered_interval": interval(drawn)}
 
 
-def learning_curve(folder: Path) -> list[dict[str, float]]:
+def learning_curve(folder: Place) -> list[dict[str, float]]:
     """Development scores from the `metrics.jsonl` of a run folder (or of the run that a checkpoint lies in).
 
     Returns:

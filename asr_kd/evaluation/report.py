@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from asr_kd.evaluation.charts import Bar, Curve, learning_curves, percent, wer_bars
-from asr_kd.files import write_json, write_whole
+from asr_kd.files import Place, write_json, write_whole
 
 FORMAT, VERSION = "asr_kd-report", 1
 COLORS = 8
@@ -16,7 +16,7 @@ SPEAKERS_SHOWN = 40
 NOTHING = "–"
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
+def write_report(folder: Place, report: dict[str, Any]) -> None:
     """Write report.md, report.html and, last, report.json."""
     with write_whole(folder / "report.md", "w") as file:
         file.write(render_markdown(report))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
-from asr_kd.files import claim_folder, sha256_file, write_json, write_whole
+from asr_kd.files import Place, claim_folder, names_in, place, remove_torn, sha256_file, write_json, write_whole
 from asr_kd.labeling.leases import Leases
 from asr_kd.labeling.shard import ahead, label_shard, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
@@ -28,6 +28,10 @@ from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
 #: seconds between looks at shards that other processes are working on
 WAIT = 0.5
+#: requests for what finished shards say of themselves that are under way at a time
+READERS = 16
+#: shards that are looked at one by one before a list of all that are done is asked for
+FEW = 16
 
 
 def label(settings: LabelSettings) -> None:
@@ -45,14 +49,14 @@ def label(settings: LabelSettings) -> None:
     began = time.time()
     device = pick_device(settings.device)
     torch.set_num_threads(settings.threads)
-    infos = read_index(Path(settings.audio))
+    infos = read_index(settings.audio)
     total = infos.samples
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     claim_folder(settings.output, "label", _claim(settings, teacher, infos))
-    output = Path(settings.output)
+    output = place(settings.output)
 
     start = time.perf_counter()
     left = missing(infos, output)
@@ -66,7 +70,7 @@ def label(settings: LabelSettings) -> None:
         progress.advance(total - left.samples)
         while left:
             before = tally.shards
-            free = (info for info in left if _take(leases, output, info))
+            free = _free(leases, output, left)
             last: tuple[str, Future[TargetMetadata]] | None = None
             for loaded in ahead(lambda info: load_shard(settings, teacher, transcripts, info), free):
                 path = output / loaded.info.name
@@ -77,8 +81,10 @@ def label(settings: LabelSettings) -> None:
             if last:
                 _finish(settings, leases, tally, total, *last)
             left = missing(left, output)
-            if left and tally.shards == before:  # all that is left is in the hands of others
+            if left and tally.shards == before:  # what was looked at is in the hands of others
                 time.sleep(WAIT)
+            first = random.randrange(len(left)) if left else 0  # not where all the others are
+            left = left[first:] + left[:first]
         leases.clear()
         progress.advance(total - progress.done)  # what others did
     seconds = time.perf_counter() - start
@@ -94,9 +100,7 @@ def label(settings: LabelSettings) -> None:
             "audio_hours_per_hour": tally.audio_seconds / seconds,
         }
         write_json(output / "timing.json", timing)
-    for torn in output.glob(".*.tmp"):  # of runs that were killed
-        if torn.stat().st_mtime < began:
-            torn.unlink(missing_ok=True)
+    remove_torn(output, began)
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
@@ -115,18 +119,37 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> di
     return claim
 
 
-def missing(infos: ShardList, output: Path) -> ShardList:
+def missing(infos: ShardList, output: Place) -> ShardList:
     """The audio shards that `output` has no soft targets for."""
-    there = {entry.name for entry in os.scandir(output)}
-    return infos.take(np.fromiter((name not in there for name in infos.names), bool, len(infos)))
+    if len(infos) < FEW:  # cheaper asked one by one than found in a list of all
+        absent = [not (output / name).exists() for name in infos.names]
+    else:
+        there = set(names_in(output))
+        absent = [name not in there for name in infos.names]
+    return infos.take(np.array(absent, bool))
 
 
-def _finished(path: Path, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:
+def _finished(path: Place, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:
     metadata = read_metadata(path)
     check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
     if metadata.teacher != teacher.fingerprint or metadata.selection != selection_of(settings):
         raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
     return metadata
+
+
+def _all_finished(
+    settings: LabelSettings, teacher: Checkpoint, infos: ShardList, output: Place
+) -> Iterator[tuple[ShardInfo, tuple[TargetMetadata, int]]]:
+    """Metadata and size of every shard, in order."""
+
+    def read(info: ShardInfo) -> tuple[TargetMetadata, int]:
+        path = output / info.name
+        return _finished(path, settings, teacher, info), path.stat().st_size
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(infos), 64 * READERS):  # not all at once: each waiting one takes memory
+            some = infos[start : start + 64 * READERS]
+            yield from zip(some, pool.map(read, some), strict=True)
 
 
 @dataclass
@@ -155,7 +178,20 @@ def _finish(
     _refuse_bad(settings, tally.bad, total, tally.example)
 
 
-def _take(leases: Leases, output: Path, info: ShardInfo) -> bool:
+def _free(leases: Leases, output: Place, left: ShardList) -> Iterator[ShardInfo]:
+    """The shards whose lease this process could take; ends early where others have gone over these shards."""
+    refused = 0
+    for info in left:
+        if _take(leases, output, info):
+            refused = 0
+            yield info
+        else:
+            refused += 1
+            if refused == FEW:
+                return
+
+
+def _take(leases: Leases, output: Place, info: ShardInfo) -> bool:
     """Take a shard's lease, unless the shard is done or another process holds it."""
     if (output / info.name).exists() or not leases.take(info.name):
         return False
@@ -176,16 +212,15 @@ def _refuse_bad(settings: LabelSettings, bad: int, total: int, example: tuple[st
 
 def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
     """Reconcile what came out with what went in; write quarantine.jsonl and report.json."""
-    output = Path(settings.output)
+    output = place(settings.output)
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: dict[str, float] = {}
     worst = 0.0
     quarantined = stored = 0
     first = None
     with write_whole(output / "quarantine.jsonl", "w") as file:
-        for info in infos:
-            metadata = _finished(output / info.name, settings, teacher, info)
-            stored += (output / info.name).stat().st_size
+        for info, (metadata, size) in _all_finished(settings, teacher, infos, output):
+            stored += size
             for key, reason in metadata.quarantined.items():
                 file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
                 first = first or (key, reason)
@@ -202,7 +237,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
             for name, value in statistics.items():
                 weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
         _refuse_bad(settings, quarantined, total, first)  # raised inside: the file is not published
-    if foreign := {path.name for path in output.glob("*.tar")} - set(infos.names):
+    if foreign := {name for name in names_in(output) if name.endswith(".tar")} - set(infos.names):
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     frames = max(sums["frames"], 1)
     report = {

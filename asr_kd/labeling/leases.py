@@ -1,6 +1,6 @@
 """Who works on which shard: leases that any number of processes take from one folder, without a coordinator.
 
-A lease is a file that its holder keeps fresh. Whoever finds one whose holder is dead, or has not been heard of for a while,
+A lease is a file (or an object of a store) that its holder keeps fresh. Whoever finds one whose holder is dead, or has not been heard of for a while,
 takes it over. Leases only keep work from being done twice: what is published is the same whoever made it, and published
 whole, so a lease lost or held twice costs time and nothing else.
 """
@@ -17,7 +17,9 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
-from asr_kd.files import create
+from asr_kd.errors import UserError
+from asr_kd.files import Place, create, names_in, place
+from asr_kd.objects import ObjectPath
 
 #: seconds without a sign of life after which a lease counts as abandoned, where its holder cannot be looked up
 PATIENCE = 60.0
@@ -33,11 +35,13 @@ class Leases:
         folder: shared by all that work together; made when missing.
     """
 
-    def __init__(self, folder: Path | str, patience: float = PATIENCE) -> None:
-        self.folder, self.patience = Path(folder), patience
+    def __init__(self, folder: Place | str, patience: float = PATIENCE) -> None:
+        self.folder, self.patience = place(folder), patience
         self._me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-        self._held: set[Path] = set()
-        self._seen: dict[Path, tuple[object, float]] = {}
+        self._me["holder"] = uuid.uuid4().hex  # two in a process are two
+        self._held: set[Place] = set()
+        self._seen: dict[Place, tuple[object, float]] = {}
+        self._beats, self._changing = 0, threading.Lock()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
@@ -51,9 +55,10 @@ class Leases:
     ) -> None:
         self._ended.set()
         self._heart.join()
-        for path in list(self._held):
-            self.give_back(path.name)
-        with contextlib.suppress(OSError):  # not empty: others are still at work
+        # not empty: others are still at work; a store that is gone: what is left there will count as abandoned
+        with contextlib.suppress(OSError, UserError):
+            for path in list(self._held):
+                self.give_back(path.name)
             self.folder.rmdir()
 
     def take(self, name: str) -> bool:
@@ -67,41 +72,46 @@ class Leases:
     def give_back(self, name: str) -> None:
         """Let others take it."""
         path = self.folder / name
-        self._held.discard(path)
+        with self._changing:  # a sign of life that is under way would bring the object back
+            self._held.discard(path)
         path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove all leases, also those of the dead, when there is nothing left to do."""
         self._held.clear()
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
+        for name in list(names_in(self.folder)):
+            (self.folder / name).unlink(missing_ok=True)
 
-    def _create(self, path: Path) -> bool:
+    def _create(self, path: Place) -> bool:
         try:
             return create(path, json.dumps(self._me))
         except FileNotFoundError:  # another process has just finished everything and removed the folder
             self.folder.mkdir(parents=True, exist_ok=True)
             return False
 
-    def _abandoned(self, path: Path) -> bool:
+    def _abandoned(self, path: Place) -> bool:
         try:
-            state = (path.stat().st_mtime_ns, path.read_text())
-            holder = json.loads(state[1])
-            if holder["host"] == self._me["host"]:
-                return _started(holder["pid"]) != holder["started"]
+            text = path.read_text()
+            state = (_time(path), text)
+            holder = json.loads(text)
+            if holder["host"] == self._me["host"] and _started(holder["pid"]) != holder["started"]:
+                return True
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError):
-            state = (path.stat().st_mtime_ns, "damaged")
+            state = (_time(path), "damaged")
         known, since = self._seen.get(path, (None, 0.0))
         if known != state:
             self._seen[path] = (state, time.monotonic())
             return False
         return time.monotonic() - since > self.patience
 
-    def _remove(self, path: Path) -> bool:
-        """Remove an abandoned lease; of several that try, one succeeds."""
-        aside = self.folder / f".{uuid.uuid4().hex}"
+    def _remove(self, path: Place) -> bool:
+        """Remove an abandoned lease; of several that try, one succeeds, or in a store nearly always one."""
+        if isinstance(path, ObjectPath):
+            path.unlink(missing_ok=True)
+            return True
+        aside = path.with_name(f".{uuid.uuid4().hex}")
         try:
             os.rename(path, aside)
         except FileNotFoundError:
@@ -111,9 +121,22 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._ended.wait(self.patience / 4):
+            self._beats += 1
             for path in list(self._held):
-                with contextlib.suppress(OSError):
-                    os.utime(path)
+                with self._changing, contextlib.suppress(OSError, UserError):
+                    if path in self._held:
+                        self._refresh(path)
+
+    def _refresh(self, path: Place) -> None:
+        if isinstance(path, ObjectPath):
+            path.write(json.dumps({**self._me, "beats": self._beats}).encode())
+        else:
+            os.utime(path)
+
+
+def _time(path: Place) -> int:
+    """When a lease was last changed; of an object, whose content tells, always 0."""
+    return 0 if isinstance(path, ObjectPath) else path.stat().st_mtime_ns
 
 
 def _started(pid: int) -> str | None:

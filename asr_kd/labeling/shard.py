@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,11 +18,12 @@ from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
 from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import AudioError, UserError
+from asr_kd.files import Place
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import batches_by_length
-from asr_kd.shards.tarset import check_shard, read_shard
+from asr_kd.shards.tarset import read_checked
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import fit_prior, gain, leftover, prior_of, to_text
@@ -82,10 +82,9 @@ def load_shard(
     settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
 ) -> Loaded:
     """Decode a shard's audio and compute its features."""
-    check_shard(Path(settings.audio), info)
     frontend = Frontend(teacher.features)
     loaded = Loaded(info)
-    for sample in read_shard(Path(settings.audio) / info.name):
+    for sample in read_checked(settings.audio, info):
         try:
             waveform, rate = decode_audio(sample.audio, sample.key, teacher.features.sample_rate, settings.max_seconds)
             features = frontend.compute(waveform)
@@ -112,7 +111,7 @@ def load_shard(
 
 
 def label_shard(
-    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, path: Path, progress: Progress, behind: Executor
+    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, path: Place, progress: Progress, behind: Executor
 ) -> Future[TargetMetadata]:
     """Run the teacher over a shard; what it says is encoded, and the shard published, by `behind`, in this order.
 
@@ -138,7 +137,7 @@ def _publish(
     teacher: Checkpoint,
     loaded: Loaded,
     batches: list[tuple[list[int], Future[list[Encoded]]]],
-    path: Path,
+    path: Place,
 ) -> TargetMetadata:
     encoded: dict[int, Encoded] = {}
     for batch, results in batches:

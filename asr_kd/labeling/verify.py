@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
 from asr_kd.errors import UserError
-from asr_kd.files import write_json
+from asr_kd.files import names_in, place, write_json
 from asr_kd.labeling.shard import Loaded, ahead, encode_batch, load_shard
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
@@ -59,12 +57,12 @@ def verify(settings: VerifySettings) -> bool:
     device = pick_device(settings.device)
     torch.set_num_threads(settings.threads)
     infos = read_index(settings.audio)
-    if not Path(settings.targets).is_dir():
+    if not place(settings.targets).is_dir():
         raise UserError(f"{settings.targets}: no such folder of soft targets; check the path")
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     found = Findings()
-    there = {entry.name for entry in os.scandir(settings.targets) if entry.name.endswith(".tar")}
+    there = {name for name in names_in(place(settings.targets)) if name.endswith(".tar")}
     known = set(infos.names)
     found.problems += [
         f"{name}: this audio shard has no soft targets; run `asr-kd label`" for name in sorted(known - there)
@@ -105,7 +103,7 @@ def verify(settings: VerifySettings) -> bool:
 def _verify_shard(
     settings: VerifySettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo, found: Findings
 ) -> None:
-    path = Path(settings.targets) / info.name
+    path = place(settings.targets) / info.name
     stored: dict[str, SparsePosteriors] = {}
     try:
         metadata, pairs = read_target_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, ModelSettings, build
 from asr_kd.errors import UserError
-from asr_kd.files import hash_json, read_json, write_json, write_whole
+from asr_kd.files import Place, hash_json, place, read_json, write_json, write_whole
 from asr_kd.models.conformer import ConformerModel
 from asr_kd.models.conv import ConvModel
 from asr_kd.models.lstm import LstmModel
@@ -122,7 +121,7 @@ def fingerprint(weights: dict[str, Tensor], units: Units, features: FeatureSetti
 
 
 def save_checkpoint(
-    folder: Path | str,
+    folder: Place | str,
     model: nn.Module,
     units: Units,
     features: FeatureSettings,
@@ -133,7 +132,7 @@ def save_checkpoint(
 
     `checkpoint.json` is written last and holds the fingerprint, so a folder that was torn by a crash is noticed.
     """
-    folder = Path(folder)
+    folder = place(folder)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
     with write_whole(folder / MODEL_FILE) as file:
         file.write(units.model)
@@ -149,13 +148,13 @@ def save_checkpoint(
     return mark
 
 
-def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint; a run's folder means its best one. Executes nothing that is stored.
 
     Raises:
         UserError: when there is no checkpoint, it is of another format or version, or its files do not fit each other.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if not (folder / "checkpoint.json").exists() and (folder / "best" / "checkpoint.json").exists():
         folder = folder / "best"
     if not (folder / "checkpoint.json").exists():

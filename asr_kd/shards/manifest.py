@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.errors import UserError
-from asr_kd.files import parse_json, write_whole
+from asr_kd.files import Place, local_copy, parse_json, place, write_whole
+from asr_kd.objects import URL
 
 KEY_BYTES = 200
 
@@ -21,7 +22,7 @@ class Utterance:
     """A line of a manifest: `audio` as a path from here, `text` if it is known, and every other field of the line."""
 
     key: str
-    audio: Path
+    audio: Place
     text: str | None
     fields: dict[str, Any]
 
@@ -45,7 +46,7 @@ def check_key(key: object, where: str) -> str:
     return key
 
 
-def read_manifest(path: Path | str) -> Iterator[Utterance]:
+def read_manifest(path: Place | str) -> Iterator[Utterance]:
     """Read a manifest: on each line a JSON object with `audio` (a path from the manifest's folder), and optionally `key`
     (else the name of the audio file, without its extension), `text` and anything else. Empty lines are passed over.
 
@@ -53,7 +54,7 @@ def read_manifest(path: Path | str) -> Iterator[Utterance]:
         UserError: naming the file and the line: not JSON, a key or path that is missing or wrong, a key that was there
             before; or when the file is missing or holds no utterance.
     """
-    path = Path(path)
+    path = place(path)
     found = False
     for where, value, key in _unique(path, "manifest"):
         found = True
@@ -62,33 +63,33 @@ def read_manifest(path: Path | str) -> Iterator[Utterance]:
             raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}")
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
-        yield Utterance(key, path.parent / audio, text, value)
+        yield Utterance(key, place(audio) if URL.fullmatch(audio) else path.parent / audio, text, value)
     if not found:
         raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio and key")
 
 
-def read_transcripts(path: Path | str) -> dict[str, str]:
+def read_transcripts(path: Place | str) -> dict[str, str]:
     """Read transcripts: on each line a JSON object with `key` and `text`; a manifest with text will do.
 
     Raises:
         UserError: naming the file and the line, as `read_manifest`.
     """
     texts = {}
-    for where, value, key in _unique(Path(path), "file of transcripts"):
+    for where, value, key in _unique(place(path), "file of transcripts"):
         if not isinstance(value.get("text"), str):
             raise UserError(f"{where}: `text` must be text, not {_shown(value.get('text'))}")
         texts[key] = value["text"]
     return texts
 
 
-def write_transcripts(path: Path | str, texts: Iterable[tuple[str, str]]) -> None:
+def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> None:
     """Write (key, text) pairs as JSON lines, whole or not at all."""
     with write_whole(path, "w") as file:
         for key, text in texts:
             file.write(json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
 
 
-def _unique(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Where, object without its key, and key of every line."""
     # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
     with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as seen:
@@ -108,9 +109,9 @@ def _unique(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
             yield where, value, key
 
 
-def _lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        with open(path, "rb") as file:
+        with local_copy(path) as copy, open(copy, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()

@@ -8,7 +8,6 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import soundfile
 from asr_kd.audio.decode import read_audio
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import claim_folder, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import Place, claim_folder, place, read_json, remove_torn, sha256_file, write_json, write_whole
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
@@ -41,7 +40,7 @@ def prepare(settings: PrepareSettings) -> None:
     total = sum(1 for _ in read_manifest(settings.manifest))  # all of it is checked before anything is written
     claim = settings.model_dump(exclude={"manifest", "output", "max_bad_share"})
     claim_folder(settings.output, "prepare", {**claim, "manifest": sha256_file(settings.manifest)})
-    output = Path(settings.output)
+    output = place(settings.output)
     infos: list[ShardInfo] = []
     quarantined, first = 0, ""
     with Progress("prepare", total, "utterances") as progress, write_whole(output / "quarantine.jsonl", "w") as listing:
@@ -52,9 +51,8 @@ def prepare(settings: PrepareSettings) -> None:
                 first = first or f"{line['key']}: {line['reason']}"
                 quarantined += 1
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
-    for leftover in [*output.glob(".*.tmp"), *(output / RECORDS).glob(".*.tmp")]:  # of runs that were killed
-        if leftover.stat().st_mtime < began:
-            leftover.unlink(missing_ok=True)
+    for folder in (output, output / RECORDS):
+        remove_torn(folder, began)
     written = sum(info.samples for info in infos)
     hours = sum(info.seconds for info in infos) / 3600
     print(
@@ -71,7 +69,7 @@ def prepare(settings: PrepareSettings) -> None:
     write_index(output, infos)
 
 
-def _groups(settings: PrepareSettings, output: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Iterator[dict[str, Any]]:
     """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
     utterances = read_manifest(settings.manifest)
     for number in itertools.count():
@@ -118,7 +116,9 @@ def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
     try:
         data = utterance.audio.read_bytes()
     except OSError as error:
-        raise AudioError(f"{name}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        raise AudioError(
+            f"{name}: cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from None
     audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
     extension = audio.extension
     if audio.source_channels > 1 or audio.source_rate != audio.rate:

@@ -20,9 +20,9 @@ from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, Settings
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import hash_json, read_json, write_json, write_whole
+from asr_kd.files import hash_json, local, read_json, write_json, write_whole
 from asr_kd.shards.index import ShardInfo
-from asr_kd.shards.tarset import check_shard, read_shard
+from asr_kd.shards.tarset import read_checked
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -62,13 +62,12 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
     stem = None
     if wanted.cache is not None:
         name = hash_json([shard.sha256, wanted.features.model_dump(), wanted.max_seconds])
-        stem = Path(wanted.cache) / name
+        stem = local(wanted.cache, "feature_cache") / name
         if stem.with_suffix(".json").exists():
             return _read_cached(stem)
-    check_shard(wanted.folder, shard)
     frontend = Frontend(wanted.features)
     loaded = LoadedShard([], [])
-    for sample in read_shard(Path(wanted.folder) / shard.name):
+    for sample in read_checked(wanted.folder, shard):
         try:
             waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
             loaded.items.append(Item(sample.key, frontend.compute(waveform).astype(np.float16), sample.fields))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from pydantic import ValidationError
 
 from asr_kd.errors import UserError
-from asr_kd.files import parse_json, read_json, sha256_file, write_whole
+from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
 from asr_kd.shards.manifest import check_key
 
@@ -38,17 +40,24 @@ class Sample:
     fields: dict[str, Any]
 
 
-def read_members(path: Path | str) -> Iterator[tuple[str, bytes]]:
+#: bytes at the head of an object that are asked for to read its first member; more where it is longer
+HEAD = 1 << 16
+
+
+def read_members(path: Place | str, copy: Path | None = None) -> Iterator[tuple[str, bytes]]:
     """The members of a tar, in order: name and content.
+
+    Args:
+        copy: where its bytes lie, when they were fetched from a store already; else they are fetched, once.
 
     Raises:
         UserError: when the file is missing, not a tar, truncated or damaged, or a member is not a plain file or its name
             is not `<key>.<extension>`.
     """
-    path = Path(path)
+    path = place(path)
     try:
-        with open(path, "rb") as file:
-            yield from _members(path, file, path.stat().st_size)
+        with local_copy(copy or path) as bytes_of, open(bytes_of, "rb") as file:
+            yield from _members(path, file, bytes_of.stat().st_size)
     except FileNotFoundError:
         raise UserError(f"{path}: no such shard; check the path, or make the shards again") from None
     except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
@@ -57,7 +66,30 @@ def read_members(path: Path | str) -> Iterator[tuple[str, bytes]]:
         ) from None
 
 
-def _members(path: Path, file: io.BufferedReader, size: int) -> Iterator[tuple[str, bytes]]:
+def first_member(path: Place | str) -> tuple[str, bytes] | None:
+    """The first member of a tar alone; of an object, no more than its head is fetched.
+
+    Raises:
+        UserError: as `read_members`.
+    """
+    path = place(path)
+    if isinstance(path, Path):
+        return next(iter(read_members(path)), None)
+    size = HEAD
+    while True:
+        try:
+            data = path.read_bytes(size)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such shard; check the path, or make the shards again") from None
+        try:
+            return next(iter(_members(path, io.BytesIO(data), len(data))), None)
+        except UserError:
+            if len(data) < size:  # that was all of it
+                raise
+        size *= 16
+
+
+def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, bytes]]:
     damaged = f"{path}: truncated or damaged tar"
     remedy = "fetch or make this shard again"
     end = 0
@@ -102,25 +134,29 @@ def check_name(name: str, where: str) -> tuple[str, str]:
     return key, extension
 
 
-def write_members(path: Path | str, members: Iterable[tuple[str, bytes]]) -> None:
+def write_members(path: Place | str, members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
     """Publish a tar of these members, whole or not at all: the same members give the same bytes.
+
+    Returns:
+        size in bytes and SHA-256 of what was published.
 
     Raises:
         UserError: when a name is not `<key>.<extension>`.
     """
-    with (
-        write_whole(path) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
-    ):
-        for name, data in members:
-            check_name(name, f"{path}: the member")
-            header = tarfile.TarInfo(name)  # of nobody, from 1970: the bytes depend on the content alone
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
+    with write_whole(path, "w+b") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+            for name, data in members:
+                check_name(name, f"{path}: the member")
+                header = tarfile.TarInfo(name)  # of nobody, from 1970: the bytes depend on the content alone
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+        size = file.tell()
+        file.seek(0)
+        return size, hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").hexdigest()
 
 
-def read_shard(path: Path | str) -> Iterator[Sample]:
-    """The utterances of an audio shard, in order.
+def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
+    """The utterances of an audio shard, in order; `copy` as of `read_members`.
 
     Raises:
         UserError: as `read_members`, and when an utterance lacks its audio or its JSON, has either twice, comes back
@@ -128,7 +164,7 @@ def read_shard(path: Path | str) -> Iterator[Sample]:
     """
     seen: set[str] = set()
     key, parts = "", dict[str, bytes]()
-    for name, data in read_members(path):
+    for name, data in read_members(path, copy):
         head, extension = check_name(name, f"{path}: the member")
         extension = extension.lower()
         if extension != "json" and extension not in EXTENSIONS:
@@ -149,7 +185,7 @@ def read_shard(path: Path | str) -> Iterator[Sample]:
         yield _sample(path, key, parts)
 
 
-def _sample(path: Path | str, key: str, parts: dict[str, bytes]) -> Sample:
+def _sample(path: Place | str, key: str, parts: dict[str, bytes]) -> Sample:
     audio = [extension for extension in parts if extension != "json"]
     if len(audio) != 1:
         found = " and ".join(f"{key}.{extension}" for extension in audio) or "none"
@@ -177,7 +213,7 @@ def _check_fields(fields: Any, where: str) -> None:
         )
 
 
-def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
+def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
     """Publish an audio shard, whole or not at all.
 
     Returns:
@@ -186,7 +222,7 @@ def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
     Raises:
         UserError: when a key is there twice or cannot be a key, the extension is not of audio, or the fields are not JSON.
     """
-    path = Path(path)
+    path = place(path)
     seconds: list[float] = []
     seen: set[str] = set()
 
@@ -210,22 +246,23 @@ def write_shard(path: Path | str, samples: Iterable[Sample]) -> ShardInfo:
             yield f"{sample.key}.{sample.extension}", sample.audio
             yield f"{sample.key}.json", fields
 
-    write_members(path, members())
-    return ShardInfo(path.name, len(seconds), round(math.fsum(seconds), 6), path.stat().st_size, sha256_file(path))
+    size, sha256 = write_members(path, members())
+    return ShardInfo(path.name, len(seconds), round(math.fsum(seconds), 6), size, sha256)
 
 
-def read_index(folder: Path | str) -> ShardList:
+def read_index(folder: Place | str) -> ShardList:
     """The shards of a set, as its index lists them.
 
     Raises:
         UserError: when there is no index, it is damaged or of a newer version.
     """
-    path = Path(folder) / INDEX
+    folder = place(folder)
+    path = folder / INDEX
     if not path.exists():
-        what = "no such folder of shards" if not Path(folder).is_dir() else f"holds no shards ({INDEX} is missing)"
+        what = "no such folder of shards" if not folder.is_dir() else f"holds no shards ({INDEX} is missing)"
         raise UserError(f"{folder}: {what}; check the path, or finish `asr-kd prepare`")
     try:
-        with open(path, "rb") as file:
+        with local_copy(path) as copy, open(copy, "rb") as file:
             shards = read_pieces(file)
     except OSError:
         shards = None
@@ -236,7 +273,7 @@ def read_index(folder: Path | str) -> ShardList:
     return shards
 
 
-def _read_whole(path: Path) -> ShardList:
+def _read_whole(path: Place) -> ShardList:
     value = read_json(path, "index of shards")
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path}: not an index of audio shards; make it with `asr-kd prepare`")
@@ -247,8 +284,8 @@ def _read_whole(path: Path) -> ShardList:
         return ShardList.parse(json.dumps(value.get("shards")))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(["shards", *map(str, first["loc"])])
-        raise UserError(f"{path}: {place}: {first['msg'].lower()}; make the shards again") from None
+        where = ".".join(["shards", *map(str, first["loc"])])
+        raise UserError(f"{path}: {where}: {first['msg'].lower()}; make the shards again") from None
 
 
 def shard_name(number: int) -> str:
@@ -256,27 +293,51 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def write_index(folder: Path | str, infos: Iterable[ShardInfo]) -> None:
+def write_index(folder: Place | str, infos: Iterable[ShardInfo]) -> None:
     """Publish the index of a set of shards, a line each; this comes last and makes the set whole."""
-    with write_whole(Path(folder) / INDEX, "w") as file:
+    with write_whole(place(folder) / INDEX, "w") as file:
         file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "shards": [')
         for number, info in enumerate(infos):
             file.write((",\n" if number else "\n") + json.dumps(dataclasses.asdict(info)))
         file.write("\n]}\n")
 
 
-def check_shard(folder: Path | str, info: ShardInfo) -> None:
+def check_shard(folder: Place | str, info: ShardInfo) -> None:
     """Compare a shard with what the index says about it.
 
     Raises:
         UserError: when it is missing, or its size or SHA-256 differs.
     """
-    path = Path(folder) / info.name
+    with _checked(place(folder) / info.name, info):
+        pass
+
+
+def read_checked(folder: Place | str, info: ShardInfo) -> Iterator[Sample]:
+    """The utterances of a shard, in order, once it was compared with what the index says; from a store it is fetched once.
+
+    Raises:
+        UserError: as `check_shard` and `read_shard`.
+    """
+    path = place(folder) / info.name
+    with _checked(path, info) as copy:
+        yield from read_shard(path, copy)
+
+
+@contextmanager
+def _checked(path: Place, info: ShardInfo) -> Iterator[Path]:
+    """The shard itself, or a local copy of the object."""
     remedy = "fetch it again, or remove it and run `asr-kd prepare` again"
-    if not path.is_file():
-        raise UserError(f"{path}: this shard is in {INDEX}, but not there; {remedy}")
-    size = path.stat().st_size
-    if size != info.bytes:
-        raise UserError(f"{path}: has {size} bytes, {INDEX} says {info.bytes}; {remedy}")
-    if sha256_file(path) != info.sha256:
-        raise UserError(f"{path}: its SHA-256 differs from {INDEX}; {remedy}")
+    missing = f"{path}: this shard is in {INDEX}, but not there; {remedy}"
+    if isinstance(path, Path) and not path.is_file():
+        raise UserError(missing)
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(local_copy(path))
+        except FileNotFoundError:
+            raise UserError(missing) from None
+        size = copy.stat().st_size
+        if size != info.bytes:
+            raise UserError(f"{path}: has {size} bytes, {INDEX} says {info.bytes}; {remedy}")
+        if sha256_file(copy) != info.sha256:
+            raise UserError(f"{path}: its SHA-256 differs from {INDEX}; {remedy}")
+        yield copy

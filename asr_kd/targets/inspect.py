@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, InspectSettings
 from asr_kd.errors import UserError
-from asr_kd.files import write_whole
+from asr_kd.files import Place, names_in, place, write_whole
 from asr_kd.shards.tarset import read_shard
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import TargetMetadata, read_target_shard
@@ -51,17 +50,17 @@ def inspect(settings: InspectSettings) -> None:
     if settings.png:
         spectrum = None
         if settings.audio:
-            spectrum = _spectrum(Path(settings.audio) / path.name, settings.key, metadata.features)
+            spectrum = _spectrum(place(settings.audio) / path.name, settings.key, metadata.features)
         draw(settings.png, settings.key, target, metadata.frame_ms, name, spectrum)
         print(settings.png)
 
 
-def _shard(settings: InspectSettings) -> Path:
+def _shard(settings: InspectSettings) -> Place:
     """The shard that is meant: itself, or the one of a folder that holds the key."""
-    path = Path(settings.targets)
+    path = place(settings.targets)
     if not path.is_dir():
         return path
-    shards = sorted(path.glob("*.tar"))
+    shards = [path / name for name in sorted(names_in(path)) if name.endswith(".tar")]
     if not shards:
         raise UserError(f"{path}: holds no soft-target shards; make them with `asr-kd label`")
     if settings.key is None:
@@ -73,7 +72,7 @@ def _shard(settings: InspectSettings) -> Path:
     raise UserError(f"{path}: no shard holds {settings.key}; check the key")
 
 
-def _print_shard(path: Path, metadata: TargetMetadata, pairs: list[tuple[str, SparsePosteriors]], rows: int) -> None:
+def _print_shard(path: Place, metadata: TargetMetadata, pairs: list[tuple[str, SparsePosteriors]], rows: int) -> None:
     kept = ", ".join(f"{key} {value}" for key, value in metadata.selection.model_dump(exclude_none=True).items())
     statistics = metadata.statistics.model_dump(exclude_none=True)
     for title, text in {
@@ -117,7 +116,7 @@ def _print_utterance(
         print(f"… and {target.frames - rows} more; rows={target.frames} shows all")
 
 
-def _spectrum(path: Path, key: str, features: FeatureSettings) -> np.ndarray:
+def _spectrum(path: Place, key: str, features: FeatureSettings) -> np.ndarray:
     """float32 [hops, mels], the features of an utterance before they were stacked."""
     for sample in read_shard(path):
         if sample.key == key:

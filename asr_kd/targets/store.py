@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,8 +11,8 @@ from pydantic import Field
 
 from asr_kd.config import FeatureSettings, Settings, build
 from asr_kd.errors import UserError
-from asr_kd.files import hash_json, parse_json, sha256_file
-from asr_kd.shards.tarset import Sample, read_members, read_shard, write_members
+from asr_kd.files import Place, hash_json, names_in, parse_json, place, sha256_file
+from asr_kd.shards.tarset import Sample, first_member, read_members, read_shard, write_members
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import from_text, prior_of
@@ -91,7 +90,7 @@ class TargetMetadata(Settings):
 
 
 def write_target_shard(
-    path: Path | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
+    path: Place | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
 ) -> None:
     """Publish a soft-target shard, whole or not at all.
 
@@ -107,11 +106,11 @@ def write_target_shard(
             draws = metadata.selection.draws
             yield key + SUFFIX, target if isinstance(target, bytes) else encode(target, metadata.codec.levels, draws)
 
-    write_members(Path(path), members())
+    write_members(path, members())
 
 
 def read_target_shard(
-    path: Path | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
+    path: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
 ) -> tuple[TargetMetadata, Iterator[tuple[str, SparsePosteriors]]]:
     """Open a soft-target shard for a reader that has these units and this frame period (None: any).
 
@@ -122,7 +121,7 @@ def read_target_shard(
         UserError: when the shard is of a newer version, of other units or another frame period; the iterator: when a
             member is damaged, of another vocabulary, or missing.
     """
-    members = read_members(Path(path))
+    members = read_members(path)
     metadata = _metadata(path, next(iter(members), None))
     for name, theirs, mine, remedy in (
         ("units", metadata.units_hash, units_hash, "label with a teacher that has the same units"),
@@ -139,16 +138,16 @@ def read_target_shard(
     return metadata, _targets(path, metadata, members)
 
 
-def read_metadata(path: Path | str) -> TargetMetadata:
+def read_metadata(path: Place | str) -> TargetMetadata:
     """Only the metadata of a soft-target shard.
 
     Raises:
         UserError: when there is none, or it is of a newer version.
     """
-    return read_target_shard(path)[0]
+    return _metadata(path, first_member(path))
 
 
-def tail_prior(path: Path | str, metadata: TargetMetadata) -> np.ndarray:
+def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
     """In what proportions the mass that was not kept is spread over the units: the prior of the shard.
 
     Returns:
@@ -167,22 +166,22 @@ def tail_prior(path: Path | str, metadata: TargetMetadata) -> np.ndarray:
         raise UserError(f"{path}: {METADATA}: tail_prior is damaged ({error}); label the audio again") from None
 
 
-def teacher_of(folder: Path | str) -> dict[str, Any]:
+def teacher_of(folder: Place | str) -> dict[str, Any]:
     """Who made the soft targets in a folder and how, as a JSON value: fingerprint, selection, codec.
 
     Raises:
         UserError: when the folder holds no soft targets.
     """
-    first = min(Path(folder).glob("*.tar"), default=None)
+    first = min((name for name in names_in(place(folder)) if name.endswith(".tar")), default=None)
     if first is None:
         raise UserError(f"{folder}: holds no soft-target shards; make them with `asr-kd label`")
-    metadata = read_metadata(first)
+    metadata = read_metadata(place(folder) / first)
     return metadata.model_dump(include={"teacher", "selection", "codec"})
 
 
 def join(
-    audio: Path | str,
-    targets: Path | str,
+    audio: Place | str,
+    targets: Place | str,
     *,
     audio_sha256: str | None = None,
     units_hash: str | None = None,
@@ -199,7 +198,7 @@ def join(
     """
     metadata, pairs = read_target_shard(targets, units_hash, num_units, frame_ms)
     check_answers(targets, metadata, audio, audio_sha256 or sha256_file(audio))
-    for sample in read_shard(Path(audio)):
+    for sample in read_shard(audio):
         if sample.key in metadata.quarantined:
             continue
         key, target = next(pairs, (None, None))
@@ -213,7 +212,7 @@ def join(
         raise UserError(f"{targets}: {extra[0]} is not in {audio}; label this audio again")
 
 
-def check_answers(targets: Path | str, metadata: TargetMetadata, audio: Path | str, audio_sha256: str) -> None:
+def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:
     """Refuse soft targets that were made from another audio shard.
 
     Raises:
@@ -226,7 +225,7 @@ def check_answers(targets: Path | str, metadata: TargetMetadata, audio: Path | s
         )
 
 
-def _metadata(path: Path | str, first: tuple[str, bytes] | None) -> TargetMetadata:
+def _metadata(path: Place | str, first: tuple[str, bytes] | None) -> TargetMetadata:
     if first is None or first[0] != METADATA:
         raise UserError(f"{path}: not a soft-target shard (no {METADATA} at its head); make it with `asr-kd label`")
     try:
@@ -248,7 +247,7 @@ def _metadata(path: Path | str, first: tuple[str, bytes] | None) -> TargetMetada
 
 
 def _targets(
-    path: Path | str, metadata: TargetMetadata, members: Iterator[tuple[str, bytes]]
+    path: Place | str, metadata: TargetMetadata, members: Iterator[tuple[str, bytes]]
 ) -> Iterator[tuple[str, SparsePosteriors]]:
     seen: set[str] = set()
     frames = 0

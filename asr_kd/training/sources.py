@@ -11,7 +11,6 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -115,7 +114,7 @@ class Source:
     def __post_init__(self) -> None:
         self.plan = self.settings.phases[self.phase].sources[self.index]
         self.chunks = self.settings.phases[self.phase].chunks
-        self.shards = read_index(Path(self.plan.audio)).filled
+        self.shards = read_index(self.plan.audio).filled
         self.transcripts = read_transcripts(self.plan.transcripts) if self.plan.transcripts else None
         self.seconds = self.shards.seconds * self.plan.repeat
         self.utterances = self.shards.samples * self.plan.repeat

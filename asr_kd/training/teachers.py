@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from asr_kd.config import SourceSettings
 from asr_kd.errors import UserError
+from asr_kd.files import Place, place
 from asr_kd.shards.index import ShardInfo
 from asr_kd.targets.combine import combine, combine_priors, resample
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -21,7 +21,7 @@ class TargetSet:
     """One teacher's soft targets of the shard; `prior`: float64 [units], in whose proportions its tails are spread."""
 
     folder: str
-    path: Path
+    path: Place
     metadata: TargetMetadata
     targets: dict[str, SparsePosteriors]
     prior: np.ndarray
@@ -58,7 +58,7 @@ class ShardTargets:
         self._priors: dict[tuple[int, ...], np.ndarray] = {}
 
     def _open(self, folder: str, shard: ShardInfo, units: Units) -> TargetSet:
-        path = Path(folder) / shard.name
+        path = place(folder) / shard.name
         wanted_ms = None if self.source.resample else self.frame_ms
         metadata, targets = read_target_shard(path, units.hash, units.size, wanted_ms)
         check_answers(path, metadata, f"{self.source.audio}/{shard.name}", shard.sha256)

@@ -25,7 +25,7 @@ from asr_kd.distillation.response import soft_cross_entropy
 from asr_kd.distillation.spikes import find_spikes, spike_cross_entropy
 from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
-from asr_kd.files import claim_folder, sha256_file, write_whole
+from asr_kd.files import claim_folder, local, sha256_file, write_whole
 from asr_kd.models.acoustic import (
     Checkpoint,
     build_model,
@@ -58,10 +58,10 @@ def train(settings: TrainSettings) -> None:
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
     """
+    run = local(settings.output, "output")
     torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     units = load_units(settings.units)
-    run = Path(settings.output)
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
@@ -363,7 +363,7 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
         max_seconds=settings.max_seconds,
         cache=settings.feature_cache,
     )
-    for shard in read_index(Path(settings.development)):
+    for shard in read_index(settings.development):
         content = load_features(wanted, shard)
         if content.bad:
             raise UserError(
@@ -427,9 +427,9 @@ def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) 
     audio = sorted({settings.development, *(source.audio for source in sources)})
     return {
         "units_hash": units.hash,
-        "data": {folder: read_index(Path(folder)).hash for folder in audio},
+        "data": {folder: read_index(folder).hash for folder in audio},
         "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
-        "teachers": {folder: teacher_of(Path(folder)) for source in sources for folder in source.target_sets},
+        "teachers": {folder: teacher_of(folder) for source in sources for folder in source.target_sets},
         "init_fingerprint": init and init.fingerprint,
     }
 

@@ -1,0 +1,325 @@
+"""Objects of a store (`s3://`, `gs://`, any URL that fsspec reads) with the methods of a path, every request retried.
+
+An object is there whole or not at all: a store publishes what was put when the last byte has come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import posixpath
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from asr_kd.errors import UserError
+
+A = TypeVar("A")
+
+#: tries of a request that failed for a reason that may pass, and seconds before the second one; they double, up to MAX_PAUSE
+ATTEMPTS, PAUSE, MAX_PAUSE = 10, 0.1, 30.0
+#: stores that publish an object whole and can refuse to replace one; elsewhere (http, sftp, …) is only read
+WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
+URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+#: of the local disk
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What a store says about an object: bytes."""
+
+    st_size: int
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """The place of an object, or of a folder of them (a prefix); its methods are those of `pathlib.Path`, and few more.
+
+    Every method raises UserError when the store cannot be reached after some tries, refuses access, or has no such bucket.
+
+    Attributes:
+        protocol: before `://`; path: bucket and key, with no slash at its ends.
+    """
+
+    protocol: str
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> ObjectPath:
+        """From a URL.
+
+        Raises:
+            UserError: when nothing follows its `://`.
+        """
+        protocol, path = URL.fullmatch(url).groups()  # type: ignore[union-attr]  # only called for URLs
+        if not path.strip("/"):
+            raise UserError(f"{url}: names no bucket; write {protocol}://BUCKET/FOLDER")
+        return cls(protocol, path.strip("/"))
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.path}"
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(self.protocol, f"{self.path}/{name}")
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @property
+    def stem(self) -> str:
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def suffix(self) -> str:
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def parent(self) -> ObjectPath:
+        return ObjectPath(self.protocol, posixpath.dirname(self.path) or self.path)
+
+    def exists(self) -> bool:
+        """Whether there is an object here, or anything below."""
+        return self._info() is not None
+
+    def is_file(self) -> bool:
+        """Whether there is an object here."""
+        return (self._info() or {}).get("type") == "file"
+
+    def is_dir(self) -> bool:
+        """Whether there are objects below."""
+        return (self._info() or {}).get("type") == "directory"
+
+    def stat(self) -> Stat:
+        """The object's size.
+
+        Raises:
+            FileNotFoundError: when it is not there.
+        """
+        return Stat(self._request(lambda store: store.info(str(self)))["size"])
+
+    def names(self) -> Iterator[str]:
+        """Names of what is directly below, in a few requests for many; none where nothing is."""
+        if self.protocol in ("s3", "s3a"):
+            yield from self._pages()  # page by page: a list of all is a gigabyte for a million objects
+            return
+        try:
+            entries = self._request(lambda store: store.ls(str(self), detail=False))
+        except FileNotFoundError:
+            return
+        yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """What is directly below and has a name like `pattern`."""
+        return (self / name for name in self.names() if fnmatch.fnmatchcase(name, pattern))
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        """What is directly below."""
+        return self.glob("*")
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a store has no folders."""
+
+    def rmdir(self) -> None:
+        """Nothing: a store has no folders."""
+
+    def read_bytes(self, size: int | None = None) -> bytes:
+        """The object's first `size` bytes, or all.
+
+        Raises:
+            FileNotFoundError: when it is not there.
+        """
+        return self._request(lambda store: store.cat_file(str(self), start=None, end=size))
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """The object as text.
+
+        Raises:
+            FileNotFoundError: when it is not there.
+        """
+        return self.read_bytes().decode(encoding, errors)
+
+    @contextlib.contextmanager
+    def fetched(self) -> Iterator[Path]:
+        """A local copy for as long as the context lasts.
+
+        Raises:
+            FileNotFoundError: when the object is not there.
+        """
+        with _temporary(self, "w+b") as file:
+            self._request(lambda store: store.get_file(str(self), file.name))
+            yield Path(file.name)
+
+    @contextlib.contextmanager
+    def written(self, mode: str) -> Iterator[IO[Any]]:
+        """A local temporary file that is put here when the block has ended without an error."""
+        self._check_writable()
+        with _temporary(self, mode) as file:
+            yield file
+            file.flush()
+            self._request(lambda store: store.put_file(file.name, str(self)))
+
+    def write(self, data: bytes) -> None:
+        """Put `data` here, in place of what is here."""
+        self._check_writable()
+        self._request(lambda store: store.pipe_file(str(self), data))
+
+    def create(self, data: bytes) -> bool:
+        """Put `data` here unless there is an object: of several that try, each with data of its own, one succeeds.
+
+        Returns:
+            whether `data` is here.
+        """
+        self._check_writable()
+        try:
+            self._request(lambda store: store.pipe_file(str(self), data, mode="create"))
+            return True
+        except FileExistsError:
+            # perhaps ours: a request whose answer was lost is made again, here or deep in the HTTP client
+            with contextlib.suppress(FileNotFoundError):
+                return self.read_bytes() == data
+            return False
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object."""
+        self._check_writable()
+        try:
+            self._request(lambda store: store.rm_file(str(self)))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def _check_writable(self) -> None:
+        if self.protocol not in WRITABLE:
+            raise UserError(f"{self}: {self.protocol}:// is only read here; write to a local folder, s3:// or gs://")
+
+    def _info(self) -> dict[str, Any] | None:
+        try:
+            return self._request(lambda store: store.info(str(self)))
+        except FileNotFoundError:
+            return None
+
+    def _pages(self) -> Iterator[str]:
+        bucket, _, key = self.path.partition("/")
+        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+        while True:
+            page = self._request(lambda store: store.call_s3("list_objects_v2", **wanted))
+            for entry in [*page.get("Contents", []), *page.get("CommonPrefixes", [])]:
+                if name := posixpath.basename(entry.get("Key", entry.get("Prefix")).rstrip("/")):
+                    yield name
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _request(self, request: Callable[[Any], A]) -> A:
+        """Do `request` with the store, again when it failed for a reason that may pass.
+
+        Raises:
+            FileNotFoundError, FileExistsError: as the store says.
+            UserError: on everything else.
+        """
+        store = _store(self)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return request(store)
+            except (FileNotFoundError, FileExistsError) as error:
+                if _code(error) == "NoSuchBucket":
+                    raise UserError(f"{self}: there is no such bucket; make it, or check the URL") from error
+                raise
+            except Exception as error:
+                if not _from_store(error) or getattr(error, "errno", None) in FULL:
+                    raise
+                if not _transient(error):
+                    raise UserError(f"{self}: {_refusal(error)}") from error
+                if attempt == ATTEMPTS:
+                    raise UserError(
+                        f"{self}: the store failed {ATTEMPTS} times, at last with: {_said(error)}; "
+                        "see that it can be reached and run the command again"
+                    ) from error
+            time.sleep(random.uniform(0.5, 1.0) * min(MAX_PAUSE, PAUSE * 2 ** (attempt - 1)))
+        raise AssertionError("the last attempt returns or raises")
+
+
+@contextlib.contextmanager
+def _temporary(path: ObjectPath, mode: str) -> Iterator[IO[Any]]:
+    """A local file of its own name for the bytes of `path`."""
+    try:
+        with tempfile.NamedTemporaryFile(mode, prefix="asr-kd-", encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"{tempfile.gettempdir()}: no space left for a copy of {path}; free some, or set TMPDIR to a larger disk"
+            ) from error
+        raise
+
+
+def _store(path: ObjectPath) -> Any:
+    """The file system of fsspec for a URL (kept by fsspec, one a process)."""
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False}  # other processes write too
+    if path.protocol in ("s3", "s3a"):
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}  # it is retried here, and only here
+    try:
+        store = fsspec.filesystem(path.protocol, **options)
+    except ImportError as error:
+        extra = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}.get(path.protocol)
+        need = f"the extra asr-kd[{extra}]; pip install 'asr-kd[{extra}]'" if extra else str(error)
+        raise UserError(f"{path.protocol}:// needs {need}") from None
+    except ValueError:
+        raise UserError(f"{path}: {path.protocol}:// is not known; use a local path, s3:// or gs://") from None
+    if path.protocol in ("s3", "s3a"):
+        store.retries = 1
+    return store
+
+
+def _from_store(error: Exception) -> bool:
+    modules = {type(one).__module__.partition(".")[0] for one in (error, error.__cause__)}
+    return isinstance(error, OSError) or not modules.isdisjoint(
+        ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "http", "requests", "urllib3")
+    )
+
+
+def _answer(error: BaseException) -> dict[str, Any]:
+    """What S3 answered, where `error` comes from an answer."""
+    answers = (getattr(one, "response", None) for one in (error, error.__cause__))
+    return next((answer for answer in answers if isinstance(answer, dict)), {})
+
+
+def _code(error: Exception) -> str:
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _status(error: Exception) -> int:
+    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _transient(error: Exception) -> bool:
+    if status := _status(error):
+        return status >= 500 or status in (408, 409, 429) or _code(error) in ("RequestTimeout", "IncompleteBody")
+    if isinstance(error, PermissionError):
+        return False
+    if isinstance(error, OSError):
+        return isinstance(error, ConnectionError | TimeoutError) or error.errno in (None, *_TRANSIENT)
+    return not isinstance(error, ValueError) and not re.search("Credentials|Validation", type(error).__name__)
+
+
+def _refusal(error: Exception) -> str:
+    if "Credentials" in type(error).__name__ or "credentials" in str(error):
+        return "no credentials for this store were found; set them in the environment or in its configuration file"
+    if isinstance(error, PermissionError) or _status(error) in (401, 403):
+        return f"access denied ({_said(error)}); check the credentials and what they allow"
+    return f"the store refused the request ({_said(error)}); check the URL"
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
