@@ -175,7 +175,17 @@ def step_loss(logits: Tensor, path: str, lengths: list[int], spikes: dict | None
     plan = {"output": "o", "units": "u", "development": "d", "phases": [{"sources": [source], "passes": 1}]}
     whole = TrainSettings.model_validate({**plan, "blank_weight": blank_weight, "missing_mass": "renormalise"})
     units, probs = frames_of(path, 0.97)
-    batch = Batch(torch.zeros(len(lengths), 1, 1), torch.tensor(lengths), 0, None, None, units, probs, 1 - probs.sum(1))
+    ends = torch.tensor(lengths)
+    batch = Batch(
+        torch.zeros(len(lengths), 1, 1),
+        ends,
+        torch.zeros_like(ends),
+        ends,
+        0,
+        units=units,
+        probs=probs,
+        tail=1 - probs.sum(1),
+    )
     return batch_loss(logits, batch.lengths, batch, whole.phases[0], whole)
 
 
