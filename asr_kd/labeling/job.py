@@ -15,7 +15,7 @@ import torch
 
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
-from asr_kd.files import claim_folder, sha256_file, write_json, write_whole
+from asr_kd.files import claim_folder, clear_torn, sha256_file, write_json, write_whole
 from asr_kd.labeling.leases import Leases
 from asr_kd.labeling.shard import ahead, label_shard, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
@@ -92,10 +92,8 @@ def label(settings: LabelSettings) -> None:
             "frames_per_second": tally.frames / seconds,
             "audio_hours_per_hour": tally.audio_seconds / seconds,
         }
-        write_json(output / "timing.json", timing)
-    for torn in output.glob(".*.tmp"):  # of runs that were killed
-        if torn.stat().st_mtime < began:
-            torn.unlink(missing_ok=True)
+        write_json(output / "timing.json", timing, make_folder=False)
+    clear_torn(output, began)
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
@@ -189,7 +187,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo
     worst = 0.0
     quarantined = stored = 0
     first = None
-    with write_whole(output / "quarantine.jsonl", "w") as file:
+    with write_whole(output / "quarantine.jsonl", "w", make_folder=False) as file:
         for info in infos:
             metadata = _finished(output / info.name, settings, teacher, info)
             stored += (output / info.name).stat().st_size
@@ -229,5 +227,5 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: list[ShardInfo
         },
         "worst_kl": worst if "mean_kl" in weighted else None,
     }
-    write_json(output / "report.json", report)
+    write_json(output / "report.json", report, make_folder=False)
     return report

@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
-from asr_kd.files import create
+from asr_kd.files import check_there, clear_errors, create
 
 #: seconds without a sign of life after which a lease counts as abandoned, where its holder cannot be looked up
 PATIENCE = 60.0
@@ -30,7 +30,7 @@ class Leases:
     `patience` seconds of its own clock, or when its holder was a process of this machine that is gone.
 
     Args:
-        folder: shared by all that work together; made when missing.
+        folder: shared by all that work together; made when missing, in a folder that is there.
     """
 
     def __init__(self, folder: Path | str, patience: float = PATIENCE) -> None:
@@ -42,7 +42,7 @@ class Leases:
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Leases:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._heart.start()
         return self
 
@@ -73,15 +73,21 @@ class Leases:
     def clear(self) -> None:
         """Remove all leases, also those of the dead, when there is nothing left to do."""
         self._held.clear()
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just done the same, and removed the folder
+            for path in self.folder.glob("*"):
+                path.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
         try:
             return create(path, json.dumps(self._me))
         except FileNotFoundError:  # another process has just finished everything and removed the folder
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             return False
+
+    def _make_folder(self) -> None:
+        check_there(self.folder.parent)
+        with clear_errors(self.folder / "any"):
+            self.folder.mkdir(exist_ok=True)
 
     def _abandoned(self, path: Path) -> bool:
         try:

@@ -17,7 +17,7 @@ import soundfile
 from asr_kd.audio.decode import read_audio
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import claim_folder, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import claim_folder, clear_errors, clear_torn, read_json, sha256_file, write_json, write_whole
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
@@ -44,7 +44,10 @@ def prepare(settings: PrepareSettings) -> None:
     output = Path(settings.output)
     infos: list[ShardInfo] = []
     quarantined, first = 0, ""
-    with Progress("prepare", total, "utterances") as progress, write_whole(output / "quarantine.jsonl", "w") as listing:
+    with (
+        Progress("prepare", total, "utterances") as progress,
+        write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
+    ):
         for group in _groups(settings, output, progress):
             if group["shard"]:
                 infos.append(ShardInfo(**group["shard"]))
@@ -52,9 +55,8 @@ def prepare(settings: PrepareSettings) -> None:
                 first = first or f"{line['key']}: {line['reason']}"
                 quarantined += 1
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
-    for leftover in [*output.glob(".*.tmp"), *(output / RECORDS).glob(".*.tmp")]:  # of runs that were killed
-        if leftover.stat().st_mtime < began:
-            leftover.unlink(missing_ok=True)
+    for folder in (output, output / RECORDS):
+        clear_torn(folder, began)
     written = sum(info.samples for info in infos)
     hours = sum(info.seconds for info in infos) / 3600
     print(
@@ -93,7 +95,9 @@ def _groups(settings: PrepareSettings, output: Path, progress: Progress) -> Iter
         start = next(samples, None)
         info = write_shard(path, itertools.chain([start], samples)) if start else None
         value = {"shard": dataclasses.asdict(info) if info else None, "quarantined": quarantined}
-        write_json(record, value)
+        with clear_errors(record):
+            record.parent.mkdir(exist_ok=True)
+        write_json(record, value, make_folder=False)
         yield value
 
 

@@ -120,7 +120,7 @@ def write_members(path: Path | str, members: Iterable[tuple[str, bytes]]) -> Non
         UserError: when a name is not `<key>.<extension>`.
     """
     with (
-        write_whole(path) as file,
+        write_whole(path, make_folder=False) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar,
     ):
         for name, data in members:
@@ -280,7 +280,7 @@ def shard_name(number: int) -> str:
 def write_index(folder: Path | str, infos: list[ShardInfo]) -> None:
     """Publish the index of a set of shards; this comes last and makes the set whole."""
     shards = [dataclasses.asdict(info) for info in infos]
-    write_json(Path(folder) / INDEX, {"format": FORMAT, "version": VERSION, "shards": shards})
+    write_json(Path(folder) / INDEX, {"format": FORMAT, "version": VERSION, "shards": shards}, make_folder=False)
 
 
 def check_shard(folder: Path | str, info: ShardInfo) -> None:
