@@ -23,6 +23,7 @@ from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 
 RECORDS = ".records"  # beside the shards: what each group of utterances became
+MAX_BYTES = 1 << 30  # of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -117,9 +118,13 @@ def _samples(
 
 def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
     name = str(utterance.audio)
-    if not utterance.audio.is_file():
-        raise AudioError(f"{name}: no such audio file; check `audio` in the manifest")
     try:
+        if not utterance.audio.exists():
+            raise AudioError(f"{name}: no such audio file; check `audio` in the manifest")
+        if not utterance.audio.is_file():  # reading a pipe might never end
+            raise AudioError(f"{name}: is a folder, a pipe or a device; check `audio` in the manifest")
+        if (size := utterance.audio.stat().st_size) > MAX_BYTES:
+            raise AudioError(f"{name}: has {size} bytes, more than one utterance may have ({MAX_BYTES}); cut it")
         data = utterance.audio.read_bytes()
     except OSError as error:
         raise AudioError(f"{name}: cannot be read ({error.strerror}); check the file and its permissions") from None
