@@ -23,7 +23,9 @@ from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 
 RECORDS = ".records"  # beside the shards: what each group of utterances became
-MAX_BYTES = 1 << 30  # of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
+MAX_BYTES = (
+    1 << 30
+)  # of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
 
 
 def prepare(settings: PrepareSettings) -> None:
