@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -62,14 +64,18 @@ def names_in(folder: Place) -> Iterator[str]:
 
 
 @contextmanager
-def write_whole(path: Place | str, mode: str = "wb") -> Iterator[IO[Any]]:
+def write_whole(path: Place | str, mode: str = "wb", make_folder: bool = True) -> Iterator[IO[Any]]:
     """Open a file beside `path` for writing and rename it to `path` once the block has ended without an error.
 
     A process killed at any moment leaves either the whole new file or what was there before. For an object store the file
     is written to the local temporary folder, and then put.
 
+    Args:
+        make_folder: make the folder when it is missing. A job that has claimed its folder must not: when that is gone,
+            what was in it is lost, and the rest alone is nothing that could be gone on with.
+
     Raises:
-        UserError: when there is no space left or the folder cannot be written.
+        UserError: when there is no space left or the folder cannot be written or is gone.
     """
     path = place(path)
     if isinstance(path, ObjectPath):
@@ -78,23 +84,41 @@ def write_whole(path: Place | str, mode: str = "wb") -> Iterator[IO[Any]]:
         return
     aside = None
     try:
-        with _clear_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with clear_errors(path):
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
             handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            os.fchmod(handle, 0o644)
             with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # a sign of life for `clear_torn`
+                os.fchmod(file.fileno(), 0o644)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+                os.replace(aside, path)
             aside = None
+    except FileNotFoundError:
+        check_there(path.parent)
+        raise
     finally:
         if aside is not None:
             Path(aside).unlink(missing_ok=True)
 
 
+def clear_torn(folder: Place, began: float) -> None:
+    """Remove what processes that were killed left half written in a folder, before the time `began`.
+
+    What a process is still writing stays, whatever machine it runs on; in an object store nothing is ever half written.
+    """
+    for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
+        with contextlib.suppress(OSError), open(path, "rb+") as file:  # gone meanwhile, or locked by its writer
+            if path.stat().st_mtime < began:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
 @contextmanager
-def _clear_errors(path: Place) -> Iterator[None]:
+def clear_errors(path: Place) -> Iterator[None]:
     """Turn what the user can mend about writing `path` into a sentence."""
     try:
         yield
@@ -107,15 +131,23 @@ def _clear_errors(path: Place) -> Iterator[None]:
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{path.parent}: is a file, not a folder; choose another output folder") from error
+        if error.errno == errno.EISDIR:
+            raise UserError(f"{path}: is a folder where a file belongs; remove it") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{path}: larger than a file may be here; see `ulimit -f` and the file system") from error
+        if error.filename is None:
+            error.filename = str(path)  # of a write or a flush: those do not know their file
         raise
 
 
-def remove_torn(folder: Place, before: float) -> None:
-    """Remove what writes that were killed have left aside, as far as it is older than `before` (seconds since 1970)."""
-    if isinstance(folder, Path):
-        for torn in folder.glob(".*.tmp"):
-            if torn.stat().st_mtime < before:
-                torn.unlink(missing_ok=True)
+def check_there(folder: Place) -> None:
+    """Refuse to go on without the folder that a job has claimed; an object store has no folders that could go.
+
+    Raises:
+        UserError: when it is not there any more.
+    """
+    if isinstance(folder, Path) and not folder.is_dir():
+        raise UserError(f"{folder}: is gone, removed or unmounted since the job began; run the command again")
 
 
 def create(path: Place | str, text: str) -> bool:
@@ -126,6 +158,7 @@ def create(path: Place | str, text: str) -> bool:
 
     Raises:
         FileNotFoundError: when its folder is not there.
+        UserError: when there is no space left or the folder cannot be written.
     """
     path = place(path)
     if isinstance(path, ObjectPath):
@@ -133,21 +166,22 @@ def create(path: Place | str, text: str) -> bool:
     # made aside and linked it has its content from the first moment, and a link never replaces anything
     aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(aside, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(aside, path)
-    except FileExistsError:
-        return False
+        with clear_errors(path):
+            with open(aside, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+                return True
     finally:
         aside.unlink(missing_ok=True)
-    return True
+    return False
 
 
-def write_json(path: Place | str, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    with write_whole(path, "w") as file:
+def write_json(path: Place | str, value: Any, make_folder: bool = True) -> None:
+    """Write `value` as indented JSON, whole or not at all, as `write_whole`."""
+    with write_whole(path, "w", make_folder) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -224,7 +258,7 @@ def claim_folder(folder: Place | str, job: str, settings: dict[str, Any]) -> Non
             raise UserError(
                 f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder"
             )
-        with _clear_errors(folder / claim.name):
+        with clear_errors(claim):
             folder.mkdir(parents=True, exist_ok=True)
             if create(claim, json.dumps(mine, indent=2, ensure_ascii=False) + "\n"):
                 return

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from asr_kd.errors import UserError
 from asr_kd.files import (
     claim_folder,
+    clear_torn,
+    create,
     hash_json,
     parse_json,
     read_json,
@@ -42,6 +45,41 @@ def test_what_was_there_stays_when_writing_fails(tmp_path: Path, failure: Any) -
         file.write("half")
         raise failure
     assert path.read_text() == "old" and names(tmp_path) == {"a.txt"}
+
+
+def test_what_a_dead_process_left_is_cleared_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    (tmp_path / ".dead.x.tmp").write_text("half")
+    (tmp_path / "whole.txt").write_text("")
+    later = time.time() + 9
+    with write_whole(tmp_path / "living.txt", "w") as file:
+        file.write("more than half")
+        file.flush()
+        clear_torn(tmp_path, began=0)
+        assert len(names(tmp_path)) == 3, "nothing is so old"
+        clear_torn(tmp_path, later)
+        assert ".dead.x.tmp" not in names(tmp_path)
+    assert names(tmp_path) == {"living.txt", "whole.txt"}
+    clear_torn(tmp_path / "missing", later)
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "a.txt"
+    with pytest.raises(UserError, match="gone: is gone, removed or unmounted"), write_whole(path, make_folder=False):
+        pass
+    with pytest.raises(FileNotFoundError):
+        create(path, "x")
+    assert not names(tmp_path)
+
+
+def test_a_failing_disk_is_named_where_the_system_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda path: write_json(path, 1), lambda path: create(path, "x")):
+        with pytest.raises(OSError) as caught:
+            write(tmp_path / "a.json")
+        assert caught.value.filename == str(tmp_path / "a.json") and not names(tmp_path)
 
 
 @pytest.mark.parametrize(

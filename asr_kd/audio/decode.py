@@ -205,14 +205,21 @@ def _mp3_problem(data: bytes, length: int) -> str | None:
         at += 10 + sum(
             (byte & 127) << shift for byte, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0), strict=True)
         )
-    first, samples = at, 0
+    first, frames, samples = at, 0, 0
     while frame := _mp3_frame(data, at):
         at += frame[0]
+        frames += 1
         samples += frame[1]
     if at > len(data):
         return f"truncated, its last MP3 frame lacks {at - len(data)} bytes; fetch the file again"
     head = data[first : first + 200]
-    stated = b"Xing" in head or b"Info" in head or b"VBRI" in head
+    tag = max(head.find(b"Xing"), head.find(b"Info"))
+    if tag >= 0 and len(head) >= tag + 16:
+        flags, stated_frames, stated_bytes = struct.unpack_from(">III", head, tag + 4)
+        # cut between two frames; both must be less, for encoders differ in what they count
+        if flags & 3 == 3 and frames - 1 < stated_frames and len(data) - first < stated_bytes:
+            return f"truncated, it states {stated_frames} MP3 frames and {frames - 1} are there; fetch the file again"
+    stated = tag >= 0 or b"VBRI" in head
     # without a stated length libsndfile guesses one from the first frame, and stops there
     if not stated and samples - length > MP3_SLACK:
         return "an MP3 of varying bit rate that does not state its length; convert it to FLAC"

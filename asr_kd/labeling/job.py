@@ -15,7 +15,7 @@ import torch
 
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
-from asr_kd.files import Place, claim_folder, names_in, place, remove_torn, sha256_file, write_json, write_whole
+from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
 from asr_kd.labeling.leases import Leases
 from asr_kd.labeling.shard import ahead, label_shard, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
@@ -99,8 +99,8 @@ def label(settings: LabelSettings) -> None:
             "frames_per_second": tally.frames / seconds,
             "audio_hours_per_hour": tally.audio_seconds / seconds,
         }
-        write_json(output / "timing.json", timing)
-    remove_torn(output, began)
+        write_json(output / "timing.json", timing, make_folder=False)
+    clear_torn(output, began)
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
@@ -218,7 +218,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
     worst = 0.0
     quarantined = stored = 0
     first = None
-    with write_whole(output / "quarantine.jsonl", "w") as file:
+    with write_whole(output / "quarantine.jsonl", "w", make_folder=False) as file:
         for info, (metadata, size) in _all_finished(settings, teacher, infos, output):
             stored += size
             for key, reason in metadata.quarantined.items():
@@ -257,5 +257,5 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
         },
         "worst_kl": worst if "mean_kl" in weighted else None,
     }
-    write_json(output / "report.json", report)
+    write_json(output / "report.json", report, make_folder=False)
     return report

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from asr_kd.errors import UserError
-from asr_kd.files import Place, create, names_in, place
+from asr_kd.files import Place, check_there, clear_errors, create, names_in, place
 from asr_kd.objects import ObjectPath
 
 #: seconds without a sign of life after which a lease counts as abandoned, where its holder cannot be looked up
@@ -32,7 +32,7 @@ class Leases:
     `patience` seconds of its own clock, or when its holder was a process of this machine that is gone.
 
     Args:
-        folder: shared by all that work together; made when missing.
+        folder: shared by all that work together; made when missing, in a folder that is there.
     """
 
     def __init__(self, folder: Place | str, patience: float = PATIENCE) -> None:
@@ -46,7 +46,7 @@ class Leases:
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Leases:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._heart.start()
         return self
 
@@ -79,15 +79,21 @@ class Leases:
     def clear(self) -> None:
         """Remove all leases, also those of the dead, when there is nothing left to do."""
         self._held.clear()
-        for name in list(names_in(self.folder)):
-            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just done the same, and removed the folder
+            for name in list(names_in(self.folder)):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _create(self, path: Place) -> bool:
         try:
             return create(path, json.dumps(self._me))
         except FileNotFoundError:  # another process has just finished everything and removed the folder
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             return False
+
+    def _make_folder(self) -> None:
+        check_there(self.folder.parent)
+        with clear_errors(self.folder / "any"):
+            self.folder.mkdir(exist_ok=True)
 
     def _abandoned(self, path: Place) -> bool:
         try:

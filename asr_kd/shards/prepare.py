@@ -16,12 +16,25 @@ import soundfile
 from asr_kd.audio.decode import read_audio
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import Place, claim_folder, place, read_json, remove_torn, sha256_file, write_json, write_whole
+from asr_kd.files import (
+    Place,
+    claim_folder,
+    clear_errors,
+    clear_torn,
+    place,
+    read_json,
+    sha256_file,
+    write_json,
+    write_whole,
+)
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 
 RECORDS = ".records"  # beside the shards: what each group of utterances became
+MAX_BYTES = (
+    1 << 30
+)  # of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -43,7 +56,10 @@ def prepare(settings: PrepareSettings) -> None:
     output = place(settings.output)
     infos: list[ShardInfo] = []
     quarantined, first = 0, ""
-    with Progress("prepare", total, "utterances") as progress, write_whole(output / "quarantine.jsonl", "w") as listing:
+    with (
+        Progress("prepare", total, "utterances") as progress,
+        write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
+    ):
         for group in _groups(settings, output, progress):
             if group["shard"]:
                 infos.append(ShardInfo(**group["shard"]))
@@ -52,7 +68,7 @@ def prepare(settings: PrepareSettings) -> None:
                 quarantined += 1
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
     for folder in (output, output / RECORDS):
-        remove_torn(folder, began)
+        clear_torn(folder, began)
     written = sum(info.samples for info in infos)
     hours = sum(info.seconds for info in infos) / 3600
     print(
@@ -91,7 +107,9 @@ def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Ite
         start = next(samples, None)
         info = write_shard(path, itertools.chain([start], samples)) if start else None
         value = {"shard": dataclasses.asdict(info) if info else None, "quarantined": quarantined}
-        write_json(record, value)
+        with clear_errors(record):
+            record.parent.mkdir(exist_ok=True)
+        write_json(record, value, make_folder=False)
         yield value
 
 
@@ -111,9 +129,13 @@ def _samples(
 
 def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
     name = str(utterance.audio)
-    if not utterance.audio.is_file():
-        raise AudioError(f"{name}: no such audio file; check `audio` in the manifest")
     try:
+        if not utterance.audio.exists():
+            raise AudioError(f"{name}: no such audio file; check `audio` in the manifest")
+        if not utterance.audio.is_file():  # reading a pipe might never end
+            raise AudioError(f"{name}: is a folder, a pipe or a device; check `audio` in the manifest")
+        if (size := utterance.audio.stat().st_size) > MAX_BYTES:
+            raise AudioError(f"{name}: has {size} bytes, more than one utterance may have ({MAX_BYTES}); cut it")
         data = utterance.audio.read_bytes()
     except OSError as error:
         raise AudioError(

@@ -143,7 +143,7 @@ def write_members(path: Place | str, members: Iterable[tuple[str, bytes]]) -> tu
     Raises:
         UserError: when a name is not `<key>.<extension>`.
     """
-    with write_whole(path, "w+b") as file:
+    with write_whole(path, "w+b", make_folder=False) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
             for name, data in members:
                 check_name(name, f"{path}: the member")
@@ -295,7 +295,7 @@ def shard_name(number: int) -> str:
 
 def write_index(folder: Place | str, infos: Iterable[ShardInfo]) -> None:
     """Publish the index of a set of shards, a line each; this comes last and makes the set whole."""
-    with write_whole(place(folder) / INDEX, "w") as file:
+    with write_whole(place(folder) / INDEX, "w", make_folder=False) as file:
         file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "shards": [')
         for number, info in enumerate(infos):
             file.write((",\n" if number else "\n") + json.dumps(dataclasses.asdict(info)))

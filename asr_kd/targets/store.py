@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
@@ -71,6 +72,8 @@ class TargetMetadata(Settings):
         features: the teacher's front end.
         quarantined: key → reason, utterances of the audio shard that have no target.
         tail_prior: shape of the mass that was not kept, as of `prior.to_text`.
+        members: SHA-256 over keys and soft targets in their order, which `write_target_shard` fills in: two soft targets
+            that changed places are whole each, and wrong.
     """
 
     format: Literal["asr_kd-targets"] = "asr_kd-targets"
@@ -86,6 +89,7 @@ class TargetMetadata(Settings):
     audio_sha256: str
     quarantined: dict[str, str]
     tail_prior: str | None = None
+    members: str | None = None
     statistics: Statistics
 
 
@@ -97,16 +101,21 @@ def write_target_shard(
     Args:
         targets: key and soft target (or its bytes from `encode`) in the order of the audio shard.
     """
+    levels, draws = metadata.codec.levels, metadata.selection.draws
+    members, digest = [], hashlib.sha256()
+    for key, target in targets:
+        data = target if isinstance(target, bytes) else encode(target, levels, draws)
+        members.append((key + SUFFIX, data))
+        _count_in(digest, key, data)
+    value = metadata.model_copy(update={"members": digest.hexdigest()}).model_dump()
+    value["checksum"] = hash_json(value)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_members(path, [(METADATA, text.encode()), *members])
 
-    def members() -> Iterator[tuple[str, bytes]]:
-        value = metadata.model_dump()
-        value["checksum"] = hash_json(value)
-        yield METADATA, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-        for key, target in targets:
-            draws = metadata.selection.draws
-            yield key + SUFFIX, target if isinstance(target, bytes) else encode(target, metadata.codec.levels, draws)
 
-    write_members(path, members())
+def _count_in(digest: hashlib._Hash, key: str, data: bytes) -> None:
+    digest.update(f"{key} {len(data)}\n".encode())
+    digest.update(data)
 
 
 def read_target_shard(
@@ -239,7 +248,11 @@ def _metadata(path: Place | str, first: tuple[str, bytes] | None) -> TargetMetad
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"{path}: soft targets of version {version}, this program reads {VERSION}; use a newer asr_kd")
     checksum = value.pop("checksum", None)
-    if checksum != hash_json(value):
+    try:
+        intact = checksum == hash_json(value)
+    except UnicodeEncodeError:  # half a character: nothing that was ever written here
+        intact = False
+    if not intact:
         raise UserError(f"{path}: {METADATA} is damaged (the checksum differs); label the audio again")
     if version == 1 and isinstance(value.get("selection"), dict) and value["selection"].get("mode") == "posteriors":
         value["selection"]["mode"] = "mass"  # its name in version 1, whose floor was 0
@@ -251,11 +264,13 @@ def _targets(
 ) -> Iterator[tuple[str, SparsePosteriors]]:
     seen: set[str] = set()
     frames = 0
+    digest = hashlib.sha256()
     for name, data in members:
         key = name.removesuffix(SUFFIX)
         if key == name or key in seen or key in metadata.quarantined:
             raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
         seen.add(key)
+        _count_in(digest, key, data)
         target = decode(data, f"{path}: {key}")
         if target.num_units != metadata.num_units:
             raise UserError(
@@ -268,4 +283,8 @@ def _targets(
         raise UserError(
             f"{path}: holds {len(seen)} utterances and {frames} frames, its {METADATA} says {expected.utterances} and "
             f"{expected.frames}; label the audio again"
+        )
+    if metadata.members not in (None, digest.hexdigest()):  # shards that were made before this was written have none
+        raise UserError(
+            f"{path}: damaged (soft targets that are whole are not this shard's own); label the audio again"
         )

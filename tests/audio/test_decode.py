@@ -101,6 +101,16 @@ def test_ogg_cut_between_pages_is_refused(kind: str) -> None:
             decode(data[:start], "a", None, 10)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mp3_cut_between_frames_is_refused(channels: int) -> None:
+    data = encoded("mp3", 1.0, 16000, channels)
+    starts = [at for at in range(len(data) - 1) if data[at] == 0xFF and data[at + 1] & 0xE0 == 0xE0]
+    assert len(starts) > 20
+    for start in starts[1:]:
+        with pytest.raises(AudioError, match=r"truncated|damaged|not audio"):
+            decode(data[:start], "a", None, 10)
+
+
 @pytest.mark.parametrize("kind", ["flac", "ogg", "opus"])
 def test_checksums_find_a_flipped_byte(kind: str) -> None:
     data = bytearray(encoded(kind))

@@ -40,6 +40,7 @@ def shard(tmp_path: Path, units: Units) -> Path:
             "quarantined": {"bad": "no sound"}, "statistics": statistics,
         }
     )  # fmt: skip
+    (tmp_path / "targets").mkdir()
     write_target_shard(tmp_path / "targets" / "shard-000000.tar", metadata, [("one", target), ("two", target)])
     return tmp_path / "targets" / "shard-000000.tar"
 
