@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
+from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
 from asr_kd.files import parse_json, read_json, sha256_file, write_json, write_whole
 from asr_kd.shards.manifest import check_key
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
-EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 BLOCK = tarfile.BLOCKSIZE
 
 

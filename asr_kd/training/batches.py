@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asr_kd.audio.augment import spec_augment, stretched
+from asr_kd.audio.noise import check_noise_files
 from asr_kd.config import PhaseSettings, SourceSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import collate
@@ -92,6 +94,9 @@ class PhaseStream:
         self.transcripts = [
             read_transcripts(source.transcripts) if source.transcripts else None for source in self.plan.sources
         ]
+        for source in self.plan.sources:
+            if source.augment.noise and source.augment.noise.folder:
+                check_noise_files(source.augment.noise.folder)
         indices = [read_index(Path(source.audio)) * source.repeat for source in self.plan.sources]
         self.seconds = [sum(shard.seconds for shard in index) for index in indices]
         self.utterances = sum(shard.samples for index in indices for shard in index)
@@ -135,14 +140,22 @@ class PhaseStream:
     def _source_batches(self, source: int, number: int) -> Iterator[list[Example]]:
         rng = np.random.default_rng([self.settings.seed, self.phase, number, 0, source])
         folder = self.plan.sources[source].audio
-        shards = [shard for _ in range(self.plan.sources[source].repeat) for shard in shuffled_shards(folder, rng)]
         wanted = ShardInput(
             folder=folder,
             features=self.settings.features,
             max_seconds=self.settings.max_seconds,
             cache=self.settings.feature_cache,
+            noise=self.plan.sources[source].augment.noise,
         )
-        loaded = map_ordered(functools.partial(load_features, wanted), shards, self.settings.loader_workers)
+        shards, loads = [], []
+        for copy in range(self.plan.sources[source].repeat):
+            # an utterance that is read again is heard in another noise
+            noise_seed = (self.settings.seed, self.phase, number, source, copy)
+            load = functools.partial(load_features, wanted.model_copy(update={"noise_seed": noise_seed}))
+            order = shuffled_shards(folder, rng)
+            shards += order
+            loads += [functools.partial(load, shard) for shard in order]
+        loaded = map_ordered(operator.call, loads, self.settings.loader_workers)
         examples = (
             example
             for shard, content in zip(shards, loaded, strict=True)
