@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def test_power_density_falls_by_so_many_decibels_an_octave(colour: str, fall: fl
     spectrum = np.abs(np.fft.rfft(coloured(colour, 20 * RATE, RATE, rng()))) ** 2
     frequencies = np.fft.rfftfreq(20 * RATE, 1 / RATE)
     bands = [spectrum[(frequencies >= low) & (frequencies < 2 * low)].mean() for low in (50, 100, 200, 400, 800, 1600)]
-    for one, next_one in zip(bands, bands[1:], strict=False):
-        assert decibels(one / next_one) == pytest.approx(fall, abs=0.7)
+    for lower, higher in itertools.pairwise(bands):
+        assert decibels(lower / higher) == pytest.approx(fall, abs=0.7)
     assert spectrum[frequencies < 15].sum() < 1e-2 * spectrum.sum()
 
 
