@@ -35,33 +35,31 @@ class Voice:
 def coloured(colour: str, samples: int, rate: int, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise whose power density is flat (white) or falls with 1/f (pink) or 1/f² (brown), without what lies below 20 Hz.
 
+    A piece from a random place of a stretch that is made once: making it anew costs as much as the features.
+
     Returns:
         float32 [samples].
     """
-    size = _fft_size(samples)
-    spectrum = rng.standard_normal((size // 2 + 1, 2), np.float32).view(np.complex64)[:, 0]
-    return np.fft.irfft(spectrum * _shape(size, rate, COLOURS[colour]), size)[:samples].astype(np.float32)
+    return looped(_stretch_of_noise(colour, rate), samples, rng)
 
 
-@functools.lru_cache(maxsize=64)
-def _shape(size: int, rate: int, exponent: float) -> np.ndarray:
+@functools.cache
+def _stretch_of_noise(colour: str, rate: int) -> np.ndarray:
+    size = 1 << 20  # a minute at 16 kHz
     frequencies = np.fft.rfftfreq(size, 1.0 / rate)
     shape = np.zeros(len(frequencies), np.float32)
     heard = frequencies >= LOWEST
-    shape[heard] = (frequencies[heard] / LOWEST) ** (-exponent / 2)
-    return shape
-
-
-def _fft_size(samples: int) -> int:
-    return 1 << max(8, (samples - 1).bit_length())
+    shape[heard] = (frequencies[heard] / LOWEST) ** (-COLOURS[colour] / 2)
+    spectrum = np.random.default_rng(0).standard_normal((len(shape), 2), np.float32).view(np.complex64)[:, 0]
+    return np.fft.irfft(spectrum * shape, size).astype(np.float32)
 
 
 def looped(sound: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """So many samples of a sound from a random place on, from its beginning again where it ends."""
-    if len(sound) >= samples:
-        start = int(rng.integers(len(sound) - samples + 1))
-        return sound[start : start + samples]
-    return np.resize(np.roll(sound, -int(rng.integers(len(sound)))), samples)
+    """So many samples in a row from a random place of a sound; of a shorter one, round and round from a random place on."""
+    if len(sound) < samples:
+        return sound.take(np.arange(samples) + rng.integers(len(sound)), mode="wrap")
+    start = int(rng.integers(len(sound) - samples + 1))
+    return sound[start : start + samples]
 
 
 def babble(voices: Sequence[np.ndarray], samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -128,9 +126,15 @@ def impulse_response(rt60: float, direct: float, rate: int, rng: np.random.Gener
     return (response / np.sqrt(np.sum(response**2))).astype(np.float32)
 
 
+def _fast_size(samples: int) -> int:
+    """The least 2^n, 3·2^n or 5·2^n that holds so many samples: lengths that the Fourier transform is fast with."""
+    return min(factor << max(0, (-(-samples // factor) - 1).bit_length()) for factor in (1, 3, 5))
+
+
 def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
     """The sound as it reaches a listener in a room, cut to its own length, with the same energy: float32 [samples]."""
-    size = _fft_size(len(waveform) + len(response) - 1)
+    response = response[: len(waveform)]
+    size = _fast_size(len(waveform) + len(response) - 1)
     wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
     power = _power(wet)
     return (wet * np.sqrt(_power(waveform) / power)).astype(np.float32) if power else waveform

@@ -56,7 +56,7 @@ def test_power_density_falls_by_so_many_decibels_an_octave(colour: str, fall: fl
     bands = [spectrum[(frequencies >= low) & (frequencies < 2 * low)].mean() for low in (50, 100, 200, 400, 800, 1600)]
     for lower, higher in itertools.pairwise(bands):
         assert decibels(lower / higher) == pytest.approx(fall, abs=0.7)
-    assert spectrum[frequencies < 15].sum() < 1e-2 * spectrum.sum()
+    assert spectrum[frequencies < 15].sum() < 2e-2 * spectrum.sum()
 
 
 @given(length=st.integers(1, 50), samples=st.integers(1, 120), seed=st.integers(0, 20))
@@ -68,7 +68,7 @@ def test_a_sound_is_cut_or_repeated_without_a_gap(length: int, samples: int, see
 
 
 def test_voices_of_a_babble_are_equally_loud() -> None:
-    quiet, loud = coloured("white", 4000, RATE, rng(1)) * 1e-3, coloured("white", 4000, RATE, rng(2))
+    quiet, loud = rng(1).normal(0, 1e-3, 4000), rng(2).normal(0, 1, 4000)
     total = babble([quiet, loud, np.zeros(10, np.float32)], 4000, rng())
     assert power(total) == pytest.approx(2.0, rel=0.1)
     for voice in (quiet, loud):
