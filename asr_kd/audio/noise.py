@@ -160,6 +160,7 @@ def check_noise_files(folder: str) -> None:
     Raises:
         UserError: when there is none, or one is not audio or longer than an hour.
     """
+    noise_files.cache_clear()  # the folder may have changed since this process last looked
     for path in noise_files(folder):
         try:
             seconds = soundfile.info(path).duration

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from asr_kd.audio.decode import decode
+from asr_kd.files import sha256_file
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_members, read_shard, write_index, write_shard
 
@@ -174,6 +175,17 @@ def test_same_seed_same_bytes(source: Path, script: ModuleType, composed: Path, 
     assert content(tmp_path / "again") == content(composed)
     assert script.main([*arguments, "--output", str(tmp_path / "other"), "--seed", "1"]) == 0
     assert content(tmp_path / "other")["test/shard-000000.tar"] != content(composed)["test/shard-000000.tar"]
+
+
+def test_the_bytes_are_the_same_everywhere(composed: Path) -> None:
+    expected = {
+        "test": "f292a493d11b4a9e",
+        "development": "b6ce13b3717f02b5",
+        "labelled": "0a8abacfc0cf14de",
+        "unlabelled": "abf0595432934de0",
+        "test-conditions": "af9c053740c43846",
+    }
+    assert {name: sha256_file(composed / name / "index.json")[:16] for name in expected} == expected
 
 
 def test_a_killed_composition_is_made_good(source: Path, script: ModuleType, composed: Path, tmp_path: Path) -> None:
