@@ -249,7 +249,7 @@ class NoiseSettings(Settings):
     talkers_min: Count = Field(3, description="babble: voices at least")
     talkers_max: Count = Field(7, description="babble: voices at most")
     folder: str | None = Field(
-        None, description="files: a folder with noises (WAV, FLAC, MP3, Ogg, Opus; any rate; an hour each at most)"
+        None, description="files: a folder with noises (WAV, FLAC, MP3, Ogg, Opus; any rate; ten minutes each at most)"
     )
     reverb: Share = Field(0.3, description="share of the utterances that are put into a room")
     rt60_min: Annotated[float, Field(ge=0.02, le=5)] = Field(0.1, description="shortest reverberation time in seconds")

@@ -20,7 +20,7 @@ COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}
 LOWEST = 20.0  # Hz; below it the mel filters hear nothing, and brown noise would have most of its power there
 # Sound counts as active in pieces of so many seconds whose power is no further below the loudest piece's.
 PIECE, ACTIVE_RANGE = 0.02, 1e-3
-LONGEST_FILE = 3600.0  # seconds of a noise file, which is held in memory whole
+LONGEST_FILE = 600.0  # seconds of a noise file, which is held in memory whole
 
 
 @dataclass
@@ -158,7 +158,7 @@ def check_noise_files(folder: str) -> None:
     """Open every noise file, so that a long run does not meet a bad one late.
 
     Raises:
-        UserError: when there is none, or one is not audio or longer than an hour.
+        UserError: when there is none, or one is not audio or too long.
     """
     noise_files.cache_clear()  # the folder may have changed since this process last looked
     for path in noise_files(folder):
@@ -167,7 +167,9 @@ def check_noise_files(folder: str) -> None:
         except (soundfile.SoundFileError, RuntimeError):
             raise UserError(f"{path}: this noise file is not audio that can be read; mend or remove it") from None
         if seconds > LONGEST_FILE:
-            raise UserError(f"{path}: {seconds / 3600:.1f} hours, a noise file has one at most; cut it")
+            raise UserError(
+                f"{path}: {seconds / 60:.0f} minutes, a noise file has {LONGEST_FILE / 60:.0f} at most; cut it"
+            )
 
 
 def read_noise(path: Path, rate: int) -> np.ndarray:

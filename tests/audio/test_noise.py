@@ -186,6 +186,10 @@ def test_a_folder_of_noises(tmp_path: Path) -> None:
     check_noise_files(str(tmp_path))
     for path in paths:
         assert len(read_noise(path, RATE)) == pytest.approx(RATE, abs=20)
+    soundfile.write(tmp_path / "long.wav", np.zeros(11 * 60 * 1000, np.int16), 1000)
+    with pytest.raises(UserError, match=r"long\.wav: 11 minutes, a noise file has 10 at most; cut it"):
+        check_noise_files(str(tmp_path))
+    (tmp_path / "long.wav").unlink()
     data = paths[1].read_bytes()
     paths[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"noise file .*b\.flac: truncated"):
