@@ -234,6 +234,45 @@ class InspectSettings(Settings):
         return self
 
 
+class NoiseSettings(Settings):
+    """What is done to the sound that the learner hears, before its features; length and timing stay, and so do the targets."""
+
+    share: Share = Field(0.7, description="share of the utterances that noise is added to")
+    kinds: list[Literal["white", "pink", "brown", "babble", "files"]] = Field(
+        ["white", "pink", "brown", "babble"],
+        min_length=1,
+        description="noises to draw from, evenly; name one twice to hear it twice as often. babble: other utterances of the "
+        "shard, of other speakers where they are known; files: those in `folder`",
+    )
+    snr_min: Annotated[float, Field(ge=-30, le=60)] = Field(
+        0.0, description="lowest signal-to-noise ratio in dB; the speech is measured without its pauses"
+    )
+    snr_max: Annotated[float, Field(ge=-30, le=60)] = Field(20.0, description="highest signal-to-noise ratio in dB")
+    talkers_min: Count = Field(3, description="babble: voices at least")
+    talkers_max: Count = Field(7, description="babble: voices at most")
+    folder: str | None = Field(
+        None, description="files: a folder with noises (WAV, FLAC, MP3, Ogg, Opus; any rate; ten minutes each at most)"
+    )
+    reverb: Share = Field(0.3, description="share of the utterances that are put into a room")
+    rt60_min: Annotated[float, Field(ge=0.02, le=5)] = Field(0.1, description="shortest reverberation time in seconds")
+    rt60_max: Annotated[float, Field(ge=0.02, le=5)] = Field(0.7, description="longest reverberation time in seconds")
+    direct_min: Annotated[float, Field(ge=-30, le=30)] = Field(
+        -3.0, description="lowest ratio of the direct sound to the reverberation in dB"
+    )
+    direct_max: Annotated[float, Field(ge=-30, le=30)] = Field(10.0, description="highest such ratio in dB")
+
+    @model_validator(mode="after")
+    def _fits(self) -> NoiseSettings:
+        for name in ("snr", "talkers", "rt60", "direct"):
+            if getattr(self, f"{name}_min") > getattr(self, f"{name}_max"):
+                raise ValueError(f"{name}_min must not be above {name}_max")
+        if not self.share and not self.reverb:
+            raise ValueError("set share or reverb above 0, or leave noise out")
+        if bool(self.folder) != ("files" in self.kinds):
+            raise ValueError("folder and the kind files go together; set both or neither")
+        return self
+
+
 class AugmentSettings(Settings):
     """What is done to the learner's input only; time is stretched together with the targets, or not at all."""
 
@@ -247,6 +286,9 @@ class AugmentSettings(Settings):
     time_frames: Annotated[int, Field(ge=0)] = Field(8, description="longest time mask, in network frames")
     mel_masks: Annotated[int, Field(ge=0)] = Field(0, description="masks over mel bands an utterance")
     mel_bands: Annotated[int, Field(ge=0)] = Field(12, description="widest mel mask")
+    noise: NoiseSettings | None = Field(
+        None, description="noise and reverberation on the sound itself; null: the clean sound"
+    )
 
 
 class SpikeSettings(Settings):

@@ -13,6 +13,7 @@ import soxr
 
 from asr_kd.errors import AudioError
 
+EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 RATES = range(1000, 768001)  # Hz; what lies outside is a damaged header
 MAX_CHANNELS = 32
 MAX_AMPLITUDE = 100.0  # full scale is 1; far beyond it are integers that were stored as floats, or noise

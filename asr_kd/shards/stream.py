@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -18,12 +19,15 @@ import numpy as np
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, Settings
+from asr_kd.audio.noise import Corruption, Voice, generator, noise_files, read_noise
+from asr_kd.config import FeatureSettings, NoiseSettings, Settings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, local, read_json, write_json, write_whole
 from asr_kd.shards.index import ShardInfo
-from asr_kd.shards.tarset import read_checked
+from asr_kd.shards.tarset import Sample, read_checked
 
+# What a shard's noises are made of is drawn shard by shard, so that memory does not grow with shards or noise files.
+MAX_VOICES, MAX_NOISES = 64, 16
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -46,12 +50,17 @@ class LoadedShard:
 
 
 class ShardInput(Settings):
-    """How shards of audio become features."""
+    """How shards of audio become features.
+
+    With `noise` the sound is corrupted first, by what `noise_seed` and an utterance's key draw; such features are not cached.
+    """
 
     folder: str
     features: FeatureSettings
     max_seconds: float
     cache: str | None = None
+    noise: NoiseSettings | None = None
+    noise_seed: tuple[int, ...] = ()
 
 
 def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
@@ -60,22 +69,47 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
     Features are rounded to float16 with or without a cache, so that a cache changes no bit of what is learned.
     """
     stem = None
-    if wanted.cache is not None:
+    if wanted.cache is not None and wanted.noise is None:
         name = hash_json([shard.sha256, wanted.features.model_dump(), wanted.max_seconds])
         stem = local(wanted.cache, "feature_cache") / name
         if stem.with_suffix(".json").exists():
             return _read_cached(stem)
     frontend = Frontend(wanted.features)
     loaded = LoadedShard([], [])
-    for sample in read_checked(wanted.folder, shard):
+    samples: Iterable[Sample] = read_checked(wanted.folder, shard)
+    corruption = None
+    if wanted.noise:
+        samples = list(samples)  # what is heard in one is made of the others
+        corruption = _corruption(wanted, wanted.noise, shard, samples)
+    for sample in samples:
         try:
             waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
+            if corruption:
+                waveform = corruption.apply(waveform, sample.key, sample.fields.get("speaker"))
             loaded.items.append(Item(sample.key, frontend.compute(waveform).astype(np.float16), sample.fields))
         except AudioError as error:
             loaded.bad.append((sample.key, str(error)))
     if stem is not None:
         _write_cached(stem, loaded, wanted.features.dimension)
     return loaded
+
+
+def _corruption(wanted: ShardInput, noise: NoiseSettings, shard: ShardInfo, samples: Sequence[Sample]) -> Corruption:
+    """Decode what the noises of a shard are made of: some of its own utterances, and some files of the noise folder."""
+    rate = wanted.features.sample_rate
+    corruption = Corruption(noise, rate, wanted.noise_seed)
+    if "babble" in noise.kinds and noise.share:
+        every = max(1, -(-shard.samples // MAX_VOICES))
+        for sample in samples[::every]:
+            # what cannot be decoded is reported as an utterance, and is no voice
+            with contextlib.suppress(AudioError):
+                waveform, _ = decode(sample.audio, sample.key, rate, wanted.max_seconds)
+                corruption.voices.append(Voice(sample.key, sample.fields.get("speaker"), waveform))
+    if noise.folder and noise.share:
+        paths = noise_files(noise.folder)
+        order = generator(wanted.noise_seed, shard.name).permutation(len(paths))
+        corruption.files += [read_noise(paths[index], rate) for index in order[:MAX_NOISES]]
+    return corruption
 
 
 def _write_cached(stem: Path, loaded: LoadedShard, dimension: int) -> None:

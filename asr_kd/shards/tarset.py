@@ -17,13 +17,13 @@ from typing import IO, Any, cast
 
 from pydantic import ValidationError
 
+from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
 from asr_kd.shards.manifest import check_key
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
-EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 BLOCK = tarfile.BLOCKSIZE
 
 

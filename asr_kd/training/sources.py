@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from asr_kd.audio.noise import check_noise_files
 from asr_kd.config import ChunkSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import Item, ShardInput, bucketed, load_features, map_ordered
+from asr_kd.shards.stream import Item, LoadedShard, ShardInput, bucketed, load_features, map_ordered
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.training.teachers import ShardTargets
@@ -118,6 +120,8 @@ class Source:
         self.transcripts = read_transcripts(self.plan.transcripts) if self.plan.transcripts else None
         self.seconds = self.shards.seconds * self.plan.repeat
         self.utterances = self.shards.samples * self.plan.repeat
+        if self.plan.augment.noise and self.plan.augment.noise.folder:
+            check_noise_files(self.plan.augment.noise.folder)
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
 
@@ -186,24 +190,20 @@ class Source:
         if not whole and lane >= max(shard.samples for shard in self.shards):
             return  # nothing is left for it
 
-        def places() -> Iterator[tuple[int, int, ShardInfo]]:
+        def places() -> Iterator[tuple[int, int, ShardInfo, int]]:
             for number in itertools.count(start.number) if passes is None else range(start.number, passes):
                 rng = self._rng(number, 0)
                 order = np.concatenate([rng.permutation(len(self.shards)) for _ in range(self.plan.repeat)])
                 mine = order[lane::lanes] if whole else order
                 first = start.shard if number == start.number else 0
-                yield from ((number, index, self.shards[int(mine[index])]) for index in range(first, len(mine)))
+                for index in range(first, len(mine)):
+                    copy = (lane + index * lanes if whole else index) // len(self.shards)
+                    yield number, index, self.shards[int(mine[index])], copy
 
-        wanted = ShardInput(
-            folder=self.plan.audio,
-            features=self.settings.features,
-            max_seconds=self.settings.max_seconds,
-            cache=self.settings.feature_cache,
-        )
         ours, theirs = itertools.tee(places())
-        load = functools.partial(load_features, wanted)
-        contents = map_ordered(load, (shard for _, _, shard in theirs), self.settings.loader_workers)
-        for (number, index, shard), content in zip(ours, contents, strict=True):
+        loads = (self._load(shard, number, copy) for number, _, shard, copy in theirs)
+        contents = map_ordered(operator.call, loads, self.settings.loader_workers)
+        for (number, index, shard, _), content in zip(ours, contents, strict=True):
             utterances: list[Item | tuple[str, str]] = [*content.bad, *content.items]
             utterances = utterances[slice(None) if whole else slice(lane, None, lanes)]
             targets = self._targets(shard) if self.plan.reads_targets else None
@@ -220,6 +220,18 @@ class Source:
                 if reading.incomplete and not self.first_incomplete[0]:
                     self.first_incomplete = key, reading.incomplete
                 yield reading
+
+    def _load(self, shard: ShardInfo, number: int, copy: int) -> Callable[[], LoadedShard]:
+        """Reads a shard; `copy` counts how often it was read before in this pass: each time it is heard in another noise."""
+        wanted = ShardInput(
+            folder=self.plan.audio,
+            features=self.settings.features,
+            max_seconds=self.settings.max_seconds,
+            cache=self.settings.feature_cache,
+            noise=self.plan.augment.noise,
+            noise_seed=(self.settings.seed, self.phase, number, self.index, copy),
+        )
+        return functools.partial(load_features, wanted, shard)
 
     def _targets(self, shard: ShardInfo) -> ShardTargets:
         with_prior = bool(self.plan.soft) and self.settings.missing_mass == "prior"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.decoding.greedy import greedy
 from asr_kd.distillation.response import soft_cross_entropy
@@ -425,10 +426,12 @@ def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) 
     """What the run's data is, so that resuming on other data is refused."""
     sources = [source for phase in settings.phases for source in phase.sources]
     audio = sorted({settings.development, *(source.audio for source in sources)})
+    noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
     return {
         "units_hash": units.hash,
         "data": {folder: read_index(folder).hash for folder in audio},
         "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
+        "noises": {folder: [str(path.relative_to(folder)) for path in noise_files(folder)] for folder in noises},
         "teachers": {folder: teacher_of(folder) for source in sources for folder in source.target_sets},
         "init_fingerprint": init and init.fingerprint,
     }

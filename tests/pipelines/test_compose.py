@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from asr_kd.audio.decode import decode
+from asr_kd.files import sha256_file
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_members, read_shard, write_index, write_shard
 
@@ -123,6 +124,48 @@ def test_sizes_and_nested_subsets(composed: Path) -> None:
         assert samples_of(folder)
 
 
+def test_the_test_set_in_conditions(composed: Path, script: ModuleType) -> None:
+    clean = samples_of(composed / "test")
+    by_condition: dict[str, list[Sample]] = {}
+    for sample in samples_of(composed / "test-conditions"):
+        by_condition.setdefault(sample.fields["condition"], []).append(sample)
+    assert by_condition.keys() == script.CONDITIONS.keys()
+    for condition, samples in by_condition.items():
+        for plain, sample in zip(clean, samples, strict=True):
+            assert sample.fields == {**plain.fields, "condition": condition}
+            assert (sample.audio == plain.audio) == (condition == "clean")
+            before, after = (decode(one.audio, one.key, None, 60)[0] for one in (plain, sample))
+            assert len(before) == len(after)
+
+
+@pytest.mark.parametrize("decibels", [0, 10])
+def test_noise_is_added_at_the_stated_ratio_to_active_speech(script: ModuleType, decibels: int) -> None:
+    rng = np.random.default_rng(0)
+    speech = rng.integers(-3000, 3001, 8000) * (np.arange(8000) < 2400)  # a pause follows, which does not count
+    for noise in (script.pink(8000, rng), 40 * rng.integers(-300, 301, 8000)):
+        added = script.add_noise(speech, noise, decibels) - speech
+        ratio = np.mean(speech[:2400].astype(float) ** 2) / np.mean(added.astype(float) ** 2)
+        assert 10 * np.log10(ratio) == pytest.approx(decibels, abs=0.05)
+
+
+def test_reverberation_begins_with_the_direct_sound(script: ModuleType) -> None:
+    click = np.zeros(4000, np.int16)
+    click[1000] = 20000
+    for seed in range(5):
+        wet = script.reverberate(click, np.random.default_rng(seed))
+        assert np.argmax(np.abs(wet)) == 1000 and not wet[:1000].any() and wet[1001:].any()
+        assert (wet**2).sum() == pytest.approx(20000**2, rel=0.02)
+
+
+def test_pink_noise_falls_by_three_decibels_an_octave(script: ModuleType) -> None:
+    spectrum = np.abs(np.fft.rfft(script.pink(80000, np.random.default_rng(0)))) ** 2
+    frequencies = np.fft.rfftfreq(80000, 1 / script.RATE)
+    bands = [
+        10 * np.log10(spectrum[(frequencies >= low) & (frequencies < 2 * low)].mean()) for low in (62.5, 250, 1000)
+    ]
+    assert bands[0] - bands[1] == pytest.approx(6, abs=1.5) and bands[1] - bands[2] == pytest.approx(6, abs=1.5)
+
+
 def test_same_seed_same_bytes(source: Path, script: ModuleType, composed: Path, tmp_path: Path) -> None:
     def content(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -132,6 +175,17 @@ def test_same_seed_same_bytes(source: Path, script: ModuleType, composed: Path, 
     assert content(tmp_path / "again") == content(composed)
     assert script.main([*arguments, "--output", str(tmp_path / "other"), "--seed", "1"]) == 0
     assert content(tmp_path / "other")["test/shard-000000.tar"] != content(composed)["test/shard-000000.tar"]
+
+
+def test_the_bytes_are_the_same_everywhere(composed: Path) -> None:
+    expected = {
+        "test": "f292a493d11b4a9e",
+        "development": "b6ce13b3717f02b5",
+        "labelled": "0a8abacfc0cf14de",
+        "unlabelled": "abf0595432934de0",
+        "test-conditions": "af9c053740c43846",
+    }
+    assert {name: sha256_file(composed / name / "index.json")[:16] for name in expected} == expected
 
 
 def test_a_killed_composition_is_made_good(source: Path, script: ModuleType, composed: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings
+from asr_kd.config import FeatureSettings, NoiseSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import (
     LoadedShard,
@@ -95,6 +95,56 @@ def test_a_cache_changes_nothing_and_is_used(shards: Path, tmp_path: Path) -> No
     assert same(plain, load_features(cached, info))
     with pytest.raises(UserError, match=info.name):  # other features are not in the cache
         load_features(cached.model_copy(update={"features": FEATURES.model_copy(update={"stack": 2})}), info)
+
+
+NOISE = NoiseSettings(share=1.0, reverb=0.5, snr_max=5.0)
+
+
+def test_noise_is_drawn_by_seed_and_key_and_never_cached(shards: Path, tmp_path: Path) -> None:
+    infos = read_index(shards)
+    clean = [load_features(wanted(shards, cache=str(tmp_path / "cache")), info) for info in infos]
+
+    def noisy(workers: int, *seed: int) -> list[LoadedShard]:
+        noisy_input = wanted(shards, cache=str(tmp_path / "cache"), noise=NOISE, noise_seed=seed)
+        return list(map_ordered(functools.partial(load_features, noisy_input), infos, workers))
+
+    here = noisy(0, 1, 2)
+    assert all(map(same, here, noisy(2, 1, 2)))
+    assert not any(map(same, here, noisy(0, 1, 3)))
+    for quiet, loud in zip(clean, here, strict=True):
+        assert loud.bad == quiet.bad
+        for one, other in zip(quiet.items, loud.items, strict=True):
+            assert (one.key, one.fields, one.features.shape) == (other.key, other.fields, other.features.shape)
+            assert not np.array_equal(one.features, other.features)
+    assert all(map(same, clean, [load_features(wanted(shards, cache=str(tmp_path / "cache")), info) for info in infos]))
+
+
+def test_what_the_draw_passes_over_has_clean_features(shards: Path) -> None:
+    info = read_index(shards)[0]
+    clean = {item.key: item.features for item in load_features(wanted(shards), info).items}
+    untouched = total = 0
+    for seed in range(20):
+        noise = NOISE.model_copy(update={"share": 0.3, "reverb": 0.0})
+        for item in load_features(wanted(shards, noise=noise, noise_seed=(seed,)), info).items:
+            untouched += np.array_equal(item.features, clean[item.key])
+            total += 1
+    assert 0.5 * total < untouched < 0.9 * total
+
+
+def test_noise_from_a_folder_is_heard(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "noises").mkdir()
+    # full-scale clicks, alone in their features
+    clicks = np.zeros(16000)
+    clicks[::4000] = 1.0
+    soundfile.write(tmp_path / "noises" / "clicks.wav", clicks, 16000)
+    values = {"share": 1.0, "reverb": 0.0, "snr_min": -20.0, "snr_max": -20.0}
+    noise = NoiseSettings.model_validate({"kinds": ["files"], "folder": str(tmp_path / "noises"), **values})
+    info = read_index(shards)[1]
+    (clean,), (noisy,) = (
+        load_features(wanted(shards, noise=which, noise_seed=(0,)), info).items for which in (None, noise)
+    )
+    louder = (noisy.features - clean.features).max(1) > 0.5
+    assert louder.any() and not louder.all()
 
 
 def test_a_damaged_cache_is_named(shards: Path, tmp_path: Path) -> None:

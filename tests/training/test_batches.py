@@ -112,6 +112,35 @@ def test_masks_touch_features_and_never_targets(job: Job, units: Units) -> None:
     assert differing > 0
 
 
+def test_noise_touches_features_and_never_targets(job: Job, units: Units) -> None:
+    def noisy(number: int = 0, **changes: Any) -> list[Batch]:
+        source = {"augment": {"noise": {"share": 1.0, "reverb": 0.5, "snr_max": 5.0}}, **changes.pop("source", {})}
+        return all_batches(job(source=source, **changes), units, number)[1]
+
+    plain, loud = all_batches(job(), units)[1], noisy()
+    for one, other in zip(plain, loud, strict=True):
+        assert torch.equal(one.lengths, other.lengths) and one.features.shape == other.features.shape
+        for name in ("units", "probs", "tail"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert not set(rows(one)) & set(rows(other))
+
+    def heard(batches: list[Batch]) -> list[list[bytes]]:
+        return [rows(batch) for batch in batches]
+
+    assert heard(loud) == heard(noisy()) == heard(noisy(loader_workers=1))
+    others = [noisy(1), noisy(seed=1)]
+    assert not {row for batch in heard(loud) for row in batch} & {row for one in others for b in one for row in rows(b)}
+    # an utterance that is read twice in a pass is heard in two noises
+    twice = [row for batch in noisy(source={"repeat": 2}) for row in rows(batch)]
+    assert len(set(twice)) == len(twice) == 20
+
+
+def test_a_noise_folder_without_audio_is_refused_at_once(job: Job, units: Units, tmp_path: Path) -> None:
+    noise = {"kinds": ["files"], "folder": str(tmp_path)}
+    with pytest.raises(UserError, match=r"holds no audio; give a folder with files of wav"):
+        PhaseStream(job(source={"augment": {"noise": noise}}), 0, units)
+
+
 def test_targets_follow_a_stretch(job: Job, units: Units) -> None:
     plain = all_batches(job(), units)[1]
     changed = all_batches(job(source={"augment": {"stretch": 0.3}}), units)[1]

@@ -25,6 +25,7 @@ from asr_kd.training import trainer
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.trainer import Development, train
 from asr_kd.units import Units
+from tests.training.conftest import tones
 
 Job = Callable[..., TrainSettings]
 
@@ -52,12 +53,12 @@ def rewritten(audio: str, folder: Path, change: Callable[[list[Sample]], object]
 
 
 def two_phases(job: Job, **changes: Any) -> TrainSettings:
-    """All that a resume must get right: two phases, two passes, two sources, a repeated one, masks, dropout."""
+    """All that a resume must get right: two phases, two passes, two sources, a repeated one, masks, noise, dropout."""
     source = job().phases[0].sources[0].model_dump()
     mixed = {
         "sources": [
             {**source, "augment": {"time_masks": 1, "time_frames": 2, "stretch": 0.1}},
-            {**source, "targets": None, "soft": 0.0, "ctc": 1.0, "repeat": 2},
+            {**source, "targets": None, "soft": 0.0, "ctc": 1.0, "repeat": 2, "augment": {"noise": {"reverb": 0.5}}},
         ],
         "passes": 1, "learning_rate": 0.01,
     }  # fmt: skip
@@ -372,14 +373,18 @@ def test_output_of_other_settings_is_refused(job: Job, audio: str, tmp_path: Pat
         train(job(output=str(tmp_path / "full")))
 
 
-@pytest.mark.parametrize("changed", ["development", "transcripts", "init"])
+@pytest.mark.parametrize("changed", ["development", "transcripts", "init", "noises"])
 def test_other_data_behind_the_same_paths_is_refused(job: Job, development: str, tmp_path: Path, changed: str) -> None:
     train(job(output=str(tmp_path / "first"), phase={"passes": 1}))
     texts, copy, init = tmp_path / "texts.jsonl", tmp_path / "development", tmp_path / "init"
     texts.write_text("".join(f'{{"key": "u{number}", "text": "ab"}}\n' for number in range(10)))
     shutil.copytree(development, copy)
     shutil.copytree(tmp_path / "first" / "best", init)
-    source = {"targets": None, "soft": 0.0, "ctc": 1.0, "transcripts": str(texts)}
+    noises = tmp_path / "noises"
+    noises.mkdir()
+    (noises / "hum.flac").write_bytes(tones("a", 1))
+    noise = {"kinds": ["files"], "folder": str(noises)}
+    source = {"targets": None, "soft": 0.0, "ctc": 1.0, "transcripts": str(texts), "augment": {"noise": noise}}
     settings = job(development=str(copy), init=str(init), source=source, max_bad_share=1.0, phase={"passes": 1})
     train(settings)
     train(settings)
@@ -388,6 +393,8 @@ def test_other_data_behind_the_same_paths_is_refused(job: Job, development: str,
         rewritten(development, copy, lambda shard: shard.pop())
     elif changed == "transcripts":
         texts.write_text(texts.read_text().replace("ab", "ba"))
+    elif changed == "noises":
+        (noises / "whistle.flac").write_bytes(tones("b", 2))
     else:
         shutil.rmtree(init)
         shutil.copytree(tmp_path / "run" / "best", init)

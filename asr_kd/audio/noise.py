@@ -1,0 +1,241 @@
+"""Noise and reverberation on a waveform: the student's input only. Length and timing never change, so targets of the clean sound stay right."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from asr_kd.audio.decode import EXTENSIONS, decode
+from asr_kd.config import NoiseSettings
+from asr_kd.errors import AudioError, UserError
+
+# Power falls with frequency to this exponent.
+COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}
+LOWEST = 20.0  # Hz; below it the mel filters hear nothing, and brown noise would have most of its power there
+# Sound counts as active in pieces of so many seconds whose power is no further below the loudest piece's.
+PIECE, ACTIVE_RANGE = 0.02, 1e-3
+LONGEST_FILE = 600.0  # seconds of a noise file, which is held in memory whole
+
+
+@dataclass
+class Voice:
+    """Another utterance that can be part of a babble: waveform float32 [samples], speaker None when unknown."""
+
+    key: str
+    speaker: str | None
+    waveform: np.ndarray
+
+
+def coloured(colour: str, samples: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise whose power density is flat (white) or falls with 1/f (pink) or 1/f² (brown), without what lies below 20 Hz.
+
+    A piece from a random place of a stretch that is made once: making it anew costs as much as the features.
+
+    Returns:
+        float32 [samples].
+    """
+    return looped(_stretch_of_noise(colour, rate), samples, rng)
+
+
+@functools.cache
+def _stretch_of_noise(colour: str, rate: int) -> np.ndarray:
+    size = 1 << 20  # a minute at 16 kHz
+    frequencies = np.fft.rfftfreq(size, 1.0 / rate)
+    shape = np.zeros(len(frequencies), np.float32)
+    heard = frequencies >= LOWEST
+    shape[heard] = (frequencies[heard] / LOWEST) ** (-COLOURS[colour] / 2)
+    spectrum = np.random.default_rng(0).standard_normal((len(shape), 2), np.float32).view(np.complex64)[:, 0]
+    return np.fft.irfft(spectrum * shape, size).astype(np.float32)
+
+
+def looped(sound: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """So many samples in a row from a random place of a sound; of a shorter one, round and round from a random place on."""
+    if len(sound) < samples:
+        return sound.take(np.arange(samples) + rng.integers(len(sound)), mode="wrap")
+    start = int(rng.integers(len(sound) - samples + 1))
+    return sound[start : start + samples]
+
+
+def babble(voices: Sequence[np.ndarray], samples: int, rng: np.random.Generator) -> np.ndarray:
+    """The sum of voices, each made equally loud: float32 [samples]."""
+    total = np.zeros(samples, np.float32)
+    for voice in voices:
+        part = looped(voice, samples, rng)
+        total += part / np.float32(max(np.sqrt(_power(part)), 1e-9))
+    return total
+
+
+def choose_voices(
+    voices: Sequence[Voice], key: str, speaker: str | None, talkers: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """So many utterances (fewer where there are not as many) that are not `key`; of other speakers, unless there are none."""
+    others = [voice for voice in voices if voice.key != key]
+    strangers = [voice for voice in others if None in (speaker, voice.speaker) or voice.speaker != speaker]
+    pool = strangers or others
+    return [pool[index].waveform for index in rng.permutation(len(pool))[:talkers]]
+
+
+def _power(waveform: np.ndarray) -> float:
+    return float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
+
+
+def active_power(waveform: np.ndarray, rate: int) -> float:
+    """Mean power of the pieces of 20 ms that are within 30 dB of the loudest one, so that pauses do not count as speech."""
+    piece = max(1, min(len(waveform), int(PIECE * rate)))
+    whole = len(waveform) // piece * piece
+    if not whole:
+        return 0.0
+    powers = np.mean(np.square(waveform[:whole], dtype=np.float64).reshape(-1, piece), axis=1)
+    return float(powers[powers >= powers.max() * ACTIVE_RANGE].mean())
+
+
+def mix(speech: np.ndarray, noise: np.ndarray, snr: float, rate: int) -> np.ndarray:
+    """Add noise so that the active speech's power (`active_power`) is `snr` dB over the noise's mean power.
+
+    Speech keeps its level. Where either is silent there is no ratio, and the speech is returned as it is.
+
+    Args:
+        speech, noise: float32 [samples], as long as each other.
+    """
+    loud, quiet = active_power(speech, rate), _power(noise)
+    if not loud or not quiet:
+        return speech
+    return speech + noise * np.float32(np.sqrt(loud / quiet / 10 ** (snr / 10)))
+
+
+def impulse_response(rt60: float, direct: float, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """A room as the direct sound at sample 0 and, after it, Gaussian noise that decays exponentially (Polack's model).
+
+    Args:
+        rt60: seconds in which the reverberation falls by 60 dB.
+        direct: ratio of the energies of the direct sound and of all that comes later, in dB.
+
+    Returns:
+        float32 [samples], of unit energy.
+    """
+    tail = rng.standard_normal(max(1, int(rt60 * rate)))
+    tail *= 10 ** (-3 * np.arange(len(tail)) / len(tail))
+    tail *= np.sqrt(10 ** (-direct / 10) / np.sum(tail**2))
+    response = np.concatenate([[1.0], tail])
+    return (response / np.sqrt(np.sum(response**2))).astype(np.float32)
+
+
+def _fast_size(samples: int) -> int:
+    """The least 2^n, 3·2^n or 5·2^n that holds so many samples: lengths that the Fourier transform is fast with."""
+    return min(factor << max(0, (-(-samples // factor) - 1).bit_length()) for factor in (1, 3, 5))
+
+
+def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The sound as it reaches a listener in a room, cut to its own length, with the same energy: float32 [samples]."""
+    response = response[: len(waveform)]
+    size = _fast_size(len(waveform) + len(response) - 1)
+    wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
+    power = _power(wet)
+    return (wet * np.sqrt(_power(waveform) / power)).astype(np.float32) if power else waveform
+
+
+@functools.cache
+def noise_files(folder: str) -> tuple[Path, ...]:
+    """The audio files anywhere in a folder, in the order of their names.
+
+    Raises:
+        UserError: when it holds none.
+    """
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower().removeprefix(".") in EXTENSIONS)
+    if not paths:
+        what = "holds no audio" if Path(folder).is_dir() else "no such folder of noise"
+        raise UserError(f"{folder}: {what}; give a folder with files of {', '.join(EXTENSIONS)}")
+    return tuple(paths)
+
+
+def check_noise_files(folder: str) -> None:
+    """Open every noise file, so that a long run does not meet a bad one late.
+
+    Raises:
+        UserError: when there is none, or one is not audio or too long.
+    """
+    noise_files.cache_clear()  # the folder may have changed since this process last looked
+    for path in noise_files(folder):
+        try:
+            seconds = soundfile.info(path).duration
+        except (soundfile.SoundFileError, RuntimeError):
+            raise UserError(f"{path}: this noise file is not audio that can be read; mend or remove it") from None
+        if seconds > LONGEST_FILE:
+            raise UserError(
+                f"{path}: {seconds / 60:.0f} minutes, a noise file has {LONGEST_FILE / 60:.0f} at most; cut it"
+            )
+
+
+def read_noise(path: Path, rate: int) -> np.ndarray:
+    """A noise file at the wanted rate: float32 [samples].
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    try:
+        return decode(path.read_bytes(), str(path), rate, LONGEST_FILE)[0]
+    except (AudioError, OSError) as error:
+        raise UserError(f"noise file {error}") from None
+
+
+def generator(seed: Sequence[int], name: str) -> np.random.Generator:
+    """Random numbers of their own for each seed and name."""
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<u4")
+    return np.random.default_rng([*seed, *words.tolist()])
+
+
+@dataclass
+class Corruption:
+    """All that is needed to corrupt the utterances of a shard.
+
+    Args:
+        rate: of every waveform, in Hz.
+        seed: with an utterance's key it fixes what is drawn, so neither order nor process matters.
+        voices: utterances to make babble of; without any other than the utterance itself, pink noise takes the place of babble.
+        files: sounds of the settings' folder, float32 [samples] each.
+    """
+
+    settings: NoiseSettings
+    rate: int
+    seed: tuple[int, ...]
+    voices: list[Voice] = field(default_factory=list)
+    files: list[np.ndarray] = field(default_factory=list)
+
+    def apply(self, waveform: np.ndarray, key: str, speaker: str | None) -> np.ndarray:
+        """Draw a room and a noise for an utterance, or neither: float32 [samples], same length and timing.
+
+        The signal-to-noise ratio is that of the reverberant speech. The result is turned down where it would exceed both full
+        scale and the clean sound's own peak.
+        """
+        settings, rng = self.settings, generator(self.seed, key)
+        noisy, reverberant = rng.random() < settings.share, rng.random() < settings.reverb
+        changed = waveform
+        if reverberant:
+            rt60 = rng.uniform(settings.rt60_min, settings.rt60_max)
+            direct = rng.uniform(settings.direct_min, settings.direct_max)
+            changed = reverberate(changed, impulse_response(rt60, direct, self.rate, rng))
+        if noisy:
+            kind = settings.kinds[int(rng.integers(len(settings.kinds)))]
+            snr = rng.uniform(settings.snr_min, settings.snr_max)
+            changed = mix(changed, self._noise(kind, len(waveform), key, speaker, rng), snr, self.rate)
+        if changed is waveform:
+            return waveform
+        peak, limit = float(np.abs(changed).max()), max(1.0, float(np.abs(waveform).max()))
+        return changed if peak <= limit else changed * np.float32(limit / peak)
+
+    def _noise(self, kind: str, samples: int, key: str, speaker: str | None, rng: np.random.Generator) -> np.ndarray:
+        if kind == "files":
+            return looped(self.files[int(rng.integers(len(self.files)))], samples, rng)
+        if kind == "babble":
+            talkers = int(rng.integers(self.settings.talkers_min, self.settings.talkers_max + 1))
+            chosen = choose_voices(self.voices, key, speaker, talkers, rng)
+            if chosen:
+                return babble(chosen, samples, rng)
+            kind = "pink"
+        return coloured(kind, samples, self.rate, rng)
