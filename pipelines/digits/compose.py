@@ -234,6 +234,7 @@ def compose(source: Path, output: Path, minutes: dict[str, float], seed: int) ->
 
 def write_set(output: Path, name: str, strings: list[tuple[np.ndarray, str, str]], shards: int) -> None:
     """Write one set as that many shards; the text of the unlabelled one goes aside."""
+    (output / name).mkdir(exist_ok=True)
     texts: list[tuple[str, str]] = []
     infos = []
     with Progress(f"compose {name}", len(strings), "utterances") as progress:
@@ -259,6 +260,7 @@ def write_conditions(
     folder: Path, strings: list[tuple[np.ndarray, str, str]], others: list[Recording], rng: np.random.Generator
 ) -> None:
     """Write the strings in every condition, a shard each."""
+    folder.mkdir(exist_ok=True)
     infos = []
     with Progress(f"compose {folder.name}", len(strings) * len(CONDITIONS), "utterances") as progress:
         for shard, (condition, changed) in enumerate(in_conditions(strings, others, rng)):
