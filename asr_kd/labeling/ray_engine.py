@@ -243,7 +243,7 @@ class RayEngine:
         while len(self._workers) < max(settings.min_workers, most):
             actor = self._start()
             self._workers.append(_Worker(actor, actor.load.remote()))
-        for worker in [] if queued else list(self._workers):
+        for worker in [] if queued else sorted(self._workers, key=lambda worker: worker.since is not None):
             if not worker.shards and len(self._workers) > settings.min_workers:
                 self._end(worker)
                 self._workers.remove(worker)
@@ -290,7 +290,10 @@ def _connect(settings: LabelSettings) -> bool:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"ray_address: no connection to Ray ({error}); check it, or start Ray there") from None
+        raise UserError(
+            f"ray_address: no connection to Ray at {address} ({error}); check it, start Ray there, or set "
+            "RAY_AUTH_MODE=token where the cluster wants a token"
+        ) from None
     if address == "local":
         there = ray.cluster_resources()
         for kind, wanted in (("CPU", settings.worker_cpus), ("GPU", settings.worker_gpus)):

@@ -79,8 +79,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # workers that give way to all else would keep the tests waiting
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         context = ray.init(
+            address="local",
             num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20,
             runtime_env={"worker_process_setup_hook": saboteur(str(folder))},
         )  # fmt: skip
@@ -139,12 +141,15 @@ def test_workers_killed(job: Job, expected: dict[str, bytes], sabotage: Callable
     assert not (folder / "redone").exists()
 
 
-def test_a_shard_that_always_kills_its_worker_is_named(job: Job, sabotage: Callable[..., Path]) -> None:
+def test_a_shard_that_always_kills_its_worker_is_named(
+    job: Job, sabotage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
     folder = sabotage({"shard-000001.tar": "load"}, deaths=99)
     settings = job(engine="ray", max_workers=1)
-    with pytest.raises(UserError, match=r"shard-000001\.tar: 3 workers died over this shard"):
+    with pytest.raises(UserError, match=r"shard-000001\.tar: 2 workers died over this shard"):
         label(settings)
-    assert len(list(folder.glob("died*"))) == 3
+    assert len(list(folder.glob("died*"))) == 2
     assert not list(Path(settings.output).glob(".*.tmp"))
 
 
