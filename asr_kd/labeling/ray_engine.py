@@ -289,7 +289,7 @@ def _connect(settings: LabelSettings) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that, and how, Ray is used
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # Ray raises many kinds, the bare one among them
         raise UserError(
             f"ray_address: no connection to Ray at {address} ({error}); check it, start Ray there, or set "
             "RAY_AUTH_MODE=token where the cluster wants a token"

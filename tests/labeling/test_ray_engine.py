@@ -81,11 +81,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # workers that give way to all else would keep the tests waiting
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        context = ray.init(
-            address="local",
-            num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20,
-            runtime_env={"worker_process_setup_hook": saboteur(str(folder))},
-        )  # fmt: skip
+        for attempt in range(3):  # Ray gives itself 30 seconds to start, which a busy machine may not have
+            try:
+                context = ray.init(
+                    address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
+                    object_store_memory=100 * 2**20, runtime_env={"worker_process_setup_hook": saboteur(str(folder))},
+                )  # fmt: skip
+                break
+            except Exception:
+                ray.shutdown()
+                if attempt == 2:
+                    raise
         yield context.address_info["gcs_address"], folder
         ray.shutdown()
 
