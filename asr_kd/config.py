@@ -111,6 +111,10 @@ SELECTION = {
 }
 
 
+#: settings of the labelling engine `ray` alone
+RAY = ("ray_address", "min_workers", "max_workers", "worker_cpus", "worker_gpus")
+
+
 class LabelSettings(Settings):
     """Teacher over audio shards → soft-target shards."""
 
@@ -147,12 +151,31 @@ class LabelSettings(Settings):
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
+    )
+    ray_address: str | None = Field(
+        None, description="ray: auto or host:port of the cluster; null takes RAY_ADDRESS, or starts Ray on this machine"
+    )
+    min_workers: Count = Field(1, description="ray: workers asked for at once, and kept to the end")
+    max_workers: Count | None = Field(
+        None, description="ray: workers at most while shards wait; null takes all that the cluster has room for"
+    )
+    worker_cpus: Count = Field(1, description="ray: CPUs of the cluster that a worker takes up")
+    worker_gpus: Share = Field(0.0, description="ray: share of a GPU that a worker takes up; 0 labels on CPUs")
 
     @model_validator(mode="after")
     def _fits(self) -> LabelSettings:
         for name, modes in SELECTION.items():
             if self.mode not in modes and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} belongs to mode {' and '.join(modes)} alone")
+        for name in RAY:
+            if self.engine != "ray" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to engine ray alone")
+        if self.max_workers and self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers {self.max_workers} must not be below min_workers {self.min_workers}")
+        if self.engine == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
+            raise ValueError(f"device {self.device} needs worker_gpus above 0 with engine ray")
         return self
 
 

@@ -55,7 +55,7 @@ def plan(settings: PlanSettings) -> Plan:
         raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")
     heard = report["audio_hours"]
     stored = report["stored_bytes_per_frame"] * report["frames"] / heard
-    speed = settings.label_speed or timing["audio_hours_per_hour"]
+    speed = settings.label_speed or timing["audio_hours_per_hour"] / timing.get("workers", 1)
     result = Plan(
         audio_hours=settings.hours,
         shards=-(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds))),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,7 +47,9 @@ def label(settings: LabelSettings) -> None:
         UserError: when the output belongs to other settings, or more than `max_bad_share` was quarantined.
     """
     began = time.time()
-    device = pick_device(settings.device)
+    engine_of = _engine(settings)
+    # of many machines the driver needs the teacher's description alone
+    device = pick_device("cpu" if settings.engine == "ray" else settings.device)
     torch.set_num_threads(settings.threads)
     infos = read_index(settings.audio)
     total = infos.samples
@@ -65,21 +67,13 @@ def label(settings: LabelSettings) -> None:
     with (
         Progress("label", total, "utterances") as progress,
         Leases(output / ".leases") as leases,
-        ThreadPoolExecutor(1) as behind,
+        engine_of(settings, teacher, transcripts, progress) as engine,
     ):
         progress.advance(total - left.samples)
         while left:
             before = tally.shards
-            free = _free(leases, output, left)
-            last: tuple[str, Future[TargetMetadata]] | None = None
-            for loaded in ahead(lambda info: load_shard(settings, teacher, transcripts, info), free):
-                path = output / loaded.info.name
-                published = label_shard(settings, teacher, loaded, path, progress, behind)
-                if last:
-                    _finish(settings, leases, tally, total, *last)
-                last = path.name, published
-            if last:
-                _finish(settings, leases, tally, total, *last)
+            for info, metadata in engine.run(_free(leases, output, left)):
+                _finish(settings, leases, tally, total, info.name, metadata)
             left = missing(left, output)
             if left and tally.shards == before:  # what was looked at is in the hands of others
                 time.sleep(WAIT)
@@ -91,7 +85,8 @@ def label(settings: LabelSettings) -> None:
     report = _account(settings, teacher, infos, total)
     if tally.shards:
         timing = {
-            "device": str(device),
+            "device": engine.device,
+            "workers": engine.workers(seconds),
             "threads": settings.threads,
             "shards": tally.shards,
             "shards_done_before": finished,
@@ -107,6 +102,68 @@ def label(settings: LabelSettings) -> None:
         f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({tally.frames / seconds:,.0f} a second), "
         f"{report['bytes_per_frame']:.2f} bytes a frame, mass kept {report['mean_kept_mass']:.5f}{kl}"
     )
+
+
+class Engine(Protocol):
+    """What labels the shards that it is given; a context, for what it holds.
+
+    Attributes:
+        device: where the teacher is, for people.
+    """
+
+    @property
+    def device(self) -> str: ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+
+    def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
+        """Label the shards of `free`, which is read no faster than they are worked on; yields each as it is published."""
+        ...
+
+    def workers(self, seconds: float) -> float:
+        """How many worked at a time, on average over the `seconds` that the job took."""
+        ...
+
+
+class LocalEngine:
+    """This process: one thread decodes the next shard, one runs the teacher, one encodes and publishes."""
+
+    def __init__(
+        self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
+    ) -> None:
+        self.settings, self.teacher, self.transcripts, self.progress = settings, teacher, transcripts, progress
+        self.device = str(teacher.device)
+        self.behind = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.behind.shutdown()
+
+    def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
+        last: tuple[ShardInfo, Future[TargetMetadata]] | None = None
+        for loaded in ahead(lambda info: load_shard(self.settings, self.teacher, self.transcripts, info), free):
+            path = place(self.settings.output) / loaded.info.name
+            published = label_shard(self.settings, self.teacher, loaded, path, self.progress, self.behind)
+            if last:
+                yield last[0], last[1].result()
+            last = loaded.info, published
+        if last:
+            yield last[0], last[1].result()
+
+    def workers(self, seconds: float) -> float:
+        return 1.0
+
+
+def _engine(settings: LabelSettings) -> Callable[..., Engine]:
+    if settings.engine == "local":
+        return LocalEngine
+    from asr_kd.labeling.ray_engine import RayEngine
+
+    return RayEngine
 
 
 def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> dict[str, Any]:
@@ -164,10 +221,9 @@ class _Tally:
 
 
 def _finish(
-    settings: LabelSettings, leases: Leases, tally: _Tally, total: int, name: str, published: Future[TargetMetadata]
+    settings: LabelSettings, leases: Leases, tally: _Tally, total: int, name: str, metadata: TargetMetadata
 ) -> None:
-    """Wait for a shard to be published, and count it."""
-    metadata = published.result()
+    """Count a shard that was published."""
     leases.give_back(name)
     tally.shards += 1
     tally.frames += metadata.statistics.frames

@@ -1,0 +1,308 @@
+"""The labelling engine of a cluster: a pool of Ray actors, each with the teacher, that work on the shards a driver gives out.
+
+The driver holds the leases, counts, and writes the account; actors end with it. Whatever dies is replaced, and its shards
+are given out again: what is published is the same whoever made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from asr_kd.config import LabelSettings
+from asr_kd.errors import UserError
+from asr_kd.files import place
+from asr_kd.labeling.shard import label_shard, load_shard
+from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
+from asr_kd.progress import Progress
+from asr_kd.shards.index import ShardInfo
+from asr_kd.targets.store import TargetMetadata, read_metadata
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+except ImportError:
+    raise UserError("engine: ray is not installed; run `pip install 'asr-kd[ray]'`") from None
+
+#: shards given to a worker at a time: one that is published, one in the network, one that is decoded
+IN_FLIGHT = 3
+#: workers that one shard, or the loading of the teacher, may cost
+ATTEMPTS = 3
+#: seconds between looks at the progress, where nothing happens
+TICK = 5.0
+#: seconds to wait for an answer from a cluster's address
+PATIENCE = 10.0
+
+
+class Labeler:
+    """The actor: a teacher, and up to `IN_FLIGHT` calls at a time, of which one decodes and one has the network.
+
+    Args:
+        fingerprint: of the driver's teacher; another one is refused.
+    """
+
+    def __init__(self, settings: LabelSettings, fingerprint: str, transcripts: dict[str, str] | None) -> None:
+        self.settings, self.fingerprint, self.transcripts = settings, fingerprint, transcripts
+        self.decoding, self.network = threading.Lock(), threading.Lock()
+        self.behind = ThreadPoolExecutor(1)
+
+    def load(self) -> str:
+        """Load the teacher; returns the device that it is on."""
+        torch.set_num_threads(self.settings.threads)
+        device = pick_device(self.settings.device)
+        if self.settings.worker_gpus and self.settings.device == "auto" and device.type == "cpu":
+            raise UserError(
+                f"worker_gpus: PyTorch sees no GPU on {socket.gethostname()}, where a worker was given one; mend its "
+                "driver, or set worker_gpus=0"
+            )
+        self.teacher = load_checkpoint(self.settings.teacher, device)
+        if self.teacher.fingerprint != self.fingerprint:
+            raise UserError(
+                f"{self.settings.teacher}: is teacher {self.teacher.fingerprint} on {socket.gethostname()} and "
+                f"{self.fingerprint} for the driver; give all machines the same folder"
+            )
+        return str(device)
+
+    def label(self, info: ShardInfo) -> TargetMetadata:
+        """Label a shard and return what was published."""
+        path = place(self.settings.output) / info.name
+        if path.exists():  # by a worker that died before it could say so
+            return read_metadata(path)
+        with self.decoding:
+            loaded = load_shard(self.settings, self.teacher, self.transcripts, info)
+        with self.network:
+            published = label_shard(self.settings, self.teacher, loaded, path, _Unseen("label", None, ""), self.behind)
+        return published.result()
+
+
+class _Unseen(Progress):
+    """In a worker nobody looks; the driver counts whole shards."""
+
+    def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
+        pass
+
+
+@dataclass(eq=False)
+class _Worker:
+    """The driver's side of an actor: what it was asked, and since when it has been ready.
+
+    Attributes:
+        suspect: whether it has a shard that others died over, and nothing else.
+    """
+
+    actor: Any
+    loading: Any
+    since: float | None = None
+    shards: dict[Any, ShardInfo] = field(default_factory=dict)
+    suspect: bool = False
+    ended: bool = False
+
+
+class RayEngine:
+    """A pool of workers, from `min_workers` to `max_workers`: it grows while shards wait, and gives back who has nothing to do.
+
+    Machines are Ray's affair: a worker that finds no room waits for one, which is how Ray's autoscaler learns of it.
+
+    Raises:
+        UserError: when the cluster does not answer, or this machine, in its place, has no room for one worker.
+    """
+
+    def __init__(
+        self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
+    ) -> None:
+        folders = {name: _absolute(getattr(settings, name)) for name in ("teacher", "audio", "output")}
+        self.settings = settings.model_copy(update=folders)  # a worker stands in another folder
+        self.fingerprint, self.transcripts, self.progress = teacher.fingerprint, transcripts, progress
+        self.devices: set[str] = set()
+        self._workers: list[_Worker] = []
+        self._strikes: Counter[str] = Counter()
+        self._failed_starts = 0
+        self._worked = 0.0
+        self._make: Callable[[], Any] | None = None
+        self._mine = False
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            self._end(worker)
+        if self._mine:
+            ray.shutdown()
+
+    @property
+    def device(self) -> str:
+        """Where the teachers are."""
+        return ", ".join(sorted(self.devices))
+
+    def workers(self, seconds: float) -> float:
+        """How many worked at a time, on average over the `seconds` that the job took; all must have ended."""
+        return self._worked / seconds
+
+    def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
+        """Label the shards of `free`, which is read no faster than they are worked on; yields each as it is published.
+
+        Raises:
+            UserError: of a worker; when a shard, or the teacher, kills `ATTEMPTS` workers.
+        """
+        again: list[ShardInfo] = []  # a worker died with them; each goes alone now, so that the guilty one is known
+        following = next(free, None)
+        while following or again or any(worker.shards for worker in self._workers):
+            for room in range(IN_FLIGHT):  # the least busy first
+                for worker in self._workers:
+                    if worker.since is None or worker.suspect or len(worker.shards) != room:
+                        continue
+                    if again and not worker.shards:
+                        self._give(worker, again.pop(), suspect=True)
+                    elif following:
+                        self._give(worker, following)
+                        following = next(free, None)
+            self._resize(bool(following or again))
+            yield from self._finished(again)
+
+    def _finished(self, again: list[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
+        """Wait until something happens; what has to be done again is added to `again`."""
+        waiting = {ref: worker for worker in self._workers for ref in worker.shards}
+        waiting |= {worker.loading: worker for worker in self._workers if worker.since is None and not worker.ended}
+        ray.wait(list(waiting), timeout=TICK)
+        for ref in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0]:
+            worker = waiting[ref]
+            info = worker.shards.pop(ref, None)
+            try:
+                result = ray.get(ref)
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError | OSError):
+                    raise error.cause from None  # said as by the local engine, without the way it came
+                raise
+            except RayError:
+                self._lose(worker, info, again)
+                continue
+            if info is None:
+                worker.since, self._failed_starts = time.perf_counter(), 0
+                self.devices.add(result)
+            else:
+                worker.suspect = False
+                self._strikes.pop(info.name, None)
+                statistics = result.statistics
+                self.progress.advance(statistics.utterances + len(result.quarantined), statistics.audio_seconds)
+                yield info, result
+        self._workers = [worker for worker in self._workers if worker.shards or not worker.ended]
+        ready = sum(worker.since is not None for worker in self._workers)
+        room = f"{self.settings.worker_cpus} CPUs and {self.settings.worker_gpus} GPUs"
+        self.progress.advance(0, note=f"workers: {ready}" if ready else f"waiting for a worker with {room}")
+
+    def _lose(self, worker: _Worker, info: ShardInfo | None, again: list[ShardInfo]) -> None:
+        """A worker is gone: it is replaced by `_resize`; the shard, or the start, that it failed at is counted."""
+        if not worker.ended:
+            self._end(worker)
+            print("label: a worker was lost; its shards are given out again", file=sys.stderr)
+        if info is None:
+            self._failed_starts += 1
+            if self._failed_starts == ATTEMPTS:
+                raise UserError(
+                    f"{self.settings.teacher}: {ATTEMPTS} workers died while they loaded this teacher; see Ray's logs, "
+                    "and if memory was short, give a worker more of a machine (worker_cpus, worker_gpus)"
+                )
+            return
+        output = place(self.settings.output)  # an object store holds nothing that is torn
+        for torn in output.glob(f".{info.name}.*.tmp") if isinstance(output, Path) else ():
+            torn.unlink(missing_ok=True)
+        self._strikes[info.name] += 1
+        if self._strikes[info.name] == ATTEMPTS:
+            raise UserError(
+                f"{self.settings.audio}/{info.name}: {ATTEMPTS} workers died over this shard; see Ray's logs, lower "
+                "batch_frames if memory was short, or prepare the audio without it"
+            )
+        again.append(info)
+
+    def _give(self, worker: _Worker, info: ShardInfo, suspect: bool = False) -> None:
+        worker.suspect = suspect
+        worker.shards[worker.actor.label.remote(info)] = info
+
+    def _resize(self, queued: bool) -> None:
+        """Ask for more workers while shards are queued, at most for as many again as there are; else let the idle ones go."""
+        settings = self.settings
+        ready = sum(worker.since is not None for worker in self._workers)
+        # those that find no room do no harm: they wait, and go with the queue
+        most = min(settings.max_workers or math.inf, ready + max(settings.min_workers, ready)) if queued else 0
+        while len(self._workers) < max(settings.min_workers, most):
+            actor = self._start()
+            self._workers.append(_Worker(actor, actor.load.remote()))
+        for worker in [] if queued else sorted(self._workers, key=lambda worker: worker.since is not None):
+            if not worker.shards and len(self._workers) > settings.min_workers:
+                self._end(worker)
+                self._workers.remove(worker)
+
+    def _start(self) -> Any:
+        if self._make is None:
+            self._mine = _connect(self.settings)
+            settings = self.settings
+            transcripts = ray.put(self.transcripts)
+            actor = ray.remote(Labeler).options(
+                num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus, max_concurrency=IN_FLIGHT
+            )
+            self._make = lambda: actor.remote(settings, self.fingerprint, transcripts)
+        return self._make()
+
+    def _end(self, worker: _Worker) -> None:
+        if worker.since is not None:
+            self._worked += time.perf_counter() - worker.since
+        worker.since, worker.ended = None, True
+        with contextlib.suppress(RayError):
+            ray.kill(worker.actor)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _connect(settings: LabelSettings) -> bool:
+    """Connect to the cluster, unless that is done; returns whether it is ours to leave."""
+    if ray.is_initialized():
+        return False
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("local", "auto"):
+        _, _, place = address.rpartition("://")
+        host, _, port = place.rpartition(":")
+        try:  # Ray itself would try for many minutes
+            socket.create_connection((host, int(port)), PATIENCE).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"ray_address: nobody answers at {address} ({error}); check it, or start Ray there"
+            ) from None
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that, and how, Ray is used
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # Ray raises many kinds, the bare one among them
+        raise UserError(
+            f"ray_address: no connection to Ray at {address} ({error}); check it, start Ray there, or set "
+            "RAY_AUTH_MODE=token where the cluster wants a token"
+        ) from None
+    if address == "local":
+        there = ray.cluster_resources()
+        for kind, wanted in (("CPU", settings.worker_cpus), ("GPU", settings.worker_gpus)):
+            if wanted > there.get(kind, 0):
+                ray.shutdown()
+                raise UserError(
+                    f"worker_{kind.lower()}s: a worker wants {wanted}, this machine has {there.get(kind, 0):g}; "
+                    "lower it, or set ray_address to a cluster"
+                )
+    return True

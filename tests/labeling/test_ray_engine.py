@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from pydantic import ValidationError
+
+from asr_kd.cli import main
+from asr_kd.config import LabelSettings
+from asr_kd.errors import UserError
+from asr_kd.labeling import ray_engine
+from asr_kd.labeling.job import label
+from asr_kd.models.acoustic import load_checkpoint, save_checkpoint
+from asr_kd.progress import Progress
+
+Job = Callable[..., LabelSettings]
+
+
+def published(folder: str | Path) -> dict[str, bytes]:
+    """What must be the same after any interruption; no file of a killed worker may be left either."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "timing.json"}
+
+
+def saboteur(folder: str) -> Callable[[], None]:
+    """What a worker runs before anything else: it dies as `plan.json` in `folder` says, and tells of finished shards that are done again."""
+
+    def hook() -> None:
+        import json
+        import os
+        import signal
+        from pathlib import Path
+
+        from asr_kd.labeling import ray_engine
+
+        load, replace = ray_engine.load_shard, os.replace
+
+        def perhaps_die(moment: str, name: str) -> None:
+            plan = Path(folder) / "plan.json"
+            plan = json.loads(plan.read_text()) if plan.exists() else {"deaths": 0, "moments": {}}
+            for death in range(plan["deaths"] if plan["moments"].get(name) == moment else 0):
+                try:
+                    (Path(folder) / f"died-{death}-{name}").open("x").close()
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def loading(settings: Any, teacher: Any, transcripts: Any, info: Any) -> Any:
+            if (Path(settings.output) / info.name).exists():
+                (Path(folder) / "redone").touch()
+            perhaps_die("load", info.name)
+            return load(settings, teacher, transcripts, info)
+
+        def replacing(source: Any, target: Any) -> None:
+            perhaps_die("before publishing", Path(target).name)
+            replace(source, target)
+            perhaps_die("after publishing", Path(target).name)
+
+        ray_engine.load_shard, os.replace = loading, replacing
+
+    return hook
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Ray with two CPUs and one GPU that is not there: its address, and the folder of its saboteur."""
+    folder = tmp_path_factory.mktemp("saboteur")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # workers that give way to all else would keep the tests waiting
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for attempt in range(3):  # Ray gives itself 30 seconds to start, which a busy machine may not have
+            try:
+                context = ray.init(
+                    address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
+                    object_store_memory=100 * 2**20, runtime_env={"worker_process_setup_hook": saboteur(str(folder))},
+                )  # fmt: skip
+                break
+            except Exception:
+                ray.shutdown()
+                if attempt == 2:
+                    raise
+        yield context.address_info["gcs_address"], folder
+        ray.shutdown()
+
+
+@pytest.fixture
+def sabotage(cluster: tuple[str, Path]) -> Iterator[Callable[..., Path]]:
+    """Let workers die over shards, at such moments, so many times each; gives the folder of `saboteur`."""
+    _, folder = cluster
+
+    def plan(moments: dict[str, str], deaths: int = 1) -> Path:
+        (folder / "plan.json").write_text(json.dumps({"moments": moments, "deaths": deaths}))
+        return folder
+
+    yield plan
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def expected(teacher: Path, audio: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the local engine publishes."""
+    output = tmp_path_factory.mktemp("local") / "targets"
+    label(
+        LabelSettings(
+            teacher=str(teacher), audio=str(audio), output=str(output), batch_frames=120, device="cpu", k=8, mass=0.99
+        )
+    )
+    return published(output)
+
+
+def test_same_bytes_as_the_local_engine(
+    cluster: object, job: Job, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job(engine="ray", worker_gpus=0.5, min_workers=2, output="targets")
+    monkeypatch.chdir(Path(job().output).parent)  # workers stand in another folder
+    label(settings)
+    assert published("targets") == expected
+    timing = json.loads(Path("targets/timing.json").read_text())
+    assert timing["device"] == "cpu" and timing["shards"] == 3 and 0 < timing["workers"] <= 2
+    monkeypatch.setattr(ray_engine.RayEngine, "_start", lambda _: pytest.fail("a worker for nothing"))
+    label(settings)
+    assert published("targets") == expected
+
+
+def test_workers_killed(job: Job, expected: dict[str, bytes], sabotage: Callable[..., Path]) -> None:
+    folder = sabotage(
+        {"shard-000000.tar": "load", "shard-000001.tar": "before publishing", "shard-000002.tar": "after publishing"}
+    )
+    settings = job(engine="ray")
+    label(settings)
+    assert len(list(folder.glob("died*"))) == 3
+    assert published(settings.output) == expected
+    assert not (folder / "redone").exists()
+
+
+def test_a_shard_that_always_kills_its_worker_is_named(
+    job: Job, sabotage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    folder = sabotage({"shard-000001.tar": "load"}, deaths=99)
+    settings = job(engine="ray", max_workers=1)
+    with pytest.raises(UserError, match=r"shard-000001\.tar: 2 workers died over this shard"):
+        label(settings)
+    assert len(list(folder.glob("died*"))) == 2
+    assert not list(Path(settings.output).glob(".*.tmp"))
+
+
+DRIVER = """
+import sys, ray
+
+def slow():
+    import time
+    from asr_kd.labeling import shard
+    infer = shard.infer
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return infer(*arguments)
+    shard.infer = slowly
+
+ray.init(address=sys.argv[1], runtime_env={"worker_process_setup_hook": slow})
+from asr_kd.config import LabelSettings
+from asr_kd.labeling.job import label
+label(LabelSettings.model_validate_json(sys.argv[2]))
+"""
+
+
+def test_the_driver_killed_and_started_again(cluster: tuple[str, Path], job: Job, expected: dict[str, bytes]) -> None:
+    settings = job(engine="ray", worker_cpus=2)
+    output = Path(settings.output)
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, cluster[0], settings.model_dump_json()], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not list(output.glob("*.tar")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+    inodes = {path: path.stat().st_ino for path in output.glob("*.tar")}
+    assert 0 < len(inodes) < 3
+    label(settings)  # with both CPUs, which the worker of the dead driver has to let go
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    assert published(output) == expected
+
+
+def test_a_workers_error_is_one_sentence(
+    cluster: object, job: Job, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(teacher)
+    with torch.no_grad():
+        next(checkpoint.model.parameters()).fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
+    settings = job()
+    words = [f"teacher={tmp_path / 'nan'}", f"audio={settings.audio}", f"output={settings.output}", "device=cpu"]
+    assert main(["label", "engine=ray", *words]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("asr-kd label: shard-00000") and errors.count("\n") == 1
+    assert "the probabilities of frame 0 do not add up to 1" in errors
+    assert not list(Path(settings.output).glob("*.tar"))
+
+
+def test_what_a_worker_refuses(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    worker = ray_engine.Labeler(job(engine="ray", worker_gpus=1, device="auto"), "", None)
+    with pytest.raises(UserError, match="worker_gpus: PyTorch sees no GPU on"):
+        worker.load()
+    worker = ray_engine.Labeler(job(engine="ray"), "another", None)
+    with pytest.raises(UserError, match=r"is teacher \w+ on .* and another for the driver; give all machines the same"):
+        worker.load()
+
+
+def test_a_missing_ray_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "asr_kd.labeling.ray_engine")
+    with pytest.raises(UserError, match=r"ray is not installed; run `pip install 'asr-kd\[ray\]'`"):
+        label(job(engine="ray"))
+    assert not Path(job().output).exists()
+
+
+def test_an_address_where_nobody_answers_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"ray_address: nobody answers at {address}"):
+            label(job(engine="ray", ray_address=address))
+    with pytest.raises(UserError, match="ray_address: nobody answers at head"):
+        label(job(engine="ray", ray_address="head"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_workers": 2}, "max_workers belongs to engine ray alone"),
+        ({"worker_gpus": 1.0}, "worker_gpus belongs to engine ray alone"),
+        ({"engine": "ray", "min_workers": 3, "max_workers": 2}, "max_workers 2 must not be below min_workers 3"),
+        ({"engine": "ray", "device": "cuda"}, "device cuda needs worker_gpus above 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(job: Job, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        job(**changes)
+
+
+def test_the_pool_grows_while_shards_wait_and_shrinks_when_none_do(
+    job: Job, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(ray_engine, "ray", SimpleNamespace(kill=killed.append))
+    settings = job(engine="ray", min_workers=2, max_workers=7)
+    pool = ray_engine.RayEngine(settings, load_checkpoint(teacher), None, Progress("label", None, ""))
+    load = SimpleNamespace(remote=object)
+    monkeypatch.setattr(pool, "_start", lambda: SimpleNamespace(load=load))
+    sizes = []
+    for _ in range(4):
+        pool._resize(queued=True)
+        pool._resize(queued=True)  # no more while those asked for are not ready
+        sizes.append(len(pool._workers))
+        for worker in pool._workers:
+            worker.since = 0.0
+    assert sizes == [2, 4, 7, 7]
+    for worker in pool._workers[:3]:
+        worker.shards[object()] = object()
+    pool._resize(queued=False)
+    assert len(pool._workers) == 3 and len(killed) == 4  # the busy ones stay
+    for worker in pool._workers:
+        worker.shards.clear()
+    pool._resize(queued=False)
+    assert len(pool._workers) == 2
