@@ -85,8 +85,13 @@ def test_the_whole_road(
     Path("student.yaml").write_text(yaml.safe_dump(student))
     call("train", "student.yaml")
     call(
-        "eval", f"systems={{teacher: {checkpoint}, student: student}}", f"audio={audio}", "output=report", "device=cpu"
+        "eval",
+        f"systems={{teacher: {checkpoint}, student: student}}",
+        f"audio={audio}",
+        f"output={s3.url}/report",
+        "device=cpu",
     )
+    assert b"WER" in (ObjectPath.parse(s3.url) / "report" / "report.html").read_bytes()
     call("transcribe", f"checkpoint={checkpoint}", f"audio={audio}", f"output={s3.url}/texts.jsonl", "device=cpu")
     assert len((ObjectPath.parse(s3.url) / "texts.jsonl").read_text().splitlines()) == 8
     (ObjectPath.parse(s3.url) / "u0.wav").write(Path("u0.wav").read_bytes())

@@ -106,9 +106,9 @@ class Run:
 
     def wait(self) -> str:
         """`done`, or the sentence with which it failed."""
-        assert self.said.poll(60)
+        assert self.said.poll(300)
         said = self.said.recv()
-        self.process.join(60)
+        self.process.join(300)
         return said
 
 
@@ -162,7 +162,7 @@ def test_killed_by_sigkill_and_started_again(s3: S3, stored: Job, expected: dict
 
         s3.fault = killing
         runs.append(Run.start(settings))
-        runs[0].process.join(60)
+        runs[0].process.join(300)
         assert runs[0].process.exitcode == -signal.SIGKILL
         s3.fault = lambda *_: None
         assert shards_of(s3, settings) == {f"shard-{number:06d}.tar" for number in range(done)}
