@@ -108,6 +108,7 @@ def test_labelled_text_of_every_source(tmp_path: Path) -> None:
     entries: list[dict[str, str]] = [{"audio": f"{number}.wav", "text": line} for number, line in enumerate(lines)]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in [*entries, {"audio": "x.wav"}]))
     shards = tmp_path / "shards"
+    shards.mkdir()
     samples = [Sample(str(number), b"", "wav", {"text": line, "seconds": 1.0}) for number, line in enumerate(lines)]
     unlabelled = Sample("u", b"", "wav", {"seconds": 1.0})
     write_index(shards, [write_shard(shards / "shard-000000.tar", [*samples, unlabelled])])
@@ -121,6 +122,7 @@ def test_labelled_text_of_every_source(tmp_path: Path) -> None:
 def test_no_text_is_named(tmp_path: Path, kind: str) -> None:
     if kind == "unlabelled":
         source = tmp_path / "shards"
+        source.mkdir()
         write_index(source, [write_shard(source / "shard-000000.tar", [Sample("u", b"", "wav", {"seconds": 1.0})])])
     else:
         source = Path(text_file(tmp_path, [] if kind == "empty" else ["", "  "]))

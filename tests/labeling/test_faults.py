@@ -66,7 +66,7 @@ def through(step: Step) -> None:
         if not isinstance(file, int):
             step("open")
         raw = Raw(file, mode.replace("b", "").replace("t", ""))  # type: ignore[arg-type]
-        buffered = io.BufferedWriter(raw, 4096)
+        buffered = io.BufferedRandom(raw, 4096) if "+" in mode else io.BufferedWriter(raw, 4096)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8")
 
     for name in CALLS:

@@ -282,7 +282,7 @@ if __name__ == "__main__":
 def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(ABANDONED)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], start_new_session=True)
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert process.wait(timeout=120) == -signal.SIGKILL
     try:
         for _ in range(100):
             os.killpg(process.pid, 0)
