@@ -324,6 +324,11 @@ class SpikeSettings(Settings):
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0, description="above 1 softens what the teacher emits in a spike; the frames outside stay as they are"
     )
+    certainty: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="a spike weighs as much as its most probable emission, to this power: where the teacher is unsure, the student "
+        "is left to itself; 0 weighs all alike",
+    )
 
 
 class CombineSettings(Settings):

@@ -81,13 +81,14 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSe
 
 
 def spike_cross_entropy(
-    logits: Tensor, units: Tensor, probs: Tensor, spikes: Spikes, temperature: float = 1.0
+    logits: Tensor, units: Tensor, probs: Tensor, spikes: Spikes, temperature: float = 1.0, certainty: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of each spike: -Σ q log p, with q what the teacher emits there, and p what the student does.
+    """Cross-entropy of each spike: -w Σ q log p, with q what the teacher emits there, and p what the student does.
 
     Both are P(nothing) and P(exactly this unit, once) over their stretch of frames, summed over all CTC paths. q is over
     what the targets kept in the spike, softened by the temperature and normalised; p comes of the student's full softmax,
-    and what it has for other units, or for two in a row, is left out of the sum and so pushed down.
+    and what it has for other units, or for two in a row, is left out of the sum and so pushed down. w is max q to the power
+    of `certainty`.
 
     Args:
         logits: float [frames, units] of the student.
@@ -116,7 +117,7 @@ def spike_cross_entropy(
     log_probs = logits - logits.logsumexp(1, keepdim=True)
     inside, at = _frames(first, last)
     answer = _emission(log_probs[at, Units.blank], log_probs[at[..., None], kept[:, None, :]], inside)
-    return -(target * answer).sum(1)
+    return -target.amax(1) ** certainty * (target * answer).sum(1)
 
 
 def _log(probs: Tensor) -> Tensor:

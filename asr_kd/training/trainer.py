@@ -294,7 +294,8 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
             spikes = find_spikes(batch.units, batch.probs, batch.last - batch.first, source.spikes)
             targets = batch.units.to(device), batch.probs.to(device)
             total = losses[spikes.outside(len(losses))].sum()
-            total = total + spike_cross_entropy(rows, *targets, spikes, source.spikes.temperature).sum()
+            events = spike_cross_entropy(rows, *targets, spikes, source.spikes.temperature, source.spikes.certainty)
+            total = total + events.sum()
         loss = loss + source.soft * total / batch.frames
     return loss
 
