@@ -53,6 +53,7 @@ class Batch:
         units, probs: [frames of all utterances, k], tail: [frames of all utterances]; None without soft targets.
         priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [frames of all utterances],
             which of them is the frame's; None unless `missing_mass` is prior.
+        spelling: the units, by which labels become words; None without `mwer`.
     """
 
     features: Tensor
@@ -65,6 +66,7 @@ class Batch:
     tail: Tensor | None
     priors: Tensor | None = None
     prior: Tensor | None = None
+    spelling: Units | None = None
     seconds: float = 0.0
 
     @property
@@ -216,6 +218,8 @@ class PhaseStream:
             ids: list[list[int]] = [example.ids or [] for example in examples]
             batch.labels = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
             batch.label_lengths = torch.tensor([len(row) for row in ids])
+        if self.plan.sources[source].mwer:
+            batch.spelling = self.units
         if self.plan.sources[source].reads_targets:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)
