@@ -38,9 +38,8 @@ def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list
             blanks[pair] = (ends_blank + ends_unit) * frame[blank]
             if node != ROOT:
                 units[pair] = ends_unit * frame[pair[1]]
-                if (
-                    pair[0] in kept
-                ):  # its parent's extension, even where its last unit is none of the best of this frame
+                # its kept parent adds to it, even where its last unit is none of the best of this frame
+                if pair[0] in kept:
                     units[pair] += _extension(*kept[pair[0]], pairs[pair[0]][1] == pair[1]) * frame[pair[1]]
         # where the beam is full, what stays below the worst of these cannot be kept: nothing else adds to it
         least = min(blanks[pair] + units.get(pair, 0.0) for pair in blanks) if len(kept) == beam else 0.0

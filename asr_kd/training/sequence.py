@@ -31,6 +31,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from asr_kd.config import MwerSettings
 from asr_kd.decoding.beam import prefix_beam_search
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.units import Units
@@ -45,8 +46,7 @@ def expected_word_errors(
     labels: Tensor,
     label_lengths: Tensor,
     units: Units,
-    hypotheses: int,
-    sampled: bool = False,
+    settings: MwerSettings,
 ) -> Tensor:
     """Word errors that the model expects to make in each utterance; differentiable once.
 
@@ -54,8 +54,7 @@ def expected_word_errors(
         logits: float [batch, frames, units]; lengths: int64 [batch].
         labels: int64 [sum of label_lengths], the reference units of all utterances in a row; label_lengths: int64 [batch].
         units: spells sequences as text. The reference is spelled from its units too: what they cannot write is no error.
-        hypotheses: candidates an utterance, at least 2.
-        sampled: draw them (torch's global random state decides), in place of taking the best.
+        settings: how many candidates an utterance, and whether they are drawn (torch's global random state decides) or the best.
 
     Returns:
         [batch], of the logits' type; not a number where the logits are not finite.
@@ -63,20 +62,20 @@ def expected_word_errors(
     log_probs = logits.log_softmax(-1)
     if not torch.isfinite(log_probs).all():  # the trainer stops at a loss like that and says so
         return log_probs.sum((1, 2)) * math.nan
-    found = (sampled_paths if sampled else n_best)(log_probs.detach(), lengths, hypotheses)
+    number = settings.hypotheses
+    found = (sampled_paths if settings.sampled else n_best)(log_probs.detach(), lengths, number)
     references = [units.decode(ids.tolist()) for ids in labels.split(label_lengths.tolist())]
     errors = _padded([_word_errors(one, text, units) for one, text in zip(found, references, strict=True)], logits)
     counts = _padded([list(one.values()) for one in found], logits)
     scores = sequence_log_probs(log_probs, lengths, found)
-    if sampled:
-        weights, scale = counts / hypotheses, hypotheses / (hypotheses - 1)
+    if settings.sampled:
+        weights, scale = counts / number, number / (number - 1)
     else:
         weights, scale = scores.detach().masked_fill(counts == 0, -math.inf).softmax(-1), 1.0
     expected = (weights * errors).sum(-1)
-    slopes = scale * weights * (errors - expected[:, None])  # of the expected errors by each log P
-    return expected + (slopes * (scores - scores.detach())).sum(
-        -1
-    )  # the value of the first with the slope of the second
+    slopes = scale * weights * (errors - expected[:, None])
+    # the value of the first and, by each log P, the slope of the second
+    return expected + (slopes * (scores - scores.detach())).sum(-1)
 
 
 def n_best(log_probs: Tensor, lengths: Tensor, number: int) -> list[Hypotheses]:

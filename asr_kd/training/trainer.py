@@ -209,15 +209,7 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         loss = loss + source.ctc * total / batch.frames
     if source.mwer:
         assert batch.labels is not None and batch.label_lengths is not None and batch.spelling is not None
-        errors = expected_word_errors(
-            logits,
-            lengths,
-            batch.labels,
-            batch.label_lengths,
-            batch.spelling,
-            source.mwer.hypotheses,
-            source.mwer.sampled,
-        )
+        errors = expected_word_errors(logits, lengths, batch.labels, batch.label_lengths, batch.spelling, source.mwer)
         loss = loss + errors.sum() / batch.frames
     if source.soft:
         assert batch.units is not None and batch.probs is not None and batch.tail is not None

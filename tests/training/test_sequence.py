@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from asr_kd.config import TrainSettings
+from asr_kd.config import MwerSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.models.acoustic import load_checkpoint
@@ -58,7 +59,8 @@ def expected(logits: Tensor, texts: list[str], units: Units, lengths: list[int] 
     ids = [units.encode(text) for text in texts]
     flat = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
     frames = torch.tensor(lengths or [logits.shape[1]] * len(logits))
-    return expected_word_errors(logits, frames, flat, torch.tensor([len(row) for row in ids]), units, **how)
+    sizes = torch.tensor([len(row) for row in ids])
+    return expected_word_errors(logits, frames, flat, sizes, units, MwerSettings(**how))
 
 
 def slope(value: Tensor, logits: Tensor) -> Tensor:
@@ -185,9 +187,12 @@ def test_a_diverged_network_gives_no_number(sampled: bool, value: float, units: 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_following_the_gradient_makes_fewer_errors(sampled: bool, units: Units) -> None:
     logits, texts = random_logits(2, 4, units.size, sharpness=0.5), ["ab", "b"]
+    with torch.no_grad():  # not from nowhere: a candidate must be right before it can become more probable
+        for frame, unit in enumerate(units.encode("ab")):
+            logits[:, frame, unit] += 2.0
     before = [true_expectation(rows, text, units).item() for rows, text in zip(logits, texts, strict=True)]
-    optimizer = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(80):
+    optimizer = torch.optim.Adam([logits], lr=0.2)
+    for _ in range(25):
         optimizer.zero_grad()
         expected(logits, texts, units, hypotheses=6, sampled=sampled).sum().backward()
         optimizer.step()
@@ -202,17 +207,18 @@ def test_the_trainer_adds_it_to_ctc_a_frame(job: Job, audio: str, units: Units) 
     assert batch.labels is not None and batch.label_lengths is not None
     logits = torch.randn(*batch.features.shape[:2], units.size, requires_grad=True)
     losses = [batch_loss(logits, batch.lengths, batch, settings.phases[0], settings) for settings in (plain, both)]
-    errors = expected_word_errors(logits, batch.lengths, batch.labels, batch.label_lengths, units, 5)
+    errors = expected_word_errors(
+        logits, batch.lengths, batch.labels, batch.label_lengths, units, MwerSettings(hypotheses=5)
+    )
     torch.testing.assert_close(losses[1] - losses[0], errors.sum() / batch.frames)
 
 
-@pytest.mark.parametrize("sampled", [False, True])
 def test_a_run_ends_in_it_and_can_be_interrupted(
-    sampled: bool, job: Job, audio: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    job: Job, audio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = {"audio": audio, "ctc": 1.0}
-    last = {"sources": [{**source, "mwer": {"sampled": sampled}}], "passes": 1, "learning_rate": 0.001}
-    phases = [{"sources": [source], "passes": 4, "learning_rate": 0.02}, last]
+    last = {"sources": [{**source, "mwer": {"sampled": True}}], "passes": 1, "learning_rate": 0.001}
+    phases = [{"sources": [source], "passes": 2, "learning_rate": 0.02}, last]
     whole = job(phases=phases, output=str(tmp_path / "whole"))
     train(whole)
     broken, calls = job(phases=phases, output=str(tmp_path / "broken")), itertools.count()
