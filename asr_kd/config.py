@@ -344,6 +344,15 @@ class CombineSettings(Settings):
     )
 
 
+class MwerSettings(Settings):
+    """Minimum expected word error training: candidate transcripts of each utterance, weighed by their word errors."""
+
+    hypotheses: Annotated[int, Field(ge=2)] = Field(4, description="candidates an utterance")
+    sampled: bool = Field(
+        False, description="draw the candidates from the model, path by path; false takes the best of a beam search"
+    )
+
+
 class SourceSettings(Settings):
     """One stream of utterances to learn from, and what is learned from it."""
 
@@ -358,6 +367,9 @@ class SourceSettings(Settings):
     )
     transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
+    mwer: MwerSettings | None = Field(
+        None, description="minimise the expected word errors too, with weight 1 beside ctc's; null leaves them out"
+    )
     soft: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the cross-entropy against the soft targets")
     spikes: SpikeSettings | None = Field(
         None, description="learn each spike of the targets as one event; null learns every frame by itself"
@@ -379,6 +391,8 @@ class SourceSettings(Settings):
             raise ValueError("set ctc or soft (or both) above 0")
         if self.ctc_within_targets and not self.ctc:
             raise ValueError("ctc_within_targets needs a ctc weight above 0")
+        if self.mwer and not self.ctc:
+            raise ValueError("mwer needs a ctc weight above 0: it smooths the expected word errors and reads the text")
         if self.spikes and not self.soft:
             raise ValueError("spikes needs a soft weight above 0")
         if self.reads_targets != bool(self.targets):

@@ -183,6 +183,8 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
         ),
         (SourceSettings, {"audio": "a", "ctc": 1.0, "ctc_within_targets": True}, "targets go together with"),
         (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "ctc_within_targets": True}, "needs a ctc weight"),
+        (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "mwer": {}}, "mwer needs a ctc weight above 0"),
+        (SourceSettings, {"audio": "a", "ctc": 1.0, "mwer": {"hypotheses": 1}}, "mwer.hypotheses: .* equal to 2"),
         (TranscribeSettings, {"checkpoint": "c", "audio": "a"}, "go together"),
         (LabelSettings, {"teacher": "t", "audio": "a", "output": "o", "temperature": 0.0}, "temperature"),
         (LabelSettings, {"teacher": "t", "audio": "a", "output": "o", "mass": 1.5}, "mass"),

@@ -35,17 +35,22 @@ def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list
         units: dict[Pair, float] = {}
         for node, (ends_blank, ends_unit) in kept.items():
             pair = pairs[node]
-            last = pair[1]
-            both = ends_blank + ends_unit
-            blanks[pair] = blanks.get(pair, 0.0) + both * frame[blank]
+            blanks[pair] = (ends_blank + ends_unit) * frame[blank]
             if node != ROOT:
-                units[pair] = units.get(pair, 0.0) + ends_unit * frame[last]
-                # a kept prefix gains from its kept parent, even where its last unit is none of the best of this frame
-                if pair[0] in kept and last not in best:
-                    units[pair] += _extension(*kept[pair[0]], pairs[pair[0]][1] == last) * frame[last]
+                units[pair] = ends_unit * frame[pair[1]]
+                # its kept parent adds to it, even where its last unit is none of the best of this frame
+                if pair[0] in kept:
+                    units[pair] += _extension(*kept[pair[0]], pairs[pair[0]][1] == pair[1]) * frame[pair[1]]
+        # where the beam is full, what stays below the worst of these cannot be kept: nothing else adds to it
+        least = min(blanks[pair] + units.get(pair, 0.0) for pair in blanks) if len(kept) == beam else 0.0
+        for node, (ends_blank, ends_unit) in kept.items():
+            last = pairs[node][1]
             for unit in best:
+                if (ends_blank + ends_unit) * frame[unit] < least:
+                    break
                 longer = (node, unit)
-                units[longer] = units.get(longer, 0.0) + _extension(ends_blank, ends_unit, unit == last) * frame[unit]
+                if longer not in blanks:
+                    units[longer] = _extension(ends_blank, ends_unit, unit == last) * frame[unit]
         totals = {pair: blanks.get(pair, 0.0) + units.get(pair, 0.0) for pair in {**blanks, **units}}
         winners = [pair for pair in heapq.nlargest(beam, totals, key=totals.__getitem__) if totals[pair] > 0.0]
         if not winners:
@@ -61,16 +66,17 @@ def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list
     return [(_spell(pairs, node), scale + math.log(sum(parts))) for node, parts in kept.items()]
 
 
-def _best_units(frames: np.ndarray, count: int, blank: int) -> list[set[int]]:
-    """The `count` most probable units of each frame, without the blank.
+def _best_units(frames: np.ndarray, count: int, blank: int) -> list[list[int]]:
+    """The `count` most probable units of each frame, without the blank, the most probable first.
 
     Any other extension of a prefix has at least `beam` better ones of the same prefix, so it could not be kept.
     """
-    scores = frames.copy()
-    scores[:, blank] = -1.0
+    scores = -frames
+    scores[:, blank] = np.inf
     count = min(count, frames.shape[1] - 1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return [set(row) for row in best.tolist()]
+    best = np.argpartition(scores, min(count, frames.shape[1] - 1), axis=1)[:, :count]
+    order = np.argsort(np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1).tolist()
 
 
 def _extension(ends_blank: float, ends_unit: float, repeats: bool) -> float:

@@ -117,7 +117,7 @@ def spike_cross_entropy(
     log_probs = logits - logits.logsumexp(1, keepdim=True)
     inside, at = _frames(first, last)
     answer = _emission(log_probs[at, Units.blank], log_probs[at[..., None], kept[:, None, :]], inside)
-    return -target.amax(1) ** certainty * (target * answer).sum(1)
+    return -(target.amax(1) ** certainty) * (target * answer).sum(1)
 
 
 def _log(probs: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Batch:
         units, probs: [learned frames of all utterances, k], tail: [learned frames]; None without soft targets.
         priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [learned frames],
             which of them is the frame's; None unless `missing_mass` is prior.
+        spelling: the units, by which labels become words; None without `mwer`.
         lane, after: which lane gave it, and where that stands behind it.
     """
 
@@ -61,6 +62,7 @@ class Batch:
     tail: Tensor | None = None
     priors: Tensor | None = None
     prior: Tensor | None = None
+    spelling: Units | None = None
     seconds: float = 0.0
     lane: int = 0
     after: Lane = field(default_factory=Lane)
@@ -157,6 +159,8 @@ class PhaseStream:
             ids: list[list[int]] = [example.ids or [] for example in examples]
             batch.labels = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
             batch.label_lengths = torch.tensor([len(row) for row in ids])
+        if self.plan.sources[source].mwer:
+            batch.spelling = self.sources[source].units
         if self.plan.sources[source].reads_targets:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)

@@ -43,6 +43,7 @@ from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
 from asr_kd.training.batches import Batch, Lane, PhaseStream
 from asr_kd.training.checkpoints import Position, load_state, save_state
+from asr_kd.training.sequence import expected_word_errors
 from asr_kd.units import Units, load_units
 
 STATE = "state.safetensors"
@@ -285,6 +286,10 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
             "sum",
         )
         loss = loss + source.ctc * total / batch.frames
+    if source.mwer:
+        assert batch.labels is not None and batch.label_lengths is not None and batch.spelling is not None
+        errors = expected_word_errors(logits, lengths, batch.labels, batch.label_lengths, batch.spelling, source.mwer)
+        loss = loss + errors.sum() / batch.frames
     if source.soft:
         rows = logits[learned]
         losses = _soft_losses(rows, batch, settings)

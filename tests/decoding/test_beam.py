@@ -70,9 +70,9 @@ def naive_search(log_probs: np.ndarray, beam: int) -> list[tuple[list[int], floa
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), beam=st.integers(1, 5))
-def test_leaving_out_improbable_units_changes_nothing(seed: int, beam: int) -> None:
-    log_probs = random_posteriors(12, 15, seed)
+@given(seed=st.integers(0, 10**6), beam=st.integers(1, 5), sharpness=st.floats(0.1, 8.0))
+def test_leaving_out_improbable_units_changes_nothing(seed: int, beam: int, sharpness: float) -> None:
+    log_probs = random_posteriors(12, 15, seed, sharpness)
     found, wanted = prefix_beam_search(log_probs, beam), naive_search(log_probs, beam)
     assert [ids for ids, _ in found] == [ids for ids, _ in wanted]
     assert [score for _, score in found] == pytest.approx([score for _, score in wanted])
