@@ -70,11 +70,11 @@ class Bmuf(Exchange):
         return self._step < self.settings.warmup_steps
 
     def begin_step(self, frames: int) -> float:
-        """See `Exchange`; within a block a rank steps by its own mean."""
+        """See `Exchange`; within a block a rank steps by its own mean, and without frames by no gradient."""
         if self._warming_up:
             return self._share(frames)
         self._frames += frames
-        return 1.0
+        return float(frames > 0)
 
     def average_gradients(self) -> None:
         """In the warm-up every step is that of plain synchronous training."""
