@@ -70,6 +70,75 @@ class ModelSettings(Settings):
         return self
 
 
+class BmufSettings(Settings):
+    """Block-wise model-update filtering: the ranks step alone, meet once a block, and filter how the mean of their models moved."""
+
+    block_steps: Count = Field(50, description="steps that each rank takes alone between two meetings")
+    block_momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="share of a block's change that the next one repeats; null takes 1 - 1/ranks"
+    )
+    block_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="factor on the mean change of a block")
+    nesterov: bool = Field(
+        True, description="a block starts where the momentum will lead, not at the global model itself"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        100, description="steps before the first block, in which the ranks average every gradient"
+    )
+    optimizer_state: Literal["keep", "average", "reset"] = Field(
+        "average", description="what a meeting does to the moments of the optimiser: nothing, their mean, or a new start"
+    )
+
+
+class ThresholdSettings(Settings):
+    """Gradient threshold compression: an element is sent, as plus or minus the threshold, once it has grown to the threshold."""
+
+    density: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.002, description="share of the elements that the threshold is steered to send a step; null holds the threshold"
+    )
+    threshold: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="(first) threshold, rounded to 8 binary digits; null takes the one that the density asks for"
+    )
+    residual_clip: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="thresholds that an element waits with at most, the rest is dropped; null drops nothing"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps with whole gradients before the first")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ThresholdSettings:
+        if self.density is None and self.threshold is None:
+            raise ValueError("set threshold or density")
+        return self
+
+
+class PowerSgdSettings(Settings):
+    """Gradients sent as products of two thin matrices."""
+
+    rank: Count = Field(2, description="columns of the thin matrices")
+    warmup_steps: Annotated[int, Field(ge=2)] = Field(100, description="steps with whole gradients before the first")
+
+
+class DistributedSettings(Settings):
+    """How several ranks train one model; a run of a single process does not look at it."""
+
+    method: Literal["ddp", "bmuf"] = Field(
+        "ddp", description="ddp: every gradient is averaged; bmuf: the models are, once a block"
+    )
+    compression: Literal["none", "threshold", "powersgd"] = Field("none", description="ddp: how gradients are sent")
+    bmuf: BmufSettings = Field(default_factory=lambda: BmufSettings())
+    threshold: ThresholdSettings = Field(default_factory=lambda: ThresholdSettings())
+    powersgd: PowerSgdSettings = Field(default_factory=lambda: PowerSgdSettings())
+
+    @model_validator(mode="after")
+    def _fits(self) -> DistributedSettings:
+        if self.method != "ddp" and self.compression != "none":
+            raise ValueError(f"compression {self.compression} belongs to method ddp alone")
+        for name, chosen in (("bmuf", self.method), ("threshold", self.compression), ("powersgd", self.compression)):
+            if name != chosen and getattr(self, name) != type(getattr(self, name))():
+                owner = "method" if name == "bmuf" else "compression"
+                raise ValueError(f"settings of {name} belong to {owner} {name} alone")
+        return self
+
+
 class PrepareSettings(Settings):
     """Manifest → audio shards."""
 

@@ -1,0 +1,23 @@
+"""Many processes that train one model: DDP with or without compressed gradients, and block-wise model-update filtering."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from asr_kd.config import DistributedSettings
+from asr_kd.training.distributed.bmuf import Bmuf
+from asr_kd.training.distributed.ddp import DataParallel
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+
+
+def make_exchange(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: DistributedSettings, ranks: Ranks
+) -> Exchange:
+    """The exchange that `settings` ask for; a single process trains plainly, whatever they say."""
+    if ranks.world == 1:
+        return Exchange(model, ranks)
+    if settings.method == "bmuf":
+        return Bmuf(model, optimizer, settings.bmuf, ranks)
+    return DataParallel(model, settings, ranks)

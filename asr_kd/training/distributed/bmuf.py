@@ -1,0 +1,204 @@
+"""Block-wise model-update filtering (BMUF): ranks that train alone for a block of steps, and then filter how their mean moved.
+
+The algebra, with W the global model, S the point that a block starts from, W_i what rank i makes of it, f_i the frames it saw::
+
+    G     = sum_i f_i (W_i - S) / sum_i f_i       the mean change of the block, from the point where it started
+    D    <- momentum * D + rate * G
+    W    <- W + D
+    S    <- W                                     classical
+            W + momentum * D                      Nesterov: where the momentum alone would lead
+
+W and the look-ahead S are kept apart. The change is taken from S, not from W: the ranks' steps are a gradient *at the
+look-ahead point*, to be applied to W, as in Nesterov's method; W_i - W would count the look-ahead, momentum * D, twice.
+This is Chen & Huo, "Scalable training of deep learning machines by incremental block training with intra-block parallel
+optimization and blockwise model-update filtering", ICASSP 2016, as we understand it. CNTK's BlockMomentumSGD and fairseq's
+bmuf.py keep the look-ahead in place of W and apply D to it, which repeats every change once more: not done here. (CNTK sums
+over the ranks and multiplies by 1 - momentum, which at its default 1 - 1/N is the mean.)
+
+The momentum 1 - 1/N with rate 1 makes the whole effect of a block, sum over k of momentum^k, N times the mean change: the
+sum of what N ranks did. One rank has nothing to filter: it is plain training.
+
+Ranks are weighted by the frames that they really saw, as federated averaging does (McMahan et al. 2017): with blocks of one
+step of plain gradient descent and no momentum that is the gradient of all frames together, and a rank that ran dry weighs
+nothing instead of holding the others back.
+
+The state of the optimiser at a meeting (`optimizer_state`):
+
+- `average` (the default) takes the mean of the moments with the same weights. AdamW's step is a ratio of its moments, and theirs
+  must fit the weights that it starts from: BMUF-Adam (Chen, Ding & Huo, ICASSP 2020) found that the moments must be treated
+  together with the model, and averages them (its further rescaling for the momentum is not published in what we could read). It
+  also leaves all ranks the same at a meeting, so that one file, and any number of ranks, can go on from there. It costs three models
+  in place of one a meeting, still 2 gradients' worth in 33 steps at the default block of 50.
+- `keep` leaves each rank its own. It sends a third; DiLoCo (Douillard et al. 2023) trains AdamW so. A saved state then belongs to one rank.
+- `reset` starts them anew, CNTK's default for the momentum of SGD. For AdamW that throws away the second moments, and the first steps
+  of each block are of full size, whatever the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from asr_kd.config import BmufSettings
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks, broadcast
+
+
+class Bmuf(Exchange):
+    """The exchange of `method: bmuf`, for two ranks or more. The model's weights on the first rank are where it starts.
+
+    After every meeting the model stands at the look-ahead; `global_weights` has W.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: BmufSettings, ranks: Ranks
+    ) -> None:
+        super().__init__(model, ranks)
+        self.optimizer, self.settings = optimizer, settings
+        self.momentum = 1 - 1 / ranks.world if settings.block_momentum is None else settings.block_momentum
+        self._parameters = [one for one in model.parameters() if one.requires_grad]
+        self._step = self._block_step = self._frames = 0
+        broadcast(model, ranks)
+        self.restart()
+
+    @property
+    def _warming_up(self) -> bool:
+        return self._step < self.settings.warmup_steps
+
+    def begin_step(self, frames: int) -> float:
+        """See `Exchange`; within a block a rank steps by its own mean, and without frames by no gradient."""
+        if self._warming_up:
+            return self._share(frames)
+        self._frames += frames
+        return float(frames > 0)
+
+    def average_gradients(self) -> None:
+        """In the warm-up every step is that of plain synchronous training."""
+        if not self._warming_up:
+            return
+        gradients = [one.grad for one in self._parameters if one.grad is not None]
+        flat = _flat(gradients)
+        self._all_reduce(flat)
+        _write(gradients, flat / self.ranks.world)
+
+    def end_step(self) -> None:
+        """Count a step; the last of a block, or of the warm-up, is a meeting."""
+        if self._warming_up:
+            self._step += 1
+            if not self._warming_up:
+                self.restart()
+            return
+        self._step += 1
+        self._block_step += 1
+        if self._block_step == self.settings.block_steps:
+            self.settle()
+
+    @property
+    def settled(self) -> bool:
+        """See `Exchange`."""
+        return self._block_step == 0
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Meet: filter the mean change of the models, and start a block."""
+        if self.settled:
+            return
+        start = self._start()
+        change, frames = self._mean(_flat(self._parameters) - start)
+        self._change.mul_(self.momentum).add_(change, alpha=self.settings.block_rate)
+        self._weights.add_(self._change)
+        _write(self._parameters, self._start())
+        self._meet_buffers()
+        if self.settings.optimizer_state == "reset":
+            self.optimizer.state.clear()
+        elif self.settings.optimizer_state == "average" and frames:
+            self._meet_moments()
+        self._block_step = self._frames = 0
+
+    def restart(self) -> None:
+        """See `Exchange`: the model's weights become the global model, at rest."""
+        self._weights = _flat(self._parameters)
+        self._change = torch.zeros_like(self._weights)
+        self._block_step = self._frames = 0
+
+    def global_weights(self) -> AbstractContextManager[None]:
+        """W of the last meeting, in the place of this rank's weights; in the warm-up the two are one."""
+        return nullcontext() if self._warming_up else self._swapped()
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        own = _flat(self._parameters)
+        _write(self._parameters, self._weights)
+        try:
+            yield
+        finally:
+            _write(self._parameters, own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Exchange`. The model's own weights, saved beside it, are this rank's, somewhere in its block."""
+        counts = torch.tensor([self._step, self._block_step, self._frames])
+        return {**super().state_dict(), "counts": counts, "weights": self._weights, "change": self._change}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Exchange`."""
+        super().load_state_dict(state)
+        self._step, self._block_step, self._frames = state["counts"].tolist()
+        self._weights.copy_(state["weights"])
+        self._change.copy_(state["change"])
+
+    def _start(self) -> Tensor:
+        """Where the present block started, computed again to the bit."""
+        return self._weights + self.momentum * self._change if self.settings.nesterov else self._weights
+
+    def _mean(self, values: Tensor) -> tuple[Tensor, float]:
+        """The mean over the ranks, weighted by the frames of the block, and those frames; zeros where no rank saw any."""
+        message = torch.cat([values * self._frames, values.new_tensor([self._frames])])
+        self._all_reduce(message)
+        frames = message[-1].item()
+        return message[:-1] / max(frames, 1.0), frames
+
+    def _meet_buffers(self) -> None:
+        """Running statistics: their mean; counters: those of the first rank."""
+        statistics = [one for one in self.model.buffers() if one.is_floating_point()]
+        if statistics:
+            values, frames = self._mean(_flat(statistics))
+            if frames:
+                _write(statistics, values)
+        for counter in self.model.buffers():
+            if not counter.is_floating_point():
+                dist.broadcast(counter, 0)
+                self.traffic.broadcast += counter.nbytes
+
+    def _meet_moments(self) -> None:
+        """The moments' mean, and for a count of steps the largest of the ranks."""
+        states = [self.optimizer.state[one] for one in self._parameters if one in self.optimizer.state]
+        names = sorted({name for state in states for name, value in state.items() if isinstance(value, Tensor)})
+        tensors = [state[name] for state in states for name in names]
+        moments = [one for one in tensors if one.dim()]
+        counts = [one for one in tensors if not one.dim()]
+        if moments:
+            _write(moments, self._mean(_flat(moments))[0])
+        if counts:
+            largest = torch.stack(counts).to(self.ranks.device)
+            self._all_reduce(largest, dist.ReduceOp.MAX)
+            _write(counts, largest)
+
+    def _all_reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+        dist.all_reduce(tensor, operation)
+        self.traffic.reduced += tensor.nbytes
+
+
+def _flat(tensors: list[Tensor] | list[nn.Parameter]) -> Tensor:
+    """A copy of all in one row."""
+    return torch.cat([one.detach().flatten() for one in tensors])
+
+
+@torch.no_grad()
+def _write(tensors: list[Tensor] | list[nn.Parameter], flat: Tensor) -> None:
+    """The reverse of `_flat`, in place."""
+    for one, part in zip(tensors, flat.split([one.numel() for one in tensors]), strict=True):
+        one.copy_(part.view_as(one))

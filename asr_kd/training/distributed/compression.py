@@ -1,0 +1,240 @@
+"""Gradients in fewer bytes, as communication hooks of DistributedDataParallel: threshold compression and PowerSGD.
+
+Threshold compression is N. Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015. Each rank keeps a
+residual r of every element. A step adds the gradient to it; each element that has reached the threshold t is sent as its place
+and its sign, in one 32-bit word, and +t or -t is taken from r. Nothing is dropped: what was not sent waits. Every rank adds up
+the words of all, element by element, and its gradient is t * (number of plus - number of minus) / N.
+
+Two things are exact, not only close:
+
+- *sent + residual = accumulated.* t has at most 8 significant binary digits, so r - t needs no rounding in float32 while
+  |r| < 2^16 t: both are whole multiples of the last digit of the coarser of the two, and the difference is no larger than r.
+  (The sum r + gradient is rounded as every sum of float32 is; the *accumulated* gradient is that sum.)
+- *Every rank applies the same.* What is summed over the ranks are whole numbers, exact in any order, and t is the same on all.
+
+The residual lies in the order of the model's parameters, and nothing depends on the buckets into which DDP sorts them (and
+sorts them anew after the first step): the buckets only collect, and with the last one of a step a single message goes out.
+
+(No `from __future__ import annotations` here: DDP checks the annotations of a hook, and wants types, not text.)
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+
+from asr_kd.config import PowerSgdSettings, ThresholdSettings
+from asr_kd.errors import UserError
+from asr_kd.training.distributed.exchange import Traffic
+from asr_kd.training.distributed.ranks import Ranks, gather_uneven, total
+
+#: significant binary digits of a threshold
+DIGITS = 8
+#: how fast an adaptive threshold follows: its relative change a step for a density that is off by as much as the target
+GAIN = 1 / 16
+#: smallest adaptive threshold, for gradients that are zero throughout
+SMALLEST = 2.0**-64
+#: the bits of a word that hold a place; as a place, it stays free
+PLACE = 2**31 - 1
+#: the word of a rank whose residual is not finite
+NOT_FINITE = -1
+
+
+def round_threshold(threshold: float) -> float:
+    """The nearest number of `DIGITS` significant binary digits."""
+    mantissa, exponent = math.frexp(threshold)
+    return math.ldexp(round(mantissa * 2**DIGITS), exponent - DIGITS)
+
+
+def take_words(residual: Tensor, threshold: float) -> Tensor:
+    """Take ±`threshold` from every element of `residual` [elements] that has reached it, in place; say which in int32 words.
+
+    A word holds the element's place in its lower 31 bits, and in the uppermost whether the element is negative.
+    """
+    places = (residual.abs() >= threshold).nonzero().flatten()
+    negative = residual[places] < 0
+    residual[places] -= threshold * (1 - 2 * negative.to(residual.dtype))
+    return (places - negative * (PLACE + 1)).to(torch.int32)
+
+
+def add_words(counts: Tensor, words: Tensor) -> None:
+    """Add to `counts` [elements], in place, 1 for each word with a plus and -1 for each with a minus."""
+    counts.index_add_(0, words & PLACE, 1 - 2 * (words < 0).to(counts.dtype))
+
+
+class PlainGradients:
+    """What DDP does by itself, counted."""
+
+    #: whether DDP has to leave the buckets as they are from the first step on
+    fixed_buckets = False
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+
+    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """Average the bucket over the ranks."""
+        self.traffic.reduced += bucket.buffer().nbytes
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+    def restart(self) -> None:
+        """Forget the residual."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Exchange`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Exchange`."""
+
+
+class ThresholdCompression(PlainGradients):
+    """The hook of `compression: threshold`, and its state on this rank.
+
+    A gradient that is not finite on one rank becomes NaN on all, as it does without compression: it must not wait in a residual.
+
+    Attributes:
+        residual: float32 [elements], what was not sent yet, in the order of the parameters.
+        threshold: present threshold before rounding; None until the first compressed step has found one.
+        sent: elements that all ranks sent in the last step.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], settings: ThresholdSettings, ranks: Ranks, traffic: Traffic
+    ) -> None:
+        super().__init__(traffic)
+        self.settings, self.ranks = settings, ranks
+        self.threshold = settings.threshold
+        self.sent = 0
+        self._places: dict[nn.Parameter, slice] = {}
+        elements = 0
+        for one in parameters:
+            self._places[one] = slice(elements, elements + one.numel())
+            elements += one.numel()
+        if elements > PLACE:
+            raise UserError(f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none")
+        self.residual = torch.zeros(elements, device=ranks.device)
+        self._step = 0
+        self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
+
+    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """Add the bucket to the residual; with the step's last one, exchange what has reached the threshold."""
+        if self._step < self.settings.warmup_steps:
+            self._step += bucket.is_last()
+            return super().hook(None, bucket)
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            self.residual[self._places[parameter]] += gradient.flatten()
+        cuda = self.residual.is_cuda
+        future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[self.residual.device] if cuda else None)
+        self._waiting.append((bucket, future))
+        if bucket.is_last():
+            self._step += 1
+            mean = self._exchange()
+            for earlier, promised in self._waiting:
+                for parameter, gradient in zip(earlier.parameters(), earlier.gradients(), strict=True):
+                    gradient.copy_(mean[self._places[parameter]].view_as(gradient))
+                promised.set_result(earlier.buffer())
+            self._waiting.clear()
+        return future
+
+    def _exchange(self) -> Tensor:
+        """The mean over the ranks of what they send this step, [elements]."""
+        elements = len(self.residual)
+        if self.threshold is None:
+            self.threshold = self._first_threshold()
+        threshold = round_threshold(self.threshold)
+        words = take_words(self.residual, threshold)
+        if not self.residual.isfinite().all():
+            words = words.new_tensor([NOT_FINITE])
+        if self.settings.residual_clip:
+            limit = self.settings.residual_clip * threshold
+            self.residual.clamp_(-limit, limit)
+        messages = gather_uneven(words, self.ranks)
+        self.traffic.gathered += 4 + 4 * max(map(len, messages))
+        if any((message == NOT_FINITE).any() for message in messages):
+            return torch.full_like(self.residual, math.nan)
+        counts = torch.zeros_like(self.residual)
+        for message in messages:
+            add_words(counts, message)
+        self.sent = sum(map(len, messages))
+        if self.settings.density:
+            # sums, products and quotients alone: the same on every machine to the bit
+            wanted = self.settings.density * elements * self.ranks.world
+            self.threshold = max(self.threshold * (1 + GAIN * min(self.sent / wanted - 1, 4.0)), SMALLEST)
+        return counts * (threshold / self.ranks.world)
+
+    def _first_threshold(self) -> float:
+        """The threshold that the wanted share of this step's elements reaches, a mean over the ranks."""
+        assert self.settings.density is not None
+        elements = len(self.residual)
+        reaching = max(1, round(self.settings.density * elements))
+        own = self.residual.abs().kthvalue(elements + 1 - reaching).values
+        self.traffic.reduced += 8
+        return max(total(own.double(), self.ranks).item() / self.ranks.world, SMALLEST)
+
+    def restart(self) -> None:
+        """Forget the residual: it belongs to weights that are gone."""
+        self.residual.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Exchange`. The residual is this rank's own."""
+        threshold = math.nan if self.threshold is None else self.threshold
+        return {
+            "residual": self.residual,
+            "threshold": torch.tensor(threshold, dtype=torch.float64),
+            "step": torch.tensor(self._step),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Exchange`."""
+        self.residual.copy_(state["residual"])
+        threshold = state["threshold"].item()
+        self.threshold = None if math.isnan(threshold) else threshold
+        self._step = int(state["step"])
+
+
+class PowerSgd(PlainGradients):
+    """PyTorch's hook for PowerSGD (Vogels et al. 2019, arXiv 1905.13727), with error feedback and warm start, counted and saved."""
+
+    fixed_buckets = True  # its errors are kept by bucket
+
+    def __init__(self, settings: PowerSgdSettings, traffic: Traffic) -> None:
+        super().__init__(traffic)
+        self._state = PowerSGDState(
+            None, matrix_approximation_rank=settings.rank, start_powerSGD_iter=settings.warmup_steps
+        )
+        self._kept = {
+            "error": self._state.error_dict,
+            "p": self._state.p_memory_dict,
+            "q": self._state.q_memory_dict,
+        }
+
+    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """Let PyTorch's hook do it, and count what it sends: the thin matrices, and whole what they would not make smaller."""
+        state = self._state
+        before = state.total_numel_after_compression
+        whole = state.iter < state.start_powerSGD_iter
+        future = powerSGD_hook(state, bucket)
+        future.wait()  # gloo runs its later collectives in other threads, in an order of their own where two buckets overlap
+        elements = bucket.buffer().numel() if whole else state.total_numel_after_compression - before
+        self.traffic.reduced += elements * bucket.buffer().element_size()
+        return future
+
+    def restart(self) -> None:
+        """Forget the errors: they belong to weights that are gone."""
+        self._state.error_dict.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Exchange`. The errors are this rank's own."""
+        kept = {f"{name}.{bucket}": value for name, parts in self._kept.items() for bucket, value in parts.items()}
+        return {**kept, "step": torch.tensor(self._state.iter)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Exchange`."""
+        self._state.iter = int(state["step"])
+        for name, parts in self._kept.items():
+            parts.clear()
+            parts |= {int(key.removeprefix(f"{name}.")): value for key, value in state.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,62 @@
+"""Synchronous training: PyTorch's DistributedDataParallel, every gradient averaged over the ranks, compressed where asked."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from asr_kd.config import DistributedSettings
+from asr_kd.training.distributed.compression import PlainGradients, PowerSgd, ThresholdCompression
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+
+
+class DataParallel(Exchange):
+    """The exchange of `method: ddp`, for two ranks or more. The model's weights on the first rank are where it starts.
+
+    A step is that of one process with the batches of all ranks in one, to rounding: the backward pass averages the
+    gradients, and `begin_step` weights each rank's mean loss by its frames.
+
+    Attributes:
+        compression: the communication hook.
+    """
+
+    def __init__(self, model: nn.Module, settings: DistributedSettings, ranks: Ranks) -> None:
+        super().__init__(model, ranks)
+        self.compression = _compression(model, settings, ranks, self)
+        network = DistributedDataParallel(
+            model,
+            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+            # DDP sorts its buckets anew after the first step of a process, a resumed one too, unless it looks for unused parameters
+            find_unused_parameters=self.compression.fixed_buckets,
+        )
+        network.register_comm_hook(None, self.compression.hook)
+        self.network = network
+        self._buffer_bytes = sum(one.nbytes for one in model.buffers())
+
+    def begin_step(self, frames: int) -> float:
+        """See `Exchange`."""
+        self.traffic.broadcast += self._buffer_bytes  # DDP sends the first rank's to all before a forward pass
+        return self._share(frames)
+
+    def restart(self) -> None:
+        """See `Exchange`."""
+        self.compression.restart()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Exchange`."""
+        return {**super().state_dict(), **self.compression.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Exchange`."""
+        super().load_state_dict(state)
+        self.compression.load_state_dict(state)
+
+
+def _compression(model: nn.Module, settings: DistributedSettings, ranks: Ranks, owner: Exchange) -> PlainGradients:
+    if settings.compression == "threshold":
+        parameters = (one for one in model.parameters() if one.requires_grad)
+        return ThresholdCompression(parameters, settings.threshold, ranks, owner.traffic)
+    if settings.compression == "powersgd":
+        return PowerSgd(settings.powersgd, owner.traffic)
+    return PlainGradients(owner.traffic)
