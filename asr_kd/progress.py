@@ -18,14 +18,15 @@ class Progress:
         title: what is being done, e.g. `label`.
         total: how many units of work there are, or None when unknown.
         unit: what is counted, e.g. `utterances`.
+        show: whether anything is printed; of several processes one does.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, total: int | None, unit: str, show: bool = True) -> None:
+        self.title, self.total, self.unit, self.show = title, total, unit, show
         self.done = 0
         self.audio_seconds = 0.0
         self._start = self._last = time.monotonic()
-        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if show and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
@@ -54,6 +55,8 @@ class Progress:
         return f"{self.audio_seconds / elapsed:,.0f} audio hours/hour" if self.audio_seconds else ""
 
     def _print(self, note: str = "") -> None:
+        if not self.show:
+            return
         elapsed = time.monotonic() - self._start
         parts = [f"{self.title}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
         if rate := self._rate():

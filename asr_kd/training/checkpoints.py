@@ -17,8 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 from asr_kd.errors import UserError
 from asr_kd.files import write_whole
 from asr_kd.training.batches import Lane
+from asr_kd.training.distributed.ranks import Ranks, total
 
 FORMAT = "asr_kd-training-state-2"
+#: in a run's folder
+STATE = Path("last") / "state.safetensors"
 
 
 @dataclass
@@ -27,12 +30,15 @@ class Position:
 
     Attributes:
         cycle, phase: of the schedule; turn: the lane whose batch is next; lanes: of each phase, where each lane stands.
+        scored: the step that was scored last; world: processes that trained.
     """
 
     cycle: int = 0
     phase: int = 0
     turn: int = 0
     step: int = 0
+    scored: int = 0
+    world: int = 1
     audio_seconds: float = 0.0
     phase_seconds: float = 0.0
     best_wer: float = float("inf")
@@ -42,16 +48,23 @@ class Position:
 
 
 def save_state(
-    path: Path,
+    run: Path,
+    ranks: Ranks,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: Position,
     average: AveragedModel | None = None,
+    exchange: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, their average, optimiser state, random state and position, whole or not at all."""
+    """Write weights, their average, optimiser state, random state and position, whole or not at all.
+
+    Of several processes each writes what is its own; the first one's file comes last, and says which of the others belong to it.
+    """
+    position.world = ranks.world
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    tensors |= {f"exchange.{name}": value for name, value in (exchange or {}).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -60,18 +73,72 @@ def save_state(
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     # one entry, because safetensors writes several in random order
     metadata = {"position": json.dumps({"format": FORMAT, **asdict(position)})}
+    if not ranks.first:
+        _write(_of_rank(run, ranks.rank, position.step), tensors, metadata)
+    total(torch.zeros(1), ranks)  # all of them have
+    if ranks.first:
+        _write(run / STATE, tensors, metadata)
+        current = {_of_rank(run, rank, position.step) for rank in range(1, ranks.world)}
+        for stale in set((run / STATE).parent.glob("rank-*.safetensors")) - current:
+            stale.unlink(missing_ok=True)
+
+
+def _of_rank(run: Path, rank: int, step: int) -> Path:
+    return (run / STATE).with_name(f"rank-{rank}-{step}.safetensors")
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     with write_whole(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
 
 
 def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None
-) -> Position:
-    """Restore what `save_state` wrote and return the position.
+    run: Path,
+    ranks: Ranks,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None = None,
+) -> tuple[Position, dict[str, Tensor]]:
+    """Restore what `save_state` wrote.
+
+    With another number of processes than before, all go on from the first one's weights and moments; what was a process's
+    own (gradients not sent yet, block momentum, random state) is left behind.
+
+    Returns:
+        the position, and the state of the exchange between processes, empty when it is left behind.
 
     Raises:
-        UserError: when the file is damaged or belongs to another network.
+        UserError: when a file is damaged, missing, or belongs to another network.
     """
+    path = run / STATE
+    position, tensors = _read(path)
+    if position.world == ranks.world and not ranks.first:
+        path = _of_rank(run, ranks.rank, position.step)
+        tensors = _read(path)[1]
+    try:
+        for owner, prefix in ((model, "model."), (average, "average.")):
+            if owner is not None:
+                owner.load_state_dict(_part(tensors, prefix))
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            states.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        if position.world != ranks.world:
+            return position, {}
+        torch.set_rng_state(tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        return position, _part(tensors, "exchange.")
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[Position, dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -81,21 +148,12 @@ def load_state(
             raise UserError(
                 f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again"
             )
-        for owner, prefix in ((model, "model."), (average, "average.")):
-            if owner is not None:
-                saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-                owner.load_state_dict(saved)
-        states: dict[int, dict[str, Any]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                states.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
         described["lanes"] = [[Lane.from_json(lane) for lane in lanes] for lanes in described["lanes"]]
-        return Position(**described)
+        return Position(**described), tensors
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged training state ({reason}); remove the run's folder and start again") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path}: damaged training state ({reason}); remove the run's folder and start again")

@@ -9,7 +9,9 @@ import torch
 from asr_kd.config import FeatureSettings, ModelSettings, PhaseSettings, SourceSettings, TrainSettings
 from asr_kd.models.acoustic import build_model
 from asr_kd.training.batches import Batch
-from asr_kd.training.trainer import step
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.trainer import Learner, step
 
 #: units kept of a frame of the made-up soft targets
 KEPT = 20
@@ -52,10 +54,11 @@ def step_speed(
     settings = TrainSettings(output="", units="", development="", phases=[phase], model=model, features=features)
     network = build_model(model, features.dimension, num_units).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=settings.weight_decay)
+    learner = Learner(settings, network, optimizer, Exchange(network, Ranks()))
     times: list[float] = []
-    step(network, optimizer, batch, phase, settings, 1e-4, device)
+    step(learner, batch, phase, 1e-4)
     while len(times) < 3 or sum(times) < seconds:
         began = time.perf_counter()
-        step(network, optimizer, batch, phase, settings, 1e-4, device)  # its loss is read, so a device has finished
+        step(learner, batch, phase, 1e-4)  # its loss is read, so a device has finished
         times.append(time.perf_counter() - began)
     return batch.frames / sorted(times)[len(times) // 2]

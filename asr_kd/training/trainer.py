@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +18,116 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
-from asr_kd.decoding.greedy import greedy
-from asr_kd.distillation.response import soft_cross_entropy
-from asr_kd.distillation.spikes import find_spikes, spike_cross_entropy
 from asr_kd.errors import UserError
-from asr_kd.evaluation.wer import count_errors
-from asr_kd.files import claim_folder, local, sha256_file, write_whole
-from asr_kd.models.acoustic import (
-    Checkpoint,
-    build_model,
-    infer,
-    load_checkpoint,
-    parameters,
-    pick_device,
-    save_checkpoint,
-)
+from asr_kd.files import claim_folder, local, sha256_file
+from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device, save_checkpoint
 from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
-from asr_kd.shards.stream import ShardInput, batches_by_length, load_features, read_ahead
+from asr_kd.shards.stream import read_ahead
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
 from asr_kd.training.batches import Batch, Lane, PhaseStream
-from asr_kd.training.checkpoints import Position, load_state, save_state
-from asr_kd.training.sequence import expected_word_errors
+from asr_kd.training.checkpoints import STATE, Position, load_state, save_state
+from asr_kd.training.development import score_development
+from asr_kd.training.distributed import make_exchange
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks, gather, joined, total
+from asr_kd.training.losses import batch_loss, soft_losses
+from asr_kd.training.metrics import Metrics
 from asr_kd.units import Units, load_units
 
-STATE = "state.safetensors"
-#: log-probability that CTC sees for a unit outside its targets: a path there is always worse, and never impossible
-OUTSIDE = -30.0
+
+@dataclass
+class Learner:
+    """A network in training, with all that a step changes.
+
+    Attributes:
+        average: of the weights, which is scored and kept in their place; None: the weights themselves.
+        position: where the run stands; ranks: this process among those of the run.
+    """
+
+    settings: TrainSettings
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    exchange: Exchange
+    average: AveragedModel | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    position: Position = field(default_factory=Position)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
 
 def train(settings: TrainSettings) -> None:
     """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
 
     Writes into `settings.output`: `best/`, the checkpoint with the lowest WER on the development set;
-    `last/state.safetensors`, from which an interrupted run resumes; `metrics.jsonl`; TensorBoard events.
+    `last/state.safetensors`, from which an interrupted run resumes; `metrics.jsonl`; TensorBoard events. Started by
+    `torchrun`, several processes train one network (`settings.distributed`); they share the folder.
 
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
     """
-    run = local(settings.output, "output")
     torch.set_num_threads(settings.threads)
-    device = pick_device(settings.device)
+    with joined(pick_device(settings.device)) as ranks:
+        _train(settings, ranks)
+
+
+def _train(settings: TrainSettings, ranks: Ranks) -> None:
+    if settings.lanes % ranks.world:
+        raise UserError(
+            f"lanes: {settings.lanes} is not a multiple of {ranks.world} processes; set lanes={ranks.world}"
+        )
+    if ranks.world > 1 and any(phase.chunks and phase.chunks.carry for phase in settings.phases):
+        raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
+    run = local(settings.output, "output")
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
     claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
 
-    model = build_model(settings.model, settings.features.dimension, units.size).to(device)
+    model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
     if init:
         _start_from(init, model, settings, units)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    average = None
+    learner = Learner(settings, model, optimizer, Exchange(model, ranks), ranks=ranks)
     if settings.ema_decay:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    learner = Checkpoint(average.module if average else model, units, settings.features, settings.model, "")
-    position = Position()
-    resuming = (run / "last" / STATE).exists()
-    if resuming:
-        position = load_state(run / "last" / STATE, model, optimizer, average)
-        if position.finished:
-            print(f"{run}: already trained, {position.step:,} steps, development WER {position.best_wer:.2%}")
+        learner.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    torch.manual_seed(settings.seed + ranks.rank)  # the same weights, but dropout of its own
+    saved = None
+    if (run / STATE).exists():
+        learner.position, saved = load_state(run, ranks, model, optimizer, learner.average)
+        if learner.position.finished:
+            if ranks.first:
+                print(
+                    f"{run}: already trained, {learner.position.step:,} steps, development WER {learner.position.best_wer:.2%}"
+                )
             return
-        print(f"{run}: resuming at step {position.step:,}", file=sys.stderr)
-    metrics = Metrics(run, position.step if resuming else -1, settings.tensorboard)
-    score = functools.partial(_score, settings, learner, metrics, run)
-    save = functools.partial(_save, run, model, optimizer, metrics, average)
-
-    print(
-        f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {device}",
-        file=sys.stderr,
+        _say(ranks, f"{run}: resuming at step {learner.position.step:,}")
+    position = learner.position
+    metrics = Metrics(run, position.step if saved is not None else -1, settings.tensorboard, ranks.first)
+    several = f", {ranks.world} processes" if ranks.world > 1 else ""
+    _say(
+        ranks,
+        f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {ranks.device}{several}",
     )
-    if not position.lanes:
-        position.lanes = [stream.start() for stream in streams]
     with closing(metrics), _stop_requests() as stop_asked:
-        if not resuming:  # the curve's first point, and an unfit development set is found before the work, not after it
-            score(position)
-            save(position)
+        if (
+            saved is None
+        ):  # the curve's first point, and an unfit development set is found before the work, not after it
+            position.lanes = [stream.start() for stream in streams]
+            _score(learner, units, metrics, run)
+            _save(learner, metrics, run)
         while not position.finished:
-            _run_phase(
-                settings, streams[position.phase], model, optimizer, average, position, metrics, score, save, stop_asked
-            )
-            if position.step % settings.evaluate_every or not position.step:  # else it has just been scored
-                score(position)
+            stream = streams[position.phase]
+            _begin_phase(learner, stream, saved)
+            saved = None
+            _run_phase(learner, stream, units, metrics, run, stop_asked)
+            if position.step != position.scored:
+                _score(learner, units, metrics, run)
             position.phase, position.turn, position.phase_seconds = position.phase + 1, 0, 0.0
             if position.phase == len(streams):
                 position.phase, position.cycle = 0, position.cycle + 1
@@ -112,64 +135,114 @@ def train(settings: TrainSettings) -> None:
             # The next phase goes on from the best weights, so that a phase can only help. They are in the saved state:
             # by the time it is read, `best` may be the next phase's.
             if not position.finished:
-                model.load_state_dict(load_checkpoint(run / "best", device).model.state_dict())
-                if average:
-                    average.n_averaged.zero_()  # so that the next step's weights begin a new average
-            save(position)
-    print(
-        f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}"
-    )
+                total(torch.zeros(1), ranks)  # the first process has written them
+                model.load_state_dict(load_checkpoint(run / "best", ranks.device).model.state_dict())
+                learner.exchange.restart()
+                if learner.average:
+                    learner.average.n_averaged.zero_()  # so that the next step's weights begin a new average
+            _save(learner, metrics, run)
+    if ranks.first:
+        print(
+            f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}"
+        )
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.first:
+        print(text, file=sys.stderr)
+
+
+def _begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor] | None) -> None:
+    """Freeze what the phase leaves alone, and let the processes exchange the rest."""
+    _freeze(learner.model, stream.plan, f"{learner.settings.output}: phases.{stream.phase}.frozen")
+    traffic = learner.exchange.traffic
+    learner.exchange = make_exchange(learner.model, learner.optimizer, learner.settings.distributed, learner.ranks)
+    learner.exchange.traffic.add(traffic)
+    if saved:
+        learner.exchange.load_state_dict(saved)
 
 
 def _run_phase(
-    settings: TrainSettings, stream: PhaseStream, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None,
-    position: Position, metrics: Metrics, score: Callable[[Position], None], save: Callable[[Position], None], stop_asked: Callable[[], bool],
-) -> None:  # fmt: skip
-    """The passes of one phase: step after step, from wherever `position` stands."""
-    plan, device = stream.plan, next(model.parameters()).device
-    _freeze(model, plan, f"{settings.output}: phases.{stream.phase}.frozen")
-    lanes = position.lanes[stream.phase]
-    title = f"train {Path(settings.output).name}, phase {stream.phase + 1} of {len(settings.phases)}"
+    learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], bool]
+) -> None:
+    """One phase, step after step, from wherever the run stands."""
+    settings, plan, ranks, position = learner.settings, stream.plan, learner.ranks, learner.position
+    exchange, lanes = learner.exchange, position.lanes[stream.phase]
+    title = f"train {run.name}, phase {stream.phase + 1} of {len(settings.phases)}"
     if settings.cycles > 1:
         title += f", cycle {position.cycle + 1} of {settings.cycles}"
-    ready = read_ahead(stream.batches(lanes, position.cycle, position.turn), settings.ready_batches)
-    with Progress(title, round(stream.seconds), "s of audio") as progress, closing(ready):
+    ready = read_ahead(
+        stream.batches(lanes, position.cycle, position.turn, ranks.rank, ranks.world), settings.ready_batches
+    )
+    stop = False
+    heard = 0.0  # since the processes last met
+    with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
         progress.advance(round(position.phase_seconds))
         began = time.monotonic()
-        for batch in ready:
-            position.turn = (position.turn + 1) % settings.lanes
-            if batch is None:  # this lane has come to its end, others have not
+        for batch, ended in _turns(ready):
+            rate = _learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
+            heard += batch.seconds if batch else 0.0
+            if exchange.meets:
+                frames = batch.frames if batch else 0
+                said = torch.tensor([frames, heard, not ended, stop_asked()], dtype=torch.float64)
+                everyone = total(said, ranks).tolist()
+                stop = everyone[3] > 0
+                if not everyone[2]:
+                    break
+            position.turn = (position.turn + ranks.world) % settings.lanes
+            if exchange.averages and not everyone[0]:  # these lanes have come to their end, others have not
                 continue
-            done = position.phase_seconds / max(stream.seconds, 1)
-            rate = _learning_rate(plan, done) * settings.cycle_decay**position.cycle
-            loss = step(model, optimizer, batch, plan, settings, rate, device)
-            if average:
-                average.update_parameters(model)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{settings.output}: the loss became {loss} at step {position.step}; lower phases.{stream.phase}.learning_rate"
-                )
-            lanes[batch.lane] = batch.after
+            loss = step(learner, batch, plan, rate * settings.cycle_decay**position.cycle)
+            if batch:
+                lanes[batch.lane] = batch.after
             position.step += 1
-            position.audio_seconds += batch.seconds
-            position.phase_seconds += batch.seconds
+            if not exchange.settled:
+                continue
+            if learner.average:
+                with exchange.global_weights():
+                    learner.average.update_parameters(learner.model)
+            position.audio_seconds += everyone[1]
+            position.phase_seconds += everyone[1]
+            heard = 0.0
+            if batch and not math.isfinite(loss):
+                raise UserError(
+                    f"{settings.output}: the loss became {loss} at step {position.step - 1}; lower phases.{stream.phase}.learning_rate"
+                )
             began, before = time.monotonic(), began
-            metrics.add(
-                position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
-                audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
-                frames_per_second=round(batch.frames / max(began - before, 1e-9)), padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4),
-            )  # fmt: skip
-            progress.advance(round(batch.seconds), batch.seconds, f"loss {loss:.3f}")
-            if position.step % settings.evaluate_every == 0:
-                score(position)
-                save(position)
+            if batch:
+                metrics.add(
+                    position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
+                    audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate * settings.cycle_decay**position.cycle,
+                    frames_per_second=round(everyone[1] * 1000 / settings.features.frame_ms / max(began - before, 1e-9)),
+                    padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **_sent(exchange),
+                )  # fmt: skip
+            progress.advance(round(everyone[1]), everyone[1], f"loss {loss:.3f}")
+            if position.step // settings.evaluate_every > position.scored // settings.evaluate_every:
+                _score(learner, units, metrics, run)
+                _save(learner, metrics, run)
                 began = time.monotonic()
-            if stop_asked():
-                save(position)
+            if stop or (ranks.world == 1 and stop_asked()):  # alone, there is nobody to agree with first
+                _save(learner, metrics, run)
                 raise UserError(
                     f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
                 )
-    _account(settings, stream, lanes)
+        exchange.settle()
+        position.audio_seconds += everyone[1]
+        position.phase_seconds += everyone[1]
+    _account(learner, stream)
+
+
+def _turns(ready: Iterator[Batch | None]) -> Iterator[tuple[Batch | None, bool]]:
+    """What each turn brings, and whether the stream is over: others may not be."""
+    for batch in ready:
+        yield batch, False
+    while True:
+        yield None, True
+
+
+def _sent(exchange: Exchange) -> dict[str, float]:
+    """Bytes that this process has sent, where there are others."""
+    return {"bytes_sent": exchange.traffic.wire} if exchange.ranks.world > 1 else {}
 
 
 def _freeze(model: nn.Module, plan: PhaseSettings, where: str) -> None:
@@ -183,14 +256,18 @@ def _freeze(model: nn.Module, plan: PhaseSettings, where: str) -> None:
         weight.requires_grad_(not name.startswith(tuple(plan.frozen)))
 
 
-def _account(settings: TrainSettings, stream: PhaseStream, lanes: list[Lane]) -> None:
+def _account(learner: Learner, stream: PhaseStream) -> None:
     """Say what of a phase's sources could not be used, and refuse too much of it."""
+    settings, ranks = learner.settings, learner.ranks
     for index, source in enumerate(stream.sources):
-        cursors = [source.ends.get(number, lane.cursors[index]) for number, lane in enumerate(lanes)]
-        seen = sum(cursor.seen for cursor in cursors)
+        own = range(ranks.rank, settings.lanes, ranks.world)
+        lanes = learner.position.lanes[stream.phase]
+        cursors = [source.ends.get(lane, lanes[lane].cursors[index]) for lane in own]
+        counts = torch.tensor([[one.seen, one.unused, one.incomplete] for one in cursors], dtype=torch.float64).sum(0)
+        seen, unused, incomplete = map(int, total(counts, ranks).tolist())
         for what, count, (key, reason) in (
-            ("left out", sum(cursor.unused for cursor in cursors), source.first_unused),
-            ("without every teacher", sum(cursor.incomplete for cursor in cursors), source.first_incomplete),
+            ("left out", unused, source.first_unused),
+            ("without every teacher", incomplete, source.first_incomplete),
         ):
             example = f" (first: {key}: {reason})" if key else ""
             if count > settings.max_bad_share * seen:
@@ -199,32 +276,43 @@ def _account(settings: TrainSettings, stream: PhaseStream, lanes: list[Lane]) ->
                     f"{settings.max_bad_share}; mend the data or raise max_bad_share"
                 )
             if count:
-                print(f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}", file=sys.stderr)
+                _say(ranks, f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}")
 
 
-def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, plan: PhaseSettings, settings: TrainSettings, rate: float,
-    device: torch.device,
-) -> float:  # fmt: skip
-    """One update, or with carried chunks one for each chunk; returns the loss, a mean over frames."""
-    model.train()
-    for group in optimizer.param_groups:
+def step(learner: Learner, batch: Batch | None, plan: PhaseSettings, rate: float) -> float:
+    """One update, or with carried chunks one for each chunk; returns the loss, a mean over frames.
+
+    Without a batch this process takes part in what the others do, and has nothing to say.
+    """
+    learner.model.train()
+    for group in learner.optimizer.param_groups:
         group["lr"] = rate
-    if plan.chunks and plan.chunks.carry:
-        return _carried_steps(model, optimizer, batch, plan.chunks.frames, plan, settings, device)
-    with _precision(device):
-        logits, lengths = model(batch.features.to(device), batch.lengths)
-    loss = batch_loss(logits.float(), lengths, batch, plan, settings)
-    _update(model, optimizer, loss, settings)
+    if plan.chunks and plan.chunks.carry and batch:
+        return _carried_steps(learner, batch, plan.chunks.frames, plan)
+    exchange = learner.exchange
+    share = exchange.begin_step(batch.frames if batch else 0)
+    if batch is None and not exchange.averages:
+        exchange.end_step()
+        return 0.0
+    if batch is None:
+        loss = _nothing(learner)
+    else:
+        with _precision(learner.device):
+            logits, lengths = exchange.network(batch.features.to(learner.device), batch.lengths)
+        loss = batch_loss(logits.float(), lengths, batch, plan, learner.settings)
+    _update(learner, loss * share)
     return loss.item()
 
 
-def _carried_steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, frames: int, plan: PhaseSettings, settings: TrainSettings,
-    device: torch.device,
-) -> float:  # fmt: skip
+def _nothing(learner: Learner) -> Tensor:
+    """A loss of 0 that every weight has a part in: the others wait for this process's gradient."""
+    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.device)
+    return learner.exchange.network(frames, torch.ones(1, dtype=torch.int64))[0].float().sum() * 0.0
+
+
+def _carried_steps(learner: Learner, batch: Batch, frames: int, plan: PhaseSettings) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
-    network: Any = getattr(model, "module", model)
+    network, device = learner.model, learner.device
     assert isinstance(network, LstmModel)  # the settings allow no other
     lengths = batch.lengths.to(device)
     longest = batch.features.shape[1]
@@ -232,7 +320,7 @@ def _carried_steps(
     features = nn.functional.pad(batch.features.to(device) * inside[..., None], (0, 0, 0, network.delay))
     starts = (lengths.cumsum(0) - lengths)[:, None]
     state = None
-    total = 0.0
+    heard = 0.0
     for begin in range(0, features.shape[1], frames):
         with _precision(device):
             logits, state = network.stream(features[:, begin : begin + frames], state)
@@ -242,101 +330,24 @@ def _carried_steps(
         if not learned.any():
             continue
         rows = (starts + frame)[learned]
-        losses = _soft_losses(logits.float()[learned], batch, settings, rows)
+        losses = soft_losses(logits.float()[learned], batch, learner.settings, rows)
         loss = plan.sources[batch.source].soft * losses.sum() / len(rows)
-        _update(model, optimizer, loss, settings)
-        total += loss.item() * len(rows)
-    return total / batch.frames
+        _update(learner, loss)
+        heard += loss.item() * len(rows)
+    return heard / batch.frames
 
 
 def _precision(device: torch.device) -> Any:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, settings: TrainSettings) -> None:
-    optimizer.zero_grad(set_to_none=True)
+def _update(learner: Learner, loss: Tensor) -> None:
+    learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    optimizer.step()
-
-
-def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSettings, settings: TrainSettings) -> Tensor:
-    """The weighted sum of a source's losses, each a mean over the frames of the batch.
-
-    Args:
-        logits: float32 [batch, frames, units]; lengths: int64 [batch].
-    """
-    source, device = plan.sources[batch.source], logits.device
-    learned = _between(logits, batch.first, batch.last)
-    loss = logits.new_zeros(())
-    if source.ctc:
-        assert batch.labels is not None and batch.label_lengths is not None
-        log_probs = logits.log_softmax(-1)
-        if source.ctc_within_targets:
-            inside = log_probs.masked_fill(~_allowed(logits, learned, batch), OUTSIDE)
-            # torch's ctc_loss has the right gradient for a distribution only: normalise, and add the norm back
-            log_probs = inside.log_softmax(-1)
-            loss = loss - source.ctc * inside.logsumexp(-1)[learned].sum() / batch.frames
-        total = nn.functional.ctc_loss(
-            log_probs.transpose(0, 1),
-            batch.labels.to(device),
-            lengths.to(device),
-            batch.label_lengths.to(device),
-            Units.blank,
-            "sum",
-        )
-        loss = loss + source.ctc * total / batch.frames
-    if source.mwer:
-        assert batch.labels is not None and batch.label_lengths is not None and batch.spelling is not None
-        errors = expected_word_errors(logits, lengths, batch.labels, batch.label_lengths, batch.spelling, source.mwer)
-        loss = loss + errors.sum() / batch.frames
-    if source.soft:
-        rows = logits[learned]
-        losses = _soft_losses(rows, batch, settings)
-        total = losses.sum()
-        if source.spikes:
-            assert batch.units is not None and batch.probs is not None
-            spikes = find_spikes(batch.units, batch.probs, batch.last - batch.first, source.spikes)
-            targets = batch.units.to(device), batch.probs.to(device)
-            total = losses[spikes.outside(len(losses))].sum()
-            events = spike_cross_entropy(rows, *targets, spikes, source.spikes.temperature, source.spikes.certainty)
-            total = total + events.sum()
-        loss = loss + source.soft * total / batch.frames
-    return loss
-
-
-def _soft_losses(rows: Tensor, batch: Batch, settings: TrainSettings, places: Tensor | None = None) -> Tensor:
-    """Weighted cross-entropy of each frame against its soft target.
-
-    Args:
-        rows: float32 [frames, units], logits of the batch's learned frames; or of some of them, by their int64 [frames] places.
-    """
-    values = (batch.units, batch.probs, batch.tail, batch.prior)
-    units, probs, tail, prior = (
-        None if one is None else one.to(rows.device) if places is None else one.to(rows.device)[places]
-        for one in values
-    )
-    assert units is not None and probs is not None and tail is not None
-    priors = None if batch.priors is None else batch.priors.to(rows.device)
-    losses = soft_cross_entropy(rows, units, probs, tail, settings.missing_mass, priors, prior)
-    return losses * torch.where(units[:, 0] == Units.blank, settings.blank_weight, 1.0)
-
-
-def _between(logits: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """Bool [batch, frames]: which frames lie from `first` to before `last`, int64 [batch]."""
-    frame = torch.arange(logits.shape[1], device=logits.device)[None, :]
-    return (frame >= first.to(logits.device)[:, None]) & (frame < last.to(logits.device)[:, None])
-
-
-def _allowed(logits: Tensor, learned: Tensor, batch: Batch) -> Tensor:
-    """Bool [batch, frames, units]: the blank, and the units that the targets hold at the frame."""
-    assert batch.units is not None and batch.probs is not None
-    held = logits.new_zeros(len(batch.units), logits.shape[2])
-    held.scatter_add_(1, batch.units.to(logits.device), batch.probs.to(logits.device))
-    allowed = torch.zeros_like(logits, dtype=torch.bool)
-    allowed[learned] = held > 0
-    allowed[..., Units.blank] = True
-    return allowed
+    learner.exchange.average_gradients()
+    nn.utils.clip_grad_norm_(learner.model.parameters(), learner.settings.clip)
+    learner.optimizer.step()
+    learner.exchange.end_step()
 
 
 def _learning_rate(plan: PhaseSettings, done: float) -> float:
@@ -347,70 +358,26 @@ def _learning_rate(plan: PhaseSettings, done: float) -> float:
     return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * after)) / 2)
 
 
-@dataclass
-class Development:
-    """Scores on the development set."""
-
-    wer: float
-    loss: float
-
-
-def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
-    """WER by greedy decoding, and CTC loss a frame, on the development shards.
-
-    Raises:
-        UserError: when an utterance of the development set has no text or cannot be read.
-    """
-    learner.model.eval()
-    errors = words = frames = 0
-    loss = 0.0
-    wanted = ShardInput(
-        folder=settings.development,
-        features=settings.features,
-        max_seconds=settings.max_seconds,
-        cache=settings.feature_cache,
-    )
-    for shard in read_index(settings.development):
-        content = load_features(wanted, shard)
-        if content.bad:
-            raise UserError(
-                f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; mend the development set"
-            )
-        for positions in batches_by_length([len(item.features) for item in content.items], 2 * settings.batch_frames):
-            items = [content.items[index] for index in positions]
-            for item, log_probs in zip(items, infer(learner, [item.features for item in items]), strict=True):
-                if "text" not in item.fields:
-                    raise UserError(
-                        f"{settings.development}: {item.key} has no text; the development set must be labelled"
-                    )
-                counts = count_errors(item.fields["text"], learner.units.decode(greedy(log_probs)))
-                errors += counts.substitutions + counts.deletions + counts.insertions
-                words += counts.words
-                ids = learner.units.encode(item.fields["text"])
-                value = nn.functional.ctc_loss(
-                    torch.from_numpy(log_probs), torch.tensor(ids), torch.tensor([len(log_probs)]), torch.tensor([len(ids)]),
-                    Units.blank, "sum", zero_infinity=True,
-                )  # fmt: skip
-                loss += value.item()
-                frames += len(log_probs)
-    if not words:
-        raise UserError(f"{settings.development}: holds no words; the development set must be labelled")
-    return Development(errors / words, loss / frames)
-
-
-def _score(settings: TrainSettings, learner: Checkpoint, metrics: Metrics, run: Path, position: Position) -> None:
-    """Score, and keep the checkpoint when it is the best so far."""
-    scores = score_development(settings, learner)
-    # the lower CTC loss decides between equal WERs: early on all are 100 %
-    if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
-        position.best_wer, position.best_loss = scores.wer, scores.loss
-        training = {
-            "step": position.step,
-            "audio_hours": position.audio_seconds / 3600,
-            "development_wer": scores.wer,
-            "settings": settings.model_dump(),
-        }
-        save_checkpoint(run / "best", learner.model, learner.units, settings.features, settings.model, training)
+def _score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
+    """Score, and keep the checkpoint when it is the best so far; the first process does, the others wait when they next meet."""
+    settings, position = learner.settings, learner.position
+    position.scored = position.step
+    if not learner.ranks.first:
+        return
+    with learner.exchange.global_weights():
+        scored = learner.average.module if learner.average else learner.model
+        checkpoint = Checkpoint(scored, units, settings.features, settings.model, "")
+        scores = score_development(settings, checkpoint)
+        # the lower CTC loss decides between equal WERs: early on all are 100 %
+        if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
+            position.best_wer, position.best_loss = scores.wer, scores.loss
+            training = {
+                "step": position.step,
+                "audio_hours": position.audio_seconds / 3600,
+                "development_wer": scores.wer,
+                "settings": settings.model_dump(),
+            }
+            save_checkpoint(run / "best", scored, units, settings.features, settings.model, training)
     metrics.add(
         position.step,
         audio_hours=round(position.audio_seconds / 3600, 4),
@@ -419,13 +386,16 @@ def _score(settings: TrainSettings, learner: Checkpoint, metrics: Metrics, run: 
     )
 
 
-def _save(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: Metrics, average: AveragedModel | None,
-    position: Position,
-) -> None:  # fmt: skip
+def _save(learner: Learner, metrics: Metrics, run: Path) -> None:
     """Save the state to resume from, once the metrics that lead up to it are on the disk."""
     metrics.flush()
-    save_state(run / "last" / STATE, model, optimizer, position, average)
+    position, ranks = learner.position, learner.ranks
+    for phase, lanes in enumerate(position.lanes):  # each process knows of its own
+        own = {str(lane): lanes[lane].to_json() for lane in range(ranks.rank, len(lanes), ranks.world)}
+        for said in gather(own, ranks):
+            for lane, value in said.items():
+                position.lanes[phase][int(lane)] = Lane.from_json(value)
+    save_state(run, ranks, learner.model, learner.optimizer, position, learner.average, learner.exchange.state_dict())
 
 
 def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:
@@ -456,47 +426,6 @@ def _start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, un
         raise UserError(
             f"init: {settings.init} is another network than this run's model; use the same model settings"
         ) from None
-
-
-class Metrics:
-    """`metrics.jsonl` and TensorBoard events, cut back to `step` when a run resumes."""
-
-    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
-        self.path = run / "metrics.jsonl"
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    break  # torn by a crash: all that follows is newer than the state
-        with write_whole(self.path, "w") as file:
-            file.writelines(line + "\n" for line in kept)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-
-    def add(self, step: int, **values: float) -> None:
-        """Write one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Push lines to the disk, before a state that refers to them is saved."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """End the files."""
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from asr_kd.config import SpikeSettings, TrainSettings
 from asr_kd.distillation.spikes import Spikes, find_spikes, spike_cross_entropy
 from asr_kd.training.batches import Batch
-from asr_kd.training.trainer import batch_loss
+from asr_kd.training.losses import batch_loss
 
 UNITS = 4
 
@@ -201,6 +201,17 @@ def test_a_step_learns_spikes_as_events_and_all_other_frames_by_themselves() -> 
     torch.testing.assert_close(loss, (by_frame + by_event) / 10)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert not gradient[1, 4:].any(), "padding teaches nothing"
+
+
+def test_a_spike_weighs_as_much_as_the_teacher_is_sure_of_it() -> None:
+    path = "..1..2..."
+    units, probs = frames_of(path, 0.97)
+    probs[5] = torch.where(probs[5] > 0.5, 0.6, 0.4 * probs[5] / probs[5][probs[5] < 0.5].sum())
+    spikes = find_spikes(units, probs, torch.tensor([len(path)]), SpikeSettings(before=1, after=2))
+    logits = drawn(7, len(path)).float()
+    plain, weighted = (spike_cross_entropy(logits, units, probs, spikes, certainty=power) for power in (0.0, 4.0))
+    shares = weighted / plain
+    torch.testing.assert_close(shares, torch.tensor([0.97**4, 0.6**4]), rtol=1e-3, atol=0.01)
 
 
 def test_a_step_without_any_spike_is_the_cross_entropy_of_its_frames() -> None:

@@ -15,8 +15,8 @@ from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
 from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.losses import batch_loss
 from asr_kd.training.sources import Cursor
-from asr_kd.training.trainer import batch_loss
 from asr_kd.units import Units
 from tests.training.conftest import write_targets
 

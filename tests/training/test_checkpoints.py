@@ -14,7 +14,8 @@ from torch import nn
 
 from asr_kd.errors import UserError
 from asr_kd.training.batches import Lane
-from asr_kd.training.checkpoints import FORMAT, Position, load_state, save_state
+from asr_kd.training.checkpoints import FORMAT, STATE, Position, load_state, save_state
+from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.sources import Cursor
 
 
@@ -49,21 +50,21 @@ POSITION = Position(
 def state(tmp_path: Path) -> Path:
     model, optimizer = learner(0)
     steps(model, optimizer, 3)
-    save_state(tmp_path / "state.safetensors", model, optimizer, POSITION)
-    return tmp_path / "state.safetensors"
+    save_state(tmp_path, Ranks(), model, optimizer, POSITION)
+    return tmp_path / STATE
 
 
 def test_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
     model, optimizer = learner(0)
     steps(model, optimizer, 3)
-    save_state(path, model, optimizer, POSITION)
+    save_state(tmp_path, Ranks(), model, optimizer, POSITION, exchange={"residual": torch.arange(3.0)})
     steps(model, optimizer, 4)
     expected, drawn = model.state_dict(), torch.rand(1)
 
     other, other_optimizer = learner(1)
     steps(other, other_optimizer, 1)
-    assert load_state(path, other, other_optimizer) == POSITION
+    position, exchange = load_state(tmp_path, Ranks(), other, other_optimizer)
+    assert position == POSITION and exchange["residual"].tolist() == [0, 1, 2]
     steps(other, other_optimizer, 4)
     assert torch.equal(torch.rand(1), drawn)
     for name, value in other.state_dict().items():
@@ -74,21 +75,21 @@ def test_same_state_same_bytes(tmp_path: Path) -> None:
     model, optimizer = learner(0)
     steps(model, optimizer, 1)
     for number in range(6):
-        save_state(tmp_path / str(number), model, optimizer, POSITION)
-    assert len({(tmp_path / str(number)).read_bytes() for number in range(6)}) == 1
+        save_state(tmp_path / str(number), Ranks(), model, optimizer, POSITION)
+    assert len({(tmp_path / str(number) / STATE).read_bytes() for number in range(6)}) == 1
 
 
 def test_a_fresh_position_survives(tmp_path: Path) -> None:
     model, optimizer = learner(0)
-    save_state(tmp_path / "state", model, optimizer, Position())
-    assert load_state(tmp_path / "state", *learner(1)) == Position()
+    save_state(tmp_path, Ranks(), model, optimizer, Position())
+    assert load_state(tmp_path, Ranks(), *learner(1)) == (Position(), {})
 
 
 def test_reads_a_state_whose_format_stands_apart(state: Path) -> None:
     with safetensors.safe_open(state, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     safetensors.torch.save_file(tensors, state, {"format": FORMAT, "position": json.dumps(asdict(POSITION))})
-    assert load_state(state, *learner(1)) == POSITION
+    assert load_state(state.parent.parent, Ranks(), *learner(1))[0] == POSITION
 
 
 def cut(share: float) -> Callable[[Path], object]:
@@ -141,11 +142,11 @@ def test_damage_is_named_in_one_sentence(damage: str, state: Path) -> None:
     change, message = DAMAGE[damage]
     change(state)
     with pytest.raises(UserError, match=message) as caught:
-        load_state(state, *learner(0))
+        load_state(state.parent.parent, Ranks(), *learner(0))
     assert str(state) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_network_is_refused(state: Path) -> None:
     with pytest.raises(UserError, match="damaged training state") as caught:
-        load_state(state, *learner(0, size=6))
+        load_state(state.parent.parent, Ranks(), *learner(0, size=6))
     assert "\n" not in str(caught.value)

@@ -18,8 +18,9 @@ from asr_kd.evaluation.wer import count_errors
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.training import sequence
 from asr_kd.training.batches import PhaseStream
+from asr_kd.training.losses import batch_loss
 from asr_kd.training.sequence import expected_word_errors, n_best, sampled_paths, sequence_log_probs
-from asr_kd.training.trainer import batch_loss, train
+from asr_kd.training.trainer import train
 from asr_kd.units import Units
 
 Job = Callable[..., TrainSettings]
@@ -231,7 +232,7 @@ def test_a_run_ends_in_it_and_can_be_interrupted(
         return expected_word_errors(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("asr_kd.training.trainer.expected_word_errors", failing)
+        patch.setattr("asr_kd.training.losses.expected_word_errors", failing)
         with pytest.raises(UserError, match="stopped"):
             train(broken)
     train(broken)

@@ -16,7 +16,8 @@ from torch import Tensor
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.training.batches import Batch
-from asr_kd.training.trainer import batch_loss, train
+from asr_kd.training.losses import batch_loss
+from asr_kd.training.trainer import train
 
 UNITS = 4
 Windows = list[set[int]]  # of one utterance: the units that its targets hold at each frame

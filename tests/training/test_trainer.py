@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from torch import nn
 
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
@@ -23,7 +22,11 @@ from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.training import trainer
 from asr_kd.training.batches import PhaseStream
-from asr_kd.training.trainer import Development, train
+from asr_kd.training.development import Development
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.losses import batch_loss
+from asr_kd.training.trainer import Learner, train
 from asr_kd.units import Units
 from tests.training.conftest import tones
 
@@ -280,9 +283,9 @@ def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, mo
     settings = job(ema_decay=0.75, evaluate_every=1)
     real, seen = trainer.step, []
 
-    def recording(model: nn.Module, *arguments: Any) -> float:
-        loss = real(model, *arguments)
-        seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
+    def recording(learner: Learner, *arguments: Any) -> float:
+        loss = real(learner, *arguments)
+        seen.append({name: weight.clone() for name, weight in learner.model.state_dict().items()})
         return loss
 
     monkeypatch.setattr(trainer, "step", recording)
@@ -305,8 +308,8 @@ def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Unit
     for one in (plan, whole):
         torch.manual_seed(0)
         model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        loss = trainer.step(model, optimizer, batch, one, settings, 0.1, torch.device("cpu"))
+        learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=1.0), Exchange(model, Ranks()))
+        loss = trainer.step(learner, batch, one, 0.1)
         weights.append((loss, model.state_dict()))
     assert weights[0][0] == pytest.approx(weights[1][0])
     for name, value in weights[0][1].items():
@@ -320,9 +323,9 @@ def test_carried_chunks_hear_what_was_before(job: Job, units: Units) -> None:
     assert batch is not None
     model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
     logits, lengths = model(batch.features, batch.lengths)
-    expected = trainer.batch_loss(logits, lengths, batch, settings.phases[0], settings).item()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss = trainer.step(model, optimizer, batch, settings.phases[0], settings, 0.0, torch.device("cpu"))
+    expected = batch_loss(logits, lengths, batch, settings.phases[0], settings).item()
+    learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=0.0), Exchange(model, Ranks()))
+    loss = trainer.step(learner, batch, settings.phases[0], 0.0)
     assert loss == pytest.approx(expected, rel=1e-5)
 
 

@@ -98,6 +98,16 @@ class Bmuf(Exchange):
             self.settle()
 
     @property
+    def averages(self) -> bool:
+        """See `Exchange`."""
+        return self._warming_up
+
+    @property
+    def meets(self) -> bool:
+        """See `Exchange`."""
+        return self._warming_up or self._block_step + 1 == self.settings.block_steps
+
+    @property
     def settled(self) -> bool:
         """See `Exchange`."""
         return self._block_step == 0

@@ -78,7 +78,9 @@ class PlainGradients:
     def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Average the bucket over the ranks."""
         self.traffic.reduced += bucket.buffer().nbytes
-        return allreduce_hook(dist.group.WORLD, bucket)
+        everyone = dist.group.WORLD
+        assert everyone is not None  # the ranks have joined
+        return allreduce_hook(everyone, bucket)
 
     def restart(self) -> None:
         """Forget the residual."""
@@ -109,13 +111,15 @@ class ThresholdCompression(PlainGradients):
         self.settings, self.ranks = settings, ranks
         self.threshold = settings.threshold
         self.sent = 0
-        self._places: dict[nn.Parameter, slice] = {}
+        self._places: dict[Tensor, slice] = {}
         elements = 0
         for one in parameters:
             self._places[one] = slice(elements, elements + one.numel())
             elements += one.numel()
         if elements > PLACE:
-            raise UserError(f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none")
+            raise UserError(
+                f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none"
+            )
         self.residual = torch.zeros(elements, device=ranks.device)
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
@@ -237,4 +241,6 @@ class PowerSgd(PlainGradients):
         self._state.iter = int(state["step"])
         for name, parts in self._kept.items():
             parts.clear()
-            parts |= {int(key.removeprefix(f"{name}.")): value for key, value in state.items() if key.startswith(f"{name}.")}
+            parts |= {
+                int(key.removeprefix(f"{name}.")): value for key, value in state.items() if key.startswith(f"{name}.")
+            }

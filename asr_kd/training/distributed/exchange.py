@@ -24,6 +24,12 @@ class Traffic:
     gathered: int = 0
     broadcast: int = 0
 
+    def add(self, other: Traffic) -> None:
+        """Count what was sent before too."""
+        self.reduced += other.reduced
+        self.gathered += other.gathered
+        self.broadcast += other.broadcast
+
     @property
     def payload(self) -> int:
         """Bytes that this rank handed over: its whole gradient for an all-reduce, its (padded) message for an all-gather."""
@@ -72,6 +78,16 @@ class Exchange:
 
     def end_step(self) -> None:
         """Count a step that the optimiser has taken; the ranks may meet here."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether the coming step's gradient is of all ranks, so that one without a batch takes the step too."""
+        return True
+
+    @property
+    def meets(self) -> bool:
+        """Whether the ranks talk to each other in the coming step."""
+        return True
 
     @property
     def settled(self) -> bool:

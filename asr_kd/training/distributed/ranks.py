@@ -30,7 +30,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local: int = 0  # place among the processes of this machine
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 — it never changes
 
     @property
     def first(self) -> bool:
