@@ -85,7 +85,8 @@ class BmufSettings(Settings):
         100, description="steps before the first block, in which the ranks average every gradient"
     )
     optimizer_state: Literal["keep", "average", "reset"] = Field(
-        "average", description="what a meeting does to the moments of the optimiser: nothing, their mean, or a new start"
+        "average",
+        description="what a meeting does to the moments of the optimiser: nothing, their mean, or a new start",
     )
 
 
@@ -93,7 +94,8 @@ class ThresholdSettings(Settings):
     """Gradient threshold compression: an element is sent, as plus or minus the threshold, once it has grown to the threshold."""
 
     density: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.002, description="share of the elements that the threshold is steered to send a step; null holds the threshold"
+        0.002,
+        description="share of the elements that the threshold is steered to send a step; null holds the threshold",
     )
     threshold: Annotated[float, Field(gt=0)] | None = Field(
         None, description="(first) threshold, rounded to 8 binary digits; null takes the one that the density asks for"

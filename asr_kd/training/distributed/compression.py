@@ -115,7 +115,9 @@ class ThresholdCompression(PlainGradients):
             self._places[one] = slice(elements, elements + one.numel())
             elements += one.numel()
         if elements > PLACE:
-            raise UserError(f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none")
+            raise UserError(
+                f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none"
+            )
         self.residual = torch.zeros(elements, device=ranks.device)
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
@@ -237,4 +239,6 @@ class PowerSgd(PlainGradients):
         self._state.iter = int(state["step"])
         for name, parts in self._kept.items():
             parts.clear()
-            parts |= {int(key.removeprefix(f"{name}.")): value for key, value in state.items() if key.startswith(f"{name}.")}
+            parts |= {
+                int(key.removeprefix(f"{name}.")): value for key, value in state.items() if key.startswith(f"{name}.")
+            }

@@ -62,7 +62,9 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def statistics(model: nn.Module) -> Tensor:
-    return torch.cat([one.double().flatten() for name, one in model.named_buffers() if name.split(".")[-1] != "num_batches_tracked"])
+    return torch.cat(
+        [one.double().flatten() for name, one in model.named_buffers() if name.split(".")[-1] != "num_batches_tracked"]
+    )
 
 
 def train(bmuf: Bmuf, steps: range) -> None:
@@ -89,7 +91,12 @@ def job(ranks: Ranks) -> dict[str, Any]:
         bmuf.settle()
         meeting = bmuf.traffic.reduced - before
         with bmuf.global_weights():
-            results[name] = {"weights": flat(model), "unsettled": unsettled, "start": local, "statistics": statistics(model)}
+            results[name] = {
+                "weights": flat(model),
+                "unsettled": unsettled,
+                "start": local,
+                "statistics": statistics(model),
+            }
         results[name] |= {"look-ahead": flat(model), "meeting": meeting, "settled": bmuf.settled}
         bmuf.settle()
         assert bmuf.traffic.reduced == before + meeting, "nothing to meet for"
@@ -190,11 +197,15 @@ def test_global_model_and_look_ahead_follow_the_algebra(results: list[dict[str, 
     expected = reference(len(results), BmufSettings(**settings), kind)
     for rank in results:
         for what, value in expected.items():
-            torch.testing.assert_close(rank[name][what], value, rtol=1e-12, atol=1e-12, msg=lambda text, what=what: f"{what}: {text}")
+            torch.testing.assert_close(
+                rank[name][what], value, rtol=1e-12, atol=1e-12, msg=lambda text, what=what: f"{what}: {text}"
+            )
         for what in expected:
             assert torch.equal(rank[name][what], results[0][name][what]), f"{what} is the same on all ranks to the bit"
     assert results[0][name]["settled"]
-    assert not torch.equal(results[0][name]["start"], results[1][name]["start"]), "within a block the ranks go their own ways"
+    assert not torch.equal(results[0][name]["start"], results[1][name]["start"]), (
+        "within a block the ranks go their own ways"
+    )
 
 
 def test_look_ahead_and_global_model_are_two_points(results: list[dict[str, Any]]) -> None:
