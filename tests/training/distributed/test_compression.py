@@ -25,6 +25,7 @@ from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks
 
 DENSITY = 0.02
+LEARNING = 160
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "threshold": {"compression": "threshold", "threshold": {"density": DENSITY, "warmup_steps": 3}},
@@ -86,7 +87,7 @@ def job(ranks: Ranks) -> dict[str, Any]:
         results["resumed"][name] &= exchange.traffic == other.traffic
         results[name] = {"weights": flat(model.parameters()), "traffic": vars(exchange.traffic)}
     results["exact"], results["bytes"] = _follow_words(ranks)
-    results["learned"] = _learn(ranks)
+    results["learned"] = _learn(ranks) if ranks.world == 2 else {}
     results["not finite"] = _one_bad_gradient(ranks)
     return results
 
@@ -130,13 +131,14 @@ def _learn(ranks: Ranks) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, settings in CASES.items():
         model, optimizer, exchange = start(settings, ranks)
+        train(exchange, optimizer, range(LEARNING // 2))
         sent = 0
-        for step in range(240):
+        for step in range(LEARNING // 2, LEARNING):
             train(exchange, optimizer, range(step, step + 1))
-            sent += getattr(exchange.compression, "sent", 0) if step >= 120 else 0  # type: ignore[attr-defined]
+            sent += getattr(exchange.compression, "sent", 0)  # type: ignore[attr-defined]
         with torch.no_grad():
             loss = sum(mean_loss(model, 99, step).item() for step in range(20)) / 20
-        density = sent / 120 / ranks.world / len(flat(model.parameters()))
+        density = sent / (LEARNING // 2) / ranks.world / len(flat(model.parameters()))
         results[name] = {"loss": loss, "payload": exchange.traffic.payload, "density": density}
     return results
 
@@ -191,6 +193,8 @@ def test_bytes_are_those_of_the_messages(results: list[dict[str, Any]]) -> None:
 
 def test_threshold_holds_the_density_and_learns_as_plain_ddp_does(results: list[dict[str, Any]]) -> None:
     learned = results[0]["learned"]
+    if not learned:
+        return  # two ranks say it
     assert learned["threshold"]["density"] == pytest.approx(DENSITY, rel=0.15)
     assert learned["threshold"]["payload"] < learned["plain"]["payload"] / 15
     untrained = sum(mean_loss(network(), 99, step).item() for step in range(20)) / 20
