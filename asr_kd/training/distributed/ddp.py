@@ -28,7 +28,8 @@ class DataParallel(Exchange):
             model,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
             # DDP sorts its buckets anew after the first step of a process, a resumed one too, unless it looks for unused parameters
-            find_unused_parameters=self.compression.fixed_buckets,
+            # and then sums their elements in another order: on a CPU, where a resume is to be exact, it looks
+            find_unused_parameters=self.compression.fixed_buckets or ranks.device.type == "cpu",
         )
         network.register_comm_hook(None, self.compression.hook)
         self.network = network

@@ -200,7 +200,7 @@ def test_threshold_holds_the_density_and_learns_as_plain_ddp_does(results: list[
     untrained = sum(mean_loss(network(), 99, step).item() for step in range(20)) / 20
     for name in ("threshold", "powersgd"):
         recovered = (untrained - learned[name]["loss"]) / (untrained - learned["plain"]["loss"])
-        assert recovered > 0.95, (name, untrained, learned)
+        assert recovered > 0.9, (name, untrained, learned)
 
 
 def test_a_gradient_that_is_not_finite_reaches_all_ranks(results: list[dict[str, Any]]) -> None:
