@@ -60,7 +60,7 @@ def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[:3000]
+    assert done.returncode == 0, done.stderr[-6000:]
     return Path(settings.output)
 
 

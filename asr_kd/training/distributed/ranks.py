@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from asr_kd.errors import UserError
 
@@ -55,8 +56,11 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
     if cuda:
         torch.cuda.set_device(ranks.device)
     try:
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world, timeout=PATIENCE))
+        # when torchrun starts all anew, the addresses of those who are gone are still in its store
+        store = dist.PrefixStore(f"start-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
-            "nccl" if cuda else "gloo", rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE,
+            "nccl" if cuda else "gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE,
             device_id=ranks.device if cuda else None,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
