@@ -78,6 +78,7 @@ class PlainGradients:
     def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Average the bucket over the ranks."""
         self.traffic.reduced += bucket.buffer().nbytes
+        assert dist.group.WORLD is not None
         return allreduce_hook(dist.group.WORLD, bucket)
 
     def restart(self) -> None:
@@ -109,7 +110,7 @@ class ThresholdCompression(PlainGradients):
         self.settings, self.ranks = settings, ranks
         self.threshold = settings.threshold
         self.sent = 0
-        self._places: dict[nn.Parameter, slice] = {}
+        self._places: dict[Tensor, slice] = {}
         elements = 0
         for one in parameters:
             self._places[one] = slice(elements, elements + one.numel())
