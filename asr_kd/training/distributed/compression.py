@@ -78,9 +78,8 @@ class PlainGradients:
     def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Average the bucket over the ranks."""
         self.traffic.reduced += bucket.buffer().nbytes
-        everyone = dist.group.WORLD
-        assert everyone is not None  # the ranks have joined
-        return allreduce_hook(everyone, bucket)
+        assert dist.group.WORLD is not None
+        return allreduce_hook(dist.group.WORLD, bucket)
 
     def restart(self) -> None:
         """Forget the residual."""

@@ -24,20 +24,22 @@ class DataParallel(Exchange):
     def __init__(self, model: nn.Module, settings: DistributedSettings, ranks: Ranks) -> None:
         super().__init__(model, ranks)
         self.compression = _compression(model, settings, ranks, self)
+        # DDP sorts its buckets anew after the first step of a process, a resumed one too, unless it looks for unused parameters;
+        # on a CPU, where a stopped run goes on to the same bits, the order in which a ring of three ranks or more sums hangs on them
+        cuda = ranks.device.type == "cuda"
+        fixed = self.compression.fixed_buckets or not cuda
         network = DistributedDataParallel(
-            model,
-            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            # DDP sorts its buckets anew after the first step of a process, a resumed one too, unless it looks for unused parameters
-            # and then sums their elements in another order: on a CPU, where a resume is to be exact, it looks
-            find_unused_parameters=self.compression.fixed_buckets or ranks.device.type == "cpu",
+            model, device_ids=[ranks.device.index] if cuda else None, find_unused_parameters=fixed
         )
         network.register_comm_hook(None, self.compression.hook)
         self.network = network
         self._buffer_bytes = sum(one.nbytes for one in model.buffers())
+        self._found_bytes = 4 * sum(one.requires_grad for one in model.parameters()) if fixed else 0
 
     def begin_step(self, frames: int) -> float:
         """See `Exchange`."""
         self.traffic.broadcast += self._buffer_bytes  # DDP sends the first rank's to all before a forward pass
+        self.traffic.reduced += self._found_bytes  # and which parameters the ranks have used, after the backward pass
         return self._share(frames)
 
     def restart(self) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -31,7 +31,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local: int = 0  # place among the processes of this machine
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 — it never changes
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def first(self) -> bool:
@@ -71,6 +71,7 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         ) from None
     try:
         yield ranks
+        dist.barrier()  # who leaves first takes its connections with it, and the first rank the store through which all meet
     finally:
         dist.destroy_process_group()
 

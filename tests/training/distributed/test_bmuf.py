@@ -29,6 +29,11 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def cases(world: int) -> list[str]:
+    """What is looked at: with four ranks, only where their number matters."""
+    return list(CASES) if world == 2 else ["nesterov", "after a warm-up", "average"]
+
+
 def network() -> nn.Module:
     torch.manual_seed(3)
     # no bias before the norm: its gradient would be rounding error, which AdamW scales up
@@ -80,7 +85,8 @@ def train(bmuf: Bmuf, steps: range) -> None:
 def job(ranks: Ranks) -> dict[str, Any]:
     """What each process does: every case; then one again that is stopped within a block."""
     results: dict[str, Any] = {}
-    for name, (settings, kind) in CASES.items():
+    for name in cases(ranks.world):
+        settings, kind = CASES[name]
         model = network()
         bmuf = Bmuf(model, optimizer(kind, model), BmufSettings(**settings), ranks)
         train(bmuf, range(STEPS))
@@ -191,14 +197,18 @@ def results(request: pytest.FixtureRequest, together: Any) -> list[dict[str, Any
     return together(request.param, job)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_global_model_and_look_ahead_follow_the_algebra(results: list[dict[str, Any]], name: str) -> None:
+def test_global_model_and_look_ahead_follow_the_algebra(results: list[dict[str, Any]]) -> None:
+    for name in cases(len(results)):
+        _follows_the_algebra(results, name)
+
+
+def _follows_the_algebra(results: list[dict[str, Any]], name: str) -> None:
     settings, kind = CASES[name]
     expected = reference(len(results), BmufSettings(**settings), kind)
     for rank in results:
         for what, value in expected.items():
             torch.testing.assert_close(
-                rank[name][what], value, rtol=1e-12, atol=1e-12, msg=lambda text, what=what: f"{what}: {text}"
+                rank[name][what], value, rtol=1e-12, atol=1e-12, msg=lambda text, what=what: f"{name}, {what}: {text}"
             )
         for what in expected:
             assert torch.equal(rank[name][what], results[0][name][what]), f"{what} is the same on all ranks to the bit"
@@ -210,7 +220,8 @@ def test_global_model_and_look_ahead_follow_the_algebra(results: list[dict[str, 
 
 def test_look_ahead_and_global_model_are_two_points(results: list[dict[str, Any]]) -> None:
     for name, apart in (("nesterov", True), ("classical", False), ("model averaging", False)):
-        assert torch.equal(results[0][name]["weights"], results[0][name]["look-ahead"]) != apart
+        if name in results[0]:
+            assert torch.equal(results[0][name]["weights"], results[0][name]["look-ahead"]) != apart
 
 
 def test_what_a_meeting_sends(results: list[dict[str, Any]]) -> None:
@@ -219,7 +230,8 @@ def test_what_a_meeting_sends(results: list[dict[str, Any]]) -> None:
     alone = 8 * (elements + 1 + buffers + 1)
     counts = 4 * len(list(model.parameters()))  # AdamW keeps one float32 a parameter
     for name, expected in (("keep", alone), ("reset", alone), ("average", alone + 8 * (2 * elements + 1) + counts)):
-        assert results[0][name]["meeting"] == expected
+        if name in results[0]:
+            assert results[0][name]["meeting"] == expected
 
 
 def test_a_run_stopped_within_a_block_goes_on_to_the_bit(results: list[dict[str, Any]]) -> None:

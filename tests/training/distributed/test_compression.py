@@ -24,7 +24,7 @@ from asr_kd.training.distributed.compression import (
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks
 
-DENSITY = 0.02
+DENSITY = 0.05
 LEARNING = 160
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -76,15 +76,19 @@ def job(ranks: Ranks) -> dict[str, Any]:
     results: dict[str, Any] = {"resumed": {}}
     for name, settings in CASES.items():
         model, optimizer, exchange = start(settings, ranks)
-        train(exchange, optimizer, range(8))
-        state = copy.deepcopy((model.state_dict(), optimizer.state_dict(), exchange.state_dict()))
-        train(exchange, optimizer, range(8, 14))
-        again, other_optimizer, other = start(settings, ranks)
-        for owner, saved in zip((again, other_optimizer, other), state, strict=True):
-            owner.load_state_dict(saved)
-        train(other, other_optimizer, range(8, 14))
-        results["resumed"][name] = torch.equal(flat(model.parameters()), flat(again.parameters()))
-        results["resumed"][name] &= exchange.traffic == other.traffic
+        states = []
+        for steps in (range(2), range(2, 8), range(8, 14)):  # it stops within the warm-up, and after it
+            train(exchange, optimizer, steps)
+            states.append(copy.deepcopy((model.state_dict(), optimizer.state_dict(), exchange.state_dict())))
+        holds = []
+        for stop, state in zip((2, 8), states, strict=False):
+            again, other_optimizer, other = start(settings, ranks)
+            for owner, saved in zip((again, other_optimizer, other), state, strict=True):
+                owner.load_state_dict(saved)
+            train(other, other_optimizer, range(stop, 14))
+            holds.append(torch.equal(flat(model.parameters()), flat(again.parameters())))
+            holds.append(exchange.traffic == other.traffic)
+        results["resumed"][name] = all(holds)
         results[name] = {"weights": flat(model.parameters()), "traffic": vars(exchange.traffic)}
     results["exact"], results["bytes"] = _follow_words(ranks)
     results["learned"] = _learn(ranks) if ranks.world == 2 else {}
@@ -180,12 +184,13 @@ def test_sent_and_residual_are_the_gradients_and_all_apply_what_all_sent(results
 
 def test_bytes_are_those_of_the_messages(results: list[dict[str, Any]]) -> None:
     elements = len(flat(network().parameters()))
+    around = 8 + 4 * 6  # the frames, and which of the six parameters were used
     for rank in results:
         counted, sent = rank["bytes"]
         assert counted == sent
         traffic = rank["plain"]["traffic"]
-        assert traffic["reduced"] == 14 * (4 * elements + 8) and not traffic["gathered"]
-        whole = 3 * 4 * elements + 14 * 8
+        assert traffic["reduced"] == 14 * (4 * elements + around) and not traffic["gathered"]
+        whole = 3 * 4 * elements + 14 * around
         assert rank["threshold"]["traffic"]["reduced"] == whole + 8  # 8: the first threshold
         thin = 2 * (16 + 48 + 48 + 48 + 48 + 8) + 48 + 48 + 8
         assert rank["powersgd"]["traffic"]["reduced"] == whole + 11 * 4 * thin
@@ -196,11 +201,11 @@ def test_threshold_holds_the_density_and_learns_as_plain_ddp_does(results: list[
     if not learned:
         return  # two ranks say it
     assert learned["threshold"]["density"] == pytest.approx(DENSITY, rel=0.15)
-    assert learned["threshold"]["payload"] < learned["plain"]["payload"] / 15
+    assert learned["threshold"]["payload"] < learned["plain"]["payload"] / 8
     untrained = sum(mean_loss(network(), 99, step).item() for step in range(20)) / 20
     for name in ("threshold", "powersgd"):
         recovered = (untrained - learned[name]["loss"]) / (untrained - learned["plain"]["loss"])
-        assert recovered > 0.9, (name, untrained, learned)
+        assert recovered > 0.93, (name, untrained, learned)
 
 
 def test_a_gradient_that_is_not_finite_reaches_all_ranks(results: list[dict[str, Any]]) -> None:
