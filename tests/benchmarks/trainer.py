@@ -1,0 +1,134 @@
+"""Frames a second of a student's training: the bare step, and the step fed by the stream.
+
+    python tests/benchmarks/trainer.py runs/digits [--steps 150] [--device cuda] [--json]
+
+For the digits' student of a finished run of the pipeline, and for a network of the paper's size (5×768 LSTM, 3,183 units) on
+the same audio with drawn soft targets. `bare step`: batches that are in memory already; `trainer`: the same batches as
+the stream makes them, from cached features; `trainer, decoding`: features computed from the audio as well. They take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import print_rows
+
+from asr_kd.config import ModelSettings, TrainSettings, build, load_yaml
+from asr_kd.models.acoustic import build_model, pick_device
+from asr_kd.shards.stream import ShardInput, load_features, read_ahead
+from asr_kd.shards.tarset import read_index
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.store import Statistics, read_metadata, write_target_shard
+from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.trainer import Learner, step
+from asr_kd.units import Units, load_units
+
+PAPER = ModelSettings(layers=5, size=768)
+PAPER_UNITS = 3183
+
+
+class ManyUnits(Units):
+    """Units of which only the number and the hash are looked at."""
+
+    hash = "0123456789abcdef"
+    size = PAPER_UNITS
+
+
+def drawn_targets(settings: TrainSettings, folder: Path, shards: int) -> None:
+    """Soft targets over the paper's number of units for the first shards, with 20 kept of a frame."""
+    source = settings.phases[0].sources[0]
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for info in read_index(source.audio)[:shards]:
+        wanted = ShardInput(
+            folder=source.audio, features=settings.features, max_seconds=60.0, cache=settings.feature_cache
+        )
+        pairs = []
+        for item in load_features(wanted, info).items:
+            logits = torch.from_numpy(3 * rng.standard_normal((len(item.features), PAPER_UNITS), np.float32))
+            pairs.append((item.key, SparsePosteriors.from_dense(logits.log_softmax(1), 20)))
+        frames = sum(target.frames for _, target in pairs)
+        old = read_metadata(Path(str(source.targets)) / info.name)
+        values = old.statistics.model_dump() | {"utterances": len(pairs), "frames": frames}
+        metadata = old.model_copy(update={
+            "units_hash": ManyUnits.hash, "num_units": PAPER_UNITS, "tail_prior": None, "quarantined": {}, "members": None,
+            "statistics": Statistics(**values),
+        })  # fmt: skip
+        write_target_shard(folder / info.name, metadata, pairs)
+
+
+def batches(settings: TrainSettings, units: Units) -> Iterator[Batch]:
+    stream = PhaseStream(settings, 0, units)
+    return (batch for batch in stream.batches(stream.start(), 0) if batch is not None)
+
+
+def timed(learner: Learner, fed: Iterable[Batch]) -> float:
+    """Frames a second."""
+    frames, start = 0, time.perf_counter()
+    for batch in fed:
+        step(learner, batch, learner.settings.phases[0], 1e-4)
+        frames += batch.frames
+    return frames / (time.perf_counter() - start)
+
+
+def rows(name: str, settings: TrainSettings, units: Units, steps: int, device: torch.device) -> list[dict[str, Any]]:
+    """The three speeds of one network; the median of three turns of each."""
+    network = build_model(settings.model, settings.features.dimension, units.size).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
+    learner = Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
+    held = list(itertools.islice(batches(settings, units), steps))  # fills the cache of features too
+    plain = settings.model_copy(update={"feature_cache": None})
+
+    def fed(settings: TrainSettings) -> Iterator[Batch]:
+        return read_ahead(itertools.islice(batches(settings, units), steps), settings.ready_batches)
+
+    timed(learner, held[:5])
+    speeds: dict[str, list[float]] = {"bare step": [], "trainer": [], "trainer, decoding": []}
+    for _ in range(3):
+        for kind, source in (("bare step", held), ("trainer", fed(settings)), ("trainer, decoding", fed(plain))):
+            speeds[kind].append(timed(learner, source))
+    middle = {kind: sorted(values)[1] for kind, values in speeds.items()}
+    return [
+        {"model": name, "name": kind, "frames_per_second": round(speed), "ratio_to_bare_step": round(speed / middle["bare step"], 3)}
+        for kind, speed in middle.items()
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--paper-steps", type=int, default=6)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = pick_device(arguments.device)
+    settings = build(TrainSettings, load_yaml(arguments.run / "settings" / "student-distilled.yaml"), "settings")
+    source = settings.phases[0].sources[0]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {"feature_cache": str(Path(folder) / "features")}
+        one = settings.phases[0].model_copy(update={"sources": [source]})
+        digits = settings.model_copy(update={**cache, "phases": [one]})
+        table = rows("digits student, 2×96", digits, load_units(settings.units), arguments.steps, device)
+        drawn_targets(settings, Path(folder) / "targets", len(read_index(source.audio)))
+        framewise = source.model_copy(update={"targets": str(Path(folder) / "targets"), "spikes": None})
+        paper = one.model_copy(update={"sources": [framewise]})
+        large = settings.model_copy(update={**cache, "phases": [paper], "model": PAPER, "missing_mass": "ghost"})
+        units = ManyUnits.__new__(ManyUnits)
+        table += rows("the paper's size, 5×768", large, units, arguments.paper_steps, device)
+    print_rows(table, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
