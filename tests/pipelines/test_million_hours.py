@@ -92,7 +92,7 @@ def test_the_launch_files_name_what_there_is() -> None:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the four manifests, in which commands of a cluster are there."""
     source = ROOT / "data_manifests" / "digits"
-    samples = [sample for sample in read_shard(source / read_index(source)[0].name)][:32]
+    samples = list(read_shard(source / read_index(source)[0].name))[:32]
     for number, name in enumerate(("labelled", "unlabelled", "development", "test")):
         with open(tmp_path / f"{name}.jsonl", "w") as manifest:
             for sample in samples[number::4]:
