@@ -67,6 +67,7 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         ) from None
     try:
         yield ranks
+        dist.barrier()  # who leaves first takes its connections with it, and the first rank the store through which all meet
     finally:
         dist.destroy_process_group()
 
