@@ -24,8 +24,8 @@ from asr_kd.training.distributed.compression import (
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks
 
-DENSITY = 0.05
-LEARNING = 160
+DENSITY = 0.02
+LEARNING = 200
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "threshold": {"compression": "threshold", "threshold": {"density": DENSITY, "warmup_steps": 3}},
@@ -135,11 +135,12 @@ def _learn(ranks: Ranks) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, settings in CASES.items():
         model, optimizer, exchange = start(settings, ranks)
-        train(exchange, optimizer, range(LEARNING // 2))
         sent = 0
-        for step in range(LEARNING // 2, LEARNING):
+        for step in range(LEARNING):
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / LEARNING)
             train(exchange, optimizer, range(step, step + 1))
-            sent += getattr(exchange.compression, "sent", 0)  # type: ignore[attr-defined]
+            if step >= LEARNING // 2:
+                sent += getattr(exchange.compression, "sent", 0)  # type: ignore[attr-defined]
         with torch.no_grad():
             loss = sum(mean_loss(model, 99, step).item() for step in range(20)) / 20
         density = sent / (LEARNING // 2) / ranks.world / len(flat(model.parameters()))
@@ -201,11 +202,11 @@ def test_threshold_holds_the_density_and_learns_as_plain_ddp_does(results: list[
     if not learned:
         return  # two ranks say it
     assert learned["threshold"]["density"] == pytest.approx(DENSITY, rel=0.15)
-    assert learned["threshold"]["payload"] < learned["plain"]["payload"] / 8
+    assert learned["threshold"]["payload"] < learned["plain"]["payload"] / 15
     untrained = sum(mean_loss(network(), 99, step).item() for step in range(20)) / 20
     for name in ("threshold", "powersgd"):
         recovered = (untrained - learned[name]["loss"]) / (untrained - learned["plain"]["loss"])
-        assert recovered > 0.93, (name, untrained, learned)
+        assert recovered > 0.95, (name, untrained, learned)
 
 
 def test_a_gradient_that_is_not_finite_reaches_all_ranks(results: list[dict[str, Any]]) -> None:
