@@ -60,6 +60,18 @@ def measured_pipeline(modes: bool) -> dict[str, Any]:
         label["settings"] |= {"output": "${run}/soft-targets-" + mode, **settings}
         stages[f"soft-targets-{mode}"] = label
         student(mode, targets=label["settings"]["output"])
+    if modes:
+        student("noise")
+        for source in stages["student-distilled-noise"]["settings"]["phases"][0]["sources"]:
+            source["augment"] = {**source["augment"], "noise": {}}
+        conditions = copy.deepcopy(stages["report"])
+        heard = ("teacher", "student-supervised", "student-distilled", "student-distilled-noise")
+        conditions["settings"] = {
+            "systems": {name: "${run}/" + name for name in heard},
+            "audio": "${run}/data/test-conditions",
+            "output": "${run}/report-conditions",
+        }
+        stages["report-conditions"] = conditions
     report = copy.deepcopy(stages["report"])
     systems = {name: "${run}/student-distilled-" + name for name in [*PARTS, *(MODES if modes else ())]}
     report["settings"] = {"systems": systems, "audio": "${run}/data/test", "output": "${run}/report-variants"}
@@ -93,6 +105,7 @@ def main() -> None:
     print_stages()
     if tried:
         print_modes(tried, systems, variants)
+        print_conditions(tried)
 
 
 def print_systems(reports: list[dict[str, Any]]) -> None:
@@ -156,6 +169,25 @@ def print_modes(seeds: range, reports: list[dict[str, Any]], variants: list[dict
         print(
             f"| {mode} | {report['entries_per_frame']:.2f} | {report['bytes_per_frame']:.2f} | {kl} | "
             f"{100 * statistics.mean(values):.2f} | {each(values)} |"
+        )
+
+
+def print_conditions(seeds: range) -> None:
+    """WER in noises that no training heard, by what the student's side heard: means of the seeds."""
+    errors: dict[str, dict[str, list[int]]] = {}
+    for seed in seeds:
+        for line in (run_folder(seed) / "report-conditions" / "utterances.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            counts = errors.setdefault(row["system"], {}).setdefault(row["key"].rpartition("-")[0], [0, 0])
+            counts[0] += row["errors"]
+            counts[1] += row["words"]
+    conditions = list(next(iter(errors.values())))
+    print(
+        f"\n| WER %, mean of {len(seeds)} seeds | " + " | ".join(conditions) + " |\n|" + "---|" * (len(conditions) + 1)
+    )
+    for system, counts in errors.items():
+        print(
+            f"| {system} | " + " | ".join(f"{100 * counts[one][0] / counts[one][1]:.1f}" for one in conditions) + " |"
         )
 
 
