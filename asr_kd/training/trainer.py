@@ -76,6 +76,7 @@ def train(settings: TrainSettings) -> None:
 
 
 def _train(settings: TrainSettings, ranks: Ranks) -> None:
+    run = local(settings.output, "output")
     if settings.lanes % ranks.world:
         raise UserError(
             f"lanes: {settings.lanes} is not a multiple of {ranks.world} processes; set lanes={ranks.world}"
@@ -83,7 +84,6 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     if ranks.world > 1 and any(phase.chunks and phase.chunks.carry for phase in settings.phases):
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
-    run = local(settings.output, "output")
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
