@@ -21,6 +21,7 @@ from asr_kd.config import (
     UnitsSettings,
     VerifySettings,
     build,
+    group_of,
     load_yaml,
     override,
 )
@@ -133,12 +134,21 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
 }
 
 
-def _keys(kind: type[Settings]) -> str:
+def _keys(kind: type[Settings], indent: str = "  ") -> list[str]:
+    """A line for each setting, with those of a group below it."""
     lines = []
     for name, field in kind.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-        lines.append(f"  {name}: {field.description or 'a group of settings'} ({default})")
-    return "settings:\n" + "\n".join(lines)
+        group = group_of(field.annotation)
+        value = field.get_default(call_default_factory=True)
+        default = (
+            "required" if field.is_required() else "a group" if isinstance(value, Settings) else f"default {value!r}"
+        )
+        description = (
+            field.description or " ".join((group.__doc__ or "").split()).rstrip(".") if group else field.description
+        )
+        lines.append(f"{indent}{name}: {description} ({default})")
+        lines += _keys(group, indent + "    ") if group else []
+    return lines
 
 
 class _Parser(argparse.ArgumentParser):
@@ -158,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_text) in VERBS.items():
         kind = SETTINGS.get(name)
         verb = verbs.add_parser(
-            name, help=help_text, description=help_text, epilog=_keys(kind) if kind else None,
+            name, help=help_text, description=help_text, epilog="\n".join(["settings:", *_keys(kind)]) if kind else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == "run":

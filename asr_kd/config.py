@@ -776,6 +776,13 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
     raise UserError(f"{where}: {name}: {message[0].lower() + message[1:]}{shown}")
 
 
+def group_of(annotation: Any) -> type[Settings] | None:
+    """The group of settings that a field holds: itself, or in a list or an option."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := group_of(part))), None)
+
+
 def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
     for step in path:
         field = kind.model_fields.get(step)

@@ -262,6 +262,21 @@ print("loaded:", sorted(heavy))
 """
 
 
+def test_help_lists_what_is_in_groups_and_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name, depth in (
+        ("phases", 2),
+        ("sources", 6),
+        ("spikes", 10),
+        ("certainty", 14),
+        ("snr_min", 18),
+        ("block_steps", 10),
+    ):
+        assert any(line.startswith(" " * depth + f"{name}: ") for line in lines), name
+
+
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["train", "sede=1"]])
 def test_help_and_settings_mistakes_load_nothing_heavy(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", QUICK, *command], capture_output=True, text=True, check=True)
