@@ -47,11 +47,11 @@ def measured_pipeline(modes: bool) -> dict[str, Any]:
     pipeline = load_yaml(RECIPE)
     stages = pipeline["stages"]
 
-    def student(name: str, **unlabelled: Any) -> None:
-        stage = copy.deepcopy(stages["student-distilled"])
-        stage["settings"]["output"] = "${run}/student-distilled-" + name
+    def student(name: str, kind: str = "student-distilled", **unlabelled: Any) -> None:
+        stage = copy.deepcopy(stages[kind])
+        stage["settings"]["output"] = "${run}/" + f"{kind}-{name}"
         stage["settings"]["phases"][0]["sources"][0] |= unlabelled
-        stages[f"student-distilled-{name}"] = stage
+        stages[f"{kind}-{name}"] = stage
 
     for part, times in PARTS.items():
         student(part, audio="${run}/data/unlabelled-" + part, repeat=times)
@@ -61,11 +61,13 @@ def measured_pipeline(modes: bool) -> dict[str, Any]:
         stages[f"soft-targets-{mode}"] = label
         student(mode, targets=label["settings"]["output"])
     if modes:
-        student("noise")
-        for source in stages["student-distilled-noise"]["settings"]["phases"][0]["sources"]:
-            source["augment"] = {**source["augment"], "noise": {}}
+        rivals = ("student-pseudo-label", "student-distilled")
+        for kind in rivals:
+            student("noise", kind)
+            for source in stages[f"{kind}-noise"]["settings"]["phases"][0]["sources"]:
+                source["augment"] = {**source["augment"], "noise": {}}
         conditions = copy.deepcopy(stages["report"])
-        heard = ("teacher", "student-supervised", "student-distilled", "student-distilled-noise")
+        heard = ("teacher", "student-supervised", *rivals, *(f"{kind}-noise" for kind in rivals))
         conditions["settings"] = {
             "systems": {name: "${run}/" + name for name in heard},
             "audio": "${run}/data/test-conditions",

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from tables import print_rows
 
-from asr_kd.config import LabelSettings
+from asr_kd.config import LabelSettings, ModelSettings
 from asr_kd.labeling.job import label
 from asr_kd.labeling.shard import Loaded, load_shard
-from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
+from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, pick_device, save_checkpoint
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import read_index, write_index
 
@@ -45,6 +45,18 @@ def job(settings: LabelSettings) -> float:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             label(settings.model_copy(update={"output": str(output)}))
         return float(json.loads((output / "timing.json").read_text())["seconds"])
+
+
+def fresh(teacher: str, shape: str, folder: Path) -> str:
+    """A bidirectional LSTM of this shape with drawn weights, and the units and features of the teacher."""
+    own = load_checkpoint(teacher)
+    layers, size = map(int, shape.split("x"))
+    settings = ModelSettings(kind="blstm", layers=layers, size=size)
+    torch.manual_seed(0)
+    save_checkpoint(
+        folder, build_model(settings, own.features.dimension, own.units.size), own.units, own.features, settings
+    )
+    return str(folder)
 
 
 def copied(audio: Path, copies: int, folder: Path) -> Path:
@@ -69,9 +81,18 @@ def main() -> None:
     parser.add_argument("--batch-frames", type=int, default=4000)
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--blstm", metavar="LAYERSxSIZE", help="time a network of this shape in place of the teacher's")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.blstm:
+            arguments.teacher = fresh(arguments.teacher, arguments.blstm, Path(folder) / "teacher")
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Time, and print the rows."""
     settings = LabelSettings(
         teacher=arguments.teacher, audio=arguments.audio, output="-", device=arguments.device, threads=arguments.threads,
         batch_frames=arguments.batch_frames,
