@@ -222,6 +222,9 @@ class LabelSettings(Settings):
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+    loader_workers: Annotated[int, Field(ge=0)] = Field(
+        1, description="local: processes that decode audio beside the teacher; 0 decodes in a thread of the job"
+    )
     engine: Literal["local", "ray"] = Field(
         "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
     )

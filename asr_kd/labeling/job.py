@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import time
@@ -17,11 +18,13 @@ from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
 from asr_kd.labeling.leases import Leases
-from asr_kd.labeling.shard import ahead, label_shard, load_shard, selection_of
+from asr_kd.labeling.load import HeardShard, hear_shard, select
+from asr_kd.labeling.shard import ahead, label_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.stream import map_ordered
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
@@ -128,7 +131,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """This process: one thread decodes the next shard, one runs the teacher, one encodes and publishes."""
+    """This process: a thread (or processes) decodes the next shards, one runs the teacher, one encodes and publishes."""
 
     def __init__(
         self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
@@ -145,7 +148,8 @@ class LocalEngine:
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         last: tuple[ShardInfo, Future[TargetMetadata]] | None = None
-        for loaded in ahead(lambda info: load_shard(self.settings, self.teacher, self.transcripts, info), free):
+        for heard in self._heard(free):
+            loaded = select(self.settings, self.teacher.units, self.transcripts, heard)
             path = place(self.settings.output) / loaded.info.name
             published = label_shard(self.settings, self.teacher, loaded, path, self.progress, self.behind)
             if last:
@@ -153,6 +157,12 @@ class LocalEngine:
             last = loaded.info, published
         if last:
             yield last[0], last[1].result()
+
+    def _heard(self, free: Iterator[ShardInfo]) -> Iterator[HeardShard]:
+        hear = functools.partial(hear_shard, self.settings, self.teacher.features)
+        if self.settings.loader_workers:
+            return map_ordered(hear, free, self.settings.loader_workers)
+        return ahead(hear, free)
 
     def workers(self, seconds: float) -> float:
         return 1.0

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torchaudio.functional import forced_align
 
-from asr_kd.audio.decode import decode as decode_audio
-from asr_kd.audio.features import Frontend
 from asr_kd.config import SELECTION, LabelSettings
-from asr_kd.errors import AudioError, UserError
+from asr_kd.errors import UserError
 from asr_kd.files import Place
+from asr_kd.labeling.load import Loaded, hear_shard, select
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import batches_by_length
-from asr_kd.shards.tarset import read_checked
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import fit_prior, gain, leftover, prior_of, to_text
@@ -34,18 +31,6 @@ B = TypeVar("B")
 
 #: batches of the teacher's answers that wait to be encoded, at most
 QUEUED = 2
-
-
-@dataclass
-class Loaded:
-    """A shard's utterances as network input, in its order, and those that cannot be labelled: key → reason."""
-
-    info: ShardInfo
-    keys: list[str] = field(default_factory=list)
-    features: list[np.ndarray] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    ids: list[list[int]] = field(default_factory=list)
-    quarantined: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,33 +66,8 @@ def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 def load_shard(
     settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
 ) -> Loaded:
-    """Decode a shard's audio and compute its features."""
-    frontend = Frontend(teacher.features)
-    loaded = Loaded(info)
-    for sample in read_checked(settings.audio, info):
-        try:
-            waveform, rate = decode_audio(sample.audio, sample.key, teacher.features.sample_rate, settings.max_seconds)
-            features = frontend.compute(waveform)
-        except AudioError as error:
-            loaded.quarantined[sample.key] = str(error)
-            continue
-        ids: list[int] = []
-        if settings.mode == "alignment":
-            text = sample.fields.get("text") if transcripts is None else transcripts.get(sample.key)
-            if not isinstance(text, str):
-                loaded.quarantined[sample.key] = "no text to align to"
-                continue
-            ids = teacher.units.encode(text)
-            needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
-            if needed > len(features):
-                reason = f"text too long: its {len(ids)} units do not fit into {len(features)} frames"
-                loaded.quarantined[sample.key] = reason
-                continue
-        loaded.keys.append(sample.key)
-        loaded.features.append(features)
-        loaded.seconds.append(len(waveform) / rate)
-        loaded.ids.append(ids)
-    return loaded
+    """Decode a shard's audio and compute its features, in this thread."""
+    return select(settings, teacher.units, transcripts, hear_shard(settings, teacher.features, info))
 
 
 def label_shard(

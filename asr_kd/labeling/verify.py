@@ -11,7 +11,8 @@ import torch
 from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
 from asr_kd.errors import UserError
 from asr_kd.files import names_in, place, write_json
-from asr_kd.labeling.shard import Loaded, ahead, encode_batch, load_shard
+from asr_kd.labeling.load import Loaded
+from asr_kd.labeling.shard import ahead, encode_batch, load_shard
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import read_transcripts

@@ -28,6 +28,8 @@ from asr_kd.shards.tarset import Sample, read_checked
 
 # What a shard's noises are made of is drawn shard by shard, so that memory does not grow with shards or noise files.
 MAX_VOICES, MAX_NOISES = 64, 16
+# Processes that load run ahead; where cores are short the network comes first.
+NICE = 10
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -186,6 +188,7 @@ def read_ahead(items: Iterator[A], count: int) -> Generator[A]:
 def _serve_parent() -> None:
     """Leave Ctrl-C, which a terminal sends to all processes, to the parent; end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICE)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -23,7 +23,8 @@ from tables import print_rows
 
 from asr_kd.config import LabelSettings, ModelSettings
 from asr_kd.labeling.job import label
-from asr_kd.labeling.shard import Loaded, load_shard
+from asr_kd.labeling.load import Loaded
+from asr_kd.labeling.shard import load_shard
 from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, pick_device, save_checkpoint
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import read_index, write_index
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-frames", type=int, default=4000)
     parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--loader-workers", type=int, default=1)
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--blstm", metavar="LAYERSxSIZE", help="time a network of this shape in place of the teacher's")
     parser.add_argument("--json", action="store_true")
@@ -95,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Time, and print the rows."""
     settings = LabelSettings(
         teacher=arguments.teacher, audio=arguments.audio, output="-", device=arguments.device, threads=arguments.threads,
-        batch_frames=arguments.batch_frames,
+        batch_frames=arguments.batch_frames, loader_workers=arguments.loader_workers,
     )  # fmt: skip
     teacher = load_checkpoint(arguments.teacher, pick_device(arguments.device))
     shards = [load_shard(settings, teacher, None, info) for info in read_index(arguments.audio)]

@@ -1,0 +1,95 @@
+"""A shard's audio → the teacher's input. Without torch, so that a process which does nothing else starts in a second."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from asr_kd.audio.decode import decode
+from asr_kd.audio.features import Frontend
+from asr_kd.config import FeatureSettings, LabelSettings
+from asr_kd.errors import AudioError
+from asr_kd.shards.index import ShardInfo
+from asr_kd.shards.tarset import read_checked
+from asr_kd.units import Units
+
+
+@dataclass
+class Heard:
+    """An utterance of an audio shard: features float32 [frames, inputs], or None and the reason."""
+
+    key: str
+    features: np.ndarray | None
+    seconds: float
+    text: str | None
+    reason: str = ""
+
+
+@dataclass
+class HeardShard:
+    """All utterances of a shard, in its order."""
+
+    info: ShardInfo
+    utterances: list[Heard]
+
+
+@dataclass
+class Loaded:
+    """A shard's utterances as network input, in its order, and those that cannot be labelled: key → reason."""
+
+    info: ShardInfo
+    keys: list[str] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+
+def hear_shard(settings: LabelSettings, features: FeatureSettings, info: ShardInfo) -> HeardShard:
+    """Decode a shard's audio and compute its features."""
+    frontend = Frontend(features)
+    utterances = []
+    for sample in read_checked(settings.audio, info):
+        text = sample.fields.get("text")
+        heard = Heard(sample.key, None, 0.0, text if isinstance(text, str) else None)
+        try:
+            waveform, rate = decode(sample.audio, sample.key, features.sample_rate, settings.max_seconds)
+            heard.features = frontend.compute(waveform)
+            heard.seconds = len(waveform) / rate
+        except AudioError as error:
+            heard.reason = str(error)
+        utterances.append(heard)
+    return HeardShard(info, utterances)
+
+
+def select(settings: LabelSettings, units: Units, transcripts: dict[str, str] | None, heard: HeardShard) -> Loaded:
+    """What of a shard can be labelled.
+
+    Args:
+        transcripts: key → text in place of the text in the shard; only an alignment asks for texts.
+    """
+    loaded = Loaded(heard.info)
+    for one in heard.utterances:
+        if one.features is None:
+            loaded.quarantined[one.key] = one.reason
+            continue
+        ids: list[int] = []
+        if settings.mode == "alignment":
+            text = one.text if transcripts is None else transcripts.get(one.key)
+            if text is None:
+                loaded.quarantined[one.key] = "no text to align to"
+                continue
+            ids = units.encode(text)
+            needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
+            if needed > len(one.features):
+                loaded.quarantined[one.key] = (
+                    f"text too long: its {len(ids)} units do not fit into {len(one.features)} frames"
+                )
+                continue
+        loaded.keys.append(one.key)
+        loaded.features.append(one.features)
+        loaded.seconds.append(one.seconds)
+        loaded.ids.append(ids)
+    return loaded
