@@ -593,7 +593,9 @@ class TrainSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
     loader_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="processes that decode audio; 0 decodes in a thread of the trainer"
+        0,
+        description="processes that read beside the trainer: one that makes the batches, and others that decode audio for it; "
+        "0 does it in a thread",
     )
     ready_batches: Count = Field(4, description="batches that are made ready while the network is at work")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")

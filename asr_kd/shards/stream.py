@@ -30,6 +30,7 @@ from asr_kd.shards.tarset import Sample, read_checked
 MAX_VOICES, MAX_NOISES = 64, 16
 # Processes that load run ahead; where cores are short the network comes first.
 NICE = 10
+KILLED = "a process that loads audio was killed, most likely for lack of memory; lower loader_workers and run the command again"
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -149,7 +150,7 @@ def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int
         yield from map(function, arguments)
         return
     # spawn, not fork: a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _serve_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), serve_parent) as pool:
         waiting: collections.deque[Future[B]] = collections.deque()
         try:
             for argument in arguments:
@@ -159,9 +160,7 @@ def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise UserError(
-                "a process that loads audio was killed, most likely for lack of memory; lower loader_workers and run the command again"
-            ) from None
+            raise UserError(KILLED) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -185,9 +184,10 @@ def read_ahead(items: Iterator[A], count: int) -> Generator[A]:
                 items.close()
 
 
-def _serve_parent() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the parent; end when the parent is killed."""
+def serve_parent() -> None:
+    """Leave Ctrl-C and SIGTERM, which terminals and schedulers send to all processes, to the parent; end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICE)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -86,7 +86,7 @@ class PhaseStream:
     """
 
     def __init__(self, settings: TrainSettings, phase: int, units: Units) -> None:
-        self.settings, self.phase = settings, phase
+        self.settings, self.phase, self.units = settings, phase, units
         self.plan = settings.phases[phase]
         self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
         if self.plan.hours is not None:

@@ -23,7 +23,6 @@ from asr_kd.files import claim_folder, local, sha256_file
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device, save_checkpoint
 from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
-from asr_kd.shards.stream import read_ahead
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
 from asr_kd.training.batches import Batch, Lane, PhaseStream
@@ -32,6 +31,7 @@ from asr_kd.training.development import score_development
 from asr_kd.training.distributed import make_exchange
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks, gather, joined, total
+from asr_kd.training.feed import ready_batches
 from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
 from asr_kd.units import Units, load_units
@@ -171,9 +171,7 @@ def _run_phase(
     title = f"train {run.name}, phase {stream.phase + 1} of {len(settings.phases)}"
     if settings.cycles > 1:
         title += f", cycle {position.cycle + 1} of {settings.cycles}"
-    ready = read_ahead(
-        stream.batches(lanes, position.cycle, position.turn, ranks.rank, ranks.world), settings.ready_batches
-    )
+    ready = ready_batches(stream, lanes, position.cycle, position.turn, ranks.rank, ranks.world)
     stop = False
     heard = 0.0  # since the processes last met
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):

@@ -4,7 +4,8 @@
 
 For the digits' student of a finished run of the pipeline, and for a network of the paper's size (5×768 LSTM, 3,183 units) on
 the same audio with drawn soft targets. `bare step`: batches that are in memory already; `trainer`: the same batches as
-the stream makes them, from cached features; `trainer, decoding`: features computed from the audio as well. They take turns.
+the stream makes them, from cached features, in a process (loader_workers=1) or a thread; `trainer, decoding`: features computed
+from the audio as well. They take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from tables import print_rows
 
 from asr_kd.config import ModelSettings, TrainSettings, build, load_yaml
 from asr_kd.models.acoustic import build_model, pick_device
-from asr_kd.shards.stream import ShardInput, load_features, read_ahead
+from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import Statistics, read_metadata, write_target_shard
 from asr_kd.training.batches import Batch, PhaseStream
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.feed import ready_batches
 from asr_kd.training.trainer import Learner, step
 from asr_kd.units import Units, load_units
 
@@ -74,29 +77,36 @@ def batches(settings: TrainSettings, units: Units) -> Iterator[Batch]:
 
 def timed(learner: Learner, fed: Iterable[Batch]) -> float:
     """Frames a second."""
+    fed = iter(fed)
+    first = next(fed)  # what is set up once a phase stays out of it
     frames, start = 0, time.perf_counter()
-    for batch in fed:
+    for batch in itertools.chain([first], fed):
         step(learner, batch, learner.settings.phases[0], 1e-4)
         frames += batch.frames
     return frames / (time.perf_counter() - start)
 
 
 def rows(name: str, settings: TrainSettings, units: Units, steps: int, device: torch.device) -> list[dict[str, Any]]:
-    """The three speeds of one network; the median of three turns of each."""
+    """The four speeds of one network; the median of three turns of each."""
     network = build_model(settings.model, settings.features.dimension, units.size).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
     learner = Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
     held = list(itertools.islice(batches(settings, units), steps))  # fills the cache of features too
-    plain = settings.model_copy(update={"feature_cache": None})
+    beside = settings.model_copy(update={"loader_workers": 1})
+    plain = beside.model_copy(update={"feature_cache": None})
 
     def fed(settings: TrainSettings) -> Iterator[Batch]:
-        return read_ahead(itertools.islice(batches(settings, units), steps), settings.ready_batches)
+        stream = PhaseStream(settings, 0, units)
+        with closing(ready_batches(stream, stream.start(), 0)) as ready:
+            yield from (batch for batch in itertools.islice(ready, steps) if batch)
 
     timed(learner, held[:5])
-    speeds: dict[str, list[float]] = {"bare step": [], "trainer": [], "trainer, decoding": []}
+    ways = {"trainer, in a thread": settings, "trainer": beside, "trainer, decoding": plain}
+    speeds: dict[str, list[float]] = {name: [] for name in ("bare step", *ways)}
     for _ in range(3):
-        for kind, source in (("bare step", held), ("trainer", fed(settings)), ("trainer, decoding", fed(plain))):
-            speeds[kind].append(timed(learner, source))
+        speeds["bare step"].append(timed(learner, held))
+        for kind, way in ways.items():
+            speeds[kind].append(timed(learner, fed(way)))
     middle = {kind: sorted(values)[1] for kind, values in speeds.items()}
     return [
         {"model": name, "name": kind, "frames_per_second": round(speed), "ratio_to_bare_step": round(speed / middle["bare step"], 3)}

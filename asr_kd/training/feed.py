@@ -1,0 +1,119 @@
+"""Batches made ready while the network is at work: by a thread, or by a process, which does not share the interpreter's lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import pickle
+import traceback
+from collections.abc import Generator, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from asr_kd.config import TrainSettings
+from asr_kd.errors import UserError
+from asr_kd.shards.stream import KILLED, read_ahead, serve_parent
+from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.sources import Cursor
+from asr_kd.units import Units
+
+
+def ready_batches(
+    stream: PhaseStream, lanes: list[Lane], cycle: int, turn: int = 0, rank: int = 0, ranks: int = 1
+) -> Generator[Batch | None]:
+    """As `PhaseStream.batches`, with `ready_batches` of them made ahead; the same for any number of `loader_workers`.
+
+    Raises:
+        UserError: when a process is killed.
+    """
+    arguments = (lanes, cycle, turn, rank, ranks)
+    made = _from_process(stream, *arguments) if stream.settings.loader_workers else stream.batches(*arguments)
+    return read_ahead(made, stream.settings.ready_batches)
+
+
+@dataclasses.dataclass
+class _End:
+    """What the sources of a phase say when it is over; see `Source`."""
+
+    ends: list[dict[int, Cursor]]
+    first_unused: list[tuple[str, str]]
+    first_incomplete: list[tuple[str, str]]
+
+
+def _from_process(stream: PhaseStream, *arguments: Any) -> Iterator[Batch | None]:
+    # spawn, not fork: a fork of a process with torch's threads may hang
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_feed, args=(theirs, stream.settings, stream.phase, stream.units, *arguments), name="batches"
+    )
+    process.start()
+    theirs.close()
+    try:
+        while not isinstance(message := _receive(ours), _End):
+            if isinstance(message, Exception):
+                raise message
+            if message and stream.plan.sources[message.source].mwer:
+                message.spelling = stream.units
+            yield message
+        for source, ends, unused, incomplete in zip(
+            stream.sources, message.ends, message.first_unused, message.first_incomplete, strict=True
+        ):
+            source.ends, source.first_unused, source.first_incomplete = ends, unused, incomplete
+    except (EOFError, ConnectionError):
+        raise UserError(KILLED) from None
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+
+
+def _feed(connection: Connection, settings: TrainSettings, phase: int, units: Units, *arguments: Any) -> None:
+    """The process: makes batches and sends them, one more than were asked for."""
+    serve_parent()
+    torch.set_num_threads(1)
+    # this process decodes as well: it is the first of the loaders
+    settings = settings.model_copy(update={"loader_workers": settings.loader_workers - 1})
+    try:
+        stream = PhaseStream(settings, phase, units)
+        for batch in stream.batches(*arguments):
+            _send(connection, batch)
+        _send(
+            connection,
+            _End(*([getattr(source, field.name) for source in stream.sources] for field in dataclasses.fields(_End))),
+        )
+    except UserError as error:
+        _send(connection, error)
+    except Exception:
+        _send(connection, RuntimeError(f"the process that makes batches failed\n{traceback.format_exc()}"))
+
+
+def _send(connection: Connection, message: Batch | _End | Exception | None) -> None:
+    """Pickled, with arrays sent behind as they are."""
+    buffers: list[pickle.PickleBuffer] = []
+    if isinstance(message, Batch):
+        values = {field.name: getattr(message, field.name) for field in dataclasses.fields(Batch)} | {"spelling": None}
+        plain = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        head = pickle.dumps(plain, protocol=5, buffer_callback=buffers.append)
+    else:
+        head = pickle.dumps(message)
+    connection.send_bytes(pickle.dumps((head, isinstance(message, Batch), [buffer.raw().nbytes for buffer in buffers])))
+    for buffer in buffers:
+        connection.send_bytes(buffer.raw())
+
+
+def _receive(connection: Connection) -> Batch | _End | Exception | None:
+    head, is_batch, sizes = pickle.loads(connection.recv_bytes())
+    buffers = [bytearray(size) for size in sizes]
+    for buffer in buffers:
+        connection.recv_bytes_into(buffer)
+    value: Any = pickle.loads(head, buffers=buffers)
+    if not is_batch:
+        return value
+    values: dict[str, Any] = {
+        name: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for name, one in value.items()
+    }
+    return Batch(**values)
