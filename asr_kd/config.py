@@ -223,7 +223,7 @@ class LabelSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
     loader_workers: Annotated[int, Field(ge=0)] = Field(
-        1, description="local: processes that decode audio beside the teacher; 0 decodes in a thread of the job"
+        0, description="local: processes that decode audio beside the teacher; 0 decodes in a thread of the job"
     )
     engine: Literal["local", "ray"] = Field(
         "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
@@ -248,6 +248,8 @@ class LabelSettings(Settings):
                 raise ValueError(f"{name} belongs to engine ray alone")
         if self.max_workers and self.max_workers < self.min_workers:
             raise ValueError(f"max_workers {self.max_workers} must not be below min_workers {self.min_workers}")
+        if self.engine == "ray" and self.loader_workers:
+            raise ValueError("loader_workers belongs to engine local alone")
         if self.engine == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
             raise ValueError(f"device {self.device} needs worker_gpus above 0 with engine ray")
         return self
@@ -592,6 +594,10 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes weights, order, dropout and masks")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the network's arithmetic in training (autocast); auto: bfloat16 on a GPU, float32 on a CPU",
+    )
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0,
         description="processes that read beside the trainer: one that makes the batches, and others that decode audio for it; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,9 @@ from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
 #: seconds between looks at shards that other processes are working on
 WAIT = 0.5
+#: seconds after which the thread that encodes must let the teacher's have the interpreter: of Python's own five milliseconds the
+#: teacher would spend many a hundred waiting
+INTERVAL = 0.0002
 #: requests for what finished shards say of themselves that are under way at a time
 READERS = 16
 #: shards that are looked at one by one before a list of all that are done is asked for
@@ -141,10 +145,13 @@ class LocalEngine:
         self.behind = ThreadPoolExecutor(1)
 
     def __enter__(self) -> LocalEngine:
+        self.interval = sys.getswitchinterval()
+        sys.setswitchinterval(INTERVAL)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.behind.shutdown()
+        sys.setswitchinterval(self.interval)
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         last: tuple[ShardInfo, Future[TargetMetadata]] | None = None
@@ -160,9 +167,15 @@ class LocalEngine:
 
     def _heard(self, free: Iterator[ShardInfo]) -> Iterator[HeardShard]:
         hear = functools.partial(hear_shard, self.settings, self.teacher.features)
-        if self.settings.loader_workers:
-            return map_ordered(hear, free, self.settings.loader_workers)
-        return ahead(hear, free)
+        if not self.settings.loader_workers:
+            yield from ahead(hear, free)
+            return
+        # the first one here, while the processes start on the next ones
+        first = next(free, None)
+        others = map_ordered(hear, free, self.settings.loader_workers)
+        if first is not None:
+            yield hear(first)
+            yield from others
 
     def workers(self, seconds: float) -> float:
         return 1.0

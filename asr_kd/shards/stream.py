@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -143,26 +144,31 @@ def _read_cached(stem: Path) -> LoadedShard:
 def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
     """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand.
 
+    The processes start on the first ones at once.
+
     Raises:
         UserError: when a process is killed.
     """
     if workers == 0:
-        yield from map(function, arguments)
-        return
+        return map(function, arguments)
     # spawn, not fork: a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), serve_parent) as pool:
-        waiting: collections.deque[Future[B]] = collections.deque()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), serve_parent)
+    arguments = iter(arguments)
+    waiting = collections.deque(pool.submit(function, argument) for argument in itertools.islice(arguments, workers))
+
+    def results() -> Iterator[B]:
         try:
             for argument in arguments:
                 waiting.append(pool.submit(function, argument))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
+                yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(KILLED) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+
+    return results()
 
 
 def read_ahead(items: Iterator[A], count: int) -> Generator[A]:

@@ -295,7 +295,7 @@ def step(learner: Learner, batch: Batch | None, plan: PhaseSettings, rate: float
     if batch is None:
         loss = _nothing(learner)
     else:
-        with _precision(learner.device):
+        with _precision(learner.settings, learner.device):
             logits, lengths = exchange.network(batch.features.to(learner.device), batch.lengths)
         loss = batch_loss(logits.float(), lengths, batch, plan, learner.settings)
     _update(learner, loss * share)
@@ -320,7 +320,7 @@ def _carried_steps(learner: Learner, batch: Batch, frames: int, plan: PhaseSetti
     state = None
     heard = 0.0
     for begin in range(0, features.shape[1], frames):
-        with _precision(device):
+        with _precision(learner.settings, device):
             logits, state = network.stream(features[:, begin : begin + frames], state)
         state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
         frame = torch.arange(begin, begin + logits.shape[1], device=device) - network.delay
@@ -335,8 +335,9 @@ def _carried_steps(learner: Learner, batch: Batch, frames: int, plan: PhaseSetti
     return heard / batch.frames
 
 
-def _precision(device: torch.device) -> Any:
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+def _precision(settings: TrainSettings, device: torch.device) -> Any:
+    half = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 
 def _update(learner: Learner, loss: Tensor) -> None:

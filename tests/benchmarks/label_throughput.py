@@ -9,10 +9,10 @@ job that runs for days that is nothing, in one of a few shards it is some per ce
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,12 +22,13 @@ import torch
 from tables import print_rows
 
 from asr_kd.config import LabelSettings, ModelSettings
-from asr_kd.labeling.job import label
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.shard import load_shard
 from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, pick_device, save_checkpoint
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import read_index, write_index
+
+SET = ("teacher", "audio", "device", "threads", "batch_frames", "loader_workers")
 
 
 def forward(teacher: Checkpoint, shards: list[Loaded], batch_frames: int) -> float:
@@ -40,11 +41,12 @@ def forward(teacher: Checkpoint, shards: list[Loaded], batch_frames: int) -> flo
 
 
 def job(settings: LabelSettings) -> float:
-    """Seconds of the whole job, as it says itself."""
+    """Seconds of the whole job, run as a user runs it, as it says itself."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "targets"
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            label(settings.model_copy(update={"output": str(output)}))
+        words = [f"{name}={getattr(settings, name)}" for name in SET]
+        command = [sys.executable, "-m", "asr_kd.cli", "label", *words, f"output={output}"]
+        subprocess.run(command, check=True, capture_output=True)
         return float(json.loads((output / "timing.json").read_text())["seconds"])
 
 
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-frames", type=int, default=4000)
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--loader-workers", type=int, default=1)
+    parser.add_argument("--loader-workers", type=int, default=0)
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--blstm", metavar="LAYERSxSIZE", help="time a network of this shape in place of the teacher's")
     parser.add_argument("--json", action="store_true")

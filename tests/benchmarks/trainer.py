@@ -86,19 +86,37 @@ def timed(learner: Learner, fed: Iterable[Batch]) -> float:
     return frames / (time.perf_counter() - start)
 
 
-def rows(name: str, settings: TrainSettings, units: Units, steps: int, device: torch.device) -> list[dict[str, Any]]:
+def networks(run: str, steps: int, paper_steps: int) -> Iterator[tuple[str, TrainSettings, Units, list[Batch]]]:
+    """Each network's name, settings, units and its first batches, while a cache of all features is there."""
+    settings = build(TrainSettings, load_yaml(Path(run) / "settings" / "student-distilled.yaml"), "settings")
+    source = settings.phases[0].sources[0]
+    one = settings.phases[0].model_copy(update={"sources": [source]})
+    with tempfile.TemporaryDirectory() as folder:
+        digits = settings.model_copy(update={"feature_cache": str(Path(folder) / "features"), "phases": [one]})
+        units = load_units(settings.units)
+        yield "digits student, 2×96", digits, units, list(itertools.islice(batches(digits, units), steps))
+        drawn_targets(digits, Path(folder) / "targets", len(read_index(source.audio)))
+        framewise = source.model_copy(update={"targets": str(Path(folder) / "targets"), "spikes": None})
+        paper = one.model_copy(update={"sources": [framewise]})
+        large = digits.model_copy(update={"phases": [paper], "model": PAPER, "missing_mass": "ghost"})
+        units = ManyUnits.__new__(ManyUnits)
+        yield "the paper's size, 5×768", large, units, list(itertools.islice(batches(large, units), paper_steps))
+
+
+def rows(
+    name: str, settings: TrainSettings, units: Units, held: list[Batch], device: torch.device
+) -> list[dict[str, Any]]:
     """The four speeds of one network; the median of three turns of each."""
     network = build_model(settings.model, settings.features.dimension, units.size).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
     learner = Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
-    held = list(itertools.islice(batches(settings, units), steps))  # fills the cache of features too
     beside = settings.model_copy(update={"loader_workers": 1})
     plain = beside.model_copy(update={"feature_cache": None})
 
     def fed(settings: TrainSettings) -> Iterator[Batch]:
         stream = PhaseStream(settings, 0, units)
         with closing(ready_batches(stream, stream.start(), 0)) as ready:
-            yield from (batch for batch in itertools.islice(ready, steps) if batch)
+            yield from (batch for batch in itertools.islice(ready, len(held)) if batch)
 
     timed(learner, held[:5])
     ways = {"trainer, in a thread": settings, "trainer": beside, "trainer, decoding": plain}
@@ -116,7 +134,7 @@ def rows(name: str, settings: TrainSettings, units: Units, steps: int, device: t
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--paper-steps", type=int, default=6)
     parser.add_argument("--device", default="cpu")
@@ -124,19 +142,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = pick_device(arguments.device)
-    settings = build(TrainSettings, load_yaml(arguments.run / "settings" / "student-distilled.yaml"), "settings")
-    source = settings.phases[0].sources[0]
-    with tempfile.TemporaryDirectory() as folder:
-        cache = {"feature_cache": str(Path(folder) / "features")}
-        one = settings.phases[0].model_copy(update={"sources": [source]})
-        digits = settings.model_copy(update={**cache, "phases": [one]})
-        table = rows("digits student, 2×96", digits, load_units(settings.units), arguments.steps, device)
-        drawn_targets(settings, Path(folder) / "targets", len(read_index(source.audio)))
-        framewise = source.model_copy(update={"targets": str(Path(folder) / "targets"), "spikes": None})
-        paper = one.model_copy(update={"sources": [framewise]})
-        large = settings.model_copy(update={**cache, "phases": [paper], "model": PAPER, "missing_mass": "ghost"})
-        units = ManyUnits.__new__(ManyUnits)
-        table += rows("the paper's size, 5×768", large, units, arguments.paper_steps, device)
+    table: list[dict[str, Any]] = []
+    for network in networks(arguments.run, arguments.steps, arguments.paper_steps):
+        table += rows(*network, device)
     print_rows(table, arguments.json)
 
 
