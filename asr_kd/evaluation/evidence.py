@@ -113,8 +113,8 @@ def _pictures(settings: dict[str, Any], sample: Sample, drawn: list[str]) -> lis
         if spectrum is None:
             mels = features[:frames].astype(np.float32).reshape(-1, checkpoint.features.mels)
             low, high = np.percentile(mels, [2, 99.8])
-            image = _png(mels.T[::-1], "magma", low, max(high, low + 1e-3))
-            spectrum = Heat("Spectrogram", image, ["high mel", "low mel"], seconds)
+            picture = _png(mels.T[::-1], "magma", low, max(high, low + 1e-3))
+            spectrum = Heat("Spectrogram", picture, ["high mel", "low mel"], seconds)
     rows = _rows([(probs, pieces) for _, probs, pieces, _ in posteriors])
     pictures = [spectrum] if spectrum else []
     for name, probs, pieces, seconds in posteriors:
@@ -138,7 +138,5 @@ def _rows(posteriors: list[tuple[np.ndarray, list[str]]]) -> list[str]:
 
 def _png(values: np.ndarray, colours: str, low: float, high: float) -> str:
     data = io.BytesIO()
-    matplotlib.image.imsave(
-        data, np.ascontiguousarray(values), cmap=colours, vmin=low, vmax=high, format="png", metadata={"Software": None}
-    )
+    matplotlib.image.imsave(data, np.ascontiguousarray(values), cmap=colours, vmin=low, vmax=high, format="png")
     return base64.b64encode(data.getvalue()).decode()

@@ -52,10 +52,10 @@ def render_markdown(report: dict[str, Any]) -> str:
     """Verdict, table, what is sure, slices and origin, to paste into a page."""
     data, bootstrap = report["data"], report["bootstrap"]
     left_out = f", {data['quarantined']:,} left out" if data["quarantined"] else ""
+    audio = ", ".join(f"`{one['audio']}`, {one['hash']}" for one in report["sets"].values())
     origin = (
         f"{data['utterances']:,} utterances{left_out}, {data['words']:,} words, {data['seconds'] / 3600:.2f} hours "
-        f"({', '.join(f'`{one["audio"]}`, {one["hash"]}' for one in report['sets'].values())}); "
-        f"normaliser {report['normalizer']}; decoder {decoder(report)}; "
+        f"({audio}); normaliser {report['normalizer']}; decoder {decoder(report)}; "
         f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report['device']}, "
         f"{threads(report)}."
     )
