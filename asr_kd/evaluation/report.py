@@ -59,7 +59,7 @@ def render_markdown(report: dict[str, Any]) -> str:
         f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report['device']}, "
         f"{threads(report)}."
     )
-    parts = ["# WER report", report["verdict"], system_table(report)]
+    parts = ["# WER report", _escaped(report["verdict"]), system_table(report)]
     if report["pairs"]:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
         parts.append("\n".join(f"- {_pair(pair)}" for pair in report["pairs"]))
@@ -79,7 +79,7 @@ def _pair(pair: dict[str, Any]) -> str:
 
 def _escaped(text: str) -> str:
     """Text that Markdown, and the HTML that Markdown may hold, leaves as it is."""
-    for mark in "\\`*_[]<>|":
+    for mark in "\\`*[<|":
         text = text.replace(mark, f"\\{mark}")
     return text.replace("\n", " ")
 
