@@ -29,6 +29,8 @@ CLIP_RATE = 16_000
 PICTURE_SECONDS = 12.0
 #: units with most mass that a picture shows
 UNITS = 14
+#: units that never reach this probability are not shown
+FAINT = 0.05
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,11 @@ def _rows(posteriors: list[tuple[np.ndarray, list[str]]]) -> list[str]:
     mass: dict[str, float] = {}
     peak: dict[str, float] = {}
     for probs, pieces in posteriors:
-        for unit, (total, best) in enumerate(zip(probs.sum(0).tolist(), probs.argmax(0).tolist(), strict=True)):
-            if total > mass.get(pieces[unit], 0.0):
-                mass[pieces[unit]], peak[pieces[unit]] = total, best / len(probs)
+        totals, best = probs.sum(0).tolist(), probs.argmax(0).tolist()
+        for unit in np.flatnonzero(probs.max(0) >= FAINT):
+            piece = pieces[unit]
+            if totals[unit] > mass.get(piece, 0.0):
+                mass[piece], peak[piece] = totals[unit], best[unit] / len(probs)
     heaviest = sorted(mass, key=lambda piece: -mass[piece])[:UNITS]
     return sorted(heaviest, key=lambda piece: (peak[piece], piece))
 

@@ -65,8 +65,11 @@ def ratio(value: float | None) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    """Bytes in decimal units, three or four digits: `7877744` → `7.88 MB`."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6)):
+        if count >= power:
+            return f"{count / power:.{0 if count >= 100 * power else 2}f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def lookahead(value: int | None) -> str:

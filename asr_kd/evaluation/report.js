@@ -56,7 +56,7 @@
 
   const columns = [
     { title: "Utterance", of: (row) => row[KEY], text: true },
-    { title: "Seconds", of: (row) => row[SECONDS] },
+    { title: "Seconds", of: (row) => row[SECONDS], digits: 1 },
     { title: "Words", of: words },
     ...systems.map((system) => ({ title: system.name, of: (row) => errors(row, system), system })),
   ];
@@ -150,7 +150,7 @@
     ].filter(Boolean).join(", ");
     const figures = make("tr", {}, make("th", { scope: "row" }, row[KEY], make("small", {}, known)), ...columns.slice(1).map((column) => {
       const value = column.of(row);
-      return make("td", {}, column.hint && value > 0 ? `+${value}` : `${value}`.replace("-", "−"));
+      return make("td", {}, (column.hint && value > 0 ? "+" : "") + value.toFixed(column.digits ?? 0).replace("-", "−"));
     }));
     const who = (system) => make("span", { class: "who" }, make("span", { class: `dot ${system.series}` }), system.name, " ", make("small", {}, count(errors(row, system), "error")));
     const lines = systems.filter((system) => system.shown).map((system) => {
