@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -21,6 +22,8 @@ class Settings(BaseModel):
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+#: names a folder too
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
 
 
 class FeatureSettings(Settings):
@@ -606,7 +609,9 @@ class EvalSettings(Settings):
     """Checkpoints over test shards → WER report."""
 
     systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder, or its URL")
-    audio: str = Field(description="folder of labelled audio shards, or its URL (s3://…, gs://…)")
+    audio: str | Annotated[dict[SetName, str], Field(min_length=1)] = Field(
+        description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder"
+    )
     output: str = Field(description="folder of the report")
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
@@ -624,6 +629,15 @@ class EvalSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes the resampling")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Folders of audio shards by the name of the set; a single folder is named by itself."""
+        if isinstance(self.audio, dict):
+            return self.audio
+        return {
+            re.sub(r"[^A-Za-z0-9_-]+", "-", self.audio.rstrip("/").rpartition("/")[2]).strip("-") or "test": self.audio
+        }
 
 
 class TranscribeSettings(Settings):
