@@ -56,7 +56,7 @@ class Column:
         if isinstance(value, bool) or isinstance(value, str):
             name = str(value).lower() if isinstance(value, bool) else value or None
         elif value is not None and abs(value) < LARGEST:  # not NaN either
-            number, name = float(value), f"{value:g}"
+            number, name = float(value), str(value) if isinstance(value, int) else f"{value:g}"
         if name is not None and math.isnan(number):
             self.numeric = False
         self.numbers.append(number)
