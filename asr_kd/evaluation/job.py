@@ -16,7 +16,7 @@ import torch
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.config import EvalSettings
-from asr_kd.decoding.transcribe import to_text
+from asr_kd.decoding.decoder import make_decoder
 from asr_kd.errors import AudioError, UserError
 from asr_kd.evaluation.bootstrap import CONFIDENCE, interval, resampled_errors
 from asr_kd.evaluation.report import FORMAT, VERSION, system_table, verdict, write_report
@@ -176,6 +176,7 @@ def _decode_all(settings: EvalSettings, system: System, utterances: list[Utteran
     """Texts of the utterances by one system, in their order, timed."""
     features = [utterance.features[system.frontend] for utterance in utterances]
     texts = [""] * len(features)
+    decoder = make_decoder(settings, system.checkpoint)
     batches = batches_by_length([len(item) for item in features], settings.batch_frames)
     if batches and not system.network_seconds:
         infer(system.checkpoint, [features[index] for index in batches[0]])  # first-use costs stay out of the figures
@@ -185,7 +186,7 @@ def _decode_all(settings: EvalSettings, system: System, utterances: list[Utteran
         system.network_seconds += time.perf_counter() - began
         began = time.perf_counter()
         for index, log_probs in zip(batch, outputs, strict=True):
-            texts[index] = to_text(system.checkpoint.units, log_probs, settings.decoder, settings.beam)
+            texts[index] = decoder(log_probs)[0].text
         system.decoder_seconds += time.perf_counter() - began
     return texts
 
