@@ -7,20 +7,20 @@ import functools
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import jiwer
 import numpy as np
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.config import EvalSettings, FeatureSettings
-from asr_kd.decoding.transcribe import to_text
+from asr_kd.decoding.decoder import Decoder, make_decoder
+from asr_kd.decoding.words import Hypothesis
 from asr_kd.errors import AudioError, UserError
 from asr_kd.evaluation.parts import TIMED, Part, Shard
 from asr_kd.evaluation.text import NORMALIZERS
-from asr_kd.evaluation.wer import count_errors
+from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import batches_by_length, map_ordered
@@ -79,22 +79,22 @@ class Batch:
 
 @dataclass
 class Answers:
-    """The same, as text."""
+    """The same, as words."""
 
     system: int
     places: list[int]
-    texts: list[str]
+    found: list[Hypothesis]
     seconds: float
 
 
 @dataclass
 class Pending:
-    """A shard under way: what was decoded of it so far, as system → texts in its order, and seconds of network and decoder."""
+    """A shard under way: what was found in it so far, system by system in its order, and seconds of network and decoder."""
 
     loaded: Loaded
-    texts: list[list[str]]
+    found: list[dict[int, Hypothesis]]
     network_seconds: list[float]
-    decoder_seconds: list[float] = field(default_factory=list)
+    decoder_seconds: list[float]
 
 
 def score(
@@ -111,13 +111,12 @@ def score(
     load = functools.partial(
         load_shard, {system.frontend: system.checkpoint.features for system in systems}, settings.max_seconds
     )
-    find = functools.partial(_decode, settings, [system.checkpoint.units for system in systems])
+    find = functools.partial(_decode, [make_decoder(settings, system.checkpoint) for system in systems])
     held: collections.deque[Pending] = collections.deque()
 
     def posteriors() -> Iterator[Batch | None]:
         for loaded in map_ordered(load, shards, 0):
-            count = len(loaded.utterances)
-            held.append(Pending(loaded, [[""] * count for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
+            held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
             for number, system in enumerate(systems):
                 yield from _run(settings, number, system, held[-1])
             yield None  # that was the shard
@@ -128,8 +127,7 @@ def score(
             yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
         else:
             held[0].decoder_seconds[answers.system] += answers.seconds
-            for place, text in zip(answers.places, answers.texts, strict=True):
-                held[0].texts[answers.system][place] = text
+            held[0].found[answers.system].update(zip(answers.places, answers.found, strict=True))
 
 
 def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Loaded:
@@ -178,36 +176,36 @@ def _run(settings: EvalSettings, number: int, system: System, pending: Pending) 
         yield Batch(number, places, log_probs)
 
 
-def _decode(settings: EvalSettings, units: list[Any], batch: Batch | None) -> Answers | None:
+def _decode(decoders: Sequence[Decoder], batch: Batch | None) -> Answers | None:
     if batch is None:
         return None
     began = time.perf_counter()
-    texts = [to_text(units[batch.system], one, settings.decoder, settings.beam) for one in batch.log_probs]
-    return Answers(batch.system, batch.places, texts, time.perf_counter() - began)
+    found = [decoders[batch.system](log_probs)[0] for log_probs in batch.log_probs]
+    return Answers(batch.system, batch.places, found, time.perf_counter() - began)
 
 
 def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -> Part:
     normalize = NORMALIZERS[settings.normalizer].apply
     utterances = pending.loaded.utterances
     references = [normalize(utterance.text) for utterance in utterances]
-    scored = [[normalize(text) for text in texts] for texts in pending.texts]
+    scored = [[normalize(found[place].text) for place in range(len(utterances))] for found in pending.found]
     teacher = [system.name for system in systems].index(settings.teacher) if settings.teacher else None
     lines = []
     for number, system in enumerate(systems):
         for place, (utterance, reference) in enumerate(zip(utterances, references, strict=True)):
-            hypothesis = scored[number][place]
+            found, hypothesis = pending.found[number][place], scored[number][place]
             counts = count_errors(reference, hypothesis)
             fields, speaker = utterance.fields, utterance.fields.get("speaker")
             line: dict[str, Any] = {
                 "system": system.name, "set": pending.loaded.shard.set, "shard": pending.loaded.shard.info.name,
                 "key": utterance.key, "speaker": None if speaker is None else str(speaker), "seconds": utterance.seconds,
                 "fields": {name: value for name, value in fields.items() if name not in APART and _scalar(value)},
-                "reference": utterance.text, "hypothesis": pending.texts[number][place],
+                "reference": utterance.text, "hypothesis": found.text,
                 "reference_scored": reference, "hypothesis_scored": hypothesis,
                 "words": counts.words, "substitutions": counts.substitutions, "deletions": counts.deletions,
                 "insertions": counts.insertions, "errors": counts.errors,
-                "characters": len(reference), "character_errors": _character_errors(reference, hypothesis),
-                "times": [],
+                "characters": len(reference), "character_errors": character_errors(reference, hypothesis)[1],
+                "times": [[word.text, *(round(value, 4) for value in (word.start, word.end, word.confidence))] for word in found.words],
                 "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][place],
             }  # fmt: skip
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
@@ -221,13 +219,6 @@ APART = ("text", "speaker", "seconds")
 
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
-
-
-def _character_errors(reference: str, hypothesis: str) -> int:
-    if not reference or not hypothesis:
-        return len(reference) + len(hypothesis)
-    found = jiwer.process_characters(reference, hypothesis)
-    return found.substitutions + found.deletions + found.insertions
 
 
 def _costs(systems: Sequence[System], pending: Pending) -> dict[str, Any]:
