@@ -10,6 +10,7 @@ __all__ = [
     "change",
     "changes",
     "lookahead",
+    "named",
     "p_value",
     "percent",
     "points",
@@ -114,11 +115,16 @@ def said_of_pair(pair: dict[str, Any]) -> str:
 
 
 def said_of_slice(one: dict[str, Any]) -> str:
-    """A slice and its figures in words."""
-    where = f"{one['field']} {one['value']}"
-    if "against" in one:
-        return (
-            f"{where}: {one['system']} {percent(one['wer'])}, {one['against']} {percent(one['wer_against'])} "
-            f"({points(one['wer'] - one['wer_against'])} points, {one['words']:,} words)"
-        )
-    return f"{where}: {one['system']} {percent(one['wer'])} ({one['words']:,} words)"
+    """A slice that is among the worst, or among the most changed, and its figures in words."""
+    where, words = f"{one['field']} {named(one['value'])}", f"{one['words']:,} words"
+    mine = f"{where}: {one['system']} {percent(one['wer'])}"
+    if "other" not in one:
+        bounds = f"95 % interval {span(one['interval'])}; " if one["interval"] else ""
+        return f"{mine} ({bounds}{words})"
+    sure = ", 95 % interval {} to {}".format(*map(points, one["interval"])) if one["interval"] else ""
+    return f"{mine}, {one['other']} {percent(one['other_wer'])} ({points(one['difference'])} points{sure}; {words})"
+
+
+def named(value: str | None) -> str:
+    """The value of a field in a slice."""
+    return "(not given)" if value is None else value

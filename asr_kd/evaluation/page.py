@@ -31,6 +31,7 @@ from asr_kd.evaluation.charts import (
     wer_bars,
 )
 from asr_kd.evaluation.evidence import Evidence
+from asr_kd.evaluation.slices import OTHERS
 from asr_kd.evaluation.utterances import Group, Packed, edits_of
 from asr_kd.evaluation.wer import Edit
 
@@ -83,7 +84,7 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
             values = sorted(values, key=lambda value: -value["words"])[:DRAWN]
         drawn = [
             Slice(
-                str(value["value"]), value["words"],
+                figures.named(value["value"]), value["words"],
                 [bar(name, value["systems"][name]) for name in lead if _finite(value["systems"][name]["wer"])],
             )
             for value in values
@@ -118,6 +119,7 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
         hours_of=hours,
         slices=pictures,
         listed=LISTED,
+        others=OTHERS,
         calibration=reliability(calibrated) if calibrated else None,
         calibrated=[name for name, _, _ in calibrated],
         heat=heat_maps(evidence.pictures) if evidence.pictures else None,

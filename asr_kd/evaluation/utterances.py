@@ -108,9 +108,18 @@ def _row(first: dict[str, Any], group: Group, systems: list[str], fields: list[s
     known = first.get("fields", {})
     return [
         first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
-        [known.get(name) for name in fields],
+        [_named(known.get(name)) for name in fields],
         *(_short(group[name]) if name in group else None for name in systems),
     ]  # fmt: skip
+
+
+def _named(value: str | int | float | bool | None) -> str | None:
+    """A field's value as the slices name it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return None if value is None or value == "" else str(value)
 
 
 def _short(line: dict[str, Any]) -> list[list[Any]]:

@@ -76,8 +76,11 @@ def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str
             {"field": "seconds", "bands": True, "values": [
                 {"value": "0 to 4", "utterances": 3, "words": 100, "systems": figures}]},
         ],
-        "slices_worst": [{"field": "condition", "value": "noisy", "system": names[0], "wer": 0.3, "words": 50}],
-        "slices_changed": [],
+        "slices_worst": [{"field": "condition", "value": "noisy", "system": names[0], "wer": 0.3, "interval": None,
+                          "words": 50}],
+        "slices_changed": [{"field": "condition", "value": None, "system": names[0], "wer": 0.3, "other": names[-1],
+                            "other_wer": 0.1, "difference": 0.2, "interval": [0.1, 0.25], "words": 50}],
+        "slices_left_out": {"id": "more than 2,000 values"},
         "samples": [{"key": "u1", "set": "test", "shard": "shard-000000.tar", "why": "most errors"}],
         "settings": {"decoder": "beam", "beam": 4, "threads": 1, "baseline": None},
         "versions": {"python": "3"}, "device": "cpu",
@@ -196,12 +199,33 @@ def check_page(page: str) -> Checker:
 def test_the_page_is_well_formed_and_self_contained() -> None:
     page = page_of(distilled(20, 10, 12, [-0.5, -0.3]))
     seen = check_page(page).seen
-    assert {"header", "nav", "main", "footer", "h1", "figure", "table", "caption", "details", "audio", "noscript"} <= set(seen)
+    assert {
+        "header",
+        "nav",
+        "main",
+        "footer",
+        "h1",
+        "figure",
+        "table",
+        "caption",
+        "details",
+        "audio",
+        "noscript",
+    } <= set(seen)
     assert seen.count("h1") == seen.count("main") == 1
     assert page.count("<svg") == 6  # systems, two slices, learning curves, posteriors, calibration
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
-    for mark in ("<del>d</del>", "<ins>e</ins>", "one → two", "condition noisy: base 30.00 %", "big is better", "most errors"):
+    for mark in (
+        "<del>d</del>",
+        "<ins>e</ins>",
+        "one → two",
+        "condition noisy: base 30.00 %",
+        "big is better",
+        "most errors",
+        "condition (not given): base 30.00 %, small 10.00 % (+20.00 points",
+        "id (more than 2,000 values)",
+    ):
         assert mark in page, mark
 
 
@@ -234,8 +258,20 @@ def test_hostile_text_stays_text() -> None:
     for value in report["slices"][0]["values"]:
         value["value"] = HOSTILE
     report["samples"] = [{"key": HOSTILE, "set": HOSTILE, "shard": HOSTILE, "why": HOSTILE}]
-    lines = [line(HOSTILE, HOSTILE, HOSTILE, f"{HOSTILE} 語\u2028", set=HOSTILE, speaker=HOSTILE, fields={"condition": HOSTILE})]
-    evidence = Evidence({(HOSTILE, HOSTILE): Clip(1.0, problem=HOSTILE)}, (HOSTILE, HOSTILE), [Heat(HOSTILE, "AA", [HOSTILE], 1.0)])
+    lines = [
+        line(
+            HOSTILE,
+            HOSTILE,
+            HOSTILE,
+            f"{HOSTILE} 語\u2028",
+            set=HOSTILE,
+            speaker=HOSTILE,
+            fields={"condition": HOSTILE},
+        )
+    ]
+    evidence = Evidence(
+        {(HOSTILE, HOSTILE): Clip(1.0, problem=HOSTILE)}, (HOSTILE, HOSTILE), [Heat(HOSTILE, "AA", [HOSTILE], 1.0)]
+    )
     page = render_html(report, packed_of(report, lines), evidence)
     check_page(page)
     assert "alert(1)</script>" not in page
