@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +16,17 @@ import torch
 from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.bootstrap import CONFIDENCE, interval, resampled_errors
-from asr_kd.evaluation.parts import TIMED, Shard, is_there, read_costs, read_part, write_part
+from asr_kd.evaluation.parts import Shard, read_part
 from asr_kd.evaluation.report import FORMAT, VERSION, system_table, verdict, write_report
-from asr_kd.evaluation.score import System, score
+from asr_kd.evaluation.score import System
+from asr_kd.evaluation.sharing import DECIDING, Work, refuse_bad, score_all
 from asr_kd.evaluation.tally import Tally, most_frequent
 from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.wer import ErrorCounts, align
 from asr_kd.files import Place, claim_folder, hash_json, place, write_whole
 from asr_kd.models.acoustic import load_checkpoint, parameters, pick_device
-from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardList
 from asr_kd.shards.tarset import read_index
-
-#: settings that decide the scores of a shard, beside its audio and the checkpoints
-DECIDING = {"teacher", "decoder", "beam", "normalizer", "batch_frames", "max_seconds", "device", "threads"}
 
 
 @dataclass
@@ -48,9 +44,9 @@ class Scored:
     """A system, and what the parts say of it."""
 
     system: System
+    costs: dict[str, Any]
     tally: Tally = field(default_factory=Tally)
     same_as_teacher: int = 0
-    took: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("seconds", *TIMED), 0.0))
 
 
 def evaluate(settings: EvalSettings) -> None:
@@ -70,57 +66,36 @@ def evaluate(settings: EvalSettings) -> None:
         if name is not None and name not in settings.systems:
             raise UserError(f"{role}: {name} is none of the systems; it must be one of {', '.join(settings.systems)}")
     sets = {name: (folder, read_index(folder)) for name, folder in settings.sets.items()}
-    for folder, shards in sets.values():
-        if not shards.samples:
+    for folder, infos in sets.values():
+        if not infos.samples:
             raise UserError(f"{folder}: holds no utterances; prepare labelled audio shards")
     device = pick_device(settings.device)
     systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
     output = place(settings.output)
-    claim_folder(output, "eval", settings.model_dump())
-
-    def every_shard() -> Iterator[Shard]:
-        return (Shard(name, folder, info) for name, (folder, shards) in sets.items() for info in shards)
-
-    made_of = functools.partial(_origin, settings, systems)
-    missing = (shard for shard in every_shard() if not is_there(shard.part(output), made_of(shard)))
-    with Progress("eval", sum(shards.samples for _, shards in sets.values()), "utterances") as progress:
-        for shard, part, costs in score(settings, systems, missing):
-            write_part(shard.part(output), made_of(shard), part, costs)
-            progress.advance(shard.info.samples, shard.info.seconds)
-    scored = {system.name: Scored(system) for system in systems}
-    test = _sum_up(settings, every_shard(), scored, output)
-    report = _report(settings, [shards for _, shards in sets.values()], list(scored.values()), test, device)
+    shards = [Shard(name, folder, info) for name, (folder, infos) in sets.items() for info in infos]
+    # what is made of the scores may change, but not what decides them; a checkpoint or audio that changed is scored again
+    claim_folder(output, "eval", settings.model_dump(include={"systems", "audio", *DECIDING}))
+    costs = score_all(Work(settings, systems, shards, output))
+    scored = {system.name: Scored(system, costs[system.name]) for system in systems}
+    test = _sum_up(settings, shards, scored, output)
+    report = _report(settings, [infos for _, infos in sets.values()], list(scored.values()), test, device)
     write_report(output, report)
     print(system_table(report))
     print(f"\n{report['verdict']}\n{output / 'report.html'}")
 
 
-def _origin(settings: EvalSettings, systems: list[System], shard: Shard) -> str:
-    """Hash of everything that decides a part."""
-    decided = settings.model_dump(include=DECIDING)
-    return hash_json(
-        [decided, [[one.name, one.checkpoint.fingerprint] for one in systems], shard.set, shard.info.sha256]
-    )
-
-
 def _sum_up(settings: EvalSettings, shards: Iterable[Shard], scored: dict[str, Scored], output: Place) -> TestSet:
     """Add up the parts in order, and write utterances.jsonl and quarantine.jsonl."""
     test, first = TestSet(), next(iter(scored))
-    bad: tuple[Shard, str, str] | None = None
+    bad: tuple[Shard, tuple[str, str]] | None = None
     with (
         write_whole(output / "utterances.jsonl") as lines,
         write_whole(output / "quarantine.jsonl", "w") as quarantine,
     ):
         for shard in shards:
-            path = shard.part(output)
-            part = read_part(path)
-            if part.utterances + len(part.quarantined) != shard.info.samples:
-                raise UserError(
-                    f"{shard}: index.json counts {shard.info.samples} utterances, the shard holds "
-                    f"{part.utterances + len(part.quarantined)}; prepare the shards again"
-                )
+            part = read_part(shard.part(output))
             for key, reason in part.quarantined.items():
-                bad = bad or (shard, key, reason)
+                bad = bad or (shard, (key, reason))
                 entry = {"key": key, "set": shard.set, "shard": shard.info.name, "reason": reason}
                 quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
             lines.write(part.body)
@@ -133,18 +108,10 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], scored: dict[str, S
                 one = scored[line["system"]]
                 one.tally.add(line["key"], line["speaker"], align(line["reference_scored"], line["hypothesis_scored"]))
                 one.same_as_teacher += bool(line["same_as_teacher"])
-            if costs := read_costs(path):
-                for name, took in costs["systems"].items():
-                    for key, seconds in {"seconds": costs["seconds"], **took}.items():
-                        scored[name].took[key] += seconds
         # raised inside: nothing is published
         total = len(test.words) + test.quarantined
-        if bad and test.quarantined > settings.max_bad_share * total:
-            shard, key, reason = bad
-            raise UserError(
-                f"{shard.folder}: {test.quarantined} of {total} utterances could not be used (first: {shard.info.name}, {key}: "
-                f"{reason}); mend them or raise max_bad_share"
-            )
+        if bad:
+            refuse_bad(settings, test.quarantined, total, *bad)
         if not sum(test.words):
             raise UserError(f"{', '.join(settings.sets.values())}: the texts hold no words; a WER needs labelled audio")
     return test
@@ -229,6 +196,8 @@ def _system(
         "real_time_factor": factors[name],
         "real_time_factor_to_teacher": factors[name] / factors[teacher] if teacher else None,
         "decoder_real_time_factor": _share(system, "decoder_seconds"),
+        "peak_memory_bytes": system.costs["peak_memory_bytes"],
+        "peak_device_bytes": system.costs["peak_device_bytes"],
         **_relative("baseline", settings.baseline, name, systems, samples),
         **_relative("teacher", teacher, name, systems, samples),
         **_gap(settings, name, systems, samples),
@@ -281,7 +250,7 @@ def _real_time_factor(system: Scored) -> float:
 
 
 def _share(system: Scored, what: str) -> float:
-    return system.took[what] / system.took["seconds"]
+    return system.costs[what] / system.costs["seconds"]
 
 
 def _relative(
