@@ -665,6 +665,9 @@ class EvalSettings(DecodingSettings):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes the resampling")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that read audio ahead, and as many that decode, while the network runs; 0: none"
+    )
 
     @property
     def sets(self) -> dict[str, str]:

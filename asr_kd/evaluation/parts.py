@@ -69,8 +69,8 @@ def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> 
         "utterances": part.utterances, "seconds": part.seconds, "quarantined": part.quarantined,
         "sha256": hashlib.sha256(part.body).hexdigest(),
     }  # fmt: skip
-    write_json(_costs(path), costs)
-    with write_whole(path) as file:
+    write_json(_costs(path), costs, make_folder=False)
+    with write_whole(path, make_folder=False) as file:
         file.write(_head(made_of) + b", " + json.dumps(rest, ensure_ascii=False).encode()[1:] + b"\n" + part.body)
 
 

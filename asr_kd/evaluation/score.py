@@ -115,13 +115,13 @@ def score(
     held: collections.deque[Pending] = collections.deque()
 
     def posteriors() -> Iterator[Batch | None]:
-        for loaded in map_ordered(load, shards, 0):
+        for loaded in map_ordered(load, shards, settings.workers):
             held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
             for number, system in enumerate(systems):
                 yield from _run(settings, number, system, held[-1])
             yield None  # that was the shard
 
-    for answers in map_ordered(find, posteriors(), 0):
+    for answers in map_ordered(find, posteriors(), settings.workers):
         if answers is None:
             pending = held.popleft()
             yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
@@ -134,7 +134,7 @@ def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard:
     """Decode a shard's audio and compute the features of every front end, timed.
 
     Raises:
-        UserError: when the shard is damaged or an utterance has no text.
+        UserError: when the shard is damaged, holds more or less than its index says, or an utterance has no text.
     """
     loaded = Loaded(shard, [], {}, dict.fromkeys(frontends, 0.0))
     built = {name: Frontend(features) for name, features in frontends.items()}
@@ -159,6 +159,11 @@ def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard:
             loaded.quarantined[sample.key] = str(error)
             continue
         loaded.utterances.append(Utterance(sample.key, features, text, sample.fields, seconds))
+    held = len(loaded.utterances) + len(loaded.quarantined)
+    if held != shard.info.samples:
+        raise UserError(
+            f"{shard}: index.json counts {shard.info.samples} utterances, the shard holds {held}; prepare the shards again"
+        )
     return loaded
 
 

@@ -173,15 +173,14 @@ def summarise(
     systems: Mapping[str, System],
     sets: Mapping[str, tuple[str, ShardList]],
     scores: Scores,
-    took: Mapping[str, Mapping[str, float]],
+    costs: Mapping[str, Mapping[str, Any]],
     device: torch.device,
 ) -> dict[str, Any]:
     """Everything that the report shows, as one JSON value; README.md describes it.
 
     Args:
         sets: folder and shards of each test set, by name.
-        took: of each system `seconds` of audio, `frontend_seconds`, `network_seconds`, `decoder_seconds` and, where it was
-            measured, `peak_memory_bytes`.
+        costs: of each system, as `score_all` returns them.
     """
     resampler = Resampler(scores, settings)
     _, blocks, by_speaker = resampler.blocks(resampler.speakers)
@@ -215,7 +214,7 @@ def summarise(
             "number": blocks,
         },
         "systems": {
-            name: _system(settings, system, scores, resampler, samples, in_sets, took) for name, system in systems.items()
+            name: _system(settings, system, scores, resampler, samples, in_sets, costs) for name, system in systems.items()
         },
         "pairs": [_pair(pair, scores, samples) for pair in scores.pairs],
         "slices": slices,
@@ -262,7 +261,7 @@ def _system(
     resampler: Resampler,
     samples: dict[str, np.ndarray],
     in_sets: dict[str, dict[str, np.ndarray]],
-    took: Mapping[str, Mapping[str, float]],
+    costs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     name, checkpoint, teacher, tally = system.name, system.checkpoint, settings.teacher, scores.tallies[system.name]
     utterances, counts = len(scores.words), tally.counts
@@ -293,7 +292,7 @@ def _system(
         "lookahead_ms": checkpoint.lookahead_ms,
         "word_delay_ms": scores.delays[name].figures() if name in scores.delays else None,
         "calibration": scores.calibrations[name].figures(),
-        **_costs(took, name, teacher),
+        **_costs(costs, name, teacher),
         **_relative("baseline", settings.baseline, name, scores, samples),
         **_relative("teacher", teacher, name, scores, samples),
         **_gap(settings, name, scores, samples),
@@ -347,17 +346,18 @@ def _character_interval(name: str, resampler: Resampler) -> list[float] | None:
         return interval(errors[0] / characters)
 
 
-def _costs(took: Mapping[str, Mapping[str, float]], name: str, teacher: str | None) -> dict[str, Any]:
+def _costs(costs: Mapping[str, Mapping[str, Any]], name: str, teacher: str | None) -> dict[str, Any]:
     def factor(one: str, *parts: str) -> float:
         """Seconds of work for a second of audio."""
-        return sum(took[one][part] for part in parts) / took[one]["seconds"]
+        return sum(costs[one][part] for part in parts) / costs[one]["seconds"]
 
     network = ("frontend_seconds", "network_seconds")
     return {
         "real_time_factor": factor(name, *network),
         "real_time_factor_to_teacher": factor(name, *network) / factor(teacher, *network) if teacher else None,
         "decoder_real_time_factor": factor(name, "decoder_seconds"),
-        "peak_memory_bytes": took[name].get("peak_memory_bytes"),
+        "peak_memory_bytes": costs[name]["peak_memory_bytes"],
+        "peak_device_bytes": costs[name]["peak_device_bytes"],
     }
 
 

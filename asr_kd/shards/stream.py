@@ -140,6 +140,8 @@ def _read_cached(stem: Path) -> LoadedShard:
 def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
     """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand.
 
+    Each process is sent `function`, with all that it holds, once.
+
     Raises:
         UserError: when a process is killed.
     """
@@ -147,18 +149,18 @@ def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int
         yield from map(function, arguments)
         return
     # spawn, not fork: a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _serve_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function,)) as pool:
         waiting: collections.deque[Future[B]] = collections.deque()
         try:
             for argument in arguments:
-                waiting.append(pool.submit(function, argument))
+                waiting.append(pool.submit(_apply, argument))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                "a process that loads audio was killed, most likely for lack of memory; lower loader_workers and run the command again"
+                f"a worker process was killed, most likely for lack of memory; use fewer than {workers} and run the command again"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -183,7 +185,20 @@ def read_ahead(items: Iterator[A], count: int) -> Generator[A]:
                 items.close()
 
 
-def _serve_parent() -> None:
+_function: Callable[[Any], Any]  # what a worker process applies
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    serve_parent()
+
+
+def _apply(argument: Any) -> Any:
+    return _function(argument)
+
+
+def serve_parent() -> None:
     """Leave Ctrl-C, which a terminal sends to all processes, to the parent; end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

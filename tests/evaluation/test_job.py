@@ -12,6 +12,7 @@ import soundfile
 
 from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
+from asr_kd.evaluation import sharing
 from asr_kd.evaluation.history import learning_curve
 from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.wer import ErrorCounts, count_errors
@@ -156,9 +157,16 @@ def test_an_unknown_role_names_the_systems(job: Job, role: str) -> None:
 
 
 def test_a_folder_of_other_settings(job: Job) -> None:
+    evaluate(job(max_seconds=5.0))
+    with pytest.raises(UserError, match=r"max_seconds was 5\.0, now 6\.0"):
+        evaluate(job(max_seconds=6.0))
+
+
+def test_what_is_made_of_the_scores_may_change(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate(job(bootstrap=5))
-    with pytest.raises(UserError, match="bootstrap was 5, now 6"):
-        evaluate(job(bootstrap=6))
+    monkeypatch.setattr(sharing, "write_part", None)
+    evaluate(job(bootstrap=6, baseline="teacher", max_bad_share=0.5))
+    assert read(job())["bootstrap"]["resamples"] == 6
 
 
 def test_no_learning_curve(tmp_path: Path) -> None:
