@@ -92,7 +92,11 @@ class Calibration:
             for place, count in enumerate(self.words)
         ]
         apart = sum(abs(known - hits) for known, hits in zip(self.confidence, self.right, strict=True))
-        most = -right * math.log2(right / total) - (total - right) * math.log2(1 - right / total) if 0 < right < total else 0
+        most = (
+            -right * math.log2(right / total) - (total - right) * math.log2(1 - right / total)
+            if 0 < right < total
+            else 0
+        )
         return {
             "words": total,
             "bins": bins,

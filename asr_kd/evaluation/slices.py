@@ -6,6 +6,7 @@ where the field is known (`EDGES`; fields whose name has `snr` in it every 5 dB)
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections.abc import Iterable, Mapping
@@ -53,7 +54,7 @@ class Column:
     def add(self, value: Any) -> None:
         """The value of the next utterance."""
         number, name = math.nan, None
-        if isinstance(value, bool) or isinstance(value, str):
+        if isinstance(value, bool | str):
             name = str(value).lower() if isinstance(value, bool) else value or None
         elif value is not None and abs(value) < LARGEST:  # not NaN either
             number, name = float(value), str(value) if isinstance(value, int) else f"{value:g}"
@@ -82,8 +83,8 @@ class Column:
         if len(codes) > 2 * VALUES and present.max() <= 1 + len(codes) // DISTINCT and len(names) > len(codes) // 2:
             return "a value of its own for most utterances"
         given = [name for name in names if name is not None]
-        order = sorted(given, key=float) if self.numeric else sorted(given)
-        order = [code for code in [*(self.values[name] for name in order), 0] if present[code]]
+        given = sorted(given, key=float) if self.numeric else sorted(given)
+        order = [code for code in [*(self.values[name] for name in given), 0] if present[code]]
         by_words = np.bincount(codes, weights=words, minlength=len(names))
         kept = set(sorted(order, key=lambda code: -by_words[code])[:VALUES])
         place = np.full(len(names), -1)
@@ -109,7 +110,10 @@ def _bands(name: str, numbers: np.ndarray) -> Slicing | str:
     cuts = sorted(set(edges))
     labels = np.where(known, np.searchsorted(cuts, numbers, side="right"), len(cuts) + 1)
     ends = [f"{cut:g}" for cut in cuts]
-    names: list[str | None] = [f"below {ends[0]}", *(f"{low} to {high}" for low, high in zip(ends, ends[1:], strict=False))]
+    names: list[str | None] = [
+        f"below {ends[0]}",
+        *(f"{low} to {high}" for low, high in itertools.pairwise(ends)),
+    ]
     names += [f"{ends[-1]} and more", None]
     present = np.unique(labels)
     if len(present) < 2:

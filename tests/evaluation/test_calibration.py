@@ -32,7 +32,13 @@ def test_figures_by_hand() -> None:
     figures = calibration.figures()
     assert figures is not None
     assert figures["words"] == 5
-    assert figures["bins"][9] == {"low": 0.9, "high": 1.0, "words": 3, "confidence": pytest.approx(0.95), "accuracy": 2 / 3}
+    assert figures["bins"][9] == {
+        "low": 0.9,
+        "high": 1.0,
+        "words": 3,
+        "confidence": pytest.approx(0.95),
+        "accuracy": 2 / 3,
+    }
     assert figures["bins"][0] == {"low": 0.0, "high": 0.1, "words": 0, "confidence": None, "accuracy": None}
     # 3 words 0.2833 apart, 2 words 0.05 apart
     assert figures["expected_error"] == pytest.approx((3 * (0.95 - 2 / 3) + 2 * 0.05) / 5)
