@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -19,8 +20,8 @@ from asr_kd.models.acoustic import load_checkpoint, pick_device
 from asr_kd.shards.tarset import read_index
 
 
-def evaluate(settings: EvalSettings) -> None:
-    """Decode the shards with every system and write the WER report.
+def evaluate(settings: EvalSettings) -> dict[str, Any]:
+    """Decode the shards with every system, write the WER report and return it.
 
     Writes into `settings.output`, each file whole: `parts/`, the scores of each shard, and in the end `report.json`,
     `report.html`, `report.md`, `utterances.jsonl`, `quarantine.jsonl`. All systems are scored on the same utterances: one
@@ -51,6 +52,7 @@ def evaluate(settings: EvalSettings) -> None:
     write_report(output, report)
     print(system_table(report))
     print(f"\n{report['verdict']}\n{output / 'report.html'}")
+    return report
 
 
 def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> Scores:
