@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ def evaluate(settings: EvalSettings) -> None:
         if not infos.samples:
             raise UserError(f"{folder}: holds no utterances; prepare labelled audio shards")
     device = pick_device(settings.device)
+    if device == torch.device("cuda"):  # started by torchrun, each process takes the GPU of its place
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
     output = place(settings.output)
     shards = [Shard(name, folder, info) for name, (folder, infos) in sets.items() for info in infos]
