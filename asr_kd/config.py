@@ -654,8 +654,9 @@ class EvalSettings(DecodingSettings):
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
     student: str | None = Field(None, description="system the verdict is about; null takes the best one")
-    normalizer: Literal["none", "basic"] = Field(
-        "basic", description="basic: lower case, punctuation removed, spaces joined"
+    normalizer: Literal["none", "basic", "english"] = Field(
+        "basic",
+        description="basic: lower case, punctuation removed, spaces joined; english: as Whisper, also figures and spelling",
     )
     bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples behind the confidence intervals")
     batch_frames: Count = Field(4000, description="frames in a batch at most")

@@ -10,7 +10,7 @@ import jinja2
 from asr_kd.evaluation.charts import Bar, Curve, learning_curves, percent, wer_bars
 from asr_kd.files import Place, write_json, write_whole
 
-FORMAT, VERSION = "asr_kd-report", 1
+FORMAT, VERSION = "asr_kd-report", 2
 COLORS = 8
 SPEAKERS_SHOWN = 40
 NOTHING = "–"

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jiwer
 import numpy as np
 
 from asr_kd.audio.decode import decode
@@ -21,7 +20,7 @@ from asr_kd.decoding.words import Hypothesis
 from asr_kd.errors import AudioError, UserError
 from asr_kd.evaluation.parts import TIMED, Part, Shard
 from asr_kd.evaluation.text import NORMALIZERS
-from asr_kd.evaluation.wer import count_errors
+from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import batches_by_length, map_ordered
@@ -212,7 +211,7 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
                 "reference_scored": reference, "hypothesis_scored": hypothesis,
                 "words": counts.words, "substitutions": counts.substitutions, "deletions": counts.deletions,
                 "insertions": counts.insertions, "errors": counts.errors,
-                "characters": len(reference), "character_errors": _character_errors(reference, hypothesis),
+                "characters": len(reference), "character_errors": character_errors(reference, hypothesis)[1],
                 "times": [[word.text, *(round(value, 4) for value in (word.start, word.end, word.confidence))] for word in found.words],
                 "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][place],
             }  # fmt: skip
@@ -227,13 +226,6 @@ APART = ("text", "speaker", "seconds")
 
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
-
-
-def _character_errors(reference: str, hypothesis: str) -> int:
-    if not reference or not hypothesis:
-        return len(reference) + len(hypothesis)
-    found = jiwer.process_characters(reference, hypothesis)
-    return found.substitutions + found.deletions + found.insertions
 
 
 def _costs(systems: Sequence[System], pending: Pending) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from asr_kd.errors import UserError
 from asr_kd.evaluation.memory import peak_memory
 from asr_kd.evaluation.parts import TIMED, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
+from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.files import (
     Place,
     check_there,
@@ -49,7 +50,8 @@ class Work:
         """Hash of everything that decides a part but its audio."""
         systems = [[system.name, system.checkpoint.fingerprint] for system in self.systems]
         files = [path and sha256_file(path) for path in (self.settings.lm, self.settings.lexicon)]
-        return hash_json([self.settings.model_dump(include=DECIDING), systems, files])
+        normalizer = NORMALIZERS[self.settings.normalizer].name
+        return hash_json([self.settings.model_dump(include=DECIDING), normalizer, systems, files])
 
     def made_of(self, shard: Shard) -> str:
         """Hash of everything that decides a shard's part."""

@@ -13,7 +13,8 @@ import soundfile
 from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
-from asr_kd.evaluation.job import evaluate, learning_curve
+from asr_kd.evaluation.history import learning_curve
+from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.wer import ErrorCounts, count_errors
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 
@@ -58,7 +59,7 @@ def test_end_to_end(job: Job, checkpoints: dict[str, Path], capsys: pytest.Captu
     ]  # fmt: skip
     assert lines[0]["reference"] == "One, two."
     assert lines[0]["reference_scored"] == "one two"
-    assert (report["version"], report["normalizer"], list(report["systems"])) == (1, "basic-1", ["teacher", "student"])
+    assert (report["version"], report["normalizer"], list(report["systems"])) == (2, "basic-1", ["teacher", "student"])
     assert report["data"] | {"audio": "", "hash": ""} == {
         "audio": "", "hash": "", "shards": 2, "utterances": 3, "quarantined": 0, "words": 6, "seconds": 2.1, "speakers": 2,
     }  # fmt: skip
