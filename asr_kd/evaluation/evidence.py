@@ -31,6 +31,8 @@ PICTURE_SECONDS = 12.0
 UNITS = 14
 #: units that never reach this probability are not shown
 FAINT = 0.05
+#: as `Units.piece` writes it
+BLANK = "∅"
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _pictures(settings: dict[str, Any], sample: Sample, drawn: list[str]) -> lis
 
 
 def _rows(posteriors: list[tuple[np.ndarray, list[str]]]) -> list[str]:
-    """The units that some system gives most mass, in the order in which they peak, so that speech runs downwards."""
+    """The units that some system gives most mass, the blank first, then as they peak, so that speech runs downwards."""
     mass: dict[str, float] = {}
     peak: dict[str, float] = {}
     for probs, pieces in posteriors:
@@ -137,7 +139,7 @@ def _rows(posteriors: list[tuple[np.ndarray, list[str]]]) -> list[str]:
             if totals[unit] > mass.get(piece, 0.0):
                 mass[piece], peak[piece] = totals[unit], best[unit] / len(probs)
     heaviest = sorted(mass, key=lambda piece: -mass[piece])[:UNITS]
-    return sorted(heaviest, key=lambda piece: (peak[piece], piece))
+    return sorted(heaviest, key=lambda piece: (piece != BLANK, peak[piece], piece))
 
 
 def _png(values: np.ndarray, colours: str, low: float, high: float) -> str:

@@ -10,13 +10,13 @@ __all__ = [
     "change",
     "changes",
     "lookahead",
+    "milliseconds",
     "named",
     "p_value",
     "percent",
     "points",
     "ratio",
     "said_of_pair",
-    "said_of_slice",
     "share",
     "size",
     "span",
@@ -79,11 +79,16 @@ def ratio(value: float | None) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units, three or four digits: `7877744` → `7.88 MB`."""
+    """Bytes in decimal units, in three digits: `7877744` → `7.88 MB`."""
     for unit, power in (("GB", 1e9), ("MB", 1e6)):
         if count >= power:
-            return f"{count / power:.{0 if count >= 100 * power else 2}f} {unit}"
+            return f"{count / power:.{2 if count < 10 * power else 1 if count < 100 * power else 0}f} {unit}"
     return f"{count / 1e3:.1f} kB"
+
+
+def milliseconds(value: float) -> str:
+    """`-30.0` → `−30 ms`."""
+    return f"{value:,.0f} ms".replace("-", "−")
 
 
 def lookahead(value: int | None) -> str:
@@ -127,15 +132,23 @@ def said_of_pair(pair: dict[str, Any]) -> str:
     return "the tests disagree" if any(sure) else "within chance"
 
 
-def said_of_slice(one: dict[str, Any]) -> str:
-    """A slice that is among the worst, or among the most changed, and its figures in words."""
-    where, words = f"{one['field']} {named(one['value'])}", f"{one['words']:,} words"
-    mine = f"{where}: {one['system']} {percent(one['wer'])}"
-    if "other" not in one:
+def named_slices(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The worst slices, and those that changed most: for each list its title, and slices with their figures in words."""
+    lists: dict[str, list[tuple[str, str]]] = {}
+    for one in report["slices_worst"]:
         bounds = f"95 % interval {span(one['interval'])}; " if one["interval"] else ""
-        return f"{mine} ({bounds}{words})"
-    sure = ", 95 % interval {} to {}".format(*map(points, one["interval"])) if one["interval"] else ""
-    return f"{mine}, {one['other']} {percent(one['other_wer'])} ({points(one['difference'])} points{sure}; {words})"
+        figures = f"{percent(one['wer'])} ({bounds}{one['words']:,} words)"
+        lists.setdefault(f"Worst of {one['system']}", []).append((_where(one), figures))
+    for one in report["slices_changed"]:
+        bounds = "95 % interval {} to {}; ".format(*map(points, one["interval"])) if one["interval"] else ""
+        moved = f"{points(one['difference'])} points, {percent(one['other_wer'])} → {percent(one['wer'])}"
+        title = f"Most changed from {one['other']} to {one['system']}"
+        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{one['words']:,} words)"))
+    return list(lists.items())
+
+
+def _where(one: dict[str, Any]) -> str:
+    return f"{one['field']} {named(one['value'])}"
 
 
 def named(value: str | None) -> str:

@@ -11,12 +11,12 @@ from asr_kd.evaluation.figures import (
     decoder,
     intervals_note,
     lookahead,
+    named_slices,
     p_value,
     percent,
     points,
     ratio,
     said_of_pair,
-    said_of_slice,
     share,
     size,
     span,
@@ -64,10 +64,9 @@ def render_markdown(report: dict[str, Any]) -> str:
     if report["pairs"]:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
         parts.append("\n".join(f"- {_pair(pair)}" for pair in report["pairs"]))
-    for title, slices in (("Worst", report["slices_worst"]), ("Most changed", report["slices_changed"])):
-        if slices:
-            parts.append(f"{title} slices:")
-            parts.append("\n".join(f"- {_escaped(said_of_slice(one))}" for one in slices))
+    for title, slices in named_slices(report):
+        parts.append(f"{_escaped(title)}:")
+        parts.append("\n".join(f"- {_escaped(where)}: {figures}" for where, figures in slices))
     return "\n\n".join([*parts, origin]) + "\n"
 
 

@@ -61,7 +61,7 @@ def test_what_cannot_be_played_says_why(
     assert found.pictures
 
 
-def test_rows_are_the_heaviest_units_in_the_order_of_their_peaks() -> None:
+def test_rows_are_the_blank_and_the_heaviest_units() -> None:
     probs = np.array([[0.9, 0.0, 0.1], [0.1, 0.0, 0.9], [0.95, 0.02, 0.03]])
-    assert evidence._rows([(probs, ["∅", "faint", "b"])]) == ["b", "∅"]
+    assert evidence._rows([(probs, ["∅", "faint", "b"])]) == ["∅", "b"]
     assert evidence._rows([]) == []
