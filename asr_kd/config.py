@@ -666,7 +666,8 @@ class EvalSettings(DecodingSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
     workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="processes that read audio ahead, and as many that decode, while the network runs; 0: none"
+        0,
+        description="processes that read audio ahead, and with a beam search as many that decode, while the network runs; 0: none",
     )
 
     @property

@@ -20,9 +20,22 @@ __all__ = [
     "share",
     "size",
     "span",
+    "table",
 ]
 
 NOTHING = "–"
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table that is also easy to read in a terminal; the first row is its head, all columns but the first figures."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    # figures to the right
+    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 
 def p_value(value: float | None) -> str:

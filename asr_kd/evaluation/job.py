@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -19,8 +21,8 @@ from asr_kd.models.acoustic import load_checkpoint, pick_device
 from asr_kd.shards.tarset import read_index
 
 
-def evaluate(settings: EvalSettings) -> None:
-    """Decode the shards with every system and write the WER report.
+def evaluate(settings: EvalSettings) -> dict[str, Any]:
+    """Decode the shards with every system, write the WER report and return it.
 
     Writes into `settings.output`, each file whole: `parts/`, the scores of each shard, and in the end `report.json`,
     `report.html`, `report.md`, `utterances.jsonl`, `quarantine.jsonl`. All systems are scored on the same utterances: one
@@ -40,6 +42,8 @@ def evaluate(settings: EvalSettings) -> None:
         if not infos.samples:
             raise UserError(f"{folder}: holds no utterances; prepare labelled audio shards")
     device = pick_device(settings.device)
+    if device == torch.device("cuda"):  # started by torchrun, each process takes the GPU of its place
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
     output = place(settings.output)
     shards = [Shard(name, folder, info) for name, (folder, infos) in sets.items() for info in infos]
@@ -51,6 +55,7 @@ def evaluate(settings: EvalSettings) -> None:
     write_report(output, report)
     print(system_table(report))
     print(f"\n{report['verdict']}\n{output / 'report.html'}")
+    return report
 
 
 def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> Scores:
@@ -58,8 +63,8 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> S
     scores = Scores(settings)
     bad: tuple[Shard, tuple[str, str]] | None = None
     with (
-        write_whole(output / "utterances.jsonl") as lines,
-        write_whole(output / "quarantine.jsonl", "w") as quarantine,
+        write_whole(output / "utterances.jsonl", make_folder=False) as lines,
+        write_whole(output / "quarantine.jsonl", "w", make_folder=False) as quarantine,
     ):
         for shard in shards:
             part = read_part(shard.part(output))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -43,14 +44,21 @@ def peak_memory(settings: EvalSettings, system: System, shard: Shard) -> dict[st
     with ProcessPoolExecutor(1, context, serve_parent) as pool:
         try:
             found = system.checkpoint  # its settings alone are sent: what it takes begins with loading it
-            return pool.submit(_measure, settings, system.folder, found.settings, found.features, shard).result()
+            mine = dict(os.environ)  # the server's is of the time when it began
+            return pool.submit(_measure, mine, settings, system.folder, found.settings, found.features, shard).result()
         except BrokenProcessPool:
             return {"peak_memory_bytes": None, "peak_device_bytes": None}
 
 
 def _measure(
-    settings: EvalSettings, folder: Place, model: ModelSettings, features: FeatureSettings, shard: Shard
+    environment: dict[str, str],
+    settings: EvalSettings,
+    folder: Place,
+    model: ModelSettings,
+    features: FeatureSettings,
+    shard: Shard,
 ) -> dict[str, int | None]:
+    os.environ.update(environment)
     torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     samples = list(itertools.islice(read_checked(shard.folder, shard.info), UTTERANCES))

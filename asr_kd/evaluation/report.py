@@ -20,6 +20,7 @@ from asr_kd.evaluation.figures import (
     share,
     size,
     span,
+    table,
     threads,
 )
 from asr_kd.evaluation.page import drawn, render_html, searchable
@@ -97,14 +98,7 @@ def system_table(report: dict[str, Any]) -> str:
             lookahead(system["lookahead_ms"]), f"{system['real_time_factor']:.5f}",
             ratio(system["real_time_factor_to_teacher"]),
         ])  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = []
-    for row in rows:
-        cells = [f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row)]
-        lines.append(f"| {' | '.join(cells)} |")
-    # figures to the right
-    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+    return table(rows)
 
 
 def verdict(report: dict[str, Any]) -> str:

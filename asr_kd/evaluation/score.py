@@ -121,7 +121,9 @@ def score(
                 yield from _run(settings, number, system, held[-1])
             yield None  # that was the shard
 
-    for answers in map_ordered(find, posteriors(), settings.workers):
+    # the best unit of each frame is found sooner than its posteriors are sent to another process
+    decoding = 0 if settings.decoder == "greedy" else settings.workers
+    for answers in map_ordered(find, posteriors(), decoding):
         if answers is None:
             pending = held.popleft()
             yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
+from asr_kd import cli
 from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
-from asr_kd.evaluation.history import learning_curve
 from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.wer import ErrorCounts, count_errors
 from asr_kd.shards.tarset import Sample, write_index, write_shard
@@ -169,5 +170,15 @@ def test_what_is_made_of_the_scores_may_change(job: Job, monkeypatch: pytest.Mon
     assert read(job())["bootstrap"]["resamples"] == 6
 
 
-def test_no_learning_curve(tmp_path: Path) -> None:
-    assert learning_curve(tmp_path / "nowhere") == []
+def test_a_condition(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job()
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False))
+    words = ["eval", str(tmp_path / "eval.yaml"), "--fail-if"]
+    assert cli.main([*words, "studnt.wer > 0"]) == 2
+    assert "studnt.wer is none of the systems (teacher, student)" in capsys.readouterr().err
+    assert not Path(settings.output).exists()  # told before anything is scored
+    assert cli.main([*words, "student.wer < 0"]) == 0
+    assert cli.main([*words, "student.wer >= 0 and data.quarantined == 0"]) == 1
+    assert "true, so this fails" in capsys.readouterr().err
+    assert cli.main([*words, "student.gap_recovered > 0"]) == 2
+    assert "student.gap_recovered is not defined in this report" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
 from asr_kd.evaluation.job import evaluate
+from asr_kd.objects import ObjectPath
 
 Job = Callable[..., EvalSettings]
 FORK = multiprocessing.get_context("fork")
@@ -209,8 +210,20 @@ def test_damaged_costs_are_named(job: Job, content: str) -> None:
     evaluate(job())
 
 
-def test_an_index_that_counts_otherwise(job: Job, sets: dict[str, str], tmp_path: Path) -> None:
-    audio = shutil.copytree(sets["clean"], tmp_path / "audio")
-    (audio / "index.json").write_text((audio / "index.json").read_text().replace('"samples": 2', '"samples": 3', 1))
-    with pytest.raises(UserError, match=r"shard-000000\.tar: index\.json counts 3 utterances, the shard holds 2"):
-        evaluate(job(audio=str(audio)))
+def test_output_in_an_object_store(job: Job, s3: Any) -> None:
+    evaluate(job("here"))
+    settings = job().model_copy(update={"output": f"{s3.url}/report"})
+    evaluate(settings)
+    stored = s3.content(settings.output)
+    for name, data in scores(job("here")).items():
+        assert name == "report.json" or stored[name] == data
+    assert not [name for name in stored if name.startswith(".leases")]
+    (ObjectPath.parse(settings.output) / "parts" / "noisy" / "shard-000001.jsonl").unlink()
+    s3.requests.clear()
+    evaluate(settings)
+    written = [path for method, path in s3.requests if method == "PUT" and "/parts/" in path]
+    assert {path.rpartition("/")[2] for path in written} == {"shard-000001.costs.json", "shard-000001.jsonl"}
+    again = s3.content(settings.output)
+    assert {name: again[name] for name in again if name.endswith(".jsonl")} == {
+        name: stored[name] for name in stored if name.endswith(".jsonl")
+    }

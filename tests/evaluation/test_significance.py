@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+import random
 
 import pytest
 
@@ -70,3 +71,12 @@ def test_nothing_to_test() -> None:
     assert pairs.test() == {"segments": 0, "mean": 0.0, "z": 0.0, "p": 1.0}
     pairs.add([(1, 0), (1, 0)])
     assert pairs.test() == {"segments": 2, "mean": 1.0, "z": 0.0, "p": 1.0}
+
+
+def test_equal_systems_are_told_apart_about_as_often_as_p_says() -> None:
+    rng, found = random.Random(0), 0
+    for _ in range(400):
+        pairs = MatchedPairs()
+        pairs.add([(rng.randint(0, 3), rng.randint(0, 3)) for _ in range(60)])
+        found += pairs.test()["p"] < 0.05
+    assert 8 <= found <= 34
