@@ -236,13 +236,13 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
     positive = [hours for hours, _ in points if hours > 0]
     logarithmic = bool(positive) and max(positive) / min(positive) > 5
     marks = log_ticks(min(positive), max(positive)) if logarithmic else linear_ticks(max(hours for hours, _ in points))
-    first = LEFT + 46 if logarithmic and len(positive) < len(points) else LEFT + 12
+    first = LEFT + 46 if logarithmic and len(positive) < len(points) else LEFT + 16
 
     def across(hours: float) -> float:
         if not logarithmic:
             return first + (WIDTH - first - RIGHT - 8) * hours / marks[-1]
         if hours <= 0:
-            return LEFT + 12
+            return LEFT + 16
         return first + (WIDTH - first - RIGHT - 8) * math.log(hours / marks[0]) / math.log(marks[-1] / marks[0])
 
     def up(wer: float) -> float:
@@ -252,13 +252,18 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
     for tick in ticks:
         parts.append(_line(LEFT, up(tick / 100), WIDTH - RIGHT, up(tick / 100), "axis" if tick == 0 else "grid"))
         parts.append(_text(LEFT - 7, up(tick / 100) + 4.5, _label(tick), "end"))
-    for mark in [*([0.0] if logarithmic and first > LEFT + 12 else []), *marks]:
+    for mark in [*([0.0] if logarithmic and first > LEFT + 16 else []), *marks]:
         parts.append(_line(across(mark), bottom, across(mark), bottom + 5, "axis"))
         parts.append(_text(across(mark), bottom + 20, _label(mark), "middle"))
     scale = "hours without transcripts (logarithmic)" if logarithmic else "hours without transcripts"
     parts.append(_text(WIDTH - RIGHT, bottom + 40, scale, "end"))
+    beside: dict[float, list[Bar]] = {}
     for hours, bar in points:
-        x, y = across(hours), up(bar.wer)
+        beside.setdefault(hours, []).append(bar)
+    for hours, bar in points:
+        group_of = beside[hours]  # systems of the same hours stand side by side
+        step = min(9.0, 22 / len(group_of))
+        x, y = across(hours) + step * (group_of.index(bar) - (len(group_of) - 1) / 2), up(bar.wer)
         whisker = Markup("")
         if bar.interval:
             whisker = _line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}")

@@ -38,7 +38,7 @@ from asr_kd.evaluation.wer import Edit
 HERE = Path(__file__).parent
 COLORS = 8
 #: systems that are compared side by side where all would be too many
-LEADING = 4
+LEADING = 3
 #: values of a field that are drawn, and that are listed
 DRAWN, LISTED = 10, 60
 
@@ -153,7 +153,7 @@ def leading(report: dict[str, Any]) -> list[str]:
     systems = report["systems"]
     named = [name for name in (report["baseline"], report["teacher"], student(report)) if name is not None]
     best = sorted(systems, key=lambda name: systems[name]["wer"])
-    chosen = list(dict.fromkeys([*named, *best]))[: max(LEADING - 1, len(set(named)))]
+    chosen = list(dict.fromkeys([*named, *best]))[: max(LEADING, len(set(named)))]
     return [name for name in systems if name in chosen]
 
 

@@ -146,10 +146,10 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
         "<del>d</del>",
         "<ins>e</ins>",
         "one → two",
-        "<b>condition noisy</b>: 30.00 % (50 words)",
+        "<b>condition noisy</b>: 30.00 % (50 words)",
         "big is better",
         "most errors",
-        "<b>condition (not given)</b>: +20.00 points, 10.00 % → 30.00 %",
+        "<b>condition (not given)</b>: +20.00 points, 10.00 % → 30.00 %",
         "id (more than 2,000 values)",
     ):
         assert mark in page, mark
