@@ -87,11 +87,29 @@ def _inspect(words: list[str]) -> None:
     inspect(settings)
 
 
-def _eval(words: list[str]) -> None:
-    settings = _settings(EvalSettings, words)
-    from asr_kd.evaluation.job import evaluate
+def _eval(words: list[str], compare: list[str] | None, fail_if: str | None) -> int:
+    from asr_kd.evaluation.gate import parse_gate
 
-    evaluate(settings)
+    gate = None if fail_if is None else parse_gate(fail_if)
+    if compare is not None:
+        if words:
+            raise UserError(
+                f"command line: {words[0]}: --compare takes earlier reports, no settings; give one or the other"
+            )
+        from asr_kd.evaluation.compare import compare as compare_reports
+
+        failed = compare_reports(compare, gate)
+    else:
+        settings = _settings(EvalSettings, words)
+        if gate:
+            gate.check_names(settings.systems)
+        from asr_kd.evaluation.job import evaluate
+
+        report = evaluate(settings)
+        failed = gate is not None and gate.holds(report)
+    if gate:
+        print(f"--fail-if {gate.expression}: {'true, so this fails' if failed else 'not so'}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _transcribe(words: list[str]) -> None:
@@ -108,11 +126,9 @@ def _transcribe(words: list[str]) -> None:
         transcribe_shards(settings)
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], dry_run: bool) -> None:
     from asr_kd.pipeline import run_pipeline
 
-    dry_run = "--dry-run" in words
-    words = [word for word in words if word != "--dry-run"]
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
         raise UserError(
             "command line: give one pipeline folder or file, e.g. asr-kd run pipelines/digits [name=value …] [--dry-run]"
@@ -120,7 +136,7 @@ def _run(words: list[str]) -> None:
     run_pipeline(words[0], words[1:], dry_run)
 
 
-VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
+VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "prepare": (_prepare, "a manifest of audio → audio shards"),
     "units": (_units, "labelled text → output units"),
     "train": (_train, "train a teacher or a student"),
@@ -128,7 +144,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "plan": (_plan, "what a large job will take: bytes, hours, cost"),
     "verify": (_verify, "soft targets against their audio and their teacher; status 1 when they do not hold"),
     "inspect": (_inspect, "a soft-target shard or an utterance of it, as a table and a picture"),
-    "eval": (_eval, "checkpoints over test shards → WER report"),
+    "eval": (_eval, "checkpoints over test shards → WER report; or earlier reports side by side"),
     "transcribe": (_transcribe, "audio files (or shards) → text, with any checkpoint"),
     "run": (_run, "the stages of a pipeline, each where its inputs or settings changed"),
 }
@@ -183,11 +199,19 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("words", nargs="+", metavar="checkpoint=FOLDER FILE …", help="settings and audio files")
         else:
             verb.add_argument("words", nargs="*", metavar="[FILE.yaml] [key=value …]", help="settings")
+        if name == "eval":
+            verb.add_argument(
+                "--compare", nargs="+", metavar="REPORT", help="print earlier reports side by side instead"
+            )
+            verb.add_argument(
+                "--fail-if", metavar="CONDITION",
+                help='exit with status 1 when true, e.g. "student.wer > teacher.wer * 1.1"; names and keys of report.json',
+            )  # fmt: skip
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 where `verify` finds a difference, 2 for what the user can mend."""
+    """Run the command line; returns the exit status: 0, 1 where `verify` finds a difference or `--fail-if` is true, 2 for what the user can mend."""
     # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
     # a core in every process beside them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -195,9 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unknown option {unknown[0]}")
-    words = [*parsed.words, *rest, *(["--dry-run"] if getattr(parsed, "dry_run", False) else [])]
+    options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
     try:
-        return VERBS[parsed.verb][0](words) or 0
+        return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or 0
     except UserError as error:
         print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -21,6 +22,8 @@ class Settings(BaseModel):
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+#: names a folder too
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
 
 
 class FeatureSettings(Settings):
@@ -613,19 +616,58 @@ class TrainSettings(Settings):
         return self
 
 
-class EvalSettings(Settings):
+class DecodingSettings(Settings):
+    """How posteriors become words."""
+
+    decoder: Literal["greedy", "beam", "torchaudio"] = Field(
+        "greedy",
+        description="greedy: the best unit of every frame; beam: prefix beam search; torchaudio: its beam search (asr-kd[lm])",
+    )
+    beam: Count = Field(8, description="hypotheses kept by a beam search from frame to frame")
+    nbest: Count = Field(1, description="hypotheses given at most")
+    lm: str | None = Field(
+        None, description="word n-gram model for a beam search: an ARPA file; for torchaudio, or a KenLM binary"
+    )
+    lexicon: str | None = Field(
+        None,
+        description="the words that a beam search may find, a line each, behind a word its pieces where they are not "
+        "those of the units; null: any",
+    )
+    lm_weight: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="factor on the language model's log-probabilities (natural logarithm, as the network's)"
+    )
+    word_bonus: float = Field(0.0, description="added to the score for each word, with a language model or lexicon")
+
+    @model_validator(mode="after")
+    def _decodes(self) -> DecodingSettings:
+        defaults = type(self).model_fields
+        if self.decoder == "greedy":
+            for name in ("lm", "lexicon", "nbest"):
+                if getattr(self, name) != defaults[name].default:
+                    raise ValueError(f"{name} needs a beam search; set decoder to beam or torchaudio")
+        if not self.lm and self.lm_weight != defaults["lm_weight"].default:
+            raise ValueError("lm_weight needs a language model; set lm")
+        if not (self.lm or self.lexicon) and self.word_bonus:
+            raise ValueError("word_bonus needs a language model or a lexicon; set lm or lexicon")
+        if self.nbest > self.beam:
+            raise ValueError(f"nbest {self.nbest} must not be above beam {self.beam}")
+        return self
+
+
+class EvalSettings(DecodingSettings):
     """Checkpoints over test shards → WER report."""
 
     systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder, or its URL")
-    audio: str = Field(description="folder of labelled audio shards, or its URL (s3://…, gs://…)")
+    audio: str | Annotated[dict[SetName, str], Field(min_length=1)] = Field(
+        description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder"
+    )
     output: str = Field(description="folder of the report")
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
     student: str | None = Field(None, description="system the verdict is about; null takes the best one")
-    decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
-    beam: Count = Field(8, description="prefixes kept by the beam search")
-    normalizer: Literal["none", "basic"] = Field(
-        "basic", description="basic: lower case, punctuation removed, spaces joined"
+    normalizer: Literal["none", "basic", "english"] = Field(
+        "basic",
+        description="basic: lower case, punctuation removed, spaces joined; english: as Whisper, also figures and spelling",
     )
     bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="resamples behind the confidence intervals")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
@@ -634,16 +676,27 @@ class EvalSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes the resampling")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="processes that read audio ahead, and with a beam search as many that decode, while the network runs; 0: none",
+    )
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Folders of audio shards by the name of the set; a single folder is named by itself."""
+        if isinstance(self.audio, dict):
+            return self.audio
+        return {
+            re.sub(r"[^A-Za-z0-9_-]+", "-", self.audio.rstrip("/").rpartition("/")[2]).strip("-") or "test": self.audio
+        }
 
 
-class TranscribeSettings(Settings):
+class TranscribeSettings(DecodingSettings):
     """Audio → text, with any checkpoint: of files given on the command line, or of a whole set of shards."""
 
     checkpoint: str = Field(description="checkpoint or run folder, or its URL")
     audio: str | None = Field(None, description="folder of audio shards (or its URL), in place of files")
     output: str | None = Field(None, description="JSONL of key and text, for a set of shards")
-    decoder: Literal["greedy", "beam"] = Field("greedy", description="how posteriors become words")
-    beam: Count = Field(8, description="prefixes kept by the beam search")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
     max_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="longer audio is refused")
     max_bad_share: Share = Field(0.01, description="a set fails when more than this share could not be read")

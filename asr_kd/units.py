@@ -49,6 +49,10 @@ class Units:
         """Text of unit ids; blanks are ignored."""
         return self._processor.DecodeIds([unit - 1 for unit in ids if unit != self.blank])
 
+    def starts_word(self, unit: int) -> bool:
+        """Whether a word begins with this unit: its piece holds the space before it."""
+        return unit != self.blank and self._processor.IdToPiece(unit - 1).startswith("▁")
+
     def piece(self, unit: int) -> str:
         """How a unit is shown to a person."""
         return "∅" if unit == self.blank else self._processor.IdToPiece(unit - 1)

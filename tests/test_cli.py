@@ -257,7 +257,7 @@ try:
     cli.main(sys.argv[1:])
 except SystemExit:
     pass
-heavy = {"torch", "torchaudio", "sentencepiece", "jiwer", "soundfile"} & set(sys.modules)
+heavy = {"torch", "torchaudio", "sentencepiece", "rapidfuzz", "soundfile"} & set(sys.modules)
 print("loaded:", sorted(heavy))
 """
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from asr_kd.decoding.words import Spike
 
 
 def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
@@ -18,3 +22,32 @@ def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
     starts = np.ones(len(best), dtype=bool)
     starts[1:] = best[1:] != best[:-1]
     return best[starts & (best != blank)].tolist()
+
+
+class GreedySearch:
+    """The same as frames arrive, with the spikes of the units and the log-probability of the path."""
+
+    def __init__(self, blank: int = 0) -> None:
+        self.blank = blank
+        self.frames = 0
+        self._score = 0.0
+        self._last = blank
+        self._spikes: list[Spike] = []
+
+    def push(self, log_probs: np.ndarray) -> None:
+        """Hear the next frames: float [frames, units], natural logarithm."""
+        best = log_probs.argmax(axis=1)
+        for unit, value in zip(best.tolist(), log_probs[np.arange(len(best)), best].tolist(), strict=True):
+            if unit != self.blank:
+                spike = Spike(unit, self.frames, self.frames + 1, math.exp(value))
+                if unit == self._last:
+                    before = self._spikes.pop()
+                    spike = Spike(unit, before.start, spike.end, max(before.probability, spike.probability))
+                self._spikes.append(spike)
+            self._last = unit
+            self._score += value
+            self.frames += 1
+
+    def results(self) -> list[tuple[list[Spike], float]]:
+        """The one hypothesis so far and its log-probability."""
+        return [(list(self._spikes), self._score)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ import torch
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.config import TranscribeSettings
-from asr_kd.decoding.beam import prefix_beam_search
-from asr_kd.decoding.greedy import greedy
+from asr_kd.decoding.decoder import Decoder, make_decoder
+from asr_kd.decoding.words import Hypothesis
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import place
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
@@ -21,28 +20,12 @@ from asr_kd.progress import Progress
 from asr_kd.shards.manifest import write_transcripts
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
 from asr_kd.shards.tarset import read_index
-from asr_kd.units import Units
-
-Decoder = Literal["greedy", "beam"]
-
-
-def to_text(units: Units, log_probs: np.ndarray, decoder: Decoder = "greedy", beam: int = 8) -> str:
-    """The text that a decoder finds in log-probabilities float [frames, units]."""
-    if decoder == "greedy":
-        return units.decode(greedy(log_probs, units.blank))
-    best = prefix_beam_search(log_probs, beam, units.blank)
-    return units.decode(best[0][0]) if best else ""
 
 
 def transcribe(
-    checkpoint: Checkpoint,
-    data: bytes,
-    name: str,
-    decoder: Decoder = "greedy",
-    beam: int = 8,
-    max_seconds: float = 3600.0,
-) -> str:
-    """Text of one recording.
+    checkpoint: Checkpoint, decoder: Decoder, data: bytes, name: str, max_seconds: float = 3600.0
+) -> list[Hypothesis]:
+    """What was said in one recording, the best hypothesis first.
 
     Args:
         data: an audio file's bytes.
@@ -58,7 +41,7 @@ def transcribe(
         features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from None
-    return to_text(checkpoint.units, infer(checkpoint, [features])[0], decoder, beam)
+    return decoder(infer(checkpoint, [features])[0])
 
 
 def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None:
@@ -68,12 +51,13 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
         UserError: when the checkpoint or a file cannot be used; the texts of the files before it are printed.
     """
     checkpoint = _load(settings)
+    decoder = make_decoder(settings, checkpoint)
     for file in files:
         try:
             data = place(file).read_bytes()
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror or 'not there'}); check the path") from None
-        text = transcribe(checkpoint, data, file, settings.decoder, settings.beam, settings.max_seconds)
+        text = transcribe(checkpoint, decoder, data, file, settings.max_seconds)[0].text
         print(f"{file}\t{text}" if len(files) > 1 else text, flush=True)
 
 
@@ -86,6 +70,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
         UserError: when the checkpoint or the shards cannot be used, or more than `max_bad_share` could not be read.
     """
     checkpoint = _load(settings)
+    decoder = make_decoder(settings, checkpoint)
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
     shards = read_index(settings.audio)
     total = shards.samples
@@ -101,7 +86,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                 found: dict[int, str] = {}
                 for batch in batches_by_length([len(item) for item in features], settings.batch_frames):
                     for index, log_probs in zip(batch, infer(checkpoint, [features[i] for i in batch]), strict=True):
-                        found[index] = to_text(checkpoint.units, log_probs, settings.decoder, settings.beam)
+                        found[index] = decoder(log_probs)[0].text
                 progress.advance(shard.samples, shard.seconds)
                 yield from ((item.key, found[index]) for index, item in enumerate(loaded.items))
         for line in bad:

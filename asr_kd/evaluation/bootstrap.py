@@ -37,3 +37,14 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
         return None
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return [float(low), float(high)]
+
+
+def two_sided(differences: np.ndarray) -> float | None:
+    """The p-value of the paired bootstrap: twice the share of resampled differences on the rarer side of nought.
+
+    One resample is added to each side, so that it is never nought. None where there is no resample or one is undefined.
+    """
+    if not len(differences) or not np.isfinite(differences).all():
+        return None
+    below, above = (differences <= 0).sum(), (differences >= 0).sum()
+    return float(min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1)))

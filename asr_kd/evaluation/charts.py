@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -32,6 +33,16 @@ class Curve:
     series: str
     hours: Sequence[float]
     wers: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A picture of a pixel a value: PNG in base64, the names of its rows from the top, its length in seconds."""
+
+    title: str
+    image: str
+    rows: list[str]
+    seconds: float
 
 
 def percent(value: float) -> str:
@@ -74,9 +85,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return template.format(x1, y1, x2, y2, kind)
 
 
-def _svg(height: float, title: str, description: str, parts: list[Markup]) -> Markup:
+def _svg(height: float, title: str, description: str, parts: list[Markup], width: float = WIDTH) -> Markup:
     head = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">\n<desc>{}</desc>\n')
-    return head.format(WIDTH, height, title, description) + Markup("\n").join(parts) + Markup("\n</svg>")
+    return head.format(width, height, title, description) + Markup("\n").join(parts) + Markup("\n</svg>")
 
 
 def _short(name: str) -> str:
@@ -167,3 +178,176 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
         parts.append(group.format(spoken, path, curve.series, *points[best], curve.series))
     said = "; ".join(f"{curve.name} best {percent(min(curve.wers))}" for curve in curves)
     return _svg(height, "Learning curves: development word error rate against hours of audio", said, parts)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A value of a manifest field, how many words it has, and the systems' word error rates on them."""
+
+    value: str
+    words: int
+    bars: Sequence[Bar]
+
+
+def slice_dots(field: str, slices: Sequence[Slice]) -> Markup:
+    """A row for each value, in it a dot with its interval for each system."""
+    left, lane, head, gap = 8, 12, 21, 9
+    row = head + lane * max(len(one.bars) for one in slices) + gap
+    every = [bar for one in slices for bar in one.bars]
+    # the intervals of a small slice may reach far; they are cut there so that the rates stay apart
+    widest = max([bar.interval[1] if bar.interval else bar.wer for bar in every])
+    ticks = linear_ticks(100 * min(widest, 1.6 * max(bar.wer for bar in every) or widest))
+    scale = (WIDTH - left - RIGHT - 8) / ticks[-1]
+    bottom = row * len(slices)
+    parts = []
+    for tick in ticks:
+        x = left + scale * tick
+        parts.append(_line(x, 4, x, bottom, "axis" if tick == 0 else "grid"))
+        parts.append(_text(x, bottom + 18, _label(tick), "start" if tick == 0 else "middle"))
+    parts.append(_text(WIDTH - RIGHT, bottom + 38, "word error rate, %", "end"))
+    for index, one in enumerate(slices):
+        y = row * index
+        parts.append(_text(left + 4, y + 15, _short(one.value), "start", "name halo"))
+        parts.append(_text(WIDTH - RIGHT, y + 15, f"{one.words:,} words", "end", "tick halo"))
+        for level, bar in enumerate(one.bars):
+            middle = y + head + lane * level + lane / 2
+            spoken = f"{one.value}, {bar.name}: {percent(bar.wer)}"
+            whisker = Markup("")
+            if bar.interval:
+                low, high = (left + scale * min(100 * bound, ticks[-1]) for bound in bar.interval)
+                spoken += f", 95 % interval {percent(bar.interval[0])} to {percent(bar.interval[1])}"
+                whisker = _line(low, middle, high, middle, f"stroke {bar.series}")
+            group = Markup('<g><title>{}</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="point {}"/></g>')
+            parts.append(group.format(spoken, whisker, left + scale * 100 * bar.wer, middle, bar.series))
+    said = "; ".join(
+        f"{one.value}: " + ", ".join(f"{bar.name} {percent(bar.wer)}" for bar in one.bars) for one in slices
+    )
+    return _svg(bottom + 46, f"Word error rate by {field}", said, parts)
+
+
+def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
+    """Word error rate against the hours of audio without transcripts that a system learned from.
+
+    The hours are logarithmic where they span a wide range; none stand at the left edge then, apart.
+    """
+    top, height = 34, 330
+    bottom = height - 50
+    ticks = linear_ticks(100 * max(bar.interval[1] if bar.interval else bar.wer for _, bar in points))
+    positive = [hours for hours, _ in points if hours > 0]
+    logarithmic = bool(positive) and max(positive) / min(positive) > 5
+    marks = log_ticks(min(positive), max(positive)) if logarithmic else linear_ticks(max(hours for hours, _ in points))
+    first = LEFT + 46 if logarithmic and len(positive) < len(points) else LEFT + 16
+
+    def across(hours: float) -> float:
+        if not logarithmic:
+            return first + (WIDTH - first - RIGHT - 8) * hours / marks[-1]
+        if hours <= 0:
+            return LEFT + 16
+        return first + (WIDTH - first - RIGHT - 8) * math.log(hours / marks[0]) / math.log(marks[-1] / marks[0])
+
+    def up(wer: float) -> float:
+        return bottom - (bottom - top) * 100 * wer / ticks[-1]
+
+    parts = [_text(4, 16, "word error rate, %")]
+    for tick in ticks:
+        parts.append(_line(LEFT, up(tick / 100), WIDTH - RIGHT, up(tick / 100), "axis" if tick == 0 else "grid"))
+        parts.append(_text(LEFT - 7, up(tick / 100) + 4.5, _label(tick), "end"))
+    for mark in [*([0.0] if logarithmic and first > LEFT + 16 else []), *marks]:
+        parts.append(_line(across(mark), bottom, across(mark), bottom + 5, "axis"))
+        parts.append(_text(across(mark), bottom + 20, _label(mark), "middle"))
+    scale = "hours without transcripts (logarithmic)" if logarithmic else "hours without transcripts"
+    parts.append(_text(WIDTH - RIGHT, bottom + 40, scale, "end"))
+    beside: dict[float, list[Bar]] = {}
+    for hours, bar in points:
+        beside.setdefault(hours, []).append(bar)
+    for hours, bar in points:
+        group_of = beside[hours]  # systems of the same hours stand side by side
+        step = min(9.0, 22 / len(group_of))
+        x, y = across(hours) + step * (group_of.index(bar) - (len(group_of) - 1) / 2), up(bar.wer)
+        whisker = Markup("")
+        if bar.interval:
+            whisker = _line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}")
+        group = Markup(
+            '<g><title>{}: {} with {:,.6g} hours</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="6" class="point {}"/></g>'
+        )
+        parts.append(group.format(bar.name, percent(bar.wer), hours, whisker, x, y, bar.series))
+    said = "; ".join(f"{bar.name}: {hours:,.6g} hours, {percent(bar.wer)}" for hours, bar in points)
+    return _svg(height, "Word error rate against hours of audio without transcripts", said, parts)
+
+
+def reliability(systems: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Markup:
+    """Share of words that are right against the confidence that the system gave them: (name, series, bins).
+
+    Args:
+        systems: bins hold `confidence` (mean), `accuracy` and `words`; those without words are passed over.
+    """
+    top, side = 34, 300
+    bottom, right = top + side, LEFT + 400
+
+    def at(confidence: float, accuracy: float) -> tuple[float, float]:
+        return LEFT + (right - LEFT) * confidence, bottom - side * accuracy
+
+    parts = [_text(4, 16, "words that are right, %")]
+    for step in range(6):
+        x, y = at(step / 5, step / 5)
+        parts.append(_line(LEFT, y, right, y, "grid" if step else "axis"))
+        parts.append(_text(LEFT - 7, y + 4.5, f"{20 * step}", "end"))
+        parts.append(_line(x, bottom, x, bottom + 5, "axis"))
+        parts.append(_text(x, bottom + 20, f"{20 * step}", "middle"))
+    parts.append(_line(*at(0, 0), *at(1, 1), "ideal"))
+    parts.append(_text(right, bottom + 40, "confidence, %", "end"))
+    for name, series, bins in systems:
+        filled = [one for one in bins if one["words"]]
+        points = [at(one["confidence"], one["accuracy"]) for one in filled]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        most = max([one["words"] for one in filled] or [1])
+        dots = Markup("").join(
+            Markup(
+                '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="point {}"><title>{}: {:,} words, confidence {}, right {}</title></circle>'
+            ).format(
+                x, y, 2.5 + 4.5 * math.sqrt(one["words"] / most), series, name, one["words"],
+                percent(one["confidence"]), percent(one["accuracy"]),
+            )
+            for (x, y), one in zip(points, filled, strict=True)
+        )  # fmt: skip
+        parts.append(Markup('<g><polyline points="{}" class="stroke {}"/>{}</g>').format(path, series, dots))
+    return _svg(bottom + 50, "Calibration: words that are right against confidence", _said(systems), parts)
+
+
+def _said(systems: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> str:
+    return "; ".join(
+        f"{name}: " + ", ".join(
+            f"confidence {percent(one['confidence'])} right {percent(one['accuracy'])}" for one in bins if one["words"]
+        )
+        for name, _, bins in systems
+    )  # fmt: skip
+
+
+def heat_maps(maps: Sequence[Heat]) -> Markup:
+    """Pictures one under the other on one time axis, with the names of their rows; a row of a few names is spread."""
+    left, width, line, gap = 96, 880, 17, 34
+    ticks = linear_ticks(max(one.seconds for one in maps), 8)
+    end = max(one.seconds for one in maps)
+    parts, y = list[Markup](), 8.0
+    for one in maps:
+        height = max(120.0, line * len(one.rows))
+        parts.append(_text(left, y + 14, one.title, "start", "name"))
+        top = y + 22
+        # an image is stretched without smoothing: a block a frame and unit
+        picture = Markup(
+            '<image x="{}" y="{:.1f}" width="{:.1f}" height="{:.1f}" preserveAspectRatio="none" class="pixels" '
+            'href="data:image/png;base64,{}"/>'
+        )
+        parts.append(picture.format(left, top, width * one.seconds / end, height, one.image))
+        step = height / len(one.rows)
+        for index, name in enumerate(one.rows):
+            parts.append(_text(left - 7, top + step * (index + 0.5) + 4.5, name, "end"))
+        y = top + height + gap - 22
+    for tick in ticks:
+        if tick <= end * 1.001:
+            x = left + width * tick / end
+            parts.append(_line(x, y - 10, x, y - 5, "axis"))
+            parts.append(_text(x, y + 10, _label(tick), "middle"))
+    parts.append(_text(left + width, y + 30, "seconds", "end"))
+    said = "; ".join(f"{one.title}: {', '.join(one.rows)}" for one in maps)
+    return _svg(y + 38, "Posteriors over time, under the spectrogram", said, parts, left + width + 8)

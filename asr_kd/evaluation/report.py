@@ -1,41 +1,87 @@
-"""The WER report for people: verdict, Markdown table, one self-contained HTML page; all drawn from the JSON report."""
+"""The WER report for people: verdict and Markdown table, drawn from the JSON report; the page is in `page.py`."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import jinja2
-
-from asr_kd.evaluation.charts import Bar, Curve, learning_curves, percent, wer_bars
+from asr_kd.evaluation.evidence import gather
+from asr_kd.evaluation.figures import (
+    change,
+    decoder,
+    intervals_note,
+    lookahead,
+    named_slices,
+    p_value,
+    percent,
+    points,
+    ratio,
+    said_of_pair,
+    share,
+    size,
+    span,
+    table,
+    threads,
+)
+from asr_kd.evaluation.page import drawn, render_html, searchable
+from asr_kd.evaluation.utterances import pack, read_lines
 from asr_kd.files import Place, write_json, write_whole
 
-FORMAT, VERSION = "asr_kd-report", 1
-COLORS = 8
-SPEAKERS_SHOWN = 40
-NOTHING = "–"
+FORMAT, VERSION = "asr_kd-report", 2
 
 
 def write_report(folder: Place, report: dict[str, Any]) -> None:
-    """Write report.md, report.html and, last, report.json."""
+    """Write report.md, report.html and, last, report.json.
+
+    Reads `utterances.jsonl` of the folder for the table of the page and, for a few utterances, audio and checkpoints.
+    """
+    packed = pack(
+        partial(read_lines, folder / "utterances.jsonl"),
+        list(report["systems"]),
+        searchable(report),
+        {(one["set"], one["key"]) for one in report["samples"]},
+        report["data"]["utterances"],
+    )
     with write_whole(folder / "report.md", "w") as file:
         file.write(render_markdown(report))
     with write_whole(folder / "report.html", "w") as file:
-        file.write(render_html(report))
+        file.write(render_html(report, packed, gather(report, drawn(report))))
     write_json(folder / "report.json", report)
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """Verdict, table and origin, to paste into a page."""
+    """Verdict, table, what is sure, slices and origin, to paste into a page."""
     data, bootstrap = report["data"], report["bootstrap"]
     left_out = f", {data['quarantined']:,} left out" if data["quarantined"] else ""
+    audio = ", ".join(f"`{one['audio']}`, {one['hash']}" for one in report["sets"].values())
     origin = (
         f"{data['utterances']:,} utterances{left_out}, {data['words']:,} words, {data['seconds'] / 3600:.2f} hours "
-        f"(`{data['audio']}`, {data['hash']}); normaliser {report['normalizer']}; decoder {decoder(report)}; "
+        f"({audio}); normaliser {report['normalizer']}; decoder {decoder(report)}; "
         f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report['device']}, "
         f"{threads(report)}."
     )
-    return f"# WER report\n\n{report['verdict']}\n\n{system_table(report)}\n\n{origin}\n"
+    parts = ["# WER report", _escaped(report["verdict"]), system_table(report)]
+    if report["pairs"]:
+        parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
+        parts.append("\n".join(f"- {_pair(pair)}" for pair in report["pairs"]))
+    for title, slices in named_slices(report):
+        parts.append(f"{_escaped(title)}:")
+        parts.append("\n".join(f"- {_escaped(where)}: {figures}" for where, figures in slices))
+    return "\n\n".join([*parts, origin]) + "\n"
+
+
+def _pair(pair: dict[str, Any]) -> str:
+    bounds = f" ({points(pair['interval'][0])} to {points(pair['interval'][1])})" if pair["interval"] else ""
+    tests = f"*p* {p_value(pair['p_bootstrap'])}, {p_value(pair['mapsswe']['p'])}"
+    names = _escaped(f"{pair['a']} − {pair['b']}")
+    return f"{names}: {points(pair['difference'])}{bounds}, {tests}: {_escaped(said_of_pair(pair))}"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown, and the HTML that Markdown may hold, leaves as it is."""
+    for mark in "\\`*[<|":
+        text = text.replace(mark, f"\\{mark}")
+    return text.replace("\n", " ")
 
 
 def system_table(report: dict[str, Any]) -> str:
@@ -45,21 +91,14 @@ def system_table(report: dict[str, Any]) -> str:
     rows = [head]
     for name, system in report["systems"].items():
         rows.append([
-            name.replace("|", "\\|"), percent(system["wer"]), span(system["interval"]),
+            _escaped(name), percent(system["wer"]), span(system["interval"]),
             *(f"{system[kind]:,}" for kind in ("substitutions", "deletions", "insertions")),
             change(system["relative_change_to_baseline"]), change(system["relative_change_to_teacher"]),
             share(system["gap_recovered"]), f"{system['parameters']:,}", size(system["size_bytes"]),
             lookahead(system["lookahead_ms"]), f"{system['real_time_factor']:.5f}",
             ratio(system["real_time_factor_to_teacher"]),
         ])  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = []
-    for row in rows:
-        cells = [f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row)]
-        lines.append(f"| {' | '.join(cells)} |")
-    # figures to the right
-    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+    return table(rows)
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -126,119 +165,3 @@ def _within(bounds: list[float] | None, signed: bool = False) -> str:
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-# How figures are written. A figure that is not defined is a dash.
-
-
-def change(value: float | None) -> str:
-    """Relative change: `-0.123` → `−12.3 %`."""
-    if value is None:
-        return NOTHING
-    text = f"{100 * value:+.1f} %"
-    return ("0.0 %" if text in ("+0.0 %", "-0.0 %") else text).replace("-", "−")
-
-
-def share(value: float | None) -> str:
-    """`0.834` → `83 %`."""
-    return NOTHING if value is None else f"{100 * value:.0f} %".replace("-", "−")
-
-
-def span(bounds: list[float] | None) -> str:
-    """An interval of fractions in percent."""
-    return NOTHING if bounds is None else f"{100 * bounds[0]:.2f} – {100 * bounds[1]:.2f}"
-
-
-def changes(bounds: list[float] | None) -> str:
-    """An interval of relative changes or shares in percent."""
-    return "" if bounds is None else f"{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}".replace("-", "−")
-
-
-def ratio(value: float | None) -> str:
-    """`0.25` → `0.25 ×`."""
-    return NOTHING if value is None else f"{value:.2f} ×"
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def lookahead(value: int | None) -> str:
-    """Milliseconds; None is the whole utterance."""
-    return "utterance" if value is None else f"{value:,} ms"
-
-
-def decoder(report: dict[str, Any]) -> str:
-    """The decoder in words."""
-    settings = report["settings"]
-    return f"prefix beam search, beam {settings['beam']}" if settings["decoder"] == "beam" else "greedy"
-
-
-def threads(report: dict[str, Any]) -> str:
-    """The thread count in words."""
-    count = report["settings"]["threads"]
-    return "one thread" if count == 1 else f"{count} threads"
-
-
-def intervals_note(bootstrap: dict[str, Any]) -> str:
-    """How the intervals came about, and when to distrust them."""
-    if not bootstrap["resamples"]:
-        return "no intervals (bootstrap=0)"
-    crude = ", which is few: the intervals are crude" if bootstrap["number"] < 20 else ""
-    return (
-        f"95 % intervals from {bootstrap['resamples']:,} bootstrap resamples of {bootstrap['number']:,} "
-        f"{bootstrap['blocks']}{crude}"
-    )
-
-
-def render_html(report: dict[str, Any]) -> str:
-    """One page that needs nothing else: style, pictures and all. Every text in it is escaped."""
-    systems = report["systems"]
-    series = {name: f"s{index % COLORS}{' dashed' * (index >= COLORS)}" for index, name in enumerate(systems)}
-    ranked = sorted(systems, key=lambda name: systems[name]["wer"])
-    roles = ("baseline", "teacher")
-    notes = {report[role]: role for role in roles if report[role] not in (None, role)}
-    bars = [
-        Bar(name, series[name], systems[name]["wer"], _pair(systems[name]["interval"]), notes.get(name, ""))
-        for name in ranked
-    ]
-    curves = [
-        Curve(
-            name,
-            series[name],
-            [point["audio_hours"] for point in system["curve"]],
-            [point["development_wer"] for point in system["curve"]],
-        )
-        for name, system in systems.items()
-        if system["curve"]
-    ]
-    speakers = sorted({speaker for system in systems.values() for speaker in system["speakers"]})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(
-        percent=percent, change=change, changes=changes, share=share, span=span, size=size, lookahead=lookahead,
-        ratio=ratio,
-    )  # fmt: skip
-    return environment.get_template("report.html").render(
-        report=report,
-        systems=systems,
-        series=series,
-        notes=notes,
-        ranked=ranked,
-        bars=wer_bars(bars),
-        curves=learning_curves(curves) if curves else None,
-        curve_names=[curve.name for curve in curves],
-        speakers=speakers[:SPEAKERS_SHOWN],
-        speakers_left=len(speakers[SPEAKERS_SHOWN:]),
-        highest=max([one["wer"] or 0.0 for system in systems.values() for one in system["speakers"].values()] or [0.0]),
-        decoder=decoder(report),
-        threads=threads(report),
-        intervals=intervals_note(report["bootstrap"]),
-    )
-
-
-def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
-    return None if bounds is None else (bounds[0], bounds[1])

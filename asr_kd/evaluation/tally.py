@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import collections
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of
+from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of, edit_distance
 
 WORST, CONFUSIONS = 12, 8
+CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half is forgotten
 
 
 @dataclass
 class Scored:
-    """One utterance of one system, its texts as scored."""
+    """One utterance of one system: its line, the alignment of its texts as scored, and their errors."""
 
-    key: str
-    speaker: str | None
+    line: Mapping[str, Any]
     edits: list[Edit]
     counts: ErrorCounts
 
@@ -26,25 +28,40 @@ class Tally:
     """Sums over utterances.
 
     Attributes:
-        errors: of every utterance, in order.
+        errors, character_errors: of every utterance, in order.
+        edit_distance: the fewest word edits, summed over utterances; what jiwer counts.
         worst: a heap of the utterances with the most errors.
     """
 
     counts: ErrorCounts = field(default_factory=ErrorCounts)
     sentence_errors: int = 0
     errors: list[int] = field(default_factory=list)
+    characters: int = 0
+    character_errors: list[int] = field(default_factory=list)
+    edit_distance: int = 0
+    same_as_teacher: int = 0
+    sets: dict[str, ErrorCounts] = field(default_factory=dict)
     speakers: dict[str, ErrorCounts] = field(default_factory=dict)
     substitutions: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
     deletions: collections.Counter[str] = field(default_factory=collections.Counter)
     insertions: collections.Counter[str] = field(default_factory=collections.Counter)
     worst: list[tuple[int, float, int, Scored]] = field(default_factory=list)
 
-    def add(self, key: str, speaker: str | None, edits: list[Edit]) -> ErrorCounts:
-        """Count one utterance and return its errors."""
-        counts = counts_of(edits)
+    def add(self, line: Mapping[str, Any], edits: list[Edit]) -> None:
+        """Count one utterance.
+
+        Args:
+            line: as scoring writes it; edits: the alignment of its texts as scored.
+        """
+        counts, speaker = counts_of(edits), line["speaker"]
         self.counts += counts
         self.sentence_errors += counts.errors > 0
         self.errors.append(counts.errors)
+        self.characters += line["characters"]
+        self.character_errors.append(line["character_errors"])
+        self.edit_distance += edit_distance(line["reference_scored"], line["hypothesis_scored"]) if counts.errors else 0
+        self.same_as_teacher += bool(line["same_as_teacher"])
+        self.sets[line["set"]] = self.sets.get(line["set"], ErrorCounts()) + counts
         if speaker is not None:
             self.speakers[speaker] = self.speakers.get(speaker, ErrorCounts()) + counts
         for edit in edits:
@@ -58,18 +75,27 @@ class Tally:
                 case "insertion":
                     assert edit.hypothesis is not None
                     self.insertions[edit.hypothesis] += 1
+        _bound(self.substitutions)
+        _bound(self.deletions)
+        _bound(self.insertions)
         if counts.errors:
             # most errors first, then the highest rate, then the order of the data
-            entry = (counts.errors, counts.rate, -len(self.errors), Scored(key, speaker, edits, counts))
+            entry = (counts.errors, counts.rate, -len(self.errors), Scored(line, edits, counts))
             if len(self.worst) < WORST:
                 heapq.heappush(self.worst, entry)
             else:
                 heapq.heappushpop(self.worst, entry)
-        return counts
 
     def worst_first(self) -> list[Scored]:
         """The utterances with the most errors."""
         return [entry[3] for entry in sorted(self.worst, reverse=True)]
+
+
+def _bound(counter: collections.Counter) -> None:
+    if len(counter) > CONFUSIONS_HELD:
+        kept = dict(counter.most_common(CONFUSIONS_HELD // 2))
+        counter.clear()
+        counter.update(kept)
 
 
 def most_frequent(counter: collections.Counter) -> list[list]:

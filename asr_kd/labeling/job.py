@@ -18,12 +18,12 @@ import torch
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
-from asr_kd.labeling.leases import Leases
 from asr_kd.labeling.load import HeardShard, hear_shard, select
 from asr_kd.labeling.shard import ahead, label_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
+from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.stream import map_ordered
 from asr_kd.shards.tarset import read_index
@@ -71,6 +71,10 @@ def label(settings: LabelSettings) -> None:
     left = missing(infos, output)
     finished = len(infos) - len(left)
     tally = _Tally()
+
+    def published(info: ShardInfo) -> bool:
+        return (output / info.name).exists()
+
     with (
         Progress("label", total, "utterances") as progress,
         Leases(output / ".leases") as leases,
@@ -79,7 +83,7 @@ def label(settings: LabelSettings) -> None:
         progress.advance(total - left.samples)
         while left:
             before = tally.shards
-            for info, metadata in engine.run(_free(leases, output, left)):
+            for info, metadata in engine.run(leases.free(left, lambda info: info.name, published)):
                 _finish(settings, leases, tally, total, info.name, metadata)
             left = missing(left, output)
             if left and tally.shards == before:  # what was looked at is in the hands of others
@@ -255,29 +259,6 @@ def _finish(
     tally.example = tally.example or next(iter(metadata.quarantined.items()), None)
     # no need to wait weeks for the end when it is lost already
     _refuse_bad(settings, tally.bad, total, tally.example)
-
-
-def _free(leases: Leases, output: Place, left: ShardList) -> Iterator[ShardInfo]:
-    """The shards whose lease this process could take; ends early where others have gone over these shards."""
-    refused = 0
-    for info in left:
-        if _take(leases, output, info):
-            refused = 0
-            yield info
-        else:
-            refused += 1
-            if refused == FEW:
-                return
-
-
-def _take(leases: Leases, output: Place, info: ShardInfo) -> bool:
-    """Take a shard's lease, unless the shard is done or another process holds it."""
-    if (output / info.name).exists() or not leases.take(info.name):
-        return False
-    if (output / info.name).exists():  # finished, and its lease given back, between the two looks
-        leases.give_back(info.name)
-        return False
-    return True
 
 
 def _refuse_bad(settings: LabelSettings, bad: int, total: int, example: tuple[str, str] | None) -> None:

@@ -31,7 +31,6 @@ from asr_kd.shards.tarset import Sample, read_checked
 MAX_VOICES, MAX_NOISES = 64, 16
 # Processes that load run ahead; where cores are short the network comes first.
 NICE = 10
-KILLED = "a process that loads audio was killed, most likely for lack of memory; lower loader_workers and run the command again"
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -144,7 +143,7 @@ def _read_cached(stem: Path) -> LoadedShard:
 def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
     """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand.
 
-    The processes start on the first ones at once.
+    Each process is sent `function`, with all that it holds, once; they start on the first arguments at once.
 
     Raises:
         UserError: when a process is killed.
@@ -152,23 +151,28 @@ def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int
     if workers == 0:
         return map(function, arguments)
     # spawn, not fork: a fork of a process with torch's threads may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), serve_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function,))
     arguments = iter(arguments)
-    waiting = collections.deque(pool.submit(function, argument) for argument in itertools.islice(arguments, workers))
+    waiting = collections.deque(pool.submit(_apply, argument) for argument in itertools.islice(arguments, workers))
 
     def results() -> Iterator[B]:
         try:
             for argument in arguments:
-                waiting.append(pool.submit(function, argument))
+                waiting.append(pool.submit(_apply, argument))
                 yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise UserError(KILLED) from None
+            raise UserError(killed(workers)) from None
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
     return results()
+
+
+def killed(workers: int) -> str:
+    """What is said when one of so many processes was killed."""
+    return f"a worker process was killed, most likely for lack of memory; use fewer than {workers} and run the command again"
 
 
 def read_ahead(items: Iterator[A], count: int) -> Generator[A]:
@@ -188,6 +192,19 @@ def read_ahead(items: Iterator[A], count: int) -> Generator[A]:
             pool.shutdown(cancel_futures=True)
             if isinstance(items, Generator):
                 items.close()
+
+
+_function: Callable[[Any], Any]  # what a worker process applies
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    serve_parent()
+
+
+def _apply(argument: Any) -> Any:
+    return _function(argument)
 
 
 def serve_parent() -> None:

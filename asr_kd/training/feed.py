@@ -15,7 +15,7 @@ import torch
 
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
-from asr_kd.shards.stream import KILLED, read_ahead, serve_parent
+from asr_kd.shards.stream import killed, read_ahead, serve_parent
 from asr_kd.training.batches import Batch, Lane, PhaseStream
 from asr_kd.training.sources import Cursor
 from asr_kd.units import Units
@@ -64,7 +64,7 @@ def _from_process(stream: PhaseStream, *arguments: Any) -> Iterator[Batch | None
         ):
             source.ends, source.first_unused, source.first_incomplete = ends, unused, incomplete
     except (EOFError, ConnectionError):
-        raise UserError(KILLED) from None
+        raise UserError(killed(stream.settings.loader_workers)) from None
     finally:
         ours.close()
         process.kill()

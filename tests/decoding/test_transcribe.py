@@ -9,7 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from asr_kd.config import FeatureSettings, ModelSettings, TranscribeSettings, UnitsSettings
+from asr_kd.config import DecodingSettings, FeatureSettings, ModelSettings, TranscribeSettings, UnitsSettings
+from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.transcribe import transcribe, transcribe_files, transcribe_shards
 from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
@@ -64,8 +65,9 @@ def test_a_set_of_shards_reads_like_its_recordings(
     assert list(texts) == ["u0", "u1", "u2"]
     assert any(texts.values())
     checkpoint = load_checkpoint(folder)
+    decoder = make_decoder(DecodingSettings(), checkpoint)
     for index, key in enumerate(texts):
-        assert transcribe(checkpoint, wav(0.5 + 0.3 * index, index), key) == texts[key]
+        assert transcribe(checkpoint, decoder, wav(0.5 + 0.3 * index, index), key)[0].text == texts[key]
     captured = capsys.readouterr()
     assert "left out broken" in captured.err
     assert "3 texts, 1 utterances left out" in captured.out
@@ -92,9 +94,10 @@ def test_files(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_bad_recordings_are_named(folder: str, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(folder)
+    decoder = make_decoder(DecodingSettings(), checkpoint)
     for data in (b"", b"text", wav(0.01), wav(3.0)):
         with pytest.raises(AudioError, match="clip"):
-            transcribe(checkpoint, data, "clip", max_seconds=2.0)
+            transcribe(checkpoint, decoder, data, "clip", max_seconds=2.0)
     with pytest.raises(UserError, match=r"missing.wav: cannot be read"):
         transcribe_files(TranscribeSettings(checkpoint=folder, device="cpu"), [str(tmp_path / "missing.wav")])
 

@@ -64,3 +64,19 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = [speech(f"u{index}", index, text=text, speaker=f"s{index % 2}") for index, text in enumerate(TEXTS)]
     return write_shards(tmp_path_factory.mktemp("audio") / "test", [samples[:2], samples[2:]])
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two sets of three shards with two utterances each, one of which is bad."""
+    samples = [
+        speech(f"u{number}", number % 3, text=TEXTS[number % 3], snr=number, speaker=f"s{number % 2}", tags=["a"])
+        for number in range(12)
+    ]
+    samples[3].audio = samples[3].audio[:500]
+    shards = [samples[2 * number : 2 * number + 2] for number in range(6)]
+    root = tmp_path_factory.mktemp("sets")
+    return {
+        "clean": str(write_shards(root / "clean", shards[:3])),
+        "noisy": str(write_shards(root / "noisy", shards[3:])),
+    }

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asr_kd.evaluation.bootstrap import interval, resampled_errors
+from asr_kd.evaluation.bootstrap import interval, resampled_errors, two_sided
 
 
 def test_the_same_seed_draws_the_same() -> None:
@@ -37,3 +37,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 @pytest.mark.parametrize("values", [[], [0.1, np.nan], [0.1, np.inf]])
 def test_no_interval_where_a_value_is_undefined(values: list[float]) -> None:
     assert interval(values) is None
+
+
+def test_two_sided_p() -> None:
+    assert two_sided(np.array([-0.2, -0.1, -0.1, 0.1])) == 2 * 2 / 5
+    assert two_sided(np.array([0.1] * 99)) == 2 / 100
+    assert two_sided(np.zeros(10)) == 1
+    assert two_sided(np.array([])) is None
+    assert two_sided(np.array([0.1, np.nan])) is None

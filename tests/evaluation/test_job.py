@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
+from asr_kd import cli
 from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
-from asr_kd.evaluation.job import evaluate, learning_curve
+from asr_kd.evaluation import sharing
+from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.wer import ErrorCounts, count_errors
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 
@@ -57,7 +60,7 @@ def test_end_to_end(job: Job, checkpoints: dict[str, Path], capsys: pytest.Captu
     ]  # fmt: skip
     assert lines[0]["reference"] == "One, two."
     assert lines[0]["reference_scored"] == "one two"
-    assert (report["version"], report["normalizer"], list(report["systems"])) == (1, "basic-1", ["teacher", "student"])
+    assert (report["version"], report["normalizer"], list(report["systems"])) == (2, "basic-1", ["teacher", "student"])
     assert report["data"] | {"audio": "", "hash": ""} == {
         "audio": "", "hash": "", "shards": 2, "utterances": 3, "quarantined": 0, "words": 6, "seconds": 2.1, "speakers": 2,
     }  # fmt: skip
@@ -117,7 +120,7 @@ def test_too_much_bad_audio_fails_and_publishes_nothing(job: Job, tmp_path: Path
     settings = job(audio=shards_of(tmp_path / "mixed", [good(0), Sample("broken", b"", "wav", {"text": "six"})]))
     with pytest.raises(UserError, match=r"1 of 2 utterances could not be used .*broken.*max_bad_share"):
         evaluate(settings)
-    assert [path.name for path in Path(settings.output).iterdir()] == ["job.json"]
+    assert {path.name for path in Path(settings.output).iterdir()} == {"job.json", "parts"}
 
 
 def test_shards_without_text(job: Job, tmp_path: Path) -> None:
@@ -155,10 +158,27 @@ def test_an_unknown_role_names_the_systems(job: Job, role: str) -> None:
 
 
 def test_a_folder_of_other_settings(job: Job) -> None:
+    evaluate(job(max_seconds=5.0))
+    with pytest.raises(UserError, match=r"max_seconds was 5\.0, now 6\.0"):
+        evaluate(job(max_seconds=6.0))
+
+
+def test_what_is_made_of_the_scores_may_change(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate(job(bootstrap=5))
-    with pytest.raises(UserError, match="bootstrap was 5, now 6"):
-        evaluate(job(bootstrap=6))
+    monkeypatch.setattr(sharing, "write_part", None)
+    evaluate(job(bootstrap=6, baseline="teacher", max_bad_share=0.5))
+    assert read(job())["bootstrap"]["resamples"] == 6
 
 
-def test_no_learning_curve(tmp_path: Path) -> None:
-    assert learning_curve(tmp_path / "nowhere") == []
+def test_a_condition(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job()
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False))
+    words = ["eval", str(tmp_path / "eval.yaml"), "--fail-if"]
+    assert cli.main([*words, "studnt.wer > 0"]) == 2
+    assert "studnt.wer is none of the systems (teacher, student)" in capsys.readouterr().err
+    assert not Path(settings.output).exists()  # told before anything is scored
+    assert cli.main([*words, "student.wer < 0"]) == 0
+    assert cli.main([*words, "student.wer >= 0 and data.quarantined == 0"]) == 1
+    assert "true, so this fails" in capsys.readouterr().err
+    assert cli.main([*words, "student.gap_recovered > 0"]) == 2
+    assert "student.gap_recovered is not defined in this report" in capsys.readouterr().err

@@ -1,54 +1,45 @@
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import html.parser
-import itertools
-import math
 import re
+import shlex
 import xml.etree.ElementTree
 from typing import Any
 
 import pytest
 
-from asr_kd.evaluation.charts import Bar, Curve, learning_curves, linear_ticks, log_ticks, wer_bars
-from asr_kd.evaluation.report import render_html, render_markdown, verdict
+from asr_kd.config import EvalSettings, build, override
+from asr_kd.evaluation.charts import Heat
+from asr_kd.evaluation.evidence import Clip, Evidence
+from asr_kd.evaluation.page import command, drawn, leading, render_html
+from asr_kd.evaluation.report import render_markdown, verdict
+from asr_kd.evaluation.utterances import Packed, pack
+from tests.evaluation.made import line, report_of, system
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&|"
 
 
-def system(errors: int, **changes: Any) -> dict[str, Any]:
-    """A made-up system of the report."""
-    counts = {"words": 100, "errors": errors, "substitutions": errors, "deletions": 0, "insertions": 0}
-    return {
-        "wer": errors / 100, "interval": [errors / 120, errors / 80], **counts, "utterances": 20, "sentence_errors": 3,
-        "parameters": 1000, "size_bytes": 4000, "frame_ms": 30, "lookahead_ms": 90, "real_time_factor": 0.01,
-        "real_time_factor_to_teacher": None, "decoder_real_time_factor": 0.001,
-        "relative_change_to_baseline": None, "relative_change_to_baseline_interval": None,
-        "relative_change_to_teacher": None, "relative_change_to_teacher_interval": None,
-        "gap_recovered": None, "gap_recovered_interval": None, "agreement_with_teacher": None,
-        "checkpoint": "runs/x", "fingerprint": "ab", "units_hash": "cd", "units": 9,
-        "model": {"kind": "lstm", "layers": 1, "size": 8}, "features": {}, "speakers": {"anna": {"wer": 0.1, **counts}},
-        "confusions": {"substitutions": [["one", "two", 3]], "deletions": [], "insertions": [["six", 1]]},
-        "worst": [{
-            "key": "u1", "speaker": None, **counts,
-            "alignment": [["equal", "a", "a"], ["substitution", "b", "c"], ["deletion", "d", None], ["insertion", None, "e"]],
-        }],
-        "curve": [{"step": 1, "audio_hours": 1.0, "development_wer": 0.5}],
-    } | changes  # fmt: skip
+def packed_of(report: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> Packed:
+    lines = lines or [
+        line(name, key, "one two three", said)
+        for name in report["systems"]
+        for key, said in (("u1", "one four three four"), ("u2", "one three"), ("u3", "one two three"))
+    ]
+    wanted = {(one["set"], one["key"]) for one in report["samples"]}
+    return pack(lambda: lines, list(report["systems"]), ["condition"], wanted, report["data"]["utterances"])
 
 
-def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None) -> dict[str, Any]:
-    report = {
-        "verdict": "", "baseline": baseline, "teacher": teacher, "student": None, "normalizer": "basic-1", "systems": systems,
-        "data": {"audio": "test", "hash": "ef", "shards": 1, "utterances": 20, "quarantined": 1, "words": 100,
-                 "seconds": 60.0, "speakers": 1},
-        "bootstrap": {"resamples": 10, "confidence": 0.95, "blocks": "speakers", "number": 5},
-        "settings": {"decoder": "beam", "beam": 4, "threads": 1, "baseline": None},
-        "versions": {"python": "3"}, "device": "cpu",
-    }  # fmt: skip
-    report["verdict"] = verdict(report)
-    return report
+EVIDENCE = Evidence(
+    {("test", "u1"): Clip(2.0, "TVAz")}, ("test", "u1"), [Heat("Spectrogram", "iVBORw0KGgo=", ["high", "low"], 2.0)]
+)
+
+
+def page_of(report: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> str:
+    return render_html(report, packed_of(report, lines), EVIDENCE)
 
 
 def distilled(baseline: int, teacher: int, student: int, bounds: list[float] | None = None) -> dict[str, Any]:
@@ -71,16 +62,32 @@ class Checker(html.parser.HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.loaded: list[str] = []
-        self.seen: set[str] = set()
+        self.seen: list[str] = []
+        self.ids: list[str] = []
+        self.named: list[str] = []
+        self.scripts: list[dict[str, str | None]] = []
+        self.policy = ""
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
+        self.seen.append(tag)
         if tag not in VOID:
             self.open.append(tag)
-        for name, value in attributes:
+        values = dict(attributes)
+        assert len(values) == len(attributes), f"{tag} has an attribute twice"
+        for name, value in values.items():
             assert not name.startswith("on"), f"{tag} runs {name}"
-            if name in ("src", "href", "srcset", "xlink:href", "action", "data"):
+            if name in ("src", "href", "srcset", "xlink:href", "action", "data", "poster"):
                 self.loaded.append(str(value))
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("aria-labelledby", "for"):
+                self.named.append(str(value))
+        if tag == "script":
+            self.scripts.append(values)
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = str(values["content"])
+        if tag in ("section", "svg", "article", "audio", "form", "nav"):
+            assert values.get("aria-label") or values.get("aria-labelledby"), f"{tag} has no name"
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attributes)
@@ -92,25 +99,70 @@ class Checker(html.parser.HTMLParser):
 
 
 def check_page(page: str) -> Checker:
+    assert page.startswith("<!DOCTYPE html>")
     checker = Checker()
     checker.feed(page)
     checker.close()
     assert checker.open == []
-    assert checker.loaded == []
-    assert not checker.seen & {"script", "iframe", "object", "embed", "link"}
+    # nothing but what the page carries, and places in itself
+    for target in checker.loaded:
+        assert target.startswith(("data:image/png;base64,", "data:audio/mpeg;base64,")) or target[1:] in checker.ids
+    assert not {"iframe", "object", "embed", "link", "base"} & set(checker.seen)
     assert not re.search(r"@import|url\(|https?:", page)
+    assert len(set(checker.ids)) == len(checker.ids)
+    assert set(checker.named) <= set(checker.ids)
+    # one script, the one that the policy lets run
+    assert [one.get("type") for one in checker.scripts] == ["application/gzip", "application/json", None]
+    script = page.rsplit("<script>", 1)[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in checker.policy
+    assert f"script-src 'sha256-{digest}'" in checker.policy
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         xml.etree.ElementTree.fromstring(svg)
     return checker
 
 
 def test_the_page_is_well_formed_and_self_contained() -> None:
-    page = render_html(distilled(20, 10, 12, [-0.5, -0.3]))
-    assert {"svg", "table", "details"} <= check_page(page).seen
-    assert page.count("<svg") == 2
+    page = page_of(distilled(20, 10, 12, [-0.5, -0.3]))
+    seen = check_page(page).seen
+    assert {
+        "header",
+        "nav",
+        "main",
+        "footer",
+        "h1",
+        "figure",
+        "table",
+        "caption",
+        "details",
+        "audio",
+        "noscript",
+    } <= set(seen)
+    assert seen.count("h1") == seen.count("main") == 1
+    assert page.count("<svg") == 6  # systems, two slices, learning curves, posteriors, calibration
     assert "prefers-color-scheme: dark" in page
-    for mark in ('<del class="r">d</del>', '<ins class="h">e</ins>', "substitution: b recognised as c", "one → two"):
-        assert mark in page
+    assert "@media print" in page
+    for mark in (
+        "<del>d</del>",
+        "<ins>e</ins>",
+        "one → two",
+        "<b>condition noisy</b>: 30.00 % (50 words)",
+        "big is better",
+        "most errors",
+        "<b>condition (not given)</b>: +20.00 points, 10.00 % → 30.00 %",
+        "id (more than 2,000 values)",
+    ):
+        assert mark in page, mark
+
+
+def test_wer_against_hours_needs_two_systems_that_say_theirs() -> None:
+    report = distilled(20, 10, 12)
+    report["systems"]["base"]["unlabelled_hours"] = 0.0
+    assert "WER against unlabelled audio" not in page_of(report)
+    report["systems"]["small"]["unlabelled_hours"] = 1200.0
+    page = page_of(report)
+    check_page(page)
+    assert "small: 1200 h" in page
 
 
 def test_hostile_text_stays_text() -> None:
@@ -123,29 +175,69 @@ def test_hostile_text_stays_text() -> None:
             "deletions": [[HOSTILE, 1]],
             "insertions": [[HOSTILE, 1]],
         },
-        speakers={HOSTILE: {"wer": None, "words": 0}},
         checkpoint=HOSTILE,
     )
     report = report_of({HOSTILE: hostile})
-    report["data"]["audio"] = HOSTILE
-    page = render_html(report)
+    report["sets"] = {HOSTILE: report["sets"]["test"] | {"audio": HOSTILE}}
+    hostile["sets"] = {HOSTILE: hostile["sets"]["test"]}
+    report["settings"]["audio"] = HOSTILE
+    for value in report["slices"][0]["values"]:
+        value["value"] = HOSTILE
+    report["samples"] = [{"key": HOSTILE, "set": HOSTILE, "shard": HOSTILE, "why": HOSTILE}]
+    lines = [
+        line(
+            HOSTILE,
+            HOSTILE,
+            HOSTILE,
+            f"{HOSTILE} 語\u2028",
+            set=HOSTILE,
+            speaker=HOSTILE,
+            fields={"condition": HOSTILE},
+        )
+    ]
+    evidence = Evidence(
+        {(HOSTILE, HOSTILE): Clip(1.0, problem=HOSTILE)}, (HOSTILE, HOSTILE), [Heat(HOSTILE, "AA", [HOSTILE], 1.0)]
+    )
+    page = render_html(report, packed_of(report, lines), evidence)
     check_page(page)
-    assert "<script>" not in page
+    assert "alert(1)</script>" not in page
     assert "&lt;script&gt;" in page
-    row = next(line for line in render_markdown(report).splitlines() if line.startswith("| <script>"))
+    markdown = render_markdown(report)
+    assert not re.search(r"(?<!\\)<", re.sub("`.*`", "", markdown))
+    row = next(line for line in markdown.splitlines() if line.startswith("| \\<script"))
     assert len(re.findall(r"(?<!\\)\|", row)) == 15
 
 
-def test_many_systems_without_roles_curves_speakers_or_errors() -> None:
-    one = system(0, curve=[], speakers={}, worst=[], interval=None)
+def test_many_systems_without_roles_curves_slices_or_errors() -> None:
+    one = system(0, curve=[], worst=[], interval=None, calibration=None, word_delay_ms=None)
     one["confusions"] = {"substitutions": [], "deletions": [], "insertions": []}
     report = report_of({f"system-{index}": copy.deepcopy(one) for index in range(11)})
     report["data"].update(speakers=None, quarantined=0)
+    report.update(slices=[], slices_worst=[], samples=[], pairs=[])
     report["bootstrap"]["resamples"] = 0
-    page = render_html(report)
+    page = render_html(report, packed_of(report), Evidence())
     check_page(page)
     assert page.count("<svg") == 1
     assert "Change to" not in page
+    assert len(leading(report)) < 11
+    assert len(drawn(report)) == 1
+
+
+def test_the_page_says_where_audio_is_missing() -> None:
+    report = distilled(20, 10, 12)
+    evidence = Evidence({("test", "u1"): Clip(0.0, problem="cannot be played: gone")})
+    page = render_html(report, packed_of(report), evidence)
+    assert "Audio cannot be played: gone" in page
+    assert "<audio" not in page
+
+
+def test_the_command_makes_the_report_again() -> None:
+    settings = EvalSettings(systems={"a b": "runs/it's"}, audio="test", output="out", bootstrap=10).model_dump()
+    text = command(settings)
+    words = shlex.split(text)
+    assert words[:2] == ["asr-kd", "eval"]
+    assert build(EvalSettings, override({}, words[2:]), "command").model_dump() == settings
+    assert "batch_frames" not in text
 
 
 def test_verdict_on_a_recovered_gap() -> None:
@@ -184,34 +276,4 @@ def test_the_verdict_is_about_the_named_student() -> None:
 )
 def test_verdict_is_careful(report: dict[str, Any], wanted: str) -> None:
     assert wanted in report["verdict"]
-    check_page(render_html(report))
-
-
-@pytest.mark.parametrize("high", [0.0, 0.013, 1.0, 7.3, 25.0, 99.9, 101.0, 4321.0])
-def test_linear_ticks_reach_the_data(high: float) -> None:
-    ticks = linear_ticks(high)
-    assert ticks[0] == 0
-    assert ticks[-1] >= high * (1 - 1e-9)
-    assert 2 <= len(ticks) <= 8
-    steps = {round(b - a, 9) for a, b in itertools.pairwise(ticks)}
-    assert len(steps) == 1
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.3, 100), (5, 5), (4.9, 51), (1, 1000), (0.001, 0.02)])
-def test_log_ticks_enclose_the_data(low: float, high: float) -> None:
-    ticks = log_ticks(low, high)
-    assert ticks[0] <= low * 1.01
-    assert ticks[-1] >= high * 0.99
-
-
-def numbers(svg: str) -> list[float]:
-    return [float(value) for value in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy|width)="([^"]+)"', svg)]
-
-
-@pytest.mark.parametrize("wers", [[0.0], [0.0, 0.0], [1.2, 0.0, 0.05], [0.2, 0.19]])
-@pytest.mark.parametrize("hours", [0.0, 3.0])
-def test_pictures_hold_any_figures(wers: list[float], hours: float) -> None:
-    curve = Curve("a", "s0", [hours * index for index in range(len(wers))], wers)
-    for svg in (str(learning_curves([curve])), str(wer_bars([Bar("a" * 99, "s0", wers[0], None)]))):
-        xml.etree.ElementTree.fromstring(svg)
-        assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))
+    check_page(page_of(report))

@@ -22,8 +22,8 @@ from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.labeling import job as job_module
 from asr_kd.labeling.job import label
-from asr_kd.labeling.leases import Leases
 from asr_kd.objects import ObjectPath
+from asr_kd.shards.leases import Leases
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 
 Job = Callable[..., LabelSettings]

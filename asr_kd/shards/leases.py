@@ -14,8 +14,10 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, check_there, clear_errors, create, names_in, place
@@ -23,6 +25,9 @@ from asr_kd.objects import ObjectPath
 
 #: seconds without a sign of life after which a lease counts as abandoned, where its holder cannot be looked up
 PATIENCE = 60.0
+#: leases in a row that others hold, after which they have gone over the rest as well
+REFUSALS = 16
+A = TypeVar("A")
 
 
 class Leases:
@@ -68,6 +73,24 @@ class Leases:
             return False
         self._held.add(path)
         return True
+
+    def free(self, items: Iterable[A], name: Callable[[A], str], done: Callable[[A], bool]) -> Iterator[A]:
+        """The items that are not done and whose lease could be taken, each as it is asked for; ends early among those of others.
+
+        Args:
+            name: of an item's lease; done: whether what it stands for is published.
+        """
+        refusals = 0
+        for item in items:
+            if done(item) or not self.take(name(item)):
+                refusals += 1
+                if refusals == REFUSALS:
+                    return
+            elif done(item):  # finished, and its lease given back, between the two looks
+                self.give_back(name(item))
+            else:
+                refusals = 0
+                yield item
 
     def give_back(self, name: str) -> None:
         """Let others take it."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -15,7 +14,6 @@ import pytest
 from asr_kd.config import LabelSettings
 from asr_kd.labeling import job as job_module
 from asr_kd.labeling.job import label
-from asr_kd.labeling.leases import Leases
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 
 Job = Callable[..., LabelSettings]
@@ -90,51 +88,3 @@ def test_killed_processes_are_replaced_by_the_others(job: Job, many: str, tmp_pa
         for torn in Path(settings.output).glob(".shard*.tmp"):  # newer than the survivor: the next run clears it away
             torn.unlink()
         assert published(settings.output) == published(tmp_path / "alone")
-
-
-def test_a_lease_has_one_holder_until_it_is_given_back(tmp_path: Path) -> None:
-    with Leases(tmp_path / "leases") as one, Leases(tmp_path / "leases") as other:
-        assert one.take("a") and not other.take("a") and other.take("b")
-        one.give_back("a")
-        assert other.take("a")
-    assert not (tmp_path / "leases").exists()
-
-
-def hold(folder: Path) -> None:
-    leases = Leases(folder)
-    leases.__enter__()
-    leases.take("a")
-    os._exit(0)
-
-
-def test_a_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
-    process = FORK.Process(target=hold, args=(tmp_path / "leases",))
-    process.start()
-    process.join()
-    assert (tmp_path / "leases" / "a").exists()
-    with Leases(tmp_path / "leases") as mine:
-        assert mine.take("a")
-
-
-@pytest.mark.parametrize(
-    "content", [json.dumps({"host": "elsewhere", "pid": 1, "started": "2"}), "", "[]", "null", "{"]
-)
-def test_a_lease_of_another_machine_is_free_when_it_stays_silent(tmp_path: Path, content: str) -> None:
-    folder = tmp_path / "leases"
-    with Leases(folder, patience=0.2) as mine:
-        (folder / "a").write_text(content)
-        for _ in range(4):
-            assert not mine.take("a")
-            time.sleep(0.1)
-            os.utime(folder / "a")  # a sign of life
-        assert not mine.take("a")
-        time.sleep(0.3)
-        assert mine.take("a")
-
-
-def test_a_holder_gives_signs_of_life(tmp_path: Path) -> None:
-    with Leases(tmp_path / "leases", patience=0.2) as mine:
-        mine.take("a")
-        first = (tmp_path / "leases" / "a").stat().st_mtime_ns
-        time.sleep(0.3)
-        assert (tmp_path / "leases" / "a").stat().st_mtime_ns > first

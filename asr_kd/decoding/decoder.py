@@ -1,0 +1,75 @@
+"""Log-probabilities → hypotheses, by the settings: the one entrance of every job that decodes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from asr_kd.config import DecodingSettings
+from asr_kd.decoding.beam import BeamSearch
+from asr_kd.decoding.greedy import GreedySearch
+from asr_kd.decoding.words import Hypothesis, Spike, make_words
+from asr_kd.models.acoustic import Checkpoint
+from asr_kd.units import Units
+
+
+class Search(Protocol):
+    """A decoder at work on one utterance."""
+
+    def push(self, log_probs: np.ndarray) -> None:
+        """Hear the next frames: float [frames, units], natural logarithm."""
+
+    def results(self) -> list[tuple[list[Spike], float]]:
+        """Unit sequences so far and their scores, best first."""
+
+
+class Decoder:
+    """Log-probabilities of one utterance → its best hypotheses. It can be sent to another process.
+
+    Raises:
+        UserError: when a language model or lexicon of the settings cannot be used.
+    """
+
+    def __init__(self, settings: DecodingSettings, units: Units, frame_seconds: float) -> None:
+        self.settings, self.units, self.frame_seconds = settings, units, frame_seconds
+
+    def __reduce__(self) -> tuple[type[Decoder], tuple[DecodingSettings, Units, float]]:
+        return type(self), (self.settings, self.units, self.frame_seconds)
+
+    def __call__(self, log_probs: np.ndarray) -> list[Hypothesis]:
+        """The best hypotheses, at most `nbest`, the best first; at least one, if an empty one.
+
+        Args:
+            log_probs: float [frames, units], natural logarithm.
+        """
+        search = self.start()
+        search.push(log_probs)
+        return self.hypotheses(search)
+
+    def start(self) -> Search:
+        """A search for a new utterance, to be fed in pieces of any size."""
+        if self.settings.decoder == "greedy":
+            return GreedySearch(self.units.blank)
+        return BeamSearch(self.settings.beam, self.units.blank)
+
+    def hypotheses(self, search: Search) -> list[Hypothesis]:
+        """What a search has found so far, as of the whole utterance."""
+        found: dict[str, Hypothesis] = {}
+        for spikes, score in search.results():
+            text = self.units.decode([spike.unit for spike in spikes])
+            # other pieces of the same text are no further hypothesis
+            if text not in found:
+                found[text] = Hypothesis(text, score, make_words(self.units, spikes, self.frame_seconds))
+            if len(found) == self.settings.nbest:
+                break
+        return list(found.values()) or [Hypothesis("", -np.inf)]
+
+
+def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
+    """The decoder of a checkpoint's output.
+
+    Raises:
+        UserError: when a language model or lexicon of the settings cannot be used.
+    """
+    return Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000)

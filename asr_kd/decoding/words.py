@@ -1,0 +1,75 @@
+"""What a decoder gives: words with their times and confidences, made from the spikes of a unit sequence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from asr_kd.units import Units
+
+
+class Spike(NamedTuple):
+    """A unit where CTC emits it: frames [start, end), and its highest probability in them."""
+
+    unit: int
+    start: int
+    end: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as decoded; `start` and `end` in seconds of the audio, `confidence` in 0 to 1.
+
+    The times are those of the frames that emit the word's units. CTC emits a unit as a spike somewhere in its sound (a
+    streaming model behind it), so they lie inside the word more often than at its edges. The confidence is the product
+    over the units of the highest probability in their spikes: the acoustic model's alone, whatever a language model said.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text, its log-probability (natural; with a language model the weighted sum that it won by), and its words."""
+
+    text: str
+    score: float
+    words: list[Word] = field(default_factory=list)
+
+
+def group_words(units: Units, spikes: Sequence[Spike]) -> list[list[Spike]]:
+    """The spikes word by word: a piece that starts with a space (`▁`) opens one."""
+    groups: list[list[Spike]] = []
+    for spike in spikes:
+        if not groups or units.starts_word(spike.unit):
+            groups.append([])
+        groups[-1].append(spike)
+    return groups
+
+
+def make_words(
+    units: Units,
+    spikes: Sequence[Spike],
+    frame_seconds: float,
+    spell: Callable[[tuple[int, ...]], str] | None = None,
+) -> list[Word]:
+    """Words of a unit sequence, each with its times and confidence.
+
+    Args:
+        frame_seconds: period of a frame.
+        spell: the text of a word's units where it is not their pieces joined (a lexicon).
+    """
+    words = []
+    for group in group_words(units, spikes):
+        ids = tuple(spike.unit for spike in group)
+        text = spell(ids) if spell else units.decode(ids).strip()
+        if text:  # a space that nothing follows is no word
+            confidence = math.prod(spike.probability for spike in group)
+            words.append(Word(text, group[0].start * frame_seconds, group[-1].end * frame_seconds, confidence))
+    return words

@@ -1,0 +1,134 @@
+"""Word confidences against what was right, and word times against the teacher's; sums alone are kept."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from asr_kd.evaluation.wer import Edit
+
+BINS = 10
+LEAST = 1e-4  # a confidence of 0 or 1 is counted as this far from it, or one mistake would cost infinitely much
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A scored word of a hypothesis: its end in seconds of the audio, its confidence, and the reference word it got right.
+
+    Attributes:
+        matched: number of that word in the reference; None where the word is an error.
+    """
+
+    end: float
+    confidence: float
+    matched: int | None
+
+
+def timed_words(
+    times: Sequence[Sequence[Any]], edits: Sequence[Edit], normalize: Callable[[str], str]
+) -> list[TimedWord] | None:
+    """The words of a hypothesis as scored, with the times and confidences of the words as decoded.
+
+    Args:
+        times: (word as decoded, start, end, confidence) of every word.
+
+    Returns:
+        None where normalising word by word gives other words than normalising the text (twenty one = 21): then no decoded
+        word stands for a scored one.
+    """
+    scored = [(word, end, confidence) for text, _, end, confidence in times for word in normalize(text).split()]
+    heard = [edit for edit in edits if edit.hypothesis is not None]
+    if [word for word, _, _ in scored] != [edit.hypothesis for edit in heard]:
+        return None
+    numbers, index = [], 0
+    for edit in edits:
+        if edit.hypothesis is not None:
+            numbers.append(index if edit.kind == "equal" else None)
+        index += edit.reference is not None
+    return [TimedWord(end, confidence, number) for (_, end, confidence), number in zip(scored, numbers, strict=True)]
+
+
+@dataclass
+class Calibration:
+    """How often words of a confidence are right. A perfect recogniser of its own errors is right in 80 % of its 0.8s."""
+
+    words: list[int] = field(default_factory=lambda: [0] * BINS)
+    right: list[int] = field(default_factory=lambda: [0] * BINS)
+    confidence: list[float] = field(default_factory=lambda: [0.0] * BINS)
+    bits: float = 0.0
+
+    def add(self, words: Sequence[TimedWord]) -> None:
+        """Count the words of an utterance."""
+        for word in words:
+            place = min(int(word.confidence * BINS), BINS - 1)
+            right = word.matched is not None
+            self.words[place] += 1
+            self.right[place] += right
+            self.confidence[place] += word.confidence
+            sure = min(max(word.confidence, LEAST), 1 - LEAST)
+            self.bits -= math.log2(sure if right else 1 - sure)
+
+    def figures(self) -> dict[str, Any] | None:
+        """`bins` with their `words`, mean `confidence` and `accuracy`; `expected_error`; `normalised_cross_entropy`.
+
+        The expected calibration error is the mean distance between confidence and accuracy over words, by bins. The
+        normalised cross entropy is NIST's: 1 for confidences that know every error, 0 for the share of right words given
+        to every word, below 0 for worse than that; null where all words are right or all are wrong. None without words.
+        """
+        total, right = sum(self.words), sum(self.right)
+        if not total:
+            return None
+        bins = [
+            {
+                "low": place / BINS,
+                "high": (place + 1) / BINS,
+                "words": count,
+                "confidence": self.confidence[place] / count if count else None,
+                "accuracy": self.right[place] / count if count else None,
+            }
+            for place, count in enumerate(self.words)
+        ]
+        apart = sum(abs(known - hits) for known, hits in zip(self.confidence, self.right, strict=True))
+        most = (
+            -right * math.log2(right / total) - (total - right) * math.log2(1 - right / total)
+            if 0 < right < total
+            else 0
+        )
+        return {
+            "words": total,
+            "bins": bins,
+            "expected_error": apart / total,
+            "normalised_cross_entropy": (most - self.bits) / most if most else None,
+        }
+
+
+@dataclass
+class Delays:
+    """Milliseconds that a system's words end behind the teacher's, on the words that both got right."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def add(self, words: Sequence[TimedWord], teacher: Sequence[TimedWord]) -> None:
+        """Count the words of an utterance."""
+        ends = {word.matched: word.end for word in teacher if word.matched is not None}
+        for word in words:
+            if word.matched in ends:
+                self.counts[round(1000 * (word.end - ends[word.matched]))] += 1
+
+    def figures(self) -> dict[str, float | int] | None:
+        """`median` and `p90` in ms (the least delay that so many words keep within), and the number of `words`."""
+        total = sum(self.counts.values())
+        if not total:
+            return None
+        return {"median": self._within(total / 2), "p90": self._within(0.9 * total), "words": total}
+
+    def _within(self, wanted: float) -> int:
+        seen = 0
+        for delay in sorted(self.counts):
+            seen += self.counts[delay]
+            if seen >= wanted:
+                return delay
+        raise AssertionError("wanted more words than there are")

@@ -1,0 +1,156 @@
+"""How figures are written, in the terminal, in Markdown and on the page. A figure that is not defined is a dash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asr_kd.evaluation.charts import percent
+
+__all__ = [
+    "change",
+    "changes",
+    "lookahead",
+    "milliseconds",
+    "named",
+    "p_value",
+    "percent",
+    "points",
+    "ratio",
+    "said_of_pair",
+    "share",
+    "size",
+    "span",
+    "table",
+]
+
+NOTHING = "–"
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table that is also easy to read in a terminal; the first row is its head, all columns but the first figures."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    # figures to the right
+    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+
+
+def p_value(value: float | None) -> str:
+    """`0.00012` → `< 0.001`."""
+    if value is None:
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of rates in percentage points: `-0.0123` → `−1.23`."""
+    return NOTHING if value is None else f"{100 * value:+.2f}".replace("-", "−")
+
+
+def change(value: float | None) -> str:
+    """Relative change: `-0.123` → `−12.3 %`."""
+    if value is None:
+        return NOTHING
+    text = f"{100 * value:+.1f} %"
+    return ("0.0 %" if text in ("+0.0 %", "-0.0 %") else text).replace("-", "−")
+
+
+def share(value: float | None) -> str:
+    """`0.834` → `83 %`."""
+    return NOTHING if value is None else f"{100 * value:.0f} %".replace("-", "−")
+
+
+def span(bounds: list[float] | None) -> str:
+    """An interval of fractions in percent."""
+    return NOTHING if bounds is None else f"{100 * bounds[0]:.2f} – {100 * bounds[1]:.2f}"
+
+
+def changes(bounds: list[float] | None) -> str:
+    """An interval of relative changes or shares in percent."""
+    return "" if bounds is None else f"{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}".replace("-", "−")
+
+
+def ratio(value: float | None) -> str:
+    """`0.25` → `0.25 ×`."""
+    return NOTHING if value is None else f"{value:.2f} ×"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, in three digits: `7877744` → `7.88 MB`."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6)):
+        if count >= power:
+            return f"{count / power:.{2 if count < 10 * power else 1 if count < 100 * power else 0}f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def milliseconds(value: float) -> str:
+    """`-30.0` → `−30 ms`."""
+    return f"{value:,.0f} ms".replace("-", "−")
+
+
+def lookahead(value: int | None) -> str:
+    """Milliseconds; None is the whole utterance."""
+    return "utterance" if value is None else f"{value:,} ms"
+
+
+def decoder(report: dict[str, Any]) -> str:
+    """The decoder in words."""
+    settings = report["settings"]
+    return f"prefix beam search, beam {settings['beam']}" if settings["decoder"] == "beam" else "greedy"
+
+
+def threads(report: dict[str, Any]) -> str:
+    """The thread count in words."""
+    count = report["settings"]["threads"]
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def intervals_note(bootstrap: dict[str, Any]) -> str:
+    """How the intervals came about, and when to distrust them."""
+    if not bootstrap["resamples"]:
+        return "no intervals (bootstrap=0)"
+    crude = ", which is few: the intervals are crude" if bootstrap["number"] < 20 else ""
+    return (
+        f"95 % intervals from {bootstrap['resamples']:,} bootstrap resamples of {bootstrap['number']:,} "
+        f"{bootstrap['blocks']}{crude}"
+    )
+
+
+def said_of_pair(pair: dict[str, Any]) -> str:
+    """Whether two systems can be told apart, by both tests at 5 %."""
+    values = [pair["p_bootstrap"], pair["mapsswe"]["p"]]
+    known = [value for value in values if value is not None]
+    if not known or not pair["difference"]:
+        return "no difference"
+    sure = [value < 0.05 for value in known]
+    better = pair["a"] if pair["difference"] < 0 else pair["b"]
+    if all(sure):
+        return f"{better} is better"
+    return "the tests disagree" if any(sure) else "within chance"
+
+
+def named_slices(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The worst slices, and those that changed most: for each list its title, and slices with their figures in words."""
+    lists: dict[str, list[tuple[str, str]]] = {}
+    for one in report["slices_worst"]:
+        bounds = f"95 % interval {span(one['interval'])}; " if one["interval"] else ""
+        figures = f"{percent(one['wer'])} ({bounds}{one['words']:,} words)"
+        lists.setdefault(f"Worst of {one['system']}", []).append((_where(one), figures))
+    for one in report["slices_changed"]:
+        bounds = "95 % interval {} to {}; ".format(*map(points, one["interval"])) if one["interval"] else ""
+        moved = f"{points(one['difference'])} points, {percent(one['other_wer'])} → {percent(one['wer'])}"
+        title = f"Most changed from {one['other']} to {one['system']}"
+        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{one['words']:,} words)"))
+    return list(lists.items())
+
+
+def _where(one: dict[str, Any]) -> str:
+    return f"{one['field']} {named(one['value'])}"
+
+
+def named(value: str | None) -> str:
+    """The value of a field in a slice."""
+    return "(not given)" if value is None else value

@@ -1,0 +1,69 @@
+"""What a training run left beside its checkpoint: its learning curve, and how much unlabelled audio it learned from."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from asr_kd.errors import UserError
+from asr_kd.files import Place, read_json
+from asr_kd.shards.tarset import read_index
+
+
+def learning_curve(folder: Place) -> list[dict[str, float]]:
+    """Development scores from the `metrics.jsonl` of a run folder (or of the run that a checkpoint lies in).
+
+    Returns:
+        step, audio_hours and development_wer of each score; empty where nothing was logged. Torn lines are passed over.
+    """
+    places = [place / "metrics.jsonl" for place in (folder, folder.parent)]
+    path = next((place for place in places if place.is_file()), None)
+    points = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []:
+        try:
+            entry = json.loads(line)
+            point = {key: float(entry[key]) for key in ("step", "audio_hours", "development_wer")}
+        except (ValueError, KeyError, TypeError):
+            continue  # a line of training, or one torn by a crash
+        if all(map(math.isfinite, point.values())):
+            points.append(point)
+    return points
+
+
+def unlabelled_hours(folder: Place) -> float | None:
+    """Hours of audio that a run learned from without the texts of its shards: from soft targets, or texts from elsewhere.
+
+    Each set of shards counts once, however often it was read.
+
+    Returns:
+        None where the run's settings (`job.json`) or an index are not there any more, or the shards have changed since.
+    """
+    for claim in (folder / "job.json", folder.parent / "job.json"):
+        if claim.is_file():
+            break
+    else:
+        return None
+    try:
+        job = read_json(claim)
+        settings = job["settings"]
+        unlabelled = {
+            source["audio"]
+            for phase in settings["phases"]
+            for source in phase["sources"]
+            if source.get("transcripts") is not None or not source.get("ctc")
+        }
+        hours = 0.0
+        for audio in unlabelled:
+            shards = read_index(audio)
+            if shards.hash != settings["data"][audio]:
+                return None
+            hours += sum(shard.seconds for shard in shards) / 3600
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+    return hours
+
+
+def history(folder: Place) -> dict[str, Any]:
+    """Both, as they stand in a report."""
+    return {"curve": learning_curve(folder), "unlabelled_hours": unlabelled_hours(folder)}

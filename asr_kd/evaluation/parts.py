@@ -1,0 +1,153 @@
+"""What scoring says of one shard, on disk: a part file, whole or not there, the same bytes whoever wrote it, and what it took.
+
+A part is JSON lines: a header, then a line for each system and utterance. Beside it lies what differs from run to run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asr_kd.errors import UserError
+from asr_kd.files import Place, read_json, write_json, write_whole
+from asr_kd.shards.index import ShardInfo
+
+FORMAT, VERSION = "asr_kd-scores", 1
+#: what was measured of a system on a shard, in seconds
+TIMED = ("frontend_seconds", "network_seconds", "decoder_seconds")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A test shard: the set that it belongs to by name, that set's folder, what its index says."""
+
+    set: str
+    folder: str
+    info: ShardInfo
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.info.name}"
+
+    def part(self, output: Place) -> Place:
+        """Where its scores belong."""
+        return output / "parts" / self.set / f"{self.info.name.removesuffix('.tar')}.jsonl"
+
+
+@dataclass
+class Part:
+    """The scores of a shard.
+
+    Attributes:
+        utterances: how many were scored; seconds: of their audio.
+        quarantined: those that were not, key → reason.
+        body: JSON lines, one for each system and utterance, system by system; README.md describes them.
+    """
+
+    utterances: int
+    seconds: float
+    quarantined: dict[str, str]
+    body: bytes
+
+    @property
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of the body."""
+        return map(json.loads, self.body.splitlines())
+
+
+def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> None:
+    """Publish a part, what it took before it.
+
+    Args:
+        made_of: hash of everything that decides the part.
+        costs: `seconds` of audio, and by system what `TIMED` names.
+    """
+    rest = {
+        "utterances": part.utterances, "seconds": part.seconds, "quarantined": part.quarantined,
+        "sha256": hashlib.sha256(part.body).hexdigest(),
+    }  # fmt: skip
+    write_json(_costs(path), costs, make_folder=False)
+    with write_whole(path, make_folder=False) as file:
+        file.write(_head(made_of) + b", " + json.dumps(rest, ensure_ascii=False).encode()[1:] + b"\n" + part.body)
+
+
+def is_there(path: Place, made_of: str) -> bool:
+    """Whether there is a part of this origin; one of another origin (a checkpoint or the audio has changed) is stale, and none.
+
+    Raises:
+        UserError: when there is a file that is no part.
+    """
+    head = _head(made_of)
+    try:
+        start = _start(path, len(head))
+    except FileNotFoundError:
+        return False
+    if start != head:
+        _parse(path, path.read_bytes())
+    return start == head
+
+
+def read_part(path: Place) -> Part:
+    """A part.
+
+    Raises:
+        UserError: when it is missing or damaged.
+    """
+    try:
+        header, body = _parse(path, path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: is gone, removed since it was written; run the command again") from None
+    if hashlib.sha256(body).hexdigest() != header["sha256"]:
+        raise _damaged(path)
+    return Part(header["utterances"], header["seconds"], header["quarantined"], body)
+
+
+def read_costs(path: Place) -> dict[str, Any]:
+    """What the part at `path` took.
+
+    Raises:
+        UserError: when that is missing or damaged.
+    """
+    costs = _costs(path)
+    if not costs.exists():
+        raise UserError(f"{costs}: is gone; remove {path.name} beside it too, and run the command again")
+    value = read_json(costs)
+    try:
+        seconds = {name: {key: float(one[key]) for key in TIMED} for name, one in value["systems"].items()}
+        return {"seconds": float(value["seconds"]), "systems": seconds}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(costs) from None
+
+
+def _costs(path: Place) -> Place:
+    return path.parent / f"{path.stem}.costs.json"
+
+
+def _head(made_of: str) -> bytes:
+    return json.dumps({"format": FORMAT, "version": VERSION, "made_of": made_of}).encode()[:-1]
+
+
+def _start(path: Place, size: int) -> bytes:
+    if not isinstance(path, Path):
+        return path.read_bytes(size)
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def _parse(path: Place, data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and body."""
+    first, _, body = data.partition(b"\n")
+    try:
+        header = json.loads(first)
+        if header["format"] == FORMAT and {"version", "made_of", "sha256"} <= header.keys():
+            return header, body
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise _damaged(path)
+
+
+def _damaged(path: Place) -> UserError:
+    return UserError(f"{path}: is damaged; remove it and run the command again")

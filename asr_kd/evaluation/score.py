@@ -1,0 +1,236 @@
+"""Scoring: audio shards → features → every system's posteriors → words → lines, shard by shard, in bounded memory."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asr_kd.audio.decode import decode
+from asr_kd.audio.features import Frontend
+from asr_kd.config import EvalSettings, FeatureSettings
+from asr_kd.decoding.decoder import Decoder, make_decoder
+from asr_kd.decoding.words import Hypothesis
+from asr_kd.errors import AudioError, UserError
+from asr_kd.evaluation.parts import TIMED, Part, Shard
+from asr_kd.evaluation.text import NORMALIZERS
+from asr_kd.evaluation.wer import character_errors, count_errors
+from asr_kd.files import Place, hash_json
+from asr_kd.models.acoustic import Checkpoint, infer
+from asr_kd.shards.stream import batches_by_length, map_ordered
+from asr_kd.shards.tarset import read_checked
+
+
+@dataclass
+class System:
+    """A checkpoint under test."""
+
+    name: str
+    folder: Place
+    checkpoint: Checkpoint
+    warm: bool = False
+
+    @property
+    def frontend(self) -> str:
+        """Name of its feature settings: systems with the same share one computation."""
+        return hash_json(self.checkpoint.features.model_dump())
+
+
+@dataclass
+class Utterance:
+    """A test utterance: features float16 [frames, inputs] by front end, its text, what its shard says, its seconds."""
+
+    key: str
+    features: dict[str, np.ndarray]
+    text: str
+    fields: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class Loaded:
+    """A shard's utterances as network input, in its order.
+
+    Attributes:
+        quarantined: those that a front end could not read, key → reason.
+        frontend_seconds: by front end.
+    """
+
+    shard: Shard
+    utterances: list[Utterance]
+    quarantined: dict[str, str]
+    frontend_seconds: dict[str, float]
+
+
+@dataclass
+class Batch:
+    """Posteriors float32 [frames, units] of some utterances of the present shard, by the system of this number."""
+
+    system: int
+    places: list[int]
+    log_probs: list[np.ndarray]
+
+
+@dataclass
+class Answers:
+    """The same, as words."""
+
+    system: int
+    places: list[int]
+    found: list[Hypothesis]
+    seconds: float
+
+
+@dataclass
+class Pending:
+    """A shard under way: what was found in it so far, system by system in its order, and seconds of network and decoder."""
+
+    loaded: Loaded
+    found: list[dict[int, Hypothesis]]
+    network_seconds: list[float]
+    decoder_seconds: list[float]
+
+
+def score(
+    settings: EvalSettings, systems: Sequence[System], shards: Iterable[Shard]
+) -> Iterator[tuple[Shard, Part, dict[str, Any]]]:
+    """Score shards with every system, in order; `shards` is read no faster than they are worked on.
+
+    Yields:
+        a shard, its part, and what it took: `seconds` of audio, and under `systems` what `TIMED` names.
+
+    Raises:
+        UserError: when a shard is damaged or an utterance has no text.
+    """
+    load = functools.partial(
+        load_shard, {system.frontend: system.checkpoint.features for system in systems}, settings.max_seconds
+    )
+    find = functools.partial(_decode, [make_decoder(settings, system.checkpoint) for system in systems])
+    held: collections.deque[Pending] = collections.deque()
+
+    def posteriors() -> Iterator[Batch | None]:
+        for loaded in map_ordered(load, shards, settings.workers):
+            held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
+            for number, system in enumerate(systems):
+                yield from _run(settings, number, system, held[-1])
+            yield None  # that was the shard
+
+    # the best unit of each frame is found sooner than its posteriors are sent to another process
+    decoding = 0 if settings.decoder == "greedy" else settings.workers
+    for answers in map_ordered(find, posteriors(), decoding):
+        if answers is None:
+            pending = held.popleft()
+            yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
+        else:
+            held[0].decoder_seconds[answers.system] += answers.seconds
+            held[0].found[answers.system].update(zip(answers.places, answers.found, strict=True))
+
+
+def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Loaded:
+    """Decode a shard's audio and compute the features of every front end, timed.
+
+    Raises:
+        UserError: when the shard is damaged, holds more or less than its index says, or an utterance has no text.
+    """
+    loaded = Loaded(shard, [], {}, dict.fromkeys(frontends, 0.0))
+    built = {name: Frontend(features) for name, features in frontends.items()}
+    for sample in read_checked(shard.folder, shard.info):
+        text = sample.fields.get("text")
+        if not isinstance(text, str):
+            raise UserError(
+                f"{shard}: {sample.key} has no text; a WER needs labelled audio: prepare the shards from a manifest with texts"
+            )
+        features: dict[str, np.ndarray] = {}
+        seconds = 0.0
+        try:
+            for name, frontend in built.items():
+                rate = frontend.settings.sample_rate
+                waveform, _ = decode(sample.audio, sample.key, rate, max_seconds)
+                began = time.perf_counter()
+                # rounded as in training
+                features[name] = frontend.compute(waveform).astype(np.float16)
+                loaded.frontend_seconds[name] += time.perf_counter() - began
+                seconds = len(waveform) / rate
+        except AudioError as error:
+            loaded.quarantined[sample.key] = str(error)
+            continue
+        loaded.utterances.append(Utterance(sample.key, features, text, sample.fields, seconds))
+    held = len(loaded.utterances) + len(loaded.quarantined)
+    if held != shard.info.samples:
+        raise UserError(
+            f"{shard}: index.json counts {shard.info.samples} utterances, the shard holds {held}; prepare the shards again"
+        )
+    return loaded
+
+
+def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Batch]:
+    """The network's answers to a shard, timed."""
+    features = [utterance.features[system.frontend] for utterance in pending.loaded.utterances]
+    for places in batches_by_length([len(item) for item in features], settings.batch_frames):
+        inputs = [features[place] for place in places]
+        if not system.warm:
+            infer(system.checkpoint, inputs)  # first-use costs stay out of the figures
+            system.warm = True
+        began = time.perf_counter()
+        log_probs = infer(system.checkpoint, inputs)
+        pending.network_seconds[number] += time.perf_counter() - began
+        yield Batch(number, places, log_probs)
+
+
+def _decode(decoders: Sequence[Decoder], batch: Batch | None) -> Answers | None:
+    if batch is None:
+        return None
+    began = time.perf_counter()
+    found = [decoders[batch.system](log_probs)[0] for log_probs in batch.log_probs]
+    return Answers(batch.system, batch.places, found, time.perf_counter() - began)
+
+
+def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -> Part:
+    normalize = NORMALIZERS[settings.normalizer].apply
+    utterances = pending.loaded.utterances
+    references = [normalize(utterance.text) for utterance in utterances]
+    scored = [[normalize(found[place].text) for place in range(len(utterances))] for found in pending.found]
+    teacher = [system.name for system in systems].index(settings.teacher) if settings.teacher else None
+    lines = []
+    for number, system in enumerate(systems):
+        for place, (utterance, reference) in enumerate(zip(utterances, references, strict=True)):
+            found, hypothesis = pending.found[number][place], scored[number][place]
+            counts = count_errors(reference, hypothesis)
+            fields, speaker = utterance.fields, utterance.fields.get("speaker")
+            line: dict[str, Any] = {
+                "system": system.name, "set": pending.loaded.shard.set, "shard": pending.loaded.shard.info.name,
+                "key": utterance.key, "speaker": None if speaker is None else str(speaker), "seconds": utterance.seconds,
+                "fields": {name: value for name, value in fields.items() if name not in APART and _scalar(value)},
+                "reference": utterance.text, "hypothesis": found.text,
+                "reference_scored": reference, "hypothesis_scored": hypothesis,
+                "words": counts.words, "substitutions": counts.substitutions, "deletions": counts.deletions,
+                "insertions": counts.insertions, "errors": counts.errors,
+                "characters": len(reference), "character_errors": character_errors(reference, hypothesis)[1],
+                "times": [[word.text, *(round(value, 4) for value in (word.start, word.end, word.confidence))] for word in found.words],
+                "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][place],
+            }  # fmt: skip
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    seconds = sum(utterance.seconds for utterance in utterances)
+    return Part(len(utterances), seconds, pending.loaded.quarantined, "".join(lines).encode())
+
+
+#: fields that a line has under names of its own
+APART = ("text", "speaker", "seconds")
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _costs(systems: Sequence[System], pending: Pending) -> dict[str, Any]:
+    took = {
+        system.name: dict(zip(TIMED, (pending.loaded.frontend_seconds[system.frontend], network, decoder), strict=True))
+        for system, network, decoder in zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
+    }
+    return {"seconds": sum(utterance.seconds for utterance in pending.loaded.utterances), "systems": took}

@@ -1,0 +1,157 @@
+"""Which part of the test set an utterance belongs to, by every field that its shard gives it: condition, speaker, SNR …
+
+Text fields make a slice of each value. Fields of numbers with more than eight values are cut into bands: at fixed edges
+where the field is known (`EDGES`; fields whose name has `snr` in it every 5 dB), else at the quintiles of the utterances.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FIELDS = 40  # fields that are followed
+DISTINCT = 2000  # values of a text field at most, or it is left out: a name, not a property
+VALUES = 40  # slices of a field; those with the fewest words are taken together
+CATEGORIES = 8  # a field of more numbers is cut into bands
+EDGES = {"seconds": (1, 2, 5, 10, 20), "words_per_second": (1, 2, 3, 4)}
+SNR_EDGES = (-5, 0, 5, 10, 15, 20, 25, 30)
+LARGEST = 1e30  # what is greater is taken as absent, as what is no number
+OTHERS = "all others"
+
+
+@dataclass
+class Slicing:
+    """One field's slices.
+
+    Attributes:
+        names: of the slices; None is where the field is absent.
+        labels: the slice of each utterance, int [utterances].
+        bands: whether the slices are bands of a number.
+    """
+
+    field: str
+    names: list[str | None]
+    labels: np.ndarray
+    bands: bool
+
+
+class Column:
+    """The values of one field, as numbers of eight bytes an utterance."""
+
+    def __init__(self, name: str, before: int) -> None:
+        self.name = name
+        self.codes = array("i", [0] * before)
+        self.numbers = array("f", [math.nan] * before)
+        self.values: dict[str | None, int] = {None: 0}
+        self.numeric = True
+
+    def add(self, value: Any) -> None:
+        """The value of the next utterance."""
+        number, name = math.nan, None
+        if isinstance(value, bool | str):
+            name = str(value).lower() if isinstance(value, bool) else value or None
+        elif value is not None and abs(value) < LARGEST:  # not NaN either
+            number, name = float(value), str(value) if isinstance(value, int) else f"{value:g}"
+        if name is not None and math.isnan(number):
+            self.numeric = False
+        self.numbers.append(number)
+        if name not in self.values and len(self.values) <= DISTINCT:
+            self.values[name] = len(self.values)
+        self.codes.append(self.values.get(name, -1))
+
+    def slicing(self, words: np.ndarray) -> Slicing | str:
+        """The slices of the field, or why it has none.
+
+        Args:
+            words: of each utterance, int [utterances].
+        """
+        codes = np.array(self.codes)
+        if self.numeric and len(self.values) - 1 > CATEGORIES:
+            return _bands(self.name, np.array(self.numbers, np.float64))
+        if (codes < 0).any():
+            return f"more than {DISTINCT:,} values"
+        names = list(self.values)
+        present = np.bincount(codes, minlength=len(names))
+        if (present > 0).sum() < 2:
+            return "one value"
+        if len(codes) > 2 * VALUES and present.max() <= 1 + len(codes) // DISTINCT and len(names) > len(codes) // 2:
+            return "a value of its own for most utterances"
+        given = [name for name in names if name is not None]
+        given = sorted(given, key=float) if self.numeric else sorted(given)
+        order = [code for code in [*(self.values[name] for name in given), 0] if present[code]]
+        by_words = np.bincount(codes, weights=words, minlength=len(names))
+        kept = set(sorted(order, key=lambda code: -by_words[code])[:VALUES])
+        place = np.full(len(names), -1)
+        shown = [code for code in order if code in kept]
+        place[shown] = np.arange(len(shown))
+        labels = place[codes]
+        texts = [names[code] for code in shown]
+        if len(shown) < len(order):
+            labels = np.where(labels < 0, len(shown), labels)
+            texts.append(OTHERS)
+        return Slicing(self.name, texts, labels, False)
+
+
+def _bands(name: str, numbers: np.ndarray) -> Slicing | str:
+    known = ~np.isnan(numbers)
+    edges: Iterable[float]
+    if name in EDGES:
+        edges = EDGES[name]
+    elif "snr" in name.lower():
+        edges = SNR_EDGES
+    else:
+        edges = [float(f"{edge:.2g}") for edge in np.quantile(numbers[known], [0.2, 0.4, 0.6, 0.8])]
+    cuts = sorted(set(edges))
+    labels = np.where(known, np.searchsorted(cuts, numbers, side="right"), len(cuts) + 1)
+    ends = [f"{cut:g}" for cut in cuts]
+    names: list[str | None] = [
+        f"below {ends[0]}",
+        *(f"{low} to {high}" for low, high in itertools.pairwise(ends)),
+    ]
+    names += [f"{ends[-1]} and more", None]
+    present = np.unique(labels)
+    if len(present) < 2:
+        return "one value"
+    return Slicing(name, [names[label] for label in present], np.searchsorted(present, labels), True)
+
+
+class Fields:
+    """All fields of all utterances, and the two that are worked out: `seconds` and `words_per_second`."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, Column] = {}
+        self.utterances = 0
+        self.left_out: dict[str, str] = {}
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """The fields of the next utterance, from one of its lines; `set` and `speaker` are fields too."""
+        seconds = line["seconds"]
+        values = {"set": line["set"], "speaker": line["speaker"], "seconds": seconds}
+        values["words_per_second"] = line["words"] / seconds if seconds else None
+        values = values | line["fields"] | values  # these four first, whatever the shard has under their names
+        for name in values:
+            if name not in self.columns:
+                if len(self.columns) < FIELDS:
+                    self.columns[name] = Column(name, self.utterances)
+                else:
+                    self.left_out[name] = f"more than {FIELDS} fields"
+        for name, column in self.columns.items():
+            column.add(values.get(name))
+        self.utterances += 1
+
+    def slicings(self, words: np.ndarray) -> list[Slicing]:
+        """Every field that parts the utterances; `left_out` says which do not, but for those of one value."""
+        found = []
+        for name, column in self.columns.items():
+            made = column.slicing(words)
+            if isinstance(made, Slicing):
+                found.append(made)
+            elif made != "one value":
+                self.left_out[name] = made
+        return found

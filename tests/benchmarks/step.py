@@ -1,0 +1,92 @@
+"""What makes a training step faster, and where its time goes, on batches in memory.
+
+    python tests/benchmarks/step.py runs/digits [--steps 30] [--paper-steps 2] [--profile] [--json]
+
+For the networks of trainer.py. The ways take turns, three times; the best of each counts. `--profile` prints the operations that
+take most of the time in place of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from tables import print_rows
+from torch.profiler import ProfilerActivity, profile
+from trainer import networks
+
+from asr_kd.config import TrainSettings
+from asr_kd.models.acoustic import build_model, pick_device
+from asr_kd.training.batches import Batch
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.trainer import Learner, step
+from asr_kd.units import Units
+
+#: name: precision, threads, whether torch.compile makes the network
+WAYS = {
+    "float32": ("float32", 1, False),
+    "bfloat16": ("bfloat16", 1, False),
+    "float32, compiled": ("float32", 1, True),
+    "float32, 2 threads": ("float32", 2, False),
+    "bfloat16, 2 threads": ("bfloat16", 2, False),
+}
+
+
+def speed(learner: Learner, held: list[Batch], threads: int) -> float:
+    """Frames a second."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    for batch in held:
+        step(learner, batch, learner.settings.phases[0], 1e-4)
+    return sum(batch.frames for batch in held) / (time.perf_counter() - start)
+
+
+def learner_of(settings: TrainSettings, units: Units, device: torch.device, compiled: bool) -> Learner:
+    network = build_model(settings.model, settings.features.dimension, units.size).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
+    learner = Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
+    if compiled:
+        learner.exchange.network = torch.compile(network, dynamic=True)
+    return learner
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--paper-steps", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    table: list[dict[str, Any]] = []
+    for name, settings, units, held in networks(arguments.run, arguments.steps, arguments.paper_steps):
+        learners = {
+            way: learner_of(settings.model_copy(update={"precision": precision}), units, device, compiled)
+            for way, (precision, _, compiled) in WAYS.items()
+        }
+        for way, learner in learners.items():
+            speed(learner, held[:2], WAYS[way][1])  # the first time pays for what is set up once
+        if arguments.profile:
+            with profile(activities=[ProfilerActivity.CPU]) as seen:
+                speed(learners["float32"], held, 1)
+            print(name, seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=12), sep="\n")
+            continue
+        best = dict.fromkeys(WAYS, 0.0)
+        for _ in range(3):
+            for way, learner in learners.items():
+                best[way] = max(best[way], speed(learner, held, WAYS[way][1]))
+        table += [
+            {"model": name, "name": way, "frames_per_second": round(found), "ratio_to_float32": round(found / best["float32"], 2)}
+            for way, found in best.items()
+        ]  # fmt: skip
+    if table:
+        print_rows(table, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A made-up report, as summing up writes it, and lines for it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from asr_kd.evaluation.report import verdict
+from asr_kd.evaluation.wer import count_errors
+
+
+def system(errors: int, **changes: Any) -> dict[str, Any]:
+    """A made-up system of the report."""
+    counts = {"words": 100, "errors": errors, "substitutions": errors, "deletions": 0, "insertions": 0}
+    return {
+        "wer": errors / 100, "interval": [errors / 120, errors / 80], **counts, "utterances": 20, "sentence_errors": 3,
+        "parameters": 1000, "size_bytes": 4000, "frame_ms": 30, "lookahead_ms": 90, "real_time_factor": 0.01,
+        "real_time_factor_to_teacher": None, "decoder_real_time_factor": 0.001,
+        "relative_change_to_baseline": None, "relative_change_to_baseline_interval": None,
+        "relative_change_to_teacher": None, "relative_change_to_teacher_interval": None,
+        "gap_recovered": None, "gap_recovered_interval": None, "agreement_with_teacher": None,
+        "checkpoint": "runs/x", "fingerprint": "ab", "units_hash": "cd", "units": 9,
+        "model": {"kind": "lstm", "layers": 1, "size": 8}, "features": {}, "speakers": {"anna": {"wer": 0.1, **counts}},
+        "confusions": {"substitutions": [["one", "two", 3]], "deletions": [], "insertions": [["six", 1]]},
+        "worst": [{
+            "key": "u1", "speaker": None, **counts,
+            "alignment": [["equal", "a", "a"], ["substitution", "b", "c"], ["deletion", "d", None], ["insertion", None, "e"]],
+        }],
+        "curve": [{"step": 1, "audio_hours": 1.0, "development_wer": 0.5}],
+        "cer": errors / 400, "cer_interval": None, "characters": 400, "character_errors": errors, "ser": 0.15,
+        "sets": {"test": {"wer": errors / 100, "interval": None, **counts}}, "mean_of_sets_wer": errors / 100,
+        "peak_memory_bytes": None, "word_delay_ms": {"median": 30.0, "p90": 90.0, "words": 80}, "unlabelled_hours": None,
+        "calibration": {
+            "bins": [
+                {"low": 0.0, "high": 0.5, "words": 0, "confidence": None, "accuracy": None},
+                {"low": 0.5, "high": 1.0, "words": 99, "confidence": 0.9, "accuracy": 0.8},
+            ],
+            "expected_error": 0.1, "normalised_cross_entropy": None,
+        },
+    } | changes  # fmt: skip
+
+
+def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None) -> dict[str, Any]:
+    figures = {name: {"wer": one["wer"], "interval": one["interval"], "errors": 1} for name, one in systems.items()}
+    names = list(systems)
+    report = {
+        "verdict": "", "baseline": baseline, "teacher": teacher, "student": None, "normalizer": "basic-1", "systems": systems,
+        "data": {"audio": "test", "hash": "ef", "shards": 1, "utterances": 3, "quarantined": 1, "words": 100,
+                 "seconds": 60.0, "speakers": 1},
+        "sets": {"test": {"audio": "test", "hash": "ef", "shards": 1, "utterances": 3, "words": 100, "seconds": 60.0,
+                          "speakers": 1, "quarantined": 1}},
+        "bootstrap": {"resamples": 10, "confidence": 0.95, "blocks": "speakers", "number": 5},
+        "pairs": [
+            {"a": a, "b": b, "difference": -0.01, "interval": [-0.02, 0.001], "p_bootstrap": 0.03,
+             "mapsswe": {"segments": 9, "mean": -0.1, "z": -2.0, "p": 0.04}}
+            for a, b in itertools.combinations(names, 2)
+        ],
+        "slices": [
+            {"field": "condition", "bands": False, "values": [
+                {"value": value, "utterances": 2, "words": 50, "systems": figures} for value in ("clean", "noisy")]},
+            {"field": "seconds", "bands": True, "values": [
+                {"value": "0 to 4", "utterances": 3, "words": 100, "systems": figures}]},
+        ],
+        "slices_worst": [{"field": "condition", "value": "noisy", "system": names[0], "wer": 0.3, "interval": None,
+                          "words": 50}],
+        "slices_changed": [{"field": "condition", "value": None, "system": names[0], "wer": 0.3, "other": names[-1],
+                            "other_wer": 0.1, "difference": 0.2, "interval": [0.1, 0.25], "words": 50}],
+        "slices_left_out": {"id": "more than 2,000 values"},
+        "samples": [{"key": "u1", "set": "test", "shard": "shard-000000.tar", "why": "most errors"}],
+        "settings": {"decoder": "beam", "beam": 4, "threads": 1, "baseline": None},
+        "versions": {"python": "3"}, "device": "cpu",
+    }  # fmt: skip
+    report["verdict"] = verdict(report)
+    return report
+
+
+def line(system: str, key: str, reference: str, hypothesis: str, **changes: Any) -> dict[str, Any]:
+    errors = count_errors(reference, hypothesis).errors
+    return {
+        "system": system, "set": "test", "shard": "shard-000000.tar", "key": key, "speaker": "anna", "seconds": 2.0,
+        "fields": {"condition": "clean"}, "reference_scored": reference, "hypothesis_scored": hypothesis, "errors": errors,
+    } | changes  # fmt: skip
