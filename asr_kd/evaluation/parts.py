@@ -105,15 +105,15 @@ def read_part(path: Place) -> Part:
     return Part(header["utterances"], header["seconds"], header["quarantined"], body)
 
 
-def read_costs(path: Place) -> dict[str, Any] | None:
-    """What the part at `path` took; None when that is not known.
+def read_costs(path: Place) -> dict[str, Any]:
+    """What the part at `path` took.
 
     Raises:
-        UserError: when the file is damaged.
+        UserError: when that is missing or damaged.
     """
     costs = _costs(path)
     if not costs.exists():
-        return None
+        raise UserError(f"{costs}: is gone; remove {path.name} beside it too, and run the command again")
     value = read_json(costs)
     try:
         seconds = {name: {key: float(one[key]) for key in TIMED} for name, one in value["systems"].items()}

@@ -151,8 +151,8 @@ def _times(work: Work) -> dict[str, dict[str, float]]:
     """Seconds of every part, added up."""
     sums = {system.name: dict.fromkeys(("seconds", *TIMED), 0.0) for system in work.systems}
     for shard in work.shards:
-        if costs := read_costs(shard.part(work.output)):
-            for name, took in sums.items():
-                for key, seconds in {"seconds": costs["seconds"], **costs["systems"][name]}.items():
-                    took[key] += seconds
+        costs = read_costs(shard.part(work.output))
+        for name, took in sums.items():
+            for key, seconds in {"seconds": costs["seconds"], **costs["systems"][name]}.items():
+                took[key] += seconds
     return sums

@@ -355,7 +355,7 @@ def _costs(costs: Mapping[str, Mapping[str, Any]], name: str, teacher: str | Non
     return {
         "real_time_factor": factor(name, *network),
         "real_time_factor_to_teacher": factor(name, *network) / factor(teacher, *network) if teacher else None,
-        "decoder_real_time_factor": factor(name, "decoder_seconds"),
+        **{f"{part}_real_time_factor": factor(name, f"{part}_seconds") for part in ("frontend", "network", "decoder")},
         "peak_memory_bytes": costs[name]["peak_memory_bytes"],
         "peak_device_bytes": costs[name]["peak_device_bytes"],
     }

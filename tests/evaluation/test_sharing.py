@@ -207,6 +207,9 @@ def test_damaged_costs_are_named(job: Job, content: str) -> None:
     with pytest.raises(UserError, match=r"parts/noisy/shard-000002\.costs\.json: "):
         evaluate(job())
     path.unlink()
+    with pytest.raises(UserError, match=r"costs\.json: is gone; remove shard-000002\.jsonl beside it too"):
+        evaluate(job())
+    (path.parent / "shard-000002.jsonl").unlink()
     evaluate(job())
 
 
