@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -142,7 +143,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        make(root)
+        with contextlib.redirect_stdout(sys.stderr):
+            make(root)
         for what, hours in [
             *(("scoring", one) for one in arguments.scored),
             *(("summing up", one) for one in arguments.summed),
