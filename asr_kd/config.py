@@ -612,7 +612,8 @@ class DecodingSettings(Settings):
     beam: Count = Field(8, description="hypotheses kept by a beam search from frame to frame")
     nbest: Count = Field(1, description="hypotheses given at most")
     lm: str | None = Field(
-        None, description="word n-gram model for a beam search: an ARPA file; for torchaudio, or a KenLM binary"
+        None,
+        description="word n-gram model for a beam search: an ARPA file, or a KenLM binary (asr-kd[lm], with a lexicon)",
     )
     lexicon: str | None = Field(
         None,

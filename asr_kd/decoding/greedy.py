@@ -40,10 +40,7 @@ class GreedySearch:
         for unit, value in zip(best.tolist(), log_probs[np.arange(len(best)), best].tolist(), strict=True):
             if unit != self.blank:
                 spike = Spike(unit, self.frames, self.frames + 1, math.exp(value))
-                if unit == self._last:
-                    before = self._spikes.pop()
-                    spike = Spike(unit, before.start, spike.end, max(before.probability, spike.probability))
-                self._spikes.append(spike)
+                self._spikes.append(self._spikes.pop().longer(spike) if unit == self._last else spike)
             self._last = unit
             self._score += value
             self.frames += 1
