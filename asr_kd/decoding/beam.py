@@ -64,11 +64,14 @@ class BeamSearch:
     """`prefix_beam_search` as frames arrive, with the spikes of the units.
 
     Args:
-        grammar: what words may be found and how probable they are; null finds any units.
+        grammar: what words may be found and how probable they are; None finds any units.
+        horizon: frames after which a doubt is over: hypotheses that differ from the best one in what lies before are dropped
+            (twice in that time). Two readings of a word would stay in the beam for ever, for nothing that follows changes
+            their ratio but a language model; None lets them.
     """
 
-    def __init__(self, beam: int, blank: int = 0, grammar: Grammar | None = None) -> None:
-        self.beam, self.blank, self.grammar = beam, blank, grammar
+    def __init__(self, beam: int, blank: int = 0, grammar: Grammar | None = None, horizon: int | None = None) -> None:
+        self.beam, self.blank, self.grammar, self.horizon = beam, blank, grammar, horizon
         self.frames = 0
         self._pairs: list[Pair] = [(-1, -1)]  # of every node that was ever kept
         self._nodes: dict[Pair, int] = {self._pairs[ROOT]: ROOT}
@@ -87,6 +90,8 @@ class BeamSearch:
         for frame, best in zip(frames.tolist(), _best_units(frames, count, self.blank), strict=True):
             self._step(frame, best)
             self.frames += 1
+            if self.horizon and self.frames % max(1, self.horizon // 2) == 0:
+                self._decide(self.frames - self.horizon)
 
     def results(self) -> list[tuple[list[Spike], float]]:
         """The kept prefixes as spikes and their log-probabilities, most probable first, as if the utterance ended here.
@@ -109,6 +114,79 @@ class BeamSearch:
         else:
             found = [(spikes, score + end) for node, spikes, score in scored if (end := ends[node]) is not None]
         return sorted(found, key=lambda one: -one[1])
+
+    def settle(self) -> list[Spike]:
+        """Take out the spikes that all hypotheses begin with, and forget all that no later result needs.
+
+        `results` are what follows them. How often it is called changes no result: what is taken out would be in all of
+        them.
+        """
+        chains = [
+            chain[: len(chain) - goes_on]  # the last unit may go on, and its spike with it
+            for kept in self._kept.values()
+            for part, path, goes_on in ((kept.ends_blank, kept.path_blank, 0), (kept.ends_unit, kept.path_unit, 1))
+            if part > 0.0
+            for chain in [_cells(path)]
+        ]
+        shared = 0
+        if chains:
+            for cells in zip(*chains, strict=False):
+                if any(cell is not cells[0] for cell in cells):
+                    break
+                shared += 1
+        settled = [cell.last for cell in chains[0][:shared]] if chains else []
+        fresh: dict[int, Path | None] = {id(cell): None for cell in chains[0][:shared]} if chains else {}
+        self._kept = {
+            node: kept._replace(
+                path_blank=_remade(kept.path_blank, fresh) if kept.ends_blank > 0.0 else None,
+                path_unit=_remade(kept.path_unit, fresh) if kept.ends_unit > 0.0 else None,
+            )
+            for node, kept in self._kept.items()
+        }
+        self._forget()
+        return settled
+
+    def _decide(self, before: int) -> None:
+        """Drop what differs from the best hypothesis before that frame, and let the others take its times there."""
+        best = next((_cells(kept.path) for kept in self._kept.values()), [])
+        best = [cell for cell in best if cell.last.end <= before]
+        if not best:
+            return
+        units = [cell.last.unit for cell in best]
+        fresh: dict[int, Path | None] = {}
+        agreeing = {}
+        for node, kept in self._kept.items():
+            chains = [_cells(kept.path_blank), _cells(kept.path_unit)]
+            if [cell.last.unit for cell in max(chains, key=len)[: len(units)]] == units:
+                agreeing[node] = kept
+                for chain in chains:
+                    fresh.update((id(own), cell) for own, cell in zip(chain, best, strict=False))
+        self._kept = {
+            node: kept._replace(path_blank=_remade(kept.path_blank, fresh), path_unit=_remade(kept.path_unit, fresh))
+            for node, kept in agreeing.items()
+        }
+
+    def _forget(self) -> None:
+        """Keep of the tree what lies at and under the last prefix that all kept ones begin with: no other can come back."""
+        lines = []
+        for node in self._kept:
+            line = [node]
+            while self._pairs[line[-1]][0] >= 0:
+                line.append(self._pairs[line[-1]][0])
+            lines.append(line[::-1])
+        if not lines:
+            return
+        depth = next(
+            (i for i, nodes in enumerate(zip(*lines, strict=False)) if len(set(nodes)) > 1), min(map(len, lines))
+        )
+        needed = sorted({node for line in lines for node in line[depth - 1 :]})  # a parent's number is the smaller
+        number = {node: new for new, node in enumerate(needed)}
+        self._pairs = [(number.get(self._pairs[node][0], -1), self._pairs[node][1]) for node in needed]
+        self._nodes = {pair: node for node, pair in enumerate(self._pairs)}
+        if self.grammar:
+            self._states = [self._states[node] for node in needed]
+        self._steps = {}
+        self._kept = {number[node]: kept for node, kept in self._kept.items()}
 
     def _factor(self, pair: Pair) -> float:
         """What the grammar multiplies the probability of a prefix with for its last unit; 0 where it forbids it."""
@@ -199,9 +277,22 @@ def _best_units(frames: np.ndarray, count: int, blank: int) -> list[list[int]]:
     return np.take_along_axis(best, order, axis=1).tolist()
 
 
-def _chain(path: Path | None) -> list[Spike]:
-    spikes = []
+def _cells(path: Path | None) -> list[Path]:
+    cells = []
     while path is not None:
-        spikes.append(path.last)
+        cells.append(path)
         path = path.before
-    return spikes[::-1]
+    return cells[::-1]
+
+
+def _chain(path: Path | None) -> list[Spike]:
+    return [cell.last for cell in _cells(path)]
+
+
+def _remade(path: Path | None, fresh: dict[int, Path | None]) -> Path | None:
+    """The chain with the cells that `fresh` (by their ids) puts in place of others; it remembers there what it makes anew."""
+    for cell in _cells(path):
+        if id(cell) not in fresh:
+            before = None if cell.before is None else fresh[id(cell.before)]
+            fresh[id(cell)] = cell if before is cell.before else Path(before, cell.last)
+    return None if path is None else fresh[id(path)]

@@ -14,10 +14,13 @@ from asr_kd.decoding.flashlight import FlashlightSearch, KenLm, make_engine
 from asr_kd.decoding.grammar import Grammar, LanguageModel, Lexicon, read_lexicon
 from asr_kd.decoding.greedy import GreedySearch
 from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
-from asr_kd.decoding.words import Hypothesis, Spike, Word, make_words
+from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint
 from asr_kd.units import Units
+
+#: a beam search keeps a doubt about a word for so long; no shorter utterance notices
+HORIZON_SECONDS = 20.0
 
 
 class Search(Protocol):
@@ -27,7 +30,10 @@ class Search(Protocol):
         """Hear the next frames: float [frames, units], natural logarithm."""
 
     def results(self) -> Iterable[tuple[list[Spike], float]]:
-        """Unit sequences so far and their scores, best first."""
+        """Unit sequences so far (behind what has settled) and their scores, best first."""
+
+    def settle(self) -> list[Spike]:
+        """Take out the spikes that nothing to come can change."""
 
 
 class Decoder:
@@ -65,7 +71,8 @@ class Decoder:
             return GreedySearch(self.units.blank)
         if self._engine:
             return FlashlightSearch(self._engine, self.units.blank)
-        return BeamSearch(self.settings.beam, self.units.blank, self._grammar)
+        horizon = round(HORIZON_SECONDS / self.frame_seconds)
+        return BeamSearch(self.settings.beam, self.units.blank, self._grammar, horizon)
 
     def hypotheses(self, search: Search) -> list[Hypothesis]:
         """What a search has found so far, as of the whole utterance."""
@@ -83,6 +90,38 @@ class Decoder:
     def words(self, spikes: Sequence[Spike]) -> list[Word]:
         """The words of a unit sequence."""
         return make_words(self.units, spikes, self.frame_seconds, self._grammar.spell if self._grammar else None)
+
+
+class Transcript:
+    """The words of one utterance of any length as its log-probabilities arrive, in bounded memory.
+
+    The same as the best hypothesis for the whole: settled words are those that nothing to come can change.
+
+    Raises:
+        UserError: when the decoder hears whole utterances alone.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        if decoder.settings.decoder == "torchaudio":
+            raise UserError("decoder: torchaudio hears whole utterances alone; set it to beam or greedy")
+        self._decoder, self._search = decoder, decoder.start()
+        self._settled: list[Spike] = []
+
+    def push(self, log_probs: np.ndarray) -> list[Word]:
+        """Hear the next frames: float [frames, units]; returns the words that have settled."""
+        self._search.push(log_probs)
+        self._settled += self._search.settle()
+        groups = group_words(self._decoder.units, self._settled)
+        if len(groups) < 2:
+            return []
+        words = self._decoder.words(self._settled[: -len(groups[-1])])
+        self._settled = groups[-1]
+        return words
+
+    def rest(self) -> list[Word]:
+        """The words behind the settled ones, as of now."""
+        found = next(iter(self._search.results()), ([], 0.0))[0]
+        return self._decoder.words(self._settled + found)
 
 
 def _language_model(name: str, lexicon: Lexicon | None) -> LanguageModel:

@@ -130,6 +130,10 @@ class FlashlightSearch:
             if one.score > FORBIDDEN / 2:
                 yield align_spikes(log_probs, one.tokens.tolist(), self._blank), one.score
 
+    def settle(self) -> list[Spike]:
+        """Nothing settles before the end."""
+        return []
+
 
 def align_spikes(log_probs: np.ndarray, ids: list[int], blank: int) -> list[Spike]:
     """The spikes of a unit sequence in its most probable alignment to log-probabilities float32 [frames, units]."""

@@ -48,3 +48,10 @@ class GreedySearch:
     def results(self) -> list[tuple[list[Spike], float]]:
         """The one hypothesis so far and its log-probability."""
         return [(list(self._spikes), self._score)]
+
+    def settle(self) -> list[Spike]:
+        """Take out the spikes that nothing to come can change; `results` are what follows them."""
+        goes_on = int(self._last != self.blank)
+        done = self._spikes[: len(self._spikes) - goes_on]
+        self._spikes = self._spikes[len(done) :]
+        return done

@@ -204,3 +204,46 @@ def test_spikes_of_certain_posteriors_are_the_best_path() -> None:
     assert [(spike.unit, spike.start, spike.end) for spike in spikes] == [
         (1, 1, 3), (1, 4, 5), (2, 5, 7), (3, 9, 10), (1, 10, 11),
     ]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.integers(1, 40), seed=st.integers(0, 10**6), beam=st.integers(1, 6), sharpness=st.floats(0.5, 6),
+    cuts=st.sets(st.integers(0, 40)), with_lm=st.booleans(), horizon=st.sampled_from([None, 1, 5, 12]),
+)  # fmt: skip
+def test_settling_at_any_time_changes_nothing(
+    letter_units: Units, letters_arpa: str, frames: int, seed: int, beam: int, sharpness: float, cuts: set[int],
+    with_lm: bool, horizon: int | None,
+) -> None:  # fmt: skip
+    log_probs = random_posteriors(frames, letter_units.size, seed, sharpness)
+    grammar = Grammar(letter_units, read_arpa(letters_arpa), None, 1.0, 0.5) if with_lm else None
+    whole, pieces = BeamSearch(beam, 0, grammar, horizon), BeamSearch(beam, 0, grammar, horizon)
+    whole.push(log_probs)
+    settled = []
+    edges = [0, *sorted(cut for cut in cuts if cut < frames), frames]
+    for start, end in itertools.pairwise(edges):
+        pieces.push(log_probs[start:end])
+        settled += pieces.settle()
+    assert [(settled + spikes, score) for spikes, score in pieces.results()] == whole.results()
+
+
+def test_what_has_settled_takes_no_memory() -> None:
+    path = np.random.default_rng(0).integers(0, 20, 3000)
+    log_probs = np.log(np.eye(20)[path] * 0.9 + 0.005)
+    search, held, settled = BeamSearch(8, horizon=100), [], 0
+    for start in range(0, 3000, 10):
+        search.push(log_probs[start : start + 10])
+        settled += len(search.settle())
+        held.append(len(search._pairs) + len(search._nodes) + max(len(spikes) for spikes, _ in search.results()))
+    assert settled > 2500
+    assert max(held[150:]) < 1.2 * max(held[:150])
+
+
+def test_doubts_end_at_the_horizon() -> None:
+    log_probs = np.log(np.array([[0.02, 0.5, 0.48], [0.98, 0.01, 0.01], *[[0.98, 0.01, 0.01]] * 18]))
+    found = [BeamSearch(3), BeamSearch(3, horizon=40), BeamSearch(3, horizon=10)]
+    for search in found:
+        search.push(log_probs)
+    keeps, within, decided = ([[spike.unit for spike in spikes] for spikes, _ in search.results()] for search in found)
+    assert keeps == within and keeps[:2] == [[1], [2]]
+    assert decided[0] == [1] and all(units[0] == 1 for units in decided)
