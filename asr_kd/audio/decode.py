@@ -60,8 +60,7 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
 
 def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> Audio:
     """Like `decode`, and says what the file held."""
-    if not data:
-        raise AudioError(f"{name}: empty (0 bytes); fetch the file again")
+    _check_not_empty(len(data), name)
     with _reasons(name), soundfile.SoundFile(io.BytesIO(data)) as file:
         extension, length = _check_header(file, data, name)
         rate, channels = file.samplerate, file.channels
@@ -95,10 +94,9 @@ def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) 
     Raises:
         AudioError: as `decode`, at the block where it is found.
     """
-    if not path.stat().st_size:
-        raise AudioError(f"{name}: empty (0 bytes); fetch the file again")
-    with _reasons(name), soundfile.SoundFile(path) as file:
-        with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    _check_not_empty(path.stat().st_size, name)
+    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
+        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
             extension, length = _check_header(file, data, name)
         rate, found = file.samplerate, 0
         resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
@@ -117,7 +115,8 @@ def seconds_of(path: Path, name: str) -> float:
     Raises:
         AudioError: when it is not audio.
     """
-    with _reasons(name), soundfile.SoundFile(path) as file:
+    _check_not_empty(path.stat().st_size, name)
+    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
         return file.frames / max(1, file.samplerate)
 
 
@@ -130,6 +129,11 @@ def _reasons(name: str) -> Iterator[None]:
         raise AudioError(f"{name}: {_reason(error)}") from None
     except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
         raise AudioError(f"{name}: cannot be decoded ({error or 'out of memory'}); make the file again") from None
+
+
+def _check_not_empty(size: int, name: str) -> None:
+    if not size:
+        raise AudioError(f"{name}: empty (0 bytes); fetch the file again")
 
 
 def _check_header(file: soundfile.SoundFile, data: Buffer, name: str) -> tuple[str, int]:

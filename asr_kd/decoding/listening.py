@@ -143,14 +143,14 @@ def find_seam(first: np.ndarray, second: np.ndarray, blank: int) -> int:
 
 
 class Listener:
-    """A network and a decoder at work on one recording: words as soon as they are known.
+    """A network and a decoder at work on one recording (`name` in messages): words as soon as they are known.
 
     Raises:
         UserError: when the decoder hears whole utterances alone.
     """
 
-    def __init__(self, network: Network, decoder: Decoder) -> None:
-        self._network, self._transcript = network, Transcript(decoder)
+    def __init__(self, network: Network, decoder: Decoder, name: str) -> None:
+        self._network, self._transcript, self._name = network, Transcript(decoder), name
 
     def push(self, waveform: np.ndarray) -> list[Word]:
         """Hear float32 [samples] more; returns the words that have settled: nothing to come can change them."""
@@ -166,4 +166,8 @@ class Listener:
         Raises:
             AudioError: when the sound did not fill one frame.
         """
-        return self._transcript.push(self._network.finish()) + self._transcript.rest()
+        try:
+            log_probs = self._network.finish()
+        except AudioError as error:
+            raise AudioError(f"{self._name}: {error}") from None
+        return self._transcript.push(log_probs) + self._transcript.rest()
