@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 import soxr
 
+from asr_kd.audio.decode import STREAMED_WAV
 from asr_kd.errors import AudioError, UserError
 
 # WAV's format tag and bits a sample → how numpy reads it, and what full scale is; 24 bits are widened to 32
@@ -27,6 +28,7 @@ class Format:
     rate: int
     channels: int = 1
     kind: tuple[int, int] = (1, 16)
+    bytes: int | None = None  # of the sound; None where the writer could not know
 
 
 def pipe_sound(stream: IO[bytes], name: str, sample_rate: int, raw_rate: int, seconds: float) -> Iterator[np.ndarray]:
@@ -50,36 +52,41 @@ def pipe_sound(stream: IO[bytes], name: str, sample_rate: int, raw_rate: int, se
         )
     wav = head[:4] == b"RIFF" and head[8:] == b"WAVE"
     found = _wav_format(stream, name) if wav else Format(raw_rate)
-    dtype, scale = ENCODINGS[found.kind]
-    bits = found.kind[1]
-    size = found.channels * bits // 8  # of a sample of all channels
-    waiting = b"" if wav else head
     resample = soxr.ResampleStream(found.rate, sample_rate, 1, dtype="float32") if found.rate != sample_rate else None
+    size = found.channels * found.kind[1] // 8  # bytes of a sample of all channels
     piece = max(1, int(seconds * found.rate)) * size
-    while data := waiting if len(waiting) >= size else getattr(stream, "read1", stream.read)(piece):
-        data, waiting = (data, b"") if data is waiting else (waiting + data, b"")
-        whole = len(data) - len(data) % size
-        data, waiting = data[:whole], data[whole:]
-        if not data:
-            continue
-        if bits == 24:  # the three bytes are the upper ones of four
-            padded = np.zeros((len(data) // 3, 4), np.uint8)
-            padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-            data = padded.tobytes()
-        samples = np.frombuffer(data, dtype).astype(np.float64) / scale
-        waveform = samples.reshape(-1, found.channels).mean(axis=1).astype(np.float32)
-        if not np.isfinite(waveform).all():
-            raise AudioError(f"{name}: holds samples that are not numbers; it is not what its format says")
+    read = getattr(stream, "read1", stream.read)
+    left, waiting = found.bytes, b"" if wav else head
+    while data := waiting[:0] if left == 0 else read(piece if left is None else min(left, piece)):
+        left = None if left is None else left - len(data)
+        data = waiting + data
+        waiting = data[len(data) - len(data) % size :]
+        waveform = _waveform(data[: len(data) - len(waiting)], found, name)
         yield resample.resample_chunk(waveform) if resample else waveform
-    if waiting:
-        raise AudioError(f"{name}: ends within a sample ({len(waiting)} bytes over); it is not what its format says")
-    if resample:
-        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+    if wav and (waiting or left):
+        raise AudioError(f"{name}: ends before the length that its WAV header states; send the whole file")
+    if len(waiting) % size:
+        raise AudioError(f"{name}: ends within a sample; raw sound must be 16-bit mono")
+    last = _waveform(waiting, found, name)  # raw sound that is shorter than a header
+    yield resample.resample_chunk(last, last=True) if resample else last
+
+
+def _waveform(data: bytes, found: Format, name: str) -> np.ndarray:
+    dtype, scale = ENCODINGS[found.kind]
+    if found.kind[1] == 24:  # the three bytes are the upper ones of four
+        padded = np.zeros((len(data) // 3, 4), np.uint8)
+        padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+        data = padded.tobytes()
+    samples = np.frombuffer(data, dtype).astype(np.float64) / scale
+    waveform = samples.reshape(-1, found.channels).mean(axis=1).astype(np.float32)
+    if not np.isfinite(waveform).all():
+        raise AudioError(f"{name}: holds samples that are not numbers; it is not what its format says")
+    return waveform
 
 
 def _wav_format(stream: IO[bytes], name: str) -> Format:
-    """Read a WAV header up to its sound; the length that it states is not looked at, for a pipe does not know it."""
-    found = None
+    """Read a WAV header up to its sound."""
+    found, size = None, 0
     while len(header := stream.read(8)) == 8:
         size = struct.unpack("<I", header[4:])[0]
         if header[:4] == b"data":
@@ -96,6 +103,8 @@ def _wav_format(stream: IO[bytes], name: str) -> Format:
         raise AudioError(f"{name}: its WAV header is damaged; make it again")
     if found.kind not in ENCODINGS:
         raise AudioError(f"{name}: WAV of encoding {found.kind[0]} with {found.kind[1]} bits; send 16-bit PCM")
+    if 0 < size < STREAMED_WAV:
+        found.bytes = size
     return found
 
 
