@@ -112,15 +112,22 @@ def _eval(words: list[str], compare: list[str] | None, fail_if: str | None) -> i
     return 1 if failed else 0
 
 
-def _transcribe(words: list[str]) -> None:
+def _transcribe(words: list[str], stream: bool) -> None:
+    words = [*words, *(["stream=true"] if stream else [])]
     audio = [word for word in words if not word.endswith((".yaml", ".yml"))]
     files = [word for word in audio if "=" not in word or os.path.isfile(word)]
     settings = _settings(TranscribeSettings, [word for word in words if word not in files])
     if bool(files) == bool(settings.audio):
         raise UserError("command line: give audio files, or audio=SHARDS output=TEXTS.jsonl; one of the two")
-    from asr_kd.decoding.transcribe import transcribe_files, transcribe_shards
+    if settings.stream and len(files) > 1:
+        raise UserError("command line: --stream hears one source; give a file, - or microphone")
+    if "-" in files and not settings.stream:
+        raise UserError("command line: standard input (-) is heard with --stream")
+    from asr_kd.decoding.transcribe import transcribe_files, transcribe_shards, transcribe_stream
 
-    if files:
+    if settings.stream:
+        transcribe_stream(settings, files[0])
+    elif files:
         transcribe_files(settings, files)
     else:
         transcribe_shards(settings)
@@ -197,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--dry-run", action="store_true", help="print what would run")
         elif name == "transcribe":
             verb.add_argument("words", nargs="+", metavar="checkpoint=FOLDER FILE …", help="settings and audio files")
+            verb.add_argument(
+                "--stream",
+                action="store_true",
+                help="words as sound arrives from a FILE, - (standard input) or microphone",
+            )
         else:
             verb.add_argument("words", nargs="*", metavar="[FILE.yaml] [key=value …]", help="settings")
         if name == "eval":
@@ -217,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
-    if unknown := [word for word in rest if word.startswith("-")]:
+    if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
         parser.error(f"unknown option {unknown[0]}")
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
     try:

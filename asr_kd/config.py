@@ -626,7 +626,8 @@ class DecodingSettings(Settings):
     beam: Count = Field(8, description="hypotheses kept by a beam search from frame to frame")
     nbest: Count = Field(1, description="hypotheses given at most")
     lm: str | None = Field(
-        None, description="word n-gram model for a beam search: an ARPA file; for torchaudio, or a KenLM binary"
+        None,
+        description="word n-gram model for a beam search: an ARPA file, or a KenLM binary (asr-kd[lm], with a lexicon)",
     )
     lexicon: str | None = Field(
         None,
@@ -692,13 +693,33 @@ class EvalSettings(DecodingSettings):
 
 
 class TranscribeSettings(DecodingSettings):
-    """Audio → text, with any checkpoint: of files given on the command line, or of a whole set of shards."""
+    """Audio → text, with any checkpoint: of files given on the command line, of sound as it arrives, or of a whole set of shards."""
 
     checkpoint: str = Field(description="checkpoint or run folder, or its URL")
     audio: str | None = Field(None, description="folder of audio shards (or its URL), in place of files")
     output: str | None = Field(None, description="JSONL of key and text, for a set of shards")
+    details: bool = Field(
+        False,
+        description="JSON lines with the words, their times and confidences, and the n-best texts, in place of text",
+    )
+    stream: bool = Field(
+        False,
+        description="(or --stream) print words as sound arrives from a file, standard input (-: WAV or raw 16-bit mono) or "
+        "the microphone; needs a model of kind lstm",
+    )
+    piece_ms: Count = Field(100, description="stream: sound that is heard at once, in milliseconds")
+    raw_rate: Annotated[int, Field(ge=1000, le=768000)] | None = Field(
+        None, description="stream: rate in Hz of raw sound on standard input; null takes the model's"
+    )
+    window_seconds: Annotated[float, Field(ge=5)] = Field(
+        60.0,
+        description="longer files are decoded in bounded memory: by an lstm as it hears them, by others in overlapping windows of "
+        "this length",
+    )
     batch_frames: Count = Field(4000, description="frames in a batch at most")
-    max_seconds: Annotated[float, Field(gt=0)] = Field(3600.0, description="longer audio is refused")
+    max_seconds: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="of a set of shards: longer audio is left out"
+    )
     max_bad_share: Share = Field(0.01, description="a set fails when more than this share could not be read")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
@@ -707,6 +728,8 @@ class TranscribeSettings(DecodingSettings):
     def _fits(self) -> TranscribeSettings:
         if bool(self.audio) != bool(self.output):
             raise ValueError("audio (a set of shards) and output (a JSONL file) go together")
+        if self.stream and self.audio:
+            raise ValueError("stream hears a file, - or the microphone; leave out audio and output")
         return self
 
 

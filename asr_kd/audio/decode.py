@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -17,6 +21,8 @@ EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 RATES = range(1000, 768001)  # Hz; what lies outside is a damaged header
 MAX_CHANNELS = 32
 MAX_AMPLITUDE = 100.0  # full scale is 1; far beyond it are integers that were stored as floats, or noise
+Buffer = bytes | mmap.mmap
+
 UNKNOWN_LENGTH = 1 << 48  # libsndfile says something this large when a stream does not state its length
 STREAMED_WAV = 0x7FFFF000  # writers to a pipe put this or more where the length belongs
 MP3_SLACK = 2304  # samples of encoder and decoder delay that an MP3's stated length may be off by
@@ -54,53 +60,116 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
 
 def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> Audio:
     """Like `decode`, and says what the file held."""
-    if not data:
-        raise AudioError(f"{name}: empty (0 bytes); fetch the file again")
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            extension = _extension(file, name)
-            rate, channels, length = file.samplerate, file.channels, file.frames
-            if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
-                raise AudioError(
-                    f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again"
-                )
-            _check_container(data, name, extension, length)
-            limit = int(max_seconds * rate)
-            if length >= UNKNOWN_LENGTH:
-                raise AudioError(
-                    f"{name}: does not state its length (it was written to a pipe); write it to a file with ffmpeg or flac"
-                )
-            if length > limit:
-                raise AudioError(
-                    f"{name}: {length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
-                )
-            # one read: libsndfile's lossy decoders do not promise the same samples after a seek
-            samples = file.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{name}: {_reason(error)}") from None
-    except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
-        raise AudioError(f"{name}: cannot be decoded ({error or 'out of memory'}); make the file again") from None
-    if len(samples) < length - (MP3_SLACK if extension == "mp3" else 0):
-        raise AudioError(
-            f"{name}: truncated or damaged, its header says {length / rate:.3f} s and {len(samples) / rate:.3f} s could "
-            "be decoded; fetch the file again"
-        )
-    if not len(samples):
-        raise AudioError(f"{name}: holds no samples (zero length); leave it out")
-    peak = float(np.abs(samples).max())
-    if not np.isfinite(peak):
-        raise AudioError(f"{name}: holds samples that are not numbers (NaN or infinite); make the file again")
-    if peak > MAX_AMPLITUDE:
-        raise AudioError(
-            f"{name}: its samples reach {peak:.3g} where full scale is 1; scale them and write the file again"
-        )
-    waveform = samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)
+    _check_not_empty(len(data), name)
+    with _reasons(name), soundfile.SoundFile(io.BytesIO(data)) as file:
+        extension, length = _check_header(file, data, name)
+        rate, channels = file.samplerate, file.channels
+        if length > int(max_seconds * rate):
+            raise AudioError(
+                f"{name}: {length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
+            )
+        # one read: libsndfile's lossy decoders do not promise the same samples after a seek
+        samples = file.read(dtype="float32", always_2d=True)
+    _check_length(len(samples), length, rate, extension, name)
+    waveform = _mono(samples, name)
     wanted = sample_rate or rate
     if wanted != rate:
         waveform = soxr.resample(np.ascontiguousarray(waveform), rate, wanted)
         if not len(waveform):
             raise AudioError(f"{name}: too short to be converted to {wanted} Hz ({len(samples)} samples); leave it out")
     return Audio(np.ascontiguousarray(waveform, dtype=np.float32), wanted, extension, rate, channels)
+
+
+def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) -> Iterator[np.ndarray]:
+    """The same waveform as `decode` gives, block by block, of a local file of any length; memory holds one block.
+
+    An MP3 may differ from it by a rounding: its decoder does not promise the same samples for reads of another size.
+
+    Args:
+        seconds: length of a block, of the file's own rate.
+
+    Returns:
+        blocks float32 [samples], mono, at `sample_rate`.
+
+    Raises:
+        AudioError: as `decode`, at the block where it is found.
+    """
+    _check_not_empty(path.stat().st_size, name)
+    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
+        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            extension, length = _check_header(file, data, name)
+        rate, found = file.samplerate, 0
+        resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
+        while len(samples := file.read(max(1, int(seconds * rate)), dtype="float32", always_2d=True)):
+            found += len(samples)
+            waveform = _mono(samples, name)
+            yield resample.resample_chunk(waveform) if resample else waveform
+        _check_length(found, length, rate, extension, name)
+        if resample:
+            yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def seconds_of(path: Path, name: str) -> float:
+    """How long a local audio file is by its header.
+
+    Raises:
+        AudioError: when it is not audio.
+    """
+    _check_not_empty(path.stat().st_size, name)
+    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
+        return file.frames / max(1, file.samplerate)
+
+
+@contextmanager
+def _reasons(name: str) -> Iterator[None]:
+    """What libsndfile says, as one sentence."""
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: {_reason(error)}") from None
+    except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
+        raise AudioError(f"{name}: cannot be decoded ({error or 'out of memory'}); make the file again") from None
+
+
+def _check_not_empty(size: int, name: str) -> None:
+    if not size:
+        raise AudioError(f"{name}: empty (0 bytes); fetch the file again")
+
+
+def _check_header(file: soundfile.SoundFile, data: Buffer, name: str) -> tuple[str, int]:
+    """The kind of file and its length in samples, once both can be believed."""
+    extension = _extension(file, name)
+    rate, channels, length = file.samplerate, file.channels, file.frames
+    if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again")
+    _check_container(data, name, extension, length)
+    if length >= UNKNOWN_LENGTH:
+        raise AudioError(
+            f"{name}: does not state its length (it was written to a pipe); write it to a file with ffmpeg or flac"
+        )
+    return extension, length
+
+
+def _check_length(found: int, length: int, rate: int, extension: str, name: str) -> None:
+    if found < length - (MP3_SLACK if extension == "mp3" else 0):
+        raise AudioError(
+            f"{name}: truncated or damaged, its header says {length / rate:.3f} s and {found / rate:.3f} s could "
+            "be decoded; fetch the file again"
+        )
+    if not found:
+        raise AudioError(f"{name}: holds no samples (zero length); leave it out")
+
+
+def _mono(samples: np.ndarray, name: str) -> np.ndarray:
+    """The mean of the channels of float32 [samples, channels], once they are numbers of a sensible size."""
+    peak = float(np.abs(samples).max(initial=0.0))
+    if not np.isfinite(peak):
+        raise AudioError(f"{name}: holds samples that are not numbers (NaN or infinite); make the file again")
+    if peak > MAX_AMPLITUDE:
+        raise AudioError(
+            f"{name}: its samples reach {peak:.3g} where full scale is 1; scale them and write the file again"
+        )
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -120,7 +189,7 @@ def _extension(file: soundfile.SoundFile, name: str) -> str:
     raise AudioError(f"{name}: {file.format} {file.subtype} is not read here; give WAV, FLAC, MP3, Ogg Vorbis or Opus")
 
 
-def _check_container(data: bytes, name: str, extension: str, length: int) -> None:
+def _check_container(data: Buffer, name: str, extension: str, length: int) -> None:
     """Find what libsndfile passes over in silence: it shortens a cut file, and skips damaged pages."""
     problem = None
     if extension == "wav":
@@ -133,7 +202,7 @@ def _check_container(data: bytes, name: str, extension: str, length: int) -> Non
         raise AudioError(f"{name}: {problem}")
 
 
-def _wav_problem(data: bytes) -> str | None:
+def _wav_problem(data: Buffer) -> str | None:
     order = ">" if data[:4] == b"RIFX" else "<"
     at = 12
     while at + 8 <= len(data):
@@ -156,7 +225,7 @@ def _ogg_checksum(page: bytes) -> int:
     return int(f"{value:032b}"[::-1], 2)
 
 
-def _ogg_problem(data: bytes) -> str | None:
+def _ogg_problem(data: Buffer) -> str | None:
     at, last = 0, 0
     while at < len(data) and not last & 4:
         if data[at : at + 4] != b"OggS"[: len(data) - at]:
@@ -185,7 +254,7 @@ _MP3_KBPS = {
 }
 
 
-def _mp3_frame(data: bytes, at: int) -> tuple[int, int] | None:
+def _mp3_frame(data: Buffer, at: int) -> tuple[int, int] | None:
     """Bytes and samples of the layer III frame that begins at `at`, or None when none does."""
     if at + 4 > len(data):
         return None
@@ -200,7 +269,7 @@ def _mp3_frame(data: bytes, at: int) -> tuple[int, int] | None:
     ), 1152 if first else 576
 
 
-def _mp3_problem(data: bytes, length: int) -> str | None:
+def _mp3_problem(data: Buffer, length: int) -> str | None:
     at = 0
     while data[at : at + 3] == b"ID3" and at + 10 <= len(data):
         at += 10 + sum(

@@ -18,6 +18,8 @@ PRIOR_MEAN, PRIOR_HOPS = -6.0, 50
 LOG_SCALE = 3.0
 # Frames of the exponential mean that are computed at once.
 MEAN_BLOCK = 100
+# Hops whose mel energies are computed at once.
+HOP_BLOCK = 64
 
 
 @functools.cache
@@ -34,26 +36,45 @@ def _mel_filters(sample_rate: int, mels: int, fft: int) -> np.ndarray:
     return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
 
 
-def causal_mean(frames: np.ndarray, time_constant: int) -> np.ndarray:
-    """Running mean of every column over the present and the past: float32 [frames, columns], same shape.
+class CausalMean:
+    """Running mean of every column over the present and the past, as frames arrive.
 
     A cumulative mean that starts from the prior, until it has seen more than `time_constant` frames (the prior's
     included); an exponential one with that time constant from then on.
     """
-    prior = min(PRIOR_HOPS, time_constant)
-    head = frames[: time_constant - prior + 1]
-    mean = np.empty(frames.shape)
-    counts = np.arange(prior + 1, prior + 1 + len(head))[:, None]
-    mean[: len(head)] = (np.cumsum(head, axis=0, dtype=np.float64) + PRIOR_MEAN * prior) / counts
-    # The exponential part goes block by block: a triangular matrix holds the weight of each frame in each later mean.
-    # Blocks are always full, so that a frame's mean is the same bits however long the utterance is.
-    weights, decay = _exponential_weights(time_constant)
-    for start in range(len(head), len(frames), MEAN_BLOCK):
-        block = frames[start : start + MEAN_BLOCK]
-        padded = np.zeros((MEAN_BLOCK, frames.shape[1]))
-        padded[: len(block)] = block
-        mean[start : start + len(block)] = (weights @ padded + decay[:, None] * mean[start - 1])[: len(block)]
-    return mean.astype(np.float32)
+
+    def __init__(self, time_constant: int, columns: int) -> None:
+        prior = min(PRIOR_HOPS, time_constant)
+        self._count = prior
+        self._head = time_constant - prior + 1  # frames that the cumulative mean is yet to see
+        self._sum = np.full(columns, PRIOR_MEAN * prior)
+        # The exponential part goes block by block: a triangular matrix holds the weight of each frame in each later mean.
+        # Blocks are always full, so that a frame's mean is the same bits however many frames come together.
+        self._weights, self._decay = _exponential_weights(time_constant)
+        self._block = np.zeros((MEAN_BLOCK, columns))
+        self._filled = 0
+        self._before = np.empty(columns)  # the mean before the block
+
+    def push(self, frames: np.ndarray) -> np.ndarray:
+        """Means at the next frames: float32 [frames, columns], same shape."""
+        mean = np.empty(frames.shape)
+        head = min(self._head, len(frames))
+        if head:
+            sums = np.cumsum(np.concatenate([self._sum[None], frames[:head]]), axis=0)[1:]
+            mean[:head] = sums / np.arange(self._count + 1, self._count + 1 + head)[:, None]
+            self._sum, self._before = sums[-1], mean[head - 1]
+            self._count, self._head = self._count + head, self._head - head
+        done = head
+        while done < len(frames):
+            more = min(MEAN_BLOCK - self._filled, len(frames) - done)
+            here = slice(self._filled, self._filled + more)
+            self._block[here] = frames[done : done + more]
+            mean[done : done + more] = (self._weights @ self._block + self._decay[:, None] * self._before)[here]
+            done, self._filled = done + more, self._filled + more
+            if self._filled == MEAN_BLOCK:
+                self._before, self._filled = mean[done - 1].copy(), 0
+                self._block[:] = 0.0
+        return mean.astype(np.float32)
 
 
 @functools.cache
@@ -80,6 +101,10 @@ class Frontend:
         """Audio past the end of a stacked frame's own period that its last window reads, in milliseconds."""
         return max(0, self.settings.window_ms - self.settings.hop_ms)
 
+    def start(self) -> FeatureStream:
+        """Begin an utterance whose sound comes in pieces."""
+        return FeatureStream(self)
+
     def compute(self, waveform: np.ndarray) -> np.ndarray:
         """Features of a mono waveform at the settings' sample rate.
 
@@ -92,14 +117,51 @@ class Frontend:
         Raises:
             AudioError: when the audio is shorter than one frame.
         """
-        hops = 1 + (len(waveform) - self.window) // self.hop if len(waveform) >= self.window else 0
-        frames = hops // self.settings.stack
-        if frames == 0:
+        features = self.start().push(waveform)
+        if not len(features):
             raise AudioError(f"too short: {len(waveform)} samples do not fill one frame of {self.settings.frame_ms} ms")
-        hops = frames * self.settings.stack
-        windows = np.lib.stride_tricks.sliding_window_view(waveform, self.window)[:: self.hop][:hops]
+        return features
+
+    def log_energies(self, windows: np.ndarray, position: int) -> np.ndarray:
+        """Log mel energies float32 [hops, mels] of windows float32 [hops, window]; `position`: hops before them.
+
+        The filters are applied in blocks of rows in their places, since a matrix product of another shape rounds otherwise.
+        """
         spectrum = np.fft.rfft(windows * self._taper, self.fft)
-        energy = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ self._filters
-        logs = np.log(energy + np.float32(LOG_FLOOR))
-        logs = (logs - causal_mean(logs, self.settings.mean_frames)) / np.float32(LOG_SCALE)
-        return logs.reshape(frames, -1)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        before = position % HOP_BLOCK
+        blocks = -(-(before + len(power)) // HOP_BLOCK)
+        padded = np.zeros((blocks, HOP_BLOCK, power.shape[1]), np.float32)
+        padded.reshape(-1, power.shape[1])[before : before + len(power)] = power
+        energy = np.concatenate([block @ self._filters for block in padded])[before : before + len(power)]
+        return np.log(energy + np.float32(LOG_FLOOR))
+
+
+class FeatureStream:
+    """The features of one utterance as its sound arrives: the same bits for pieces of any size."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+        settings = frontend.settings
+        self._mean = CausalMean(settings.mean_frames, settings.mels)
+        self._waiting = np.empty(0, np.float32)  # samples from the next window on
+        self._skip = 0  # samples to come that lie before it, where hops are longer than windows
+        self._hops = 0
+
+    def push(self, waveform: np.ndarray) -> np.ndarray:
+        """Hear float32 [samples] more; returns the frames that they fill, float32 [frames, mels * stack]."""
+        front, stack = self._frontend, self._frontend.settings.stack
+        skipped = min(self._skip, len(waveform))
+        self._skip -= skipped
+        samples = np.concatenate([self._waiting, waveform[skipped:]]) if len(self._waiting) else waveform[skipped:]
+        hops = 1 + (len(samples) - front.window) // front.hop if len(samples) >= front.window else 0
+        hops -= hops % stack
+        if not hops:
+            self._waiting = samples.copy()
+            return np.empty((0, front.settings.dimension), np.float32)
+        windows = np.lib.stride_tricks.sliding_window_view(samples, front.window)[:: front.hop][:hops]
+        logs = front.log_energies(windows, self._hops)
+        self._hops += hops
+        self._skip += max(0, hops * front.hop - len(samples))
+        self._waiting = samples[hops * front.hop :].copy()
+        return ((logs - self._mean.push(logs)) / np.float32(LOG_SCALE)).reshape(hops // stack, -1)

@@ -1,4 +1,4 @@
-"""CTC prefix beam search: the most probable unit sequences, each summed over its alignments."""
+"""CTC prefix beam search: the most probable unit sequences, each summed over its alignments, with a language model or without."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asr_kd.decoding.grammar import Grammar, State
 from asr_kd.decoding.words import Spike
 
 # A prefix is a node of a tree; it is named by the pair (node of the prefix without its last unit, last unit).
 Pair = tuple[int, int]
 ROOT = 0
+#: with a grammar, the most probable units of a frame that extend a prefix at most; it may favour a less probable one
+CANDIDATES = 64
+#: the logarithm of what a grammar multiplies with at least: a probability of nought would forbid the prefix
+LEAST_FACTOR = -600.0
 
 
 class Path(NamedTuple):
@@ -56,13 +61,23 @@ def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list
 
 
 class BeamSearch:
-    """`prefix_beam_search` as frames arrive, with the spikes of the units."""
+    """`prefix_beam_search` as frames arrive, with the spikes of the units.
 
-    def __init__(self, beam: int, blank: int = 0) -> None:
-        self.beam, self.blank = beam, blank
+    Args:
+        grammar: what words may be found and how probable they are; None finds any units.
+        horizon: frames after which a doubt is over: hypotheses that differ from the best one in what lies before are dropped
+            (twice in that time). Two readings of a word would stay in the beam for ever, for nothing that follows changes
+            their ratio but a language model; None lets them.
+    """
+
+    def __init__(self, beam: int, blank: int = 0, grammar: Grammar | None = None, horizon: int | None = None) -> None:
+        self.beam, self.blank, self.grammar, self.horizon = beam, blank, grammar, horizon
         self.frames = 0
         self._pairs: list[Pair] = [(-1, -1)]  # of every node that was ever kept
         self._nodes: dict[Pair, int] = {self._pairs[ROOT]: ROOT}
+        # probabilities here include what the grammar adds: a factor on each step from a prefix to a longer one
+        self._states: list[State] = [grammar.start] if grammar else []
+        self._steps: dict[Pair, tuple[State | None, float]] = {}
         self._kept: dict[int, Kept] = {ROOT: Kept(1.0, 0.0, None, None)}
         self._scale = (
             0.0  # the probabilities are rescaled frame by frame against underflow; this is the logarithm taken out
@@ -71,16 +86,116 @@ class BeamSearch:
     def push(self, log_probs: np.ndarray) -> None:
         """Hear the next frames: float [frames, units], natural logarithm."""
         frames = np.exp(log_probs.astype(np.float64))
-        for frame, best in zip(frames.tolist(), _best_units(frames, self.beam + 1, self.blank), strict=True):
+        count = max(self.beam + 1, CANDIDATES) if self.grammar else self.beam + 1
+        for frame, best in zip(frames.tolist(), _best_units(frames, count, self.blank), strict=True):
             self._step(frame, best)
             self.frames += 1
+            if self.horizon and self.frames % max(1, self.horizon // 2) == 0:
+                self._decide(self.frames - self.horizon)
 
     def results(self) -> list[tuple[list[Spike], float]]:
-        """The kept prefixes as spikes, and their log-probabilities, most probable first."""
-        return [
-            (_chain(kept.path), self._scale + math.log(kept.ends_blank + kept.ends_unit))
-            for kept in self._kept.values()
+        """The kept prefixes as spikes and their log-probabilities, most probable first, as if the utterance ended here.
+
+        With a lexicon, only those that end with a word; where there are none, all, without the word that is not over.
+        """
+        scored = [
+            (node, _chain(kept.path), self._scale + math.log(kept.ends_blank + kept.ends_unit))
+            for node, kept in self._kept.items()
         ]
+        if not self.grammar:
+            return [(spikes, score) for _, spikes, score in scored]
+        ends = {node: self.grammar.finish(self._states[node]) for node in self._kept}
+        if all(end is None for end in ends.values()):
+            found = []
+            for node, spikes, score in scored:
+                context, word = self._states[node]
+                end = self.grammar.finish(State(context, ()))
+                found.append((spikes[: -len(word)], score + (end or 0.0)))
+        else:
+            found = [(spikes, score + end) for node, spikes, score in scored if (end := ends[node]) is not None]
+        return sorted(found, key=lambda one: -one[1])
+
+    def settle(self) -> list[Spike]:
+        """Take out the spikes that all hypotheses begin with, and forget all that no later result needs.
+
+        `results` are what follows them. How often it is called changes no result: what is taken out would be in all of
+        them.
+        """
+        chains = [
+            chain[: len(chain) - goes_on]  # the last unit may go on, and its spike with it
+            for kept in self._kept.values()
+            for part, path, goes_on in ((kept.ends_blank, kept.path_blank, 0), (kept.ends_unit, kept.path_unit, 1))
+            if part > 0.0
+            for chain in [_cells(path)]
+        ]
+        shared = 0
+        if chains:
+            for cells in zip(*chains, strict=False):
+                if any(cell is not cells[0] for cell in cells):
+                    break
+                shared += 1
+        settled = [cell.last for cell in chains[0][:shared]] if chains else []
+        fresh: dict[int, Path | None] = {id(cell): None for cell in chains[0][:shared]} if chains else {}
+        self._kept = {
+            node: kept._replace(
+                path_blank=_remade(kept.path_blank, fresh) if kept.ends_blank > 0.0 else None,
+                path_unit=_remade(kept.path_unit, fresh) if kept.ends_unit > 0.0 else None,
+            )
+            for node, kept in self._kept.items()
+        }
+        self._forget()
+        return settled
+
+    def _decide(self, before: int) -> None:
+        """Drop what differs from the best hypothesis before that frame, and let the others take its times there."""
+        best = next((_cells(kept.path) for kept in self._kept.values()), [])
+        best = [cell for cell in best if cell.last.end <= before]
+        if not best:
+            return
+        units = [cell.last.unit for cell in best]
+        fresh: dict[int, Path | None] = {}
+        agreeing = {}
+        for node, kept in self._kept.items():
+            chains = [_cells(kept.path_blank), _cells(kept.path_unit)]
+            if [cell.last.unit for cell in max(chains, key=len)[: len(units)]] == units:
+                agreeing[node] = kept
+                for chain in chains:
+                    fresh.update((id(own), cell) for own, cell in zip(chain, best, strict=False))
+        self._kept = {
+            node: kept._replace(path_blank=_remade(kept.path_blank, fresh), path_unit=_remade(kept.path_unit, fresh))
+            for node, kept in agreeing.items()
+        }
+
+    def _forget(self) -> None:
+        """Keep of the tree what lies at and under the last prefix that all kept ones begin with: no other can come back."""
+        lines = []
+        for node in self._kept:
+            line = [node]
+            while self._pairs[line[-1]][0] >= 0:
+                line.append(self._pairs[line[-1]][0])
+            lines.append(line[::-1])
+        if not lines:
+            return
+        depth = next(
+            (i for i, nodes in enumerate(zip(*lines, strict=False)) if len(set(nodes)) > 1), min(map(len, lines))
+        )
+        needed = sorted({node for line in lines for node in line[depth - 1 :]})  # a parent's number is the smaller
+        number = {node: new for new, node in enumerate(needed)}
+        self._pairs = [(number.get(self._pairs[node][0], -1), self._pairs[node][1]) for node in needed]
+        self._nodes = {pair: node for node, pair in enumerate(self._pairs)}
+        if self.grammar:
+            self._states = [self._states[node] for node in needed]
+        self._steps = {}
+        self._kept = {number[node]: kept for node, kept in self._kept.items()}
+
+    def _factor(self, pair: Pair) -> float:
+        """What the grammar multiplies the probability of a prefix with for its last unit; 0 where it forbids it."""
+        if self.grammar is None:
+            return 1.0
+        if pair not in self._steps:
+            step = self.grammar.extend(self._states[pair[0]], pair[1])
+            self._steps[pair] = (None, 0.0) if step is None else (step[0], math.exp(max(step[1], LEAST_FACTOR)))
+        return self._steps[pair][1]
 
     def _step(self, frame: list[float], best: list[int]) -> None:
         blank, pairs, kept = self.blank, self._pairs, self._kept
@@ -89,22 +204,23 @@ class BeamSearch:
         for node, (ends_blank, ends_unit, _, _) in kept.items():
             pair = pairs[node]
             blanks[pair] = (ends_blank + ends_unit) * frame[blank]
-            if node != ROOT:
+            if pair[1] >= 0:
                 units[pair] = ends_unit * frame[pair[1]]
                 # its kept parent adds to it, even where its last unit is none of the best of this frame
                 if pair[0] in kept:
-                    units[pair] += _extension(kept[pair[0]], pairs[pair[0]][1] == pair[1]) * frame[pair[1]]
+                    units[pair] += self._begins(pair, kept[pair[0]]) * frame[pair[1]]
         # where the beam is full, what stays below the worst of these cannot be kept: nothing else adds to it
         least = min(blanks[pair] + units.get(pair, 0.0) for pair in blanks) if len(kept) == self.beam else 0.0
+        if self.grammar:
+            least /= math.exp(self.grammar.most)
         for node, prefix in kept.items():
-            last = pairs[node][1]
             total = prefix.ends_blank + prefix.ends_unit
             for unit in best:
                 if total * frame[unit] < least:
                     break
                 longer = (node, unit)
                 if longer not in blanks:
-                    units[longer] = _extension(prefix, unit == last) * frame[unit]
+                    units[longer] = self._begins(longer, prefix) * frame[unit]
         totals = {pair: blanks.get(pair, 0.0) + units.get(pair, 0.0) for pair in {**blanks, **units}}
         winners = [pair for pair in heapq.nlargest(self.beam, totals, key=totals.__getitem__) if totals[pair] > 0.0]
         if not winners:
@@ -117,26 +233,35 @@ class BeamSearch:
             if pair not in self._nodes:
                 self._nodes[pair] = len(pairs)
                 pairs.append(pair)
-            before, parent = kept.get(self._nodes[pair]), kept.get(pair[0])
-            self._kept[self._nodes[pair]] = Kept(
+                if self.grammar:
+                    state = self._steps[pair][0]
+                    assert state is not None  # a forbidden prefix has no probability to win with
+                    self._states.append(state)
+            node = self._nodes[pair]
+            before = kept.get(node)
+            self._kept[node] = Kept(
                 blanks.get(pair, 0.0) / top,
                 units.get(pair, 0.0) / top,
                 before and before.path,
-                self._spike(pair, before, parent, frame[pair[1]]) if pair[1] >= 0 else None,
+                self._spike(pair, before, kept.get(pair[0]), frame[pair[1]]) if pair[1] >= 0 else None,
             )
+
+    def _begins(self, pair: Pair, parent: Kept) -> float:
+        """Probability from which the last unit of a prefix begins: the same unit again needs a blank between."""
+        repeats = self._pairs[pair[0]][1] == pair[1]
+        total = parent.ends_blank if repeats else parent.ends_blank + parent.ends_unit
+        return total * self._factor(pair)
 
     def _spike(self, pair: Pair, before: Kept | None, parent: Kept | None, probability: float) -> Path | None:
         """Spikes of the alignments that end in the unit of `pair` at this frame: the unit goes on, or it begins."""
-        repeats = self._pairs[pair[0]][1] == pair[1]
-        begins = _extension(parent, repeats) if parent else 0.0
+        spike = Spike(pair[1], self.frames, self.frames + 1, probability)
+        begins = self._begins(pair, parent) if parent else 0.0
         if before and before.path_unit and before.ends_unit >= begins:
-            last = before.path_unit.last
-            longer = Spike(last.unit, last.start, self.frames + 1, max(last.probability, probability))
-            return Path(before.path_unit.before, longer)
+            return Path(before.path_unit.before, before.path_unit.last.longer(spike))
         if not parent:
             return before and before.path_unit
-        path = parent.path_blank if repeats else parent.path
-        return Path(path, Spike(pair[1], self.frames, self.frames + 1, probability))
+        repeats = self._pairs[pair[0]][1] == pair[1]
+        return Path(parent.path_blank if repeats else parent.path, spike)
 
 
 def _best_units(frames: np.ndarray, count: int, blank: int) -> list[list[int]]:
@@ -152,14 +277,22 @@ def _best_units(frames: np.ndarray, count: int, blank: int) -> list[list[int]]:
     return np.take_along_axis(best, order, axis=1).tolist()
 
 
-def _extension(prefix: Kept, repeats: bool) -> float:
-    """Probability from which a prefix is extended: the same unit again needs a blank between."""
-    return prefix.ends_blank if repeats else prefix.ends_blank + prefix.ends_unit
+def _cells(path: Path | None) -> list[Path]:
+    cells = []
+    while path is not None:
+        cells.append(path)
+        path = path.before
+    return cells[::-1]
 
 
 def _chain(path: Path | None) -> list[Spike]:
-    spikes = []
-    while path is not None:
-        spikes.append(path.last)
-        path = path.before
-    return spikes[::-1]
+    return [cell.last for cell in _cells(path)]
+
+
+def _remade(path: Path | None, fresh: dict[int, Path | None]) -> Path | None:
+    """The chain with the cells that `fresh` (by their ids) puts in place of others; it remembers there what it makes anew."""
+    for cell in _cells(path):
+        if id(cell) not in fresh:
+            before = None if cell.before is None else fresh[id(cell.before)]
+            fresh[id(cell)] = cell if before is cell.before else Path(before, cell.last)
+    return None if path is None else fresh[id(path)]

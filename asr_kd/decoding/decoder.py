@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from asr_kd.config import DecodingSettings
 from asr_kd.decoding.beam import BeamSearch
+from asr_kd.decoding.flashlight import FlashlightSearch, KenLm, make_engine
+from asr_kd.decoding.grammar import Grammar, LanguageModel, Lexicon, read_lexicon
 from asr_kd.decoding.greedy import GreedySearch
-from asr_kd.decoding.words import Hypothesis, Spike, make_words
+from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
+from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
+from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint
 from asr_kd.units import Units
+
+#: a beam search keeps a doubt about a word for so long; no shorter utterance notices
+HORIZON_SECONDS = 20.0
 
 
 class Search(Protocol):
@@ -20,8 +29,11 @@ class Search(Protocol):
     def push(self, log_probs: np.ndarray) -> None:
         """Hear the next frames: float [frames, units], natural logarithm."""
 
-    def results(self) -> list[tuple[list[Spike], float]]:
-        """Unit sequences so far and their scores, best first."""
+    def results(self) -> Iterable[tuple[list[Spike], float]]:
+        """Unit sequences so far (behind what has settled) and their scores, best first."""
+
+    def settle(self) -> list[Spike]:
+        """Take out the spikes that nothing to come can change."""
 
 
 class Decoder:
@@ -33,6 +45,12 @@ class Decoder:
 
     def __init__(self, settings: DecodingSettings, units: Units, frame_seconds: float) -> None:
         self.settings, self.units, self.frame_seconds = settings, units, frame_seconds
+        lexicon = read_lexicon(settings.lexicon, units) if settings.lexicon else None
+        lm = _language_model(settings.lm, lexicon) if settings.lm else None
+        self._grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
+        self._engine: Any = None
+        if settings.decoder == "torchaudio":
+            self._engine = make_engine(units, self._grammar, settings.beam)
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[DecodingSettings, Units, float]]:
         return type(self), (self.settings, self.units, self.frame_seconds)
@@ -51,19 +69,67 @@ class Decoder:
         """A search for a new utterance, to be fed in pieces of any size."""
         if self.settings.decoder == "greedy":
             return GreedySearch(self.units.blank)
-        return BeamSearch(self.settings.beam, self.units.blank)
+        if self._engine:
+            return FlashlightSearch(self._engine, self.units.blank)
+        horizon = round(HORIZON_SECONDS / self.frame_seconds)
+        return BeamSearch(self.settings.beam, self.units.blank, self._grammar, horizon)
 
     def hypotheses(self, search: Search) -> list[Hypothesis]:
         """What a search has found so far, as of the whole utterance."""
         found: dict[str, Hypothesis] = {}
         for spikes, score in search.results():
-            text = self.units.decode([spike.unit for spike in spikes])
+            words = self.words(spikes)
+            text = " ".join(word.text for word in words)
             # other pieces of the same text are no further hypothesis
             if text not in found:
-                found[text] = Hypothesis(text, score, make_words(self.units, spikes, self.frame_seconds))
+                found[text] = Hypothesis(text, score, words)
             if len(found) == self.settings.nbest:
                 break
-        return list(found.values()) or [Hypothesis("", -np.inf)]
+        return list(found.values()) or [Hypothesis("", -math.inf)]
+
+    def words(self, spikes: Sequence[Spike]) -> list[Word]:
+        """The words of a unit sequence."""
+        return make_words(self.units, spikes, self.frame_seconds, self._grammar.spell if self._grammar else None)
+
+
+class Transcript:
+    """The words of one utterance of any length as its log-probabilities arrive, in bounded memory.
+
+    The same as the best hypothesis for the whole: settled words are those that nothing to come can change.
+
+    Raises:
+        UserError: when the decoder hears whole utterances alone.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        if decoder.settings.decoder == "torchaudio":
+            raise UserError("decoder: torchaudio hears whole utterances alone; set it to beam or greedy")
+        self._decoder, self._search = decoder, decoder.start()
+        self._settled: list[Spike] = []
+
+    def push(self, log_probs: np.ndarray) -> list[Word]:
+        """Hear the next frames: float [frames, units]; returns the words that have settled."""
+        self._search.push(log_probs)
+        self._settled += self._search.settle()
+        groups = group_words(self._decoder.units, self._settled)
+        if len(groups) < 2:
+            return []
+        words = self._decoder.words(self._settled[: -len(groups[-1])])
+        self._settled = groups[-1]
+        return words
+
+    def rest(self) -> list[Word]:
+        """The words behind the settled ones, as of now."""
+        found = next(iter(self._search.results()), ([], 0.0))[0]
+        return self._decoder.words(self._settled + found)
+
+
+def _language_model(name: str, lexicon: Lexicon | None) -> LanguageModel:
+    if not is_kenlm_binary(name):
+        return read_arpa(name)
+    if lexicon is None:
+        raise UserError(f"{name}: a KenLM binary does not tell its words; set lexicon too, or give the ARPA file")
+    return KenLm(name, lexicon.words.values())
 
 
 def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:

@@ -40,10 +40,7 @@ class GreedySearch:
         for unit, value in zip(best.tolist(), log_probs[np.arange(len(best)), best].tolist(), strict=True):
             if unit != self.blank:
                 spike = Spike(unit, self.frames, self.frames + 1, math.exp(value))
-                if unit == self._last:
-                    before = self._spikes.pop()
-                    spike = Spike(unit, before.start, spike.end, max(before.probability, spike.probability))
-                self._spikes.append(spike)
+                self._spikes.append(self._spikes.pop().longer(spike) if unit == self._last else spike)
             self._last = unit
             self._score += value
             self.frames += 1
@@ -51,3 +48,10 @@ class GreedySearch:
     def results(self) -> list[tuple[list[Spike], float]]:
         """The one hypothesis so far and its log-probability."""
         return [(list(self._spikes), self._score)]
+
+    def settle(self) -> list[Spike]:
+        """Take out the spikes that nothing to come can change; `results` are what follows them."""
+        goes_on = int(self._last != self.blank)
+        done = self._spikes[: len(self._spikes) - goes_on]
+        self._spikes = self._spikes[len(done) :]
+        return done

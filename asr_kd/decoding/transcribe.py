@@ -1,23 +1,32 @@
-"""Audio → text with a checkpoint: one recording, files, or a whole set of shards."""
+"""Audio → text with a checkpoint: one recording, files, a whole set of shards, or sound as it arrives."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from asr_kd.audio.decode import decode
+from asr_kd.audio.decode import decode, read_blocks, seconds_of
 from asr_kd.audio.features import Frontend
+from asr_kd.audio.live import microphone_sound, pipe_sound
 from asr_kd.config import TranscribeSettings
 from asr_kd.decoding.decoder import Decoder, make_decoder
-from asr_kd.decoding.words import Hypothesis
+from asr_kd.decoding.listening import Listener, Network, StreamingNetwork, WindowedNetwork, streams
+from asr_kd.decoding.words import Hypothesis, Word
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import place
+from asr_kd.files import local_copy, place, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
-from asr_kd.shards.manifest import write_transcripts
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
 from asr_kd.shards.tarset import read_index
 
@@ -30,22 +39,42 @@ def transcribe(
     Args:
         data: an audio file's bytes.
         name: the recording in messages.
-        max_seconds: longer audio is refused; what is shorter runs through the network in one piece.
+        max_seconds: longer audio is refused.
 
     Raises:
         AudioError: when the recording cannot be used.
     """
     waveform, _ = decode(data, name, checkpoint.features.sample_rate, max_seconds)
-    # the rounding of the training and evaluation data, so that the same audio always gives the same text
     try:
+        if streams(checkpoint):  # as it would be heard in pieces, to the bit
+            network = StreamingNetwork(checkpoint)
+            return decoder(np.concatenate([network.push(waveform), network.finish()]))
+        # the rounding of the training and evaluation data, so that the same audio always gives the same text
         features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from None
     return decoder(infer(checkpoint, [features])[0])
 
 
+def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: str, window: float) -> Iterator[Word]:
+    """The words of a local recording of any length, in bounded memory.
+
+    Args:
+        window: seconds that a model which hears whole utterances is given at once (`WindowedNetwork`).
+
+    Raises:
+        UserError: when the decoder hears whole utterances alone, or the recording cannot be used.
+    """
+    network: Network
+    network = StreamingNetwork(checkpoint) if streams(checkpoint) else WindowedNetwork(checkpoint, window, window / 5)
+    listener = Listener(network, decoder, name)
+    for block in read_blocks(path, name, checkpoint.features.sample_rate):
+        yield from listener.push(block)
+    yield from listener.finish()
+
+
 def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None:
-    """Print the text of each audio file, behind its name where there are several.
+    """Print the text of each audio file, behind its name where there are several; with `details`, a JSON line of all that is known.
 
     Raises:
         UserError: when the checkpoint or a file cannot be used; the texts of the files before it are printed.
@@ -53,12 +82,129 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
     checkpoint = _load(settings)
     decoder = make_decoder(settings, checkpoint)
     for file in files:
-        try:
-            data = place(file).read_bytes()
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror or 'not there'}); check the path") from None
-        text = transcribe(checkpoint, decoder, data, file, settings.max_seconds)[0].text
-        print(f"{file}\t{text}" if len(files) > 1 else text, flush=True)
+        with _fetched(file) as path:
+            if seconds_of(path, file) > settings.window_seconds:
+                words = list(transcribe_long(checkpoint, decoder, path, file, settings.window_seconds))
+                found = [Hypothesis(" ".join(word.text for word in words), float("nan"), words)]
+            else:
+                found = transcribe(checkpoint, decoder, path.read_bytes(), file, settings.window_seconds)
+        if settings.details:
+            print(_json({"file": file, **details(found)}), flush=True)
+        else:
+            print(f"{file}\t{found[0].text}" if len(files) > 1 else found[0].text, flush=True)
+
+
+def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
+    """Print words as sound arrives from a file, standard input (`-`) or the `microphone`, and the text at the end.
+
+    A line for each word as soon as it is heard, and again where it changes; with `details`, JSON lines.
+
+    Raises:
+        UserError: when the checkpoint, the model, the decoder or the source cannot be used.
+    """
+    checkpoint = _load(settings)
+    if not streams(checkpoint):
+        raise UserError(
+            f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
+        )
+    decoder, rate, piece = make_decoder(settings, checkpoint), checkpoint.features.sample_rate, settings.piece_ms / 1000
+    if source == "-":
+        sound = pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate or rate, piece)
+    elif source == "microphone":
+        sound = microphone_sound(rate, piece)
+    else:
+        sound = _file_sound(source, rate, piece)
+    name = "standard input" if source == "-" else source
+    _print_stream(follow(Listener(StreamingNetwork(checkpoint), decoder, name), sound, rate), settings.details)
+
+
+def _file_sound(file: str, rate: int, piece: float) -> Iterator[np.ndarray]:
+    with _fetched(file) as path:
+        yield from read_blocks(path, file, rate, piece)
+
+
+@dataclass
+class Known:
+    """A word on its way: when its present text was first known, in seconds of sound heard, and what computing it took."""
+
+    word: Word
+    heard: float
+    seconds: float
+
+
+def follow(listener: Listener, sound: Iterable[np.ndarray], rate: int) -> Iterator[tuple[str, Known]]:
+    """What becomes known as sound arrives.
+
+    Args:
+        sound: pieces float32 [samples] at `rate` Hz.
+
+    Returns:
+        pairs of an event and a word: `new`, `changed` (the text of the word in its place), `gone`, and `final`, after which
+        it cannot change. The words of the `final` events, joined, are the text.
+    """
+    known: list[Known] = []  # of the words that are not final
+    heard = 0.0
+    for piece in itertools.chain(sound, [None]):
+        began = time.perf_counter()
+        settled: list[Word]
+        rest: list[Word] = []
+        if piece is None:
+            settled = listener.finish()
+        else:
+            heard += len(piece) / rate
+            settled, rest = listener.push(piece), listener.rest()
+        seconds = time.perf_counter() - began
+        now = settled + rest
+        for index, word in enumerate(now):
+            if index == len(known):
+                known.append(Known(word, heard, seconds))
+                yield "new", known[index]
+            elif known[index].word.text != word.text:
+                known[index] = Known(word, heard, seconds)
+                yield "changed", known[index]
+            else:
+                known[index].word = word  # its times and confidence may have moved
+        for gone in known[len(now) :]:
+            yield "gone", gone
+        for final in known[: len(settled)]:
+            yield "final", final
+        known = known[len(settled) : len(now)]
+
+
+def _print_stream(events: Iterable[tuple[str, Known]], as_json: bool) -> None:
+    texts: list[str] = []
+    latencies: list[float] = []
+    seconds: list[float] = []
+    for event, known in events:
+        word, latency = known.word, known.heard - known.word.end
+        if event == "final":
+            texts.append(word.text)
+            latencies.append(latency)
+            seconds.append(known.seconds)
+        if as_json:
+            line = {"event": event, "heard": round(known.heard, 3), **_word(word)}
+            print(_json({**line, "latency": round(latency, 3), "compute": round(known.seconds, 6)}), flush=True)
+        elif event != "final":
+            mark = {"new": " ", "changed": "~", "gone": "-"}[event]
+            print(
+                f"{known.heard:9.2f} s {mark} {word.text:<20} {word.start:.2f}-{word.end:.2f} s  "
+                f"confidence {word.confidence:.2f}  after {1000 * latency:.0f} ms + {1000 * known.seconds:.1f} ms",
+                flush=True,
+            )
+    if as_json:
+        print(_json({"event": "end", "text": " ".join(texts)}), flush=True)
+    else:
+        print(" ".join(texts), flush=True)
+    if texts:
+        print(
+            f"{len(texts)} words, known {_typical(latencies)} after their end in the sound, computed in {_typical(seconds)}",
+            file=sys.stderr,
+        )
+
+
+def _typical(seconds: list[float]) -> str:
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
+    return f"{1000 * statistics.median(seconds):.1f} ms (90 % within {1000 * tenths[-1]:.1f} ms)"
 
 
 def transcribe_shards(settings: TranscribeSettings) -> None:
@@ -77,18 +223,22 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad: list[str] = []
 
-    def texts() -> Iterator[tuple[str, str]]:
+    def lines() -> Iterator[dict[str, Any]]:
         with Progress("transcribe", total, "utterances") as progress:
             for shard in shards:
                 loaded = load_features(wanted, shard)
                 bad.extend(f"{key}: {reason}" for key, reason in loaded.bad)
                 features = [item.features for item in loaded.items]
-                found: dict[int, str] = {}
+                found: dict[int, list[Hypothesis]] = {}
                 for batch in batches_by_length([len(item) for item in features], settings.batch_frames):
                     for index, log_probs in zip(batch, infer(checkpoint, [features[i] for i in batch]), strict=True):
-                        found[index] = decoder(log_probs)[0].text
+                        found[index] = decoder(log_probs)
                 progress.advance(shard.samples, shard.seconds)
-                yield from ((item.key, found[index]) for index, item in enumerate(loaded.items))
+                for index, item in enumerate(loaded.items):
+                    yield {
+                        "key": item.key,
+                        **(details(found[index]) if settings.details else {"text": found[index][0].text}),
+                    }
         for line in bad:
             print(f"left out {line}", file=sys.stderr)
         if len(bad) > settings.max_bad_share * total:
@@ -97,8 +247,42 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                 "mend them or raise max_bad_share"
             )
 
-    write_transcripts(settings.output, texts())
+    with write_whole(settings.output, "w") as file:
+        for line in lines():
+            file.write(_json(line) + "\n")
     print(f"{settings.output}: {total - len(bad):,} texts, {len(bad):,} utterances left out")
+
+
+def details(found: Sequence[Hypothesis]) -> dict[str, Any]:
+    """Text, words with their times and confidences, and the n-best list with scores, as JSON holds them."""
+    best = found[0]
+    known = {} if np.isnan(best.score) else {"nbest": [{"text": one.text, "score": one.score} for one in found]}
+    return {"text": best.text, "words": [_word(word) for word in best.words], **known}
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {
+        "word": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 4),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@contextmanager
+def _fetched(file: str) -> Iterator[Path]:
+    """A local copy of an audio file."""
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(local_copy(place(file)))
+            path.open("rb").close()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror or 'not there'}); check the path") from None
+        yield path
 
 
 def _load(settings: TranscribeSettings) -> Checkpoint:

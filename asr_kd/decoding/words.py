@@ -18,6 +18,10 @@ class Spike(NamedTuple):
     end: int
     probability: float
 
+    def longer(self, following: Spike) -> Spike:
+        """This spike and the frames behind it in which its unit goes on."""
+        return Spike(self.unit, self.start, following.end, max(self.probability, following.probability))
+
 
 @dataclass(frozen=True)
 class Word:

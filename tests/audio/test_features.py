@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from asr_kd.audio.features import LOG_FLOOR, LOG_SCALE, PRIOR_HOPS, PRIOR_MEAN, Frontend, causal_mean
+from asr_kd.audio.features import LOG_FLOOR, LOG_SCALE, PRIOR_HOPS, PRIOR_MEAN, CausalMean, Frontend
 from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
@@ -95,7 +95,9 @@ def test_every_default_filter_hears_something() -> None:
 @settings(max_examples=40, deadline=None)
 def test_causal_mean_equals_its_recursion(frames: int, time_constant: int, seed: int) -> None:
     rows = np.random.default_rng(seed).normal(-3, 2, (frames, 3)).astype(np.float32)
-    np.testing.assert_allclose(causal_mean(rows, time_constant), slow_mean(rows, time_constant), atol=1e-5)
+    np.testing.assert_allclose(
+        CausalMean(time_constant, rows.shape[1]).push(rows), slow_mean(rows, time_constant), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("mean_frames", [20, 300])
@@ -124,3 +126,22 @@ def test_level_is_removed_and_silence_is_finite() -> None:
     silence = front.compute(np.zeros(8000, np.float32))
     assert np.isfinite(silence).all() and np.abs(silence).max() < 3
     assert np.abs(loud).max() < 10
+
+
+@given(
+    samples=st.integers(0, 30000), sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=6),
+    rate=st.sampled_from([8000, 16000]), stack=st.integers(1, 4), hop=st.sampled_from([10, 40]),
+    time_constant=st.sampled_from([1, 40, 60, 300]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_a_stream_in_any_pieces_gives_the_same_bits(
+    samples: int, sizes: list[int], rate: int, stack: int, hop: int, time_constant: int
+) -> None:
+    front = Frontend(FeatureSettings(sample_rate=rate, stack=stack, hop_ms=hop, mean_frames=time_constant))
+    audio, whole, stream = speech_like(samples), front.start(), front.start()
+    parts, at, turn = [], 0, 0
+    while at < samples or turn < len(sizes):
+        size = max(sizes[turn % len(sizes)], 0 if turn < len(sizes) else 1)
+        parts.append(stream.push(audio[at : at + size]))
+        at, turn = at + size, turn + 1
+    np.testing.assert_array_equal(np.concatenate(parts), whole.push(audio))

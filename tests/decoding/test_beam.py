@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.decoding.beam import prefix_beam_search
+from asr_kd.decoding.beam import BeamSearch, prefix_beam_search
+from asr_kd.decoding.grammar import Grammar, Lexicon
 from asr_kd.decoding.greedy import greedy
+from asr_kd.decoding.ngram import END, START, Ngrams, read_arpa
+from asr_kd.units import Units
 
 
 def random_posteriors(frames: int, units: int, seed: int, sharpness: float = 2.0) -> np.ndarray:
@@ -94,3 +97,153 @@ def test_long_audio_neither_underflows_nor_slows_down() -> None:
 
 def test_no_frames() -> None:
     assert prefix_beam_search(np.zeros((0, 3)), 4) == [([], 0.0)]
+
+
+def words_of(units: Units, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
+    groups: list[tuple[int, ...]] = []
+    for unit in ids:
+        if not groups or units.starts_word(unit):
+            groups.append(())
+        groups[-1] = (*groups[-1], unit)
+    return groups
+
+
+def added(
+    units: Units, ids: tuple[int, ...], ngrams: Ngrams | None, lexicon: Lexicon | None, weight: float, bonus: float
+) -> float | None:
+    """What words add to a score, by the definition; None where the lexicon lacks one."""
+    groups = words_of(units, ids)
+    if lexicon:
+        if any(group not in lexicon.words for group in groups):
+            return None
+        words = [lexicon.words[group] for group in groups]
+    else:
+        words = [word for group in groups if (word := units.decode(group).strip())]
+    total, context = bonus * len(words), (START,)
+    for word in [*words, END] if ngrams else []:
+        score, context = ngrams.score(context, word)
+        total += weight * math.log(10) * score
+    return total
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    frames=st.integers(1, 5), seed=st.integers(0, 10**6), weight=st.sampled_from([0.0, 0.5, 2.0]),
+    bonus=st.sampled_from([-1.0, 0.0, 2.0]), with_lm=st.booleans(), with_lexicon=st.booleans(),
+)  # fmt: skip
+def test_a_wide_beam_with_words_is_exact(
+    letter_units: Units, letters_arpa: str, frames: int, seed: int, weight: float, bonus: float,
+    with_lm: bool, with_lexicon: bool,
+) -> None:  # fmt: skip
+    ngrams = read_arpa(letters_arpa) if with_lm else None
+    space, a, b = (letter_units.encode("a")[0], *(letter_units.encode(letter)[1] for letter in "ab"))
+    spellings = {(space, a): "a", (space, a, b): "ab", (space, b, a): "unheard", (space, b): "b"}
+    lexicon = Lexicon(spellings, {ids[:end] for ids in spellings for end in range(1, 4)}) if with_lexicon else None
+    log_probs = random_posteriors(frames, letter_units.size, seed)
+    exact = {
+        ids: math.log(probability) + score
+        for ids, probability in sum_over_alignments(log_probs, 0).items()
+        if (score := added(letter_units, ids, ngrams, lexicon, weight, bonus)) is not None
+    }
+    search = BeamSearch(100_000, 0, Grammar(letter_units, ngrams, lexicon, weight, bonus))
+    search.push(log_probs)
+    found = search.results()
+    assert {tuple(spike.unit for spike in spikes) for spikes, _ in found} == set(exact)
+    for spikes, score in found:
+        assert score == pytest.approx(exact[tuple(spike.unit for spike in spikes)], abs=1e-8)
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+
+
+def test_a_language_model_decides_between_what_sounds_alike(letter_units: Units, letters_arpa: str) -> None:
+    space, a, b = (letter_units.encode("a")[0], *(letter_units.encode(letter)[1] for letter in "ab"))
+    log_probs = np.full((4, letter_units.size), -9.0)
+    for frame, (unit, value) in enumerate([(space, -0.1), (a, -0.1), (space, -0.7), (b, -0.1)]):
+        log_probs[frame, unit] = value
+    log_probs[2, 0] = -0.75  # "a b" is a little more probable than "ab"
+    texts = []
+    for weight in (0.0, 2.0):
+        search = BeamSearch(8, 0, Grammar(letter_units, read_arpa(letters_arpa), None, weight, 0.0))
+        search.push(log_probs)
+        texts.append(letter_units.decode([spike.unit for spike in search.results()[0][0]]))
+    assert texts == ["a b", "ab"]
+
+
+def test_within_a_word_of_the_lexicon_only_whole_words_are_given(letter_units: Units) -> None:
+    space, a, b = (letter_units.encode("a")[0], *(letter_units.encode(letter)[1] for letter in "ab"))
+    lexicon = Lexicon({(space, a, b): "ab"}, {(space,), (space, a), (space, a, b)})
+    log_probs = np.full((6, letter_units.size), -50.0)
+    for frame, unit in enumerate([space, a, b, space, a, 0]):
+        log_probs[frame, unit] = -0.01
+    search = BeamSearch(1, 0, Grammar(letter_units, None, lexicon, 0.0, 0.0))
+    search.push(log_probs)
+    assert [spike.unit for spike in search.results()[0][0]] == [space, a, b]
+
+
+@settings(max_examples=30, deadline=None)
+@given(frames=st.integers(1, 30), seed=st.integers(0, 10**6), beam=st.integers(1, 6), sharpness=st.floats(0.5, 6))
+def test_spikes_follow_each_other_and_hold_the_frames_probabilities(
+    frames: int, seed: int, beam: int, sharpness: float
+) -> None:
+    log_probs = random_posteriors(frames, 5, seed, sharpness)
+    search = BeamSearch(beam)
+    search.push(log_probs)
+    for spikes, _ in search.results():
+        edges = [edge for spike in spikes for edge in (spike.start, spike.end)]
+        assert edges == sorted(edges) and all(spike.start < spike.end <= frames for spike in spikes)
+        for spike in spikes:
+            heard = np.exp(log_probs[spike.start : spike.end, spike.unit])
+            assert spike.probability == pytest.approx(heard.max())
+
+
+def test_spikes_of_certain_posteriors_are_the_best_path() -> None:
+    path = [0, 1, 1, 0, 1, 2, 2, 0, 0, 3, 1]
+    log_probs = np.log(np.eye(4)[path] * 0.98 + 0.005)
+    search = BeamSearch(4)
+    search.push(log_probs)
+    spikes = search.results()[0][0]
+    assert [(spike.unit, spike.start, spike.end) for spike in spikes] == [
+        (1, 1, 3), (1, 4, 5), (2, 5, 7), (3, 9, 10), (1, 10, 11),
+    ]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.integers(1, 40), seed=st.integers(0, 10**6), beam=st.integers(1, 6), sharpness=st.floats(0.5, 6),
+    cuts=st.sets(st.integers(0, 40)), with_lm=st.booleans(), horizon=st.sampled_from([None, 1, 5, 12]),
+)  # fmt: skip
+def test_settling_at_any_time_changes_nothing(
+    letter_units: Units, letters_arpa: str, frames: int, seed: int, beam: int, sharpness: float, cuts: set[int],
+    with_lm: bool, horizon: int | None,
+) -> None:  # fmt: skip
+    log_probs = random_posteriors(frames, letter_units.size, seed, sharpness)
+    grammar = Grammar(letter_units, read_arpa(letters_arpa), None, 1.0, 0.5) if with_lm else None
+    whole, pieces = BeamSearch(beam, 0, grammar, horizon), BeamSearch(beam, 0, grammar, horizon)
+    whole.push(log_probs)
+    settled = []
+    edges = [0, *sorted(cut for cut in cuts if cut < frames), frames]
+    for start, end in itertools.pairwise(edges):
+        pieces.push(log_probs[start:end])
+        settled += pieces.settle()
+    assert [(settled + spikes, score) for spikes, score in pieces.results()] == whole.results()
+
+
+def test_what_has_settled_takes_no_memory() -> None:
+    path = np.random.default_rng(0).integers(0, 20, 3000)
+    log_probs = np.log(np.eye(20)[path] * 0.9 + 0.005)
+    search, held, settled = BeamSearch(8, horizon=100), [], 0
+    for start in range(0, 3000, 10):
+        search.push(log_probs[start : start + 10])
+        settled += len(search.settle())
+        held.append(len(search._pairs) + len(search._nodes) + max(len(spikes) for spikes, _ in search.results()))
+    assert settled > 2500
+    assert max(held[150:]) < 1.2 * max(held[:150])
+
+
+def test_doubts_end_at_the_horizon() -> None:
+    log_probs = np.log(np.array([[0.02, 0.5, 0.48], [0.98, 0.01, 0.01], *[[0.98, 0.01, 0.01]] * 18]))
+    found = [BeamSearch(3), BeamSearch(3, horizon=40), BeamSearch(3, horizon=10)]
+    for search in found:
+        search.push(log_probs)
+    keeps, within, decided = ([[spike.unit for spike in spikes] for spikes, _ in search.results()] for search in found)
+    assert keeps == within and keeps[:2] == [[1], [2]]
+    assert decided[0] == [1] and all(units[0] == 1 for units in decided)

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from asr_kd.cli import main
 from asr_kd.config import DecodingSettings, FeatureSettings, ModelSettings, TranscribeSettings, UnitsSettings
 from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.transcribe import transcribe, transcribe_files, transcribe_shards
@@ -108,3 +111,68 @@ def test_texts_are_json_lines_of_unicode(folder: str, shards: str, tmp_path: Pat
         TranscribeSettings(checkpoint=folder, audio=shards, output=str(output), max_bad_share=1.0, device="cpu")
     )
     assert all(set(json.loads(line)) == {"key", "text"} for line in output.read_text().splitlines())
+
+
+def test_details_are_json_lines(folder: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(1.0))
+    settings = TranscribeSettings(checkpoint=folder, decoder="beam", nbest=3, details=True, device="cpu")
+    transcribe_files(settings, [str(tmp_path / "a.wav")])
+    line = json.loads(capsys.readouterr().out)
+    assert line["file"] == str(tmp_path / "a.wav")
+    assert " ".join(word["word"] for word in line["words"]) == line["text"] == line["nbest"][0]["text"]
+    assert len(line["nbest"]) == 3
+    assert all(0 <= word["start"] < word["end"] <= 1.0 and 0 <= word["confidence"] <= 1 for word in line["words"])
+    output = tmp_path / "texts.jsonl"
+    values = settings.model_dump() | {"audio": shards, "output": str(output), "max_bad_share": 0.5}
+    transcribe_shards(TranscribeSettings(**values))
+    assert all({"key", "text", "words", "nbest"} == set(json.loads(line)) for line in output.read_text().splitlines())
+    assert len(read_transcripts(output)) == 3
+
+
+def test_a_long_file_reads_like_a_short_one(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "a.wav")
+    Path(file).write_bytes(wav(14.0))
+    for window in (5.0, 60.0):
+        transcribe_files(TranscribeSettings(checkpoint=folder, window_seconds=window, device="cpu"), [file])
+    windowed, whole = capsys.readouterr().out.splitlines()
+    assert windowed == whole != ""
+
+
+def test_a_stream_ends_with_the_text_of_the_file(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.wav"
+    file.write_bytes(wav(2.0))
+    assert main(["transcribe", f"checkpoint={folder}", "device=cpu", str(file)]) == 0
+    text = capsys.readouterr().out.strip()
+    assert main(["transcribe", "--stream", f"checkpoint={folder}", "device=cpu", str(file), "piece_ms=70"]) == 0
+    streamed = capsys.readouterr()
+    assert streamed.out.splitlines()[-1] == text
+    assert len(streamed.out.splitlines()) > len(text.split())
+    assert "words, known" in streamed.err
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(file.read_bytes())))
+    assert main(["transcribe", f"checkpoint={folder}", "device=cpu", "--stream", "-", "details=true"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1] == {"event": "end", "text": text}
+    assert " ".join(line["word"] for line in events if line["event"] == "final") == text
+    assert {"heard", "word", "start", "end", "confidence", "latency", "compute"} < set(events[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stream", "a.wav", "b.wav"], "--stream hears one source"),
+        (["-"], "standard input .*with --stream"),
+        (["--stream", "missing.wav"], "missing.wav: cannot be read"),
+        (["--stream", "a.wav", "audio=x", "output=y"], "stream hears a file, - or the microphone"),
+        (["a.wav", "lm=x.arpa"], "lm needs a beam search"),
+        (["a.wav", "decoder=beam", "lm=missing.arpa"], "missing.arpa: language model: cannot be read"),
+        (["a.wav", "window_seconds=1.0"], "window_seconds"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    folder: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["transcribe", f"checkpoint={folder}", "device=cpu", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.splitlines()) == 1

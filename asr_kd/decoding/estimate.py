@@ -1,0 +1,55 @@
+"""Text → a small n-gram model as an ARPA file, in memory: for transcripts. For text by the gigabyte use KenLM's lmplz."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from asr_kd.decoding.ngram import END, START, UNKNOWN
+from asr_kd.files import Place, write_whole
+
+Gram = tuple[str, ...]
+
+
+def write_arpa(path: Place | str, sentences: Iterable[str], order: int) -> None:
+    """Write an interpolated n-gram model with Witten-Bell smoothing (Witten and Bell 1991).
+
+    P(w | context) = (count of both + kinds · P(w | shorter context)) / (count of the context + kinds), where kinds is the
+    number of different words seen behind the context; below the unigrams lies the uniform distribution over the
+    vocabulary, the end of the sentence and the unknown word.
+    """
+    counts: Counter[Gram] = Counter()
+    for sentence in sentences:
+        words = [START, *sentence.split(), END]
+        for size in range(1, order + 1):
+            counts.update(tuple(words[end - size : end]) for end in range(max(size, 2), len(words) + 1))
+    totals: defaultdict[Gram, int] = defaultdict(int)
+    kinds: defaultdict[Gram, int] = defaultdict(int)
+    for gram, count in counts.items():
+        totals[gram[:-1]] += count
+        kinds[gram[:-1]] += 1
+    uniform = 1.0 / (kinds[()] + 1)
+
+    def backoff(context: Gram) -> float:
+        return kinds[context] / (totals[context] + kinds[context])
+
+    probability: dict[Gram, float] = {(UNKNOWN,): backoff(()) * uniform}
+    for gram in sorted(counts, key=len):
+        shorter = probability[gram[1:]] if gram[1:] else uniform
+        seen = counts[gram] / (totals[gram[:-1]] + kinds[gram[:-1]])
+        probability[gram] = seen + backoff(gram[:-1]) * shorter
+
+    grams: list[list[Gram]] = [
+        sorted(gram for gram in probability if len(gram) == size) for size in range(1, order + 1)
+    ]
+    grams[0].append((START,))
+    with write_whole(path, "w") as file:
+        file.write("\\data\\\n" + "".join(f"ngram {size}={len(some)}\n" for size, some in enumerate(grams, 1)))
+        for size, some in enumerate(grams, 1):
+            file.write(f"\n\\{size}-grams:\n")
+            for gram in some:
+                value = math.log10(probability[gram]) if gram in probability else -99.0
+                lower = f"\t{math.log10(backoff(gram)):.7f}" if size < order and totals.get(gram) else ""
+                file.write(f"{value:.7f}\t{' '.join(gram)}{lower}\n")
+        file.write("\n\\end\\\n")

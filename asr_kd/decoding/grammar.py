@@ -1,0 +1,130 @@
+"""Which words a beam search may find, and what a language model makes of them: applied where a word ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from asr_kd.errors import UserError
+from asr_kd.files import read_text
+from asr_kd.units import Units
+
+
+@dataclass
+class Lexicon:
+    """Words and their spellings.
+
+    Attributes:
+        words: units of a spelling → its word.
+        beginnings: every beginning of a spelling.
+    """
+
+    words: dict[tuple[int, ...], str]
+    beginnings: set[tuple[int, ...]]
+
+
+def read_lexicon(name: str, units: Units) -> Lexicon:
+    """Read a lexicon: a line a spelling, a word and behind it its pieces; without pieces it is spelled as the units do.
+
+    Raises:
+        UserError: when the file cannot be read, a word cannot be spelled, or two words are spelled alike.
+    """
+    ids = {units.piece(unit): unit for unit in range(units.size) if unit not in (units.blank, units.unknown)}
+    words: dict[tuple[int, ...], str] = {}
+    for number, line in enumerate(read_text(name, "lexicon").splitlines(), 1):
+        if not line.strip():
+            continue
+        word, *pieces = line.split()
+        where = f"{name}: line {number}: {word}"
+        spelling = [ids.get(piece, units.unknown) for piece in pieces] if pieces else units.encode(word)
+        if units.unknown in spelling:
+            what = f"{pieces[spelling.index(units.unknown)]} is none of the units" if pieces else "has other characters"
+            raise UserError(
+                f"{where}: cannot be spelled ({what}); leave the word out, or give pieces that the units have"
+            )
+        if [units.starts_word(unit) for unit in spelling] != [True] + [False] * (len(spelling) - 1):
+            raise UserError(f"{where}: its first piece, and no other, must begin with ▁; mend the spelling")
+        if (other := words.setdefault(tuple(spelling), word)) != word:
+            raise UserError(f"{where}: spelled like {other}; no decoder can tell them apart, keep one of them")
+    if not words:
+        raise UserError(f"{name}: holds no words; give a lexicon with a word a line")
+    return Lexicon(words, {spelling[:end] for spelling in words for end in range(1, len(spelling) + 1)})
+
+
+class LanguageModel(Protocol):
+    """log10 probabilities of words, each in the context that the words before it leave."""
+
+    start: Any
+
+    def score(self, context: Any, word: str) -> tuple[float, Any]:
+        """log10 P(word | context), and the context of the word that follows."""
+
+    def finish(self, context: Any) -> float:
+        """log10 P(end of the sentence | context)."""
+
+
+class State(NamedTuple):
+    """Where a prefix stands: what the language model knows of the words that are over, and the units of the one that is not."""
+
+    context: Any
+    word: tuple[int, ...]
+
+
+class Grammar:
+    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words.
+
+    Args:
+        lm: the language model, if any.
+        lexicon: the words that are allowed; None: any pieces.
+    """
+
+    def __init__(
+        self, units: Units, lm: LanguageModel | None, lexicon: Lexicon | None, lm_weight: float, word_bonus: float
+    ) -> None:
+        self.lm, self.lexicon, self.units = lm, lexicon, units
+        self.weight, self.bonus = lm_weight * math.log(10), word_bonus
+        self._starts_word = [units.starts_word(unit) for unit in range(units.size)]
+        self.start = State(lm.start if lm else None, ())
+        #: no unit adds more than this
+        self.most = max(0.0, word_bonus)
+
+    def extend(self, state: State, unit: int) -> tuple[State, float] | None:
+        """The state behind a unit and what it adds; None where the lexicon has no such word."""
+        context, word = state
+        if word and self._starts_word[unit]:
+            over = self._end_word(state)
+            if over is None:
+                return None
+            (context, _), added = over
+            word = (unit,)
+        else:
+            word, added = (*word, unit), 0.0
+        if self.lexicon and word not in self.lexicon.beginnings:
+            return None
+        return State(context, word), added
+
+    def finish(self, state: State) -> float | None:
+        """What the end of the utterance adds; None within a word of the lexicon."""
+        over = self._end_word(state)
+        if over is None:
+            return None
+        (context, _), added = over
+        return added + (self.weight * self.lm.finish(context) if self.lm else 0.0)
+
+    def spell(self, ids: tuple[int, ...]) -> str:
+        """The text of a word's units."""
+        return self.lexicon.words.get(ids, "") if self.lexicon else self.units.decode(ids).strip()
+
+    def _end_word(self, state: State) -> tuple[State, float] | None:
+        context, ids = state
+        if self.lexicon and ids and ids not in self.lexicon.words:
+            return None
+        word = self.spell(ids)
+        if not word:  # nothing yet, or a space that nothing followed
+            return State(context, ()), 0.0
+        added = self.bonus
+        if self.lm:
+            score, context = self.lm.score(context, word)
+            added += self.weight * score
+        return State(context, ()), added

@@ -1,0 +1,173 @@
+"""Sound of any length, in pieces of any size → log-probabilities and words as they become known, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from asr_kd.audio.features import Frontend
+from asr_kd.decoding.decoder import Decoder, Transcript
+from asr_kd.decoding.words import Word
+from asr_kd.errors import AudioError
+from asr_kd.models.acoustic import Checkpoint, infer
+from asr_kd.models.lstm import LstmModel
+
+# A seam between two windows is sought where both hear the blank for this many frames on either side.
+SEAM_MARGIN = 5
+
+
+class Network(Protocol):
+    """A front end and a network at work on one recording."""
+
+    frames: int
+
+    def push(self, waveform: np.ndarray) -> np.ndarray:
+        """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
+
+    def finish(self) -> np.ndarray:
+        """The sound is over; returns the log-probabilities that were still to come."""
+
+
+def streams(checkpoint: Checkpoint) -> bool:
+    """Whether a model answers while it hears: a unidirectional LSTM does."""
+    return isinstance(checkpoint.model, LstmModel) and checkpoint.model.lookahead_frames is not None
+
+
+class StreamingNetwork:
+    """A unidirectional LSTM that hears frame after frame.
+
+    It is always given one frame, since a matrix product of another shape rounds otherwise: so the same sound gives the same
+    bits in whatever pieces it comes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        assert isinstance(checkpoint.model, LstmModel)
+        self._model, self._device = checkpoint.model, checkpoint.device
+        self._features = Frontend(checkpoint.features).start()
+        self._inputs, self._units = checkpoint.features.dimension, checkpoint.units.size
+        self._state: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._early = self._model.delay  # outputs to come that belong to no frame
+        self.frames = 0
+
+    def push(self, waveform: np.ndarray) -> np.ndarray:
+        """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
+        # the rounding of the training and evaluation data
+        features = self._features.push(waveform).astype(np.float16)
+        self.frames += len(features)
+        return self._run(features)
+
+    def finish(self) -> np.ndarray:
+        """The sound is over; returns the log-probabilities that were still to come.
+
+        Raises:
+            AudioError: when it did not fill one frame.
+        """
+        if not self.frames:
+            raise AudioError("too short: the sound does not fill one frame")
+        return self._run(np.zeros((self._model.delay, self._inputs), np.float16))
+
+    @torch.inference_mode()
+    def _run(self, features: np.ndarray) -> np.ndarray:
+        rows = []
+        for frame in torch.from_numpy(features.astype(np.float32)).to(self._device):
+            logits, self._state = self._model.stream(frame[None, None], self._state)
+            if self._early:
+                self._early -= 1
+            else:
+                rows.append(logits[0].float().log_softmax(-1).cpu().numpy())
+        return np.concatenate(rows) if rows else np.empty((0, self._units), np.float32)
+
+
+class WindowedNetwork:
+    """A network that hears whole utterances, window by window.
+
+    Windows overlap. In the overlap one hands over to the other at the frame around which both are surest of the blank, so
+    that no word is cut there: none is lost or heard twice.
+
+    Args:
+        window, overlap: seconds. A recording that is no longer than a window is heard whole.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, window: float, overlap: float) -> None:
+        self._checkpoint = checkpoint
+        self._features = Frontend(checkpoint.features).start()
+        self._window = max(1, round(window * 1000 / checkpoint.frame_ms))
+        self._overlap = min(round(overlap * 1000 / checkpoint.frame_ms), self._window // 2)
+        self._heard = np.empty((0, checkpoint.features.dimension), np.float16)  # from the beginning of the window on
+        self._before: np.ndarray | None = None  # what the window before it said of the overlap
+        self.frames = 0
+
+    def push(self, waveform: np.ndarray) -> np.ndarray:
+        """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
+        features = self._features.push(waveform).astype(np.float16)
+        self.frames += len(features)
+        self._heard = np.concatenate([self._heard, features])
+        parts = [np.empty((0, self._checkpoint.units.size), np.float32)]
+        while len(self._heard) > self._window:
+            step = self._window - self._overlap
+            log_probs = self._join(infer(self._checkpoint, [self._heard[: self._window]])[0])
+            parts.append(log_probs[:step])
+            self._before, self._heard = log_probs[step:], self._heard[step:].copy()
+        return np.concatenate(parts)
+
+    def finish(self) -> np.ndarray:
+        """The sound is over; returns the log-probabilities that were still to come.
+
+        Raises:
+            AudioError: when it did not fill one frame.
+        """
+        if not self.frames:
+            raise AudioError("too short: the sound does not fill one frame")
+        return self._join(infer(self._checkpoint, [self._heard])[0])
+
+    def _join(self, log_probs: np.ndarray) -> np.ndarray:
+        if self._before is None or not len(self._before):
+            return log_probs
+        at = find_seam(self._before, log_probs[: len(self._before)], self._checkpoint.units.blank)
+        return np.concatenate([self._before[:at], log_probs[at:]])
+
+
+def find_seam(first: np.ndarray, second: np.ndarray, blank: int) -> int:
+    """The frame at which `second` takes over from `first`, two log-probabilities [frames, units] of the same sound.
+
+    In the middle half, where both windows have context on both sides; of equally good frames the one nearest to the centre.
+    """
+    count = len(first)
+    quiet = np.minimum(first[:, blank], second[:, blank])
+    padded = np.pad(quiet, SEAM_MARGIN, mode="edge")
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * SEAM_MARGIN + 1).min(axis=1)
+    places = range(count // 4, max(count // 4 + 1, count - count // 4))
+    return max(places, key=lambda frame: (around[frame], -abs(2 * frame - count)))
+
+
+class Listener:
+    """A network and a decoder at work on one recording (`name` in messages): words as soon as they are known.
+
+    Raises:
+        UserError: when the decoder hears whole utterances alone.
+    """
+
+    def __init__(self, network: Network, decoder: Decoder, name: str) -> None:
+        self._network, self._transcript, self._name = network, Transcript(decoder), name
+
+    def push(self, waveform: np.ndarray) -> list[Word]:
+        """Hear float32 [samples] more; returns the words that have settled: nothing to come can change them."""
+        return self._transcript.push(self._network.push(waveform))
+
+    def rest(self) -> list[Word]:
+        """The words behind the settled ones, as of now."""
+        return self._transcript.rest()
+
+    def finish(self) -> list[Word]:
+        """The sound is over; returns the words behind the settled ones.
+
+        Raises:
+            AudioError: when the sound did not fill one frame.
+        """
+        try:
+            log_probs = self._network.finish()
+        except AudioError as error:
+            raise AudioError(f"{self._name}: {error}") from None
+        return self._transcript.push(log_probs) + self._transcript.rest()

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import io
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asr_kd.audio.decode import decode
+from asr_kd.audio.live import microphone_sound, pipe_sound
+from asr_kd.errors import AudioError, UserError
+
+
+class Pipe(io.BytesIO):
+    """A pipe that gives a few bytes at a time."""
+
+    def __init__(self, data: bytes, sizes: list[int]) -> None:
+        super().__init__(data)
+        self.sizes, self.turn = sizes, 0
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        self.turn += 1
+        return self.read(min(size or 1, self.sizes[self.turn % len(self.sizes)]))
+
+
+def sound(samples: int, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.9, 0.9, (samples, channels)).astype(np.float32)
+
+
+def wav(samples: int, channels: int = 1, subtype: str = "PCM_16", rate: int = 8000, kind: str = "WAV") -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, sound(samples, channels), rate, format=kind, subtype=subtype)
+    return data.getvalue()
+
+
+def heard(data: bytes, sizes: list[int] | None = None, rate: int = 8000, raw_rate: int = 8000) -> np.ndarray:
+    return np.concatenate(
+        [np.empty(0, np.float32), *pipe_sound(Pipe(data, sizes or [4096]), "pipe", rate, raw_rate, 0.1)]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 700), min_size=1, max_size=4), channels=st.integers(1, 3), samples=st.integers(1, 2000),
+    subtype=st.sampled_from(["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"]), rate=st.sampled_from([8000, 16000]),
+    kind=st.sampled_from(["WAV", "WAVEX"]),
+)  # fmt: skip
+def test_a_wav_in_a_pipe_is_what_the_file_is(
+    sizes: list[int], channels: int, samples: int, subtype: str, rate: int, kind: str
+) -> None:
+    data = wav(samples, channels, subtype, rate, kind)
+    expected, _ = decode(data, "file", 8000, 10.0)
+    found = heard(data, sizes)
+    assert len(found) == len(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("stated", [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x00\xf0\xff\x7f"])
+def test_a_pipes_header_need_not_know_the_length(stated: bytes) -> None:
+    data = bytearray(wav(500))
+    at = data.find(b"data") + 4
+    data[4:8] = data[at : at + 4] = stated
+    assert len(heard(bytes(data))) == 500
+
+
+def test_what_follows_the_sound_is_no_sound() -> None:
+    assert len(heard(wav(500) + b"LIST" + b"\4\0\0\0abcd")) == 500
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5, 6, 3000])
+def test_raw_sound_has_the_rate_that_is_said(samples: int) -> None:
+    raw = (sound(samples)[:, 0] * 32767).astype("<i2")
+    np.testing.assert_array_equal(heard(raw.tobytes(), [7]), raw.astype(np.float32) / 32768)
+    assert len(heard(raw.tobytes(), raw_rate=16000)) == pytest.approx(samples / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: wav(100, kind="FLAC"), "neither raw PCM nor WAV; convert it"),
+        (lambda: wav(100, subtype="ULAW"), "WAV of encoding 7 with 8 bits; send 16-bit PCM"),
+        (lambda: wav(100)[:30], "without sound behind it"),
+        (lambda: wav(100)[:-1], "ends before the length that its WAV header states"),
+        (lambda: b"\1" * 15, "ends within a sample"),
+        (lambda: wav(100, subtype="FLOAT")[:-400] + b"\0\0\xc0\x7f" * 100, "not numbers"),
+        (lambda: wav(100)[:22] + b"\0\0" + wav(100)[24:], "its WAV header is damaged"),
+    ],
+)
+def test_what_cannot_be_heard_is_said(data: Callable[[], bytes], message: str) -> None:
+    with pytest.raises(AudioError, match=rf"pipe: .*{message}|pipe: {message}"):
+        heard(data())
+
+
+def fake_sounddevice(pieces: list[np.ndarray]) -> Any:
+    module: Any = types.ModuleType("sounddevice")
+    module.PortAudioError = type("PortAudioError", (Exception,), {})
+
+    class InputStream:
+        def __init__(self, rate: int, blocksize: int, channels: int, dtype: str, callback: Callable[..., None]) -> None:
+            if not pieces:
+                raise module.PortAudioError("Error querying device -1")
+            assert (rate, blocksize, channels, dtype) == (8000, 800, 1, "float32")
+            for piece in pieces:
+                callback(piece[:, None], len(piece), None, None)
+
+        def __enter__(self) -> InputStream:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    module.InputStream = InputStream
+    return module
+
+
+def test_a_microphone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [np.full(800, value, np.float32) for value in (0.1, 0.2)]
+    monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice(pieces))
+    found = microphone_sound(8000, 0.1)
+    assert [next(found)[0], next(found)[0]] == [np.float32(0.1), np.float32(0.2)]
+
+
+def test_no_microphone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", fake_sounddevice([]))
+    with pytest.raises(UserError, match=r"microphone: cannot be opened at 8000 Hz .*pipe sound in and give -"):
+        next(microphone_sound(8000, 0.1))
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(UserError, match=r"microphone: needs the extra mic; .*asr-kd\[mic\]"):
+        next(microphone_sound(8000, 0.1))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asr_kd.config import DecodingSettings, build
+from asr_kd.decoding.decoder import Decoder
+from asr_kd.errors import UserError
+from asr_kd.units import Units
+
+
+def said(units: Units, text: str, frames: int = 2, certainty: float = 0.9) -> np.ndarray:
+    """Log-probabilities float32 [frames, units] of a text, each unit so many frames and a blank behind it."""
+    path = [0]
+    for unit in units.encode(text):
+        path += [unit] * frames + [0]
+    other = (1 - certainty) / (units.size - 1)
+    return np.log(np.eye(units.size)[path] * (certainty - other) + other).astype(np.float32)
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_words_with_times_and_confidences(letter_units: Units, decoder: Any) -> None:
+    best = Decoder(DecodingSettings(decoder=decoder), letter_units, 0.03)(said(letter_units, "ab a"))[0]
+    assert best.text == "ab a"
+    # blank, ▁ ▁, blank, a a, blank, b b, blank, ▁ ▁, blank, a a, blank
+    assert [(word.text, word.start, word.end) for word in best.words] == [
+        ("ab", pytest.approx(0.03), pytest.approx(0.27)), ("a", pytest.approx(0.30), pytest.approx(0.45)),
+    ]  # fmt: skip
+    assert [word.confidence for word in best.words] == pytest.approx([0.9**3, 0.9**2])
+
+
+def test_nbest_texts_differ_and_fall_in_score(letter_units: Units) -> None:
+    log_probs = said(letter_units, "ab", certainty=0.6)
+    found = Decoder(DecodingSettings(decoder="beam", beam=20, nbest=4), letter_units, 0.03)(log_probs)
+    assert len(found) == 4
+    assert found[0].text == "ab"
+    assert len({one.text for one in found}) == 4
+    scores = [one.score for one in found]
+    assert scores == sorted(scores, reverse=True)
+    assert Decoder(DecodingSettings(decoder="beam", beam=20), letter_units, 0.03)(log_probs) == found[:1]
+
+
+def test_can_be_sent_to_another_process(letter_units: Units, letters_arpa: str) -> None:
+    decoder = Decoder(DecodingSettings(decoder="beam", lm=letters_arpa), letter_units, 0.03)
+    log_probs = said(letter_units, "ba ab")
+    assert pickle.loads(pickle.dumps(decoder))(log_probs) == decoder(log_probs)
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_nothing_heard(letter_units: Units, decoder: Any) -> None:
+    found = Decoder(DecodingSettings(decoder=decoder), letter_units, 0.03)(np.zeros((0, letter_units.size), np.float32))
+    assert [(one.text, one.words) for one in found] == [("", [])]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lm": "x.arpa"}, "lm needs a beam search; set decoder to beam or torchaudio"),
+        ({"lexicon": "x.txt"}, "lexicon needs a beam search"),
+        ({"nbest": 3}, "nbest needs a beam search"),
+        ({"decoder": "beam", "lm_weight": 2.0}, "lm_weight needs a language model; set lm"),
+        ({"decoder": "beam", "word_bonus": 2.0}, "word_bonus needs a language model or a lexicon"),
+        ({"decoder": "beam", "beam": 4, "nbest": 5}, "nbest 5 must not be above beam 4"),
+        ({"decoder": "beam", "lm_weight": -1.0, "lm": "x"}, "lm_weight: input should be greater"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(DecodingSettings, values, "command line")
