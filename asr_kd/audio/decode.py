@@ -87,7 +87,7 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
         )
     if not len(samples):
         raise AudioError(f"{name}: holds no samples (zero length); leave it out")
-    peak = float(np.abs(samples).max())
+    peak = max(float(samples.max()), -float(samples.min()))  # both are NaN where a sample is
     if not np.isfinite(peak):
         raise AudioError(f"{name}: holds samples that are not numbers (NaN or infinite); make the file again")
     if peak > MAX_AMPLITUDE:

@@ -136,46 +136,48 @@ def _decode_body(
     _require(0 < frames <= MAX_FRAMES and 0 < distinct <= min(num_units, runs), "impossible header")
     raw = _inflate(body, 2 * (distinct + runs), frames)
     numbers, rest = _read_varints(raw, 2 * (distinct + runs))
-    unit_gaps, run_counts, gaps, lengths = np.split(numbers, [distinct, 2 * distinct, 2 * distinct + runs])
-    units, run_counts, lengths = np.cumsum(unit_gaps + 1) - 1, run_counts + 1, lengths + 1
+    unit_gaps, run_counts = numbers[:distinct], numbers[distinct : 2 * distinct] + 1
+    gaps, lengths = numbers[2 * distinct : 2 * distinct + runs], numbers[2 * distinct + runs :] + 1
+    units = unit_gaps.cumsum() + np.arange(distinct)
     entries = int(lengths.sum())
     _require(len(rest) == entries + frames, "wrong length")
     _require(units[-1] < num_units and int(run_counts.sum()) == runs, "impossible units")
 
     # frame of each run's first entry: gaps and lengths added up from the unit's first run on
-    ends = np.cumsum(gaps + lengths)
-    first_runs = np.cumsum(run_counts) - run_counts
-    ends -= np.repeat((ends - gaps - lengths)[first_runs], run_counts)
+    ends = (gaps + lengths).cumsum()
+    first_runs = run_counts.cumsum() - run_counts
+    ends -= (ends - gaps - lengths)[first_runs].repeat(run_counts)
     _require(ends.max() <= frames, "impossible frames")
     starts = ends - lengths
-    counts = np.cumsum(np.bincount(starts, minlength=frames)[:frames] - np.bincount(ends, minlength=frames)[:frames])
+    counts = (np.bincount(starts, minlength=frames)[:frames] - np.bincount(ends, minlength=frames)[:frames]).cumsum()
     _require(counts.min() > 0 and counts.max() <= MAX_KEPT, "a frame without units or with too many")
 
     # codes: changes added up within each run, modulo 256
-    run_starts = np.cumsum(lengths) - lengths
+    run_starts = lengths.cumsum() - lengths
     is_first = np.zeros(entries, bool)
     is_first[run_starts] = True
     codes = np.empty(entries, np.uint8)
     codes[run_starts] = rest[:runs]
     codes[np.flatnonzero(~is_first)] = rest[runs:entries]
-    codes = np.cumsum(codes, dtype=np.uint8)
-    codes -= np.repeat(codes[run_starts] - rest[:runs], lengths)
-    tails = np.cumsum(rest[entries:], dtype=np.uint8)
+    codes = codes.cumsum(dtype=np.uint8)
+    run = np.arange(runs).repeat(lengths)
+    codes -= (codes[run_starts] - rest[:runs])[run]
+    tails = rest[entries:].cumsum(dtype=np.uint8)
     _require(codes.min() > 0, "an entry of no probability")
 
     # one sort orders all: by frame, then by falling code, then by unit
     bits = (num_units - 1).bit_length()
     kind = _key_type(frames.bit_length(), bits)
-    run_keys = ((starts - run_starts) << (bits + 8)) + np.repeat(units, run_counts)
-    keys = np.repeat(run_keys.astype(kind), lengths)  # some are below 0: unsigned integers add up all the same
+    run_keys = ((starts - run_starts) << (bits + 8)) + units.repeat(run_counts)
+    keys = run_keys.astype(kind)[run]  # some are below 0: unsigned integers add up all the same
     keys += np.arange(entries, dtype=kind) << (bits + 8)
     keys |= (~codes).astype(kind) << bits
     keys.sort()
     codes = ~(keys >> bits).astype(np.uint8)
     power = 2 if levels else 1
     tail_squares = tails.astype(np.int64) ** 2
-    totals = np.add.reduceat(codes.astype(np.int32) ** power, np.cumsum(counts) - counts) + tail_squares
-    log_probs = (power * _LOGS).take(codes) - np.repeat(np.log(totals), counts)
+    totals = np.add.reduceat(codes.astype(np.int32) ** power, counts.cumsum() - counts) + tail_squares
+    log_probs = (power * _LOGS).take(codes) - np.log(totals).repeat(counts)
     return SparsePosteriors(
         counts.astype(np.uint8),
         (keys & ((1 << bits) - 1)).astype(np.int32),
@@ -262,9 +264,13 @@ def _read_varints(raw: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
     end = int(lasts[-1]) + 1
     values = data[lasts].astype(np.int64)
     if end > count:
-        long = np.flatnonzero(np.diff(lasts, prepend=-1) > 1)
+        before = np.empty_like(lasts)
+        before[0], before[1:] = -1, lasts[:-1]
+        long = np.flatnonzero(lasts - before > 1)
         places = lasts[long]
         for _ in range(1, _VARINT_BYTES):
+            if not len(long):
+                break
             places -= 1
             values[long] = (values[long] << 7) | (data[places] & 0x7F)
             more = (places > 0) & (data[places - 1] >= 0x80)

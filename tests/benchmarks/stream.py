@@ -237,6 +237,7 @@ def main() -> None:
         ):  # fmt: skip
             readers: dict[str, Callable[[], Read]] = {"asr_kd": mine}
             for read, peer in peers:
+
                 def again(read=read, where=folder / f"{peer}-{sound}", sound=sound, compute=compute):  # noqa: ANN202
                     return with_features(read(where, sound)) if compute else read(where, sound)
 
@@ -248,7 +249,9 @@ def main() -> None:
                 for _ in range(arguments.turns)
             ]
             for reader in readers:
-                ratios = [turn[reader] / max(speed for other, speed in turn.items() if other != "asr_kd") for turn in turns]
+                ratios = [
+                    turn[reader] / max(speed for other, speed in turn.items() if other != "asr_kd") for turn in turns
+                ]
                 rows.append({
                     "name": f"{reader}, {what}",
                     "utterances_per_second": round(statistics.median(turn[reader] for turn in turns)),
