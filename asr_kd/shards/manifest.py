@@ -85,7 +85,7 @@ class Transcripts:
     """
 
     def __init__(self, path: Place | str) -> None:
-        self._texts = _database("CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
+        self._texts = _database("CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID").cursor()
         self._texts.executemany("INSERT INTO texts VALUES (?, ?)", _texts(place(path)))
 
     def get(self, key: str) -> str | None:

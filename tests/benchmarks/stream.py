@@ -238,7 +238,7 @@ def main() -> None:
             readers: dict[str, Callable[[], Read]] = {"asr_kd": mine}
             for read, peer in peers:
 
-                def again(read=read, where=folder / f"{peer}-{sound}", sound=sound, compute=compute):  # noqa: ANN202
+                def again(read=read, where=folder / f"{peer}-{sound}", sound=sound, compute=compute):
                     return with_features(read(where, sound)) if compute else read(where, sound)
 
                 readers[{"webdataset": "WebDataset, 3 members", "shar": "Lhotse Shar"}[peer]] = again
