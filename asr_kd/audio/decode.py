@@ -162,7 +162,7 @@ def _check_length(found: int, length: int, rate: int, extension: str, name: str)
 
 def _mono(samples: np.ndarray, name: str) -> np.ndarray:
     """The mean of the channels of float32 [samples, channels], once they are numbers of a sensible size."""
-    peak = float(np.abs(samples).max(initial=0.0))
+    peak = max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))  # both are NaN where a sample is
     if not np.isfinite(peak):
         raise AudioError(f"{name}: holds samples that are not numbers (NaN or infinite); make the file again")
     if peak > MAX_AMPLITUDE:

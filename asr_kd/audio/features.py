@@ -18,7 +18,7 @@ PRIOR_MEAN, PRIOR_HOPS = -6.0, 50
 LOG_SCALE = 3.0
 # Frames of the exponential mean that are computed at once.
 MEAN_BLOCK = 100
-# Hops whose mel energies are computed at once.
+# Hops whose mel energies are computed at once: their spectra stay in a processor's cache, and memory is not asked for in megabytes.
 HOP_BLOCK = 64
 
 
@@ -127,13 +127,14 @@ class Frontend:
 
         The filters are applied in blocks of rows in their places, since a matrix product of another shape rounds otherwise.
         """
-        spectrum = np.fft.rfft(windows * self._taper, self.fft)
-        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
         before = position % HOP_BLOCK
-        blocks = -(-(before + len(power)) // HOP_BLOCK)
-        padded = np.zeros((blocks, HOP_BLOCK, power.shape[1]), np.float32)
-        padded.reshape(-1, power.shape[1])[before : before + len(power)] = power
-        energy = np.concatenate([block @ self._filters for block in padded])[before : before + len(power)]
+        energy = np.empty((len(windows), self._filters.shape[1]), np.float32)
+        block = np.zeros((HOP_BLOCK, self.fft // 2 + 1), np.float32)
+        for start in range(-before, len(windows), HOP_BLOCK):
+            first, last = max(start, 0), min(start + HOP_BLOCK, len(windows))
+            spectrum = np.fft.rfft(windows[first:last] * self._taper, self.fft)
+            block[first - start : last - start] = spectrum.real**2 + spectrum.imag**2
+            energy[first:last] = (block @ self._filters)[first - start : last - start]
         return np.log(energy + np.float32(LOG_FLOOR))
 
 

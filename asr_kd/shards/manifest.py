@@ -74,12 +74,39 @@ def read_transcripts(path: Place | str) -> dict[str, str]:
     Raises:
         UserError: naming the file and the line, as `read_manifest`.
     """
-    texts = {}
-    for where, value, key in _unique(place(path), "file of transcripts"):
+    return dict(_texts(place(path)))
+
+
+class Transcripts:
+    """The same for as many utterances as there may be: they lie in a temporary database that spills to the disk.
+
+    Raises:
+        UserError: as `read_transcripts`.
+    """
+
+    def __init__(self, path: Place | str) -> None:
+        self._texts = _database("CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID").cursor()
+        self._texts.executemany("INSERT INTO texts VALUES (?, ?)", _texts(place(path)))
+
+    def get(self, key: str) -> str | None:
+        """The text of an utterance, if there is one."""
+        found = self._texts.execute("SELECT text FROM texts WHERE key = ?", (key,)).fetchone()
+        return found and found[0]
+
+
+def _texts(path: Place) -> Iterator[tuple[str, str]]:
+    for where, value, key in _unique(path, "file of transcripts"):
         if not isinstance(value.get("text"), str):
             raise UserError(f"{where}: `text` must be text, not {_shown(value.get('text'))}")
-        texts[key] = value["text"]
-    return texts
+        yield key, value["text"]
+
+
+def _database(table: str) -> sqlite3.Connection:
+    """A temporary one, in memory while it is small."""
+    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA journal_mode = OFF")
+    database.execute(table)
+    return database
 
 
 def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> None:
@@ -92,9 +119,7 @@ def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> No
 def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Where, object without its key, and key of every line."""
     # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
-    with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as seen:
-        seen.execute("PRAGMA journal_mode = OFF")
-        seen.execute("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+    with contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen:
         for number, value in _lines(path, what):
             where = f"{path}, line {number}"
             audio = value.get("audio")

@@ -21,10 +21,15 @@ from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
-from asr_kd.shards.manifest import check_key
+from asr_kd.shards.manifest import KEY_BYTES, check_key
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
+#: header of a plain file in which nothing is unusual: name, size and checksum, and fields that do not matter here
+_PLAIN = re.compile(rb"(.{100}).{24}([0-7]{11})\0.{12}([0-7]{6})\0 0.{100}ustar\x0000.{80}\0.{166}", re.DOTALL)
+_EXTENSION = re.compile(r"[A-Za-z0-9]+(\.[A-Za-z0-9]+)*")
+#: a name of a member that is certainly right
+_NAME = re.compile(rf"([A-Za-z0-9_-]{{1,{KEY_BYTES}}})\.({_EXTENSION.pattern})")
 
 
 @dataclass
@@ -94,17 +99,16 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
     remedy = "fetch or make this shard again"
     end = 0
     try:
-        tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8")  # noqa: SIM115 — `file` is closed by the caller
-        while member := tar.next():
-            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            check_name(member.name, f"{path}: the member")
-            if not member.isreg() or member.issparse():
-                raise UserError(f"{path}: the member {member.name} is not a plain file; {remedy}")
+        for name, length, plain in _headers(file):
+            start = file.tell()
+            end = start + -(-length // BLOCK) * BLOCK
+            check_name(name, f"{path}: the member")
+            if not plain:
+                raise UserError(f"{path}: the member {name} is not a plain file; {remedy}")
             if end > size:
-                raise UserError(f"{damaged} ({member.name} needs {end - size} bytes more); {remedy}")
-            file.seek(member.offset_data)
-            yield member.name, file.read(member.size)
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+                raise UserError(f"{damaged} ({name} needs {end - size} bytes more); {remedy}")
+            yield name, file.read(length)
+            file.seek(end)
     except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError, EOFError) as error:
         raise UserError(f"{damaged} ({error}); {remedy}") from None
     # tarfile takes a damaged header or a cut for the end; a whole tar ends in two blocks of zeros, and nothing else
@@ -118,6 +122,33 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
         raise UserError(f"{damaged} (the end of the archive is missing); {remedy}")
 
 
+def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool]]:
+    """Of each member of a tar its name, its size and whether it is a plain file.
+
+    The file stands where the member's content begins when this yields, and must stand at the next header when this goes on.
+    """
+    while True:
+        at = file.tell()
+        header = file.read(BLOCK)
+        if header == bytes(BLOCK):
+            return
+        # What we write is read here, in a fifth of the time that tarfile takes; whatever else a tar may hold, there.
+        fields = _PLAIN.fullmatch(header)
+        if (
+            not fields
+            or sum(header) - sum(header[148:156]) + 8 * ord(" ") != int(fields[3], 8)
+            or not fields[1].isascii()
+        ):
+            break
+        yield fields[1].partition(b"\0")[0].decode("ascii"), int(fields[2], 8), True
+    file.seek(at)
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+        while member := tar.next():
+            file.seek(member.offset_data)
+            yield member.name, member.size, member.isreg() and not member.issparse()
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+
+
 def check_name(name: str, where: str) -> tuple[str, str]:
     """Split the name of a member at its first dot.
 
@@ -127,9 +158,11 @@ def check_name(name: str, where: str) -> tuple[str, str]:
     Raises:
         UserError: when it is not `<key>.<extension>`: names of members are keys, never paths.
     """
+    if plain := _NAME.fullmatch(name):
+        return plain[1], plain[2]
     key, _, extension = name.partition(".")
     check_key(key, f"{where} {name!a}")
-    if not re.fullmatch(r"[A-Za-z0-9]+(\.[A-Za-z0-9]+)*", extension):
+    if not _EXTENSION.fullmatch(extension):
         raise UserError(f"{where} {name!a}: must be named <key>.<extension>, with no dot in the key")
     return key, extension
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
@@ -14,12 +15,14 @@ from asr_kd.config import FeatureSettings, Settings, build
 from asr_kd.errors import UserError
 from asr_kd.files import Place, hash_json, names_in, parse_json, place, sha256_file
 from asr_kd.shards.tarset import Sample, first_member, read_members, read_shard, write_members
-from asr_kd.targets.codec import decode, encode
+from asr_kd.targets.codec import decode_all, encode
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import from_text, prior_of
 
 VERSION = 2
 METADATA, SUFFIX = "metadata.json", ".target"
+#: soft targets that are decoded at a time
+TOGETHER = 16
 
 
 class CodecDescription(Settings):
@@ -265,19 +268,26 @@ def _targets(
     seen: set[str] = set()
     frames = 0
     digest = hashlib.sha256()
-    for name, data in members:
-        key = name.removesuffix(SUFFIX)
-        if key == name or key in seen or key in metadata.quarantined:
-            raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
-        seen.add(key)
-        _count_in(digest, key, data)
-        target = decode(data, f"{path}: {key}")
-        if target.num_units != metadata.num_units:
-            raise UserError(
-                f"{path}: {key}: {target.num_units} units, its shard has {metadata.num_units}; label the audio again"
-            )
-        frames += target.frames
-        yield key, target
+
+    def encoded() -> Iterator[tuple[str, bytes]]:
+        for name, data in members:
+            key = name.removesuffix(SUFFIX)
+            if key == name or key in seen or key in metadata.quarantined:
+                raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
+            seen.add(key)
+            _count_in(digest, key, data)
+            yield key, data
+
+    whole = encoded()
+    while some := list(itertools.islice(whole, TOGETHER)):
+        targets = decode_all([(f"{path}: {key}", data) for key, data in some])
+        for (key, _), target in zip(some, targets, strict=True):
+            if target.num_units != metadata.num_units:
+                raise UserError(
+                    f"{path}: {key}: {target.num_units} units, its shard has {metadata.num_units}; label the audio again"
+                )
+            frames += target.frames
+            yield key, target
     expected = metadata.statistics
     if (len(seen), frames) != (expected.utterances, expected.frames):
         raise UserError(

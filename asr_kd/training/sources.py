@@ -19,7 +19,7 @@ from asr_kd.audio.noise import check_noise_files
 from asr_kd.config import ChunkSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
-from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.manifest import Transcripts
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, bucketed, load_features, map_ordered
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -117,7 +117,7 @@ class Source:
         self.plan = self.settings.phases[self.phase].sources[self.index]
         self.chunks = self.settings.phases[self.phase].chunks
         self.shards = read_index(self.plan.audio).filled
-        self.transcripts = read_transcripts(self.plan.transcripts) if self.plan.transcripts else None
+        self.transcripts = Transcripts(self.plan.transcripts) if self.plan.transcripts else None
         self.seconds = self.shards.seconds * self.plan.repeat
         self.utterances = self.shards.samples * self.plan.repeat
         if self.plan.augment.noise and self.plan.augment.noise.folder:

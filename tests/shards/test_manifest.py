@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_kd.errors import UserError
-from asr_kd.shards.manifest import check_key, read_manifest, read_transcripts, write_transcripts
+from asr_kd.shards.manifest import Transcripts, check_key, read_manifest, read_transcripts, write_transcripts
 
 
 def test_reads_lines_with_paths_from_the_manifests_folder(tmp_path: Path) -> None:
@@ -96,6 +96,8 @@ def test_transcripts_round_trip(tmp_path_factory: pytest.TempPathFactory, texts:
     path = tmp_path_factory.getbasetemp() / "texts.jsonl"
     write_transcripts(path, texts.items())
     assert read_transcripts(path) == texts
+    found = Transcripts(path)
+    assert {key: found.get(key) for key in texts} == texts and found.get("no key") is None
 
 
 def test_bad_transcripts_are_named(tmp_path: Path) -> None:
@@ -109,6 +111,8 @@ def test_bad_transcripts_are_named(tmp_path: Path) -> None:
         path.write_text('{"key": "a", "text": "one"}\n' + line)
         with pytest.raises(UserError, match=message):
             read_transcripts(path)
+        with pytest.raises(UserError, match=message):
+            Transcripts(path)
     with pytest.raises(UserError, match="no such file of transcripts"):
         read_transcripts(tmp_path / "missing")
 

@@ -105,6 +105,19 @@ def test_anything_round_trips(tmp_path_factory: pytest.TempPathFactory, samples:
     assert list(read_shard(path)) == samples and info.samples == len(samples)
 
 
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_other_writers_are_read(tmp_path: Path, kind: int) -> None:
+    path, long = tmp_path / "other.tar", "c" * (180 if kind != tarfile.USTAR_FORMAT else 90)
+    members = [("a.wav", b"x" * 700), ("a.json", b"{}"), (f"{long}.wav", b""), (f"{long}.json", b"{}"), ("d.wav", b"y")]
+    with tarfile.open(path, "w", format=kind) as tar:
+        for number, (name, data) in enumerate(members):
+            header = tarfile.TarInfo(name)
+            header.size, header.mode, header.uid, header.uname = len(data), 0o600, 1000, "speaker"
+            header.mtime = 1.5 if number == 1 and kind == tarfile.PAX_FORMAT else 1_700_000_000
+            tar.addfile(header, io.BytesIO(data))
+    assert list(read_members(path)) == members
+
+
 def test_every_truncation_is_found(shard: Path) -> None:
     data = shard.read_bytes()
     cut = shard.with_name("cut.tar")

@@ -213,6 +213,33 @@ def test_mutated_bytes_are_refused(data: st.DataObject) -> None:
         codec.decode(bytes(bad), "utt-1")
 
 
+def same(one: SparsePosteriors, other: SparsePosteriors) -> bool:
+    arrays = zip(
+        (one.counts, one.units, one.log_probs, one.tail),
+        (other.counts, other.units, other.log_probs, other.tail),
+        strict=True,
+    )
+    return one.num_units == other.num_units and all(
+        a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in arrays
+    )
+
+
+@given(st.lists(any_posteriors(), max_size=5), st.booleans())
+def test_several_are_decoded_as_each_by_itself(several: list[SparsePosteriors], of_one_kind: bool) -> None:
+    if of_one_kind:
+        several = [one for one in several if one.num_units == several[0].num_units]
+    members = [(f"utt-{number}", codec.encode(one)) for number, one in enumerate(several)]
+    for (name, data), target in zip(members, codec.decode_all(members), strict=True):
+        assert same(target, codec.decode(data, name))
+
+
+def test_the_damaged_one_of_several_is_named() -> None:
+    good = codec.encode(posteriors_like_speech(20, 50, 1))
+    too_long = forge(bytes([0, 0, 0, 30, 1]) + bytes(30 + 20), version=2)  # a run of 31 frames in an utterance of 20
+    with pytest.raises(UserError, match="utt-1: damaged \\(impossible frames\\)"):
+        codec.decode_all([("utt-0", good), ("utt-1", too_long), ("utt-2", good)])
+
+
 def forge(raw: bytes, **header: int) -> bytes:
     """A message with a right checksum around whatever is inside."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)

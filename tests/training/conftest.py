@@ -59,16 +59,24 @@ def soft_target(item: Sample, units: Units, doubt: float = 0.02, frame_ms: int =
 
 
 def write_targets(
-    folder: Path, audio: str, units: Units, leave_out: tuple[str, ...] = (), doubt: float = 0.02, **changes: Any
+    folder: Path,
+    audio: str,
+    units: Units,
+    leave_out: tuple[str, ...] = (),
+    doubt: float = 0.02,
+    target: SparsePosteriors | None = None,
+    **changes: Any,
 ) -> str:
+    """Soft targets of an audio set; `target`, where it is given, for all utterances."""
     folder.mkdir(parents=True)
     frame_ms = changes.get("frame_ms", 30)
     for number, info in enumerate(read_index(Path(audio))):
-        pairs = [(item.key, soft_target(item, units, doubt, frame_ms)) for item in read_shard(Path(audio) / info.name)]
+        samples = read_shard(Path(audio) / info.name)
+        pairs = [(item.key, target or soft_target(item, units, doubt, frame_ms)) for item in samples]
         pairs = [(key, target) for key, target in pairs if key not in leave_out]
-        kept = 1.0 - float(np.concatenate([target.tail for _, target in pairs]).mean())
+        kept = 1.0 - float(np.concatenate([one.tail for _, one in pairs]).mean())
         statistics = {
-            "utterances": len(pairs), "frames": sum(target.frames for _, target in pairs), "audio_seconds": info.seconds,
+            "utterances": len(pairs), "frames": sum(one.frames for _, one in pairs), "audio_seconds": info.seconds,
             "entries_per_frame": 3.0, "bytes_per_frame": 4.0, "mean_kept_mass": kept, "mean_kl": 0.0, "worst_kl": 0.0,
             "top1_kept": 1.0,
         }  # fmt: skip

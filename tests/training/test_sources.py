@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,11 @@ import torch
 
 from asr_kd.config import TrainSettings, build
 from asr_kd.errors import UserError
-from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
+from asr_kd.shards.manifest import write_transcripts
+from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.training.batches import Batch, Lane, PhaseStream
 from asr_kd.units import Units
+from tests.training.conftest import sample, soft_target, write_audio, write_targets
 
 Job = Callable[..., TrainSettings]
 
@@ -206,3 +210,50 @@ def test_the_draws_of_a_block_do_not_depend_on_the_blocks_before(job: Job, units
     stream = PhaseStream(settings, 0, units)
     lengths = [len(batch.lengths) for batch in stream.batches(stream.start(), 0) if batch is not None]
     assert sum(lengths) == 30 and np.mean(lengths) >= 1
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, units: Units) -> Path:
+    """1,600 alike utterances of as many speakers in 40 shards, with soft targets."""
+    folder = tmp_path_factory.mktemp("many")
+    sound = sample("", "a", 0)
+    target = soft_target(sound, units)
+    shards = [
+        [Sample(f"utterance-{40 * shard + one:06d}", sound.audio, "flac", {**sound.fields, "speaker": f"{shard}-{one}"}) for one in range(40)]
+        for shard in range(40)
+    ]  # fmt: skip
+    audio = write_audio(folder / "audio", shards)
+    write_targets(folder / "targets", audio, units, target=target)
+    return folder
+
+
+def test_memory_does_not_grow_with_the_data(job: Job, units: Units, many: Path, tmp_path: Path) -> None:
+    infos = read_index(many / "audio")
+
+    def memory(utterances: int) -> int:
+        """Bytes that are held by a stream of so many utterances when its last block begins."""
+        audio, texts = tmp_path / f"audio-{utterances}", tmp_path / f"texts-{utterances}"
+        audio.mkdir(exist_ok=True)
+        for info in infos[: utterances // 40]:
+            (audio / info.name).unlink(missing_ok=True)
+            (audio / info.name).symlink_to(many / "audio" / info.name)
+        write_index(audio, infos[: utterances // 40])
+        write_transcripts(texts, ((f"utterance-{number:06d}", "a") for number in range(utterances)))
+        source = {"audio": str(audio), "targets": str(many / "targets"), "transcripts": str(texts), "ctc": 1.0}
+        settings = job(source=source, phase={"passes": 1}, bucket_utterances=80, batch_frames=400, missing_mass="prior")
+        gc.collect()
+        tracemalloc.start()
+        try:
+            stream = PhaseStream(settings, 0, units)
+            for batch in stream.batches(stream.start(), 0):
+                assert batch is not None
+                cursor = batch.after.cursors[0]
+                if (cursor.block, cursor.batch) == (utterances // 80 - 1, 1):
+                    gc.collect()
+                    return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        raise AssertionError("the last block was not read")
+
+    few, more = memory(400), memory(1600)
+    assert more - few < 50 * 1200  # to remember a key takes 70 bytes and more
