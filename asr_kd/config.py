@@ -553,6 +553,21 @@ class PhaseSettings(Settings):
         return self
 
 
+class AverageSettings(Settings):
+    """Scored checkpoints whose mean is scored at the end of a run, and kept when it is the best of all."""
+
+    last: Annotated[int, Field(ge=2)] | None = Field(None, description="so many that were scored last; this or best")
+    best: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="so many with the lowest WER on the development set"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> AverageSettings:
+        if bool(self.last) == bool(self.best):
+            raise ValueError("give last or best, one of the two")
+        return self
+
+
 class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
@@ -588,6 +603,9 @@ class TrainSettings(Settings):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="decay a step of an exponential moving average of the weights, scored and kept in their place; 0: none",
+    )
+    average: AverageSettings | None = Field(
+        None, description="checkpoints of the run whose mean is tried at its end; null: none"
     )
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     feature_cache: str | None = Field(

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.errors import UserError
 from asr_kd.files import write_whole
+from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.distributed.ranks import Ranks, total
 
@@ -30,7 +31,8 @@ class Position:
 
     Attributes:
         cycle, phase: of the schedule; turn: the lane whose batch is next; lanes: of each phase, where each lane stands.
-        scored: the step that was scored last; world: processes that trained.
+        scored: the step that was scored last; kept: those whose weights lie beside the state, to be averaged.
+        world: processes that trained.
     """
 
     cycle: int = 0
@@ -45,6 +47,7 @@ class Position:
     best_loss: float = float("inf")
     finished: bool = False
     lanes: list[list[Lane]] = field(default_factory=list)
+    kept: list[Scored] = field(default_factory=list)
 
 
 def save_state(
@@ -149,6 +152,7 @@ def _read(path: Path) -> tuple[Position, dict[str, Tensor]]:
                 f"{path}: not a training state of this version of asr_kd; remove the run's folder and start again"
             )
         described["lanes"] = [[Lane.from_json(lane) for lane in lanes] for lanes in described["lanes"]]
+        described["kept"] = [Scored(**one) for one in described.get("kept", [])]
         return Position(**described), tensors
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None

@@ -25,9 +25,10 @@ from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
+from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of, remove_others
 from asr_kd.training.batches import Batch, Lane, PhaseStream
 from asr_kd.training.checkpoints import STATE, Position, load_state, save_state
-from asr_kd.training.development import score_development
+from asr_kd.training.development import Development, score_development
 from asr_kd.training.distributed import make_exchange
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks, gather, joined, total
@@ -64,8 +65,9 @@ def train(settings: TrainSettings) -> None:
     """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
 
     Writes into `settings.output`: `best/`, the checkpoint with the lowest WER on the development set;
-    `last/state.safetensors`, from which an interrupted run resumes; `metrics.jsonl`; TensorBoard events. Started by
-    `torchrun`, several processes train one network (`settings.distributed`); they share the folder.
+    `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
+    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network (`settings.distributed`);
+    they share the folder.
 
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
@@ -100,6 +102,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     saved = None
     if (run / STATE).exists():
         learner.position, saved = load_state(run, ranks, model, optimizer, learner.average)
+        if ranks.first:
+            remove_others(run, learner.position.kept)
         if learner.position.finished:
             if ranks.first:
                 print(
@@ -132,6 +136,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
             if position.phase == len(streams):
                 position.phase, position.cycle = 0, position.cycle + 1
                 position.finished = position.cycle == settings.cycles
+                if position.finished and ranks.first and position.kept:
+                    _score_mean(learner, units, metrics, run)
             # The next phase goes on from the best weights, so that a phase can only help. They are in the saved state:
             # by the time it is read, `best` may be the next phase's.
             if not position.finished:
@@ -364,25 +370,50 @@ def _score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
     if not learner.ranks.first:
         return
     with learner.exchange.global_weights():
-        scored = learner.average.module if learner.average else learner.model
-        checkpoint = Checkpoint(scored, units, settings.features, settings.model, "")
-        scores = score_development(settings, checkpoint)
-        # the lower CTC loss decides between equal WERs: early on all are 100 %
-        if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
-            position.best_wer, position.best_loss = scores.wer, scores.loss
-            training = {
-                "step": position.step,
-                "audio_hours": position.audio_seconds / 3600,
-                "development_wer": scores.wer,
-                "settings": settings.model_dump(),
-            }
-            save_checkpoint(run / "best", scored, units, settings.features, settings.model, training)
+        model = learner.average.module if learner.average else learner.model
+        scores = _try(learner, model, units, run)
+        if settings.average and position.step:  # before the first step they are not of this run
+            now = Scored(position.step, scores.wer, scores.loss)
+            position.kept = chosen(settings.average, [*position.kept, now])
+            if now in position.kept:
+                _write(learner, model, units, folder_of(run, now), scores)
     metrics.add(
         position.step,
         audio_hours=round(position.audio_seconds / 3600, 4),
         development_wer=scores.wer,
         development_loss=scores.loss,
     )
+
+
+def _score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
+    """Score the mean of the checkpoints that are kept for it."""
+    kept = learner.position.kept
+    model = mean_of([folder_of(run, one) for one in kept]).to(learner.device)
+    scores = _try(learner, model, units, run, averaged=[one.step for one in kept])
+    metrics.add(learner.position.step, mean_wer=scores.wer, mean_loss=scores.loss)
+
+
+def _try(learner: Learner, model: nn.Module, units: Units, run: Path, **made: Any) -> Development:
+    """Score weights, and make them the run's best when they are; `made` says how they came about."""
+    settings, position = learner.settings, learner.position
+    scores = score_development(settings, Checkpoint(model, units, settings.features, settings.model, ""))
+    # the lower CTC loss decides between equal WERs: early on all are 100 %
+    if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
+        position.best_wer, position.best_loss = scores.wer, scores.loss
+        _write(learner, model, units, run / "best", scores, **made)
+    return scores
+
+
+def _write(learner: Learner, model: nn.Module, units: Units, folder: Path, scores: Development, **made: Any) -> None:
+    settings, position = learner.settings, learner.position
+    training = {
+        "step": position.step,
+        "audio_hours": position.audio_seconds / 3600,
+        "development_wer": scores.wer,
+        **made,
+        "settings": settings.model_dump(),
+    }
+    save_checkpoint(folder, model, units, settings.features, settings.model, training)
 
 
 def _save(learner: Learner, metrics: Metrics, run: Path) -> None:
@@ -395,6 +426,8 @@ def _save(learner: Learner, metrics: Metrics, run: Path) -> None:
             for lane, value in said.items():
                 position.lanes[phase][int(lane)] = Lane.from_json(value)
     save_state(run, ranks, learner.model, learner.optimizer, position, learner.average, learner.exchange.state_dict())
+    if ranks.first:
+        remove_others(run, position.kept)
 
 
 def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:

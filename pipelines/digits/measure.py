@@ -1,6 +1,8 @@
 """Measure the recipe: the pipeline with several seeds, and the distilled student on parts of the audio and other soft targets.
 
     .venv/bin/python pipelines/digits/measure.py --seeds 6
+    .venv/bin/python pipelines/digits/measure.py --seeds 0 --schedule-seeds 3   # other orders of the same audio
+    .venv/bin/python pipelines/digits/measure.py --seeds 0 --average-seeds 3    # other averages of the weights
 
 Prints the tables of README.md; everything already measured is kept in runs/ and not run again.
 """
@@ -35,6 +37,14 @@ MODES: dict[str, dict[str, Any]] = {
     "sampled-5": {"mode": "sampled", "draws": 5},
     "sampled-20": {"mode": "sampled", "draws": 20},
 }
+# what is made of a student's weights; without `ema_decay` they are those of single steps
+AVERAGES: dict[str, dict[str, Any]] = {
+    "none": {"ema_decay": 0.0},
+    "ema": {"ema_decay": 0.99},
+    "last-5": {"ema_decay": 0.0, "average": {"last": 5}},
+    "best-5": {"ema_decay": 0.0, "average": {"best": 5}},
+}
+AVERAGED = ("student-supervised", "student-distilled")
 
 
 def run_folder(seed: int) -> Path:
@@ -81,11 +91,83 @@ def measured_pipeline(modes: bool) -> dict[str, Any]:
     return pipeline
 
 
-def measure(seed: int, modes: bool) -> None:
+def schedules(phase: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of students that hear what the recipe's hears, each source as often, in another order.
+
+    Args:
+        phase: the recipe's only one.
+    """
+    unlabelled, labelled = phase["sources"]
+    passes, repeat = phase["passes"], labelled["repeat"]
+    # every frame by itself: chunks cannot learn spikes
+    by_frames = {name: value for name, value in unlabelled.items() if name != "spikes"}
+
+    def hear(passes: int, *sources: dict[str, Any], **rule: Any) -> dict[str, Any]:
+        return {**phase, "sources": list(sources), "passes": passes, **rule}
+
+    def often(times: int) -> dict[str, Any]:
+        return {**labelled, "repeat": times}
+
+    chunked = hear(passes // 2, by_frames, chunks={"frames": 32, "left": 16, "right": 8})
+    # a quarter of what is heard of the labelled audio
+    at_the_end = hear(passes, often(repeat // 4), learning_rate=0.001)
+    even = {"warmup": 0.0, "final_rate": 1.0}
+    return {
+        "labelled-first": {"phases": [hear(passes, often(repeat)), hear(passes, unlabelled)]},
+        "unlabelled-first": {"phases": [hear(passes, unlabelled), hear(passes, often(repeat))]},
+        "sub-epochs": {
+            "cycles": passes,
+            "cycle_decay": 0.8,
+            "phases": [hear(1, unlabelled, **even), hear(1, often(repeat), **even)],
+        },
+        "frames-then-spikes": {
+            "phases": [hear(passes // 2, by_frames), hear(passes // 2, unlabelled, often(2 * repeat))]
+        },
+        "chunked-then-full": {"phases": [chunked, hear(passes // 2, unlabelled, often(2 * repeat))]},
+        "batches-then-labelled": {"phases": [hear(passes, unlabelled, often(repeat * 3 // 4)), at_the_end]},
+        "chunked-then-full-then-labelled": {
+            "phases": [chunked, hear(passes // 2, unlabelled, often(repeat * 3 // 2)), at_the_end]
+        },
+    }
+
+
+def of_students(pipeline: dict[str, Any], students: dict[str, dict[str, Any]], report: str) -> dict[str, Any]:
+    """The stages that students need, the students (name: settings of `train`) and a report about them."""
+    needed = ("data", "units", "student-supervised", "alignment", "teacher", "soft-targets", "student-distilled")
+    stages = {name: pipeline["stages"][name] for name in needed}
+    for name, settings in students.items():
+        stages[name] = {"verb": "train", "settings": {**settings, "output": "${run}/" + name}}
+    systems = {name: "${run}/" + name for name in ["student-distilled", *students]}
+    settings = {"systems": systems, "audio": "${run}/data/test", "output": "${run}/" + report}
+    return {**pipeline, "stages": {**stages, report: {"verb": "eval", "settings": settings}}}
+
+
+def schedules_pipeline() -> dict[str, Any]:
+    """The distilled student with other schedules."""
+    pipeline = load_yaml(RECIPE)
+    recipe = pipeline["stages"]["student-distilled"]["settings"]
+    students = {
+        f"student-distilled-{name}": {**recipe, **other} for name, other in schedules(recipe["phases"][0]).items()
+    }
+    return of_students(pipeline, students, "report-schedules")
+
+
+def averages_pipeline() -> dict[str, Any]:
+    """The supervised and the distilled student with other averages of their weights, each scored every 50 steps."""
+    pipeline = load_yaml(RECIPE)
+    students = {
+        f"{kind}-{name}": {**pipeline["stages"][kind]["settings"], "evaluate_every": 50, **average}
+        for kind in AVERAGED
+        for name, average in AVERAGES.items()
+    }
+    return of_students(pipeline, students, "report-averages")
+
+
+def measure(seed: int, pipeline: dict[str, Any], name: str) -> None:
     """Run what is missing of a seed."""
-    file = run_folder(seed) / "measured.yaml"
+    file = run_folder(seed) / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(measured_pipeline(modes), sort_keys=False))
+    file.write_text(yaml.safe_dump(pipeline, sort_keys=False))
     words = ["run", str(file), f"seed={seed}", f"run={run_folder(seed)}"]
     subprocess.run([sys.executable, "-m", "asr_kd.cli", *words], check=True)
 
@@ -95,19 +177,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--mode-seeds", type=int, default=3, help="seeds in which other soft targets are tried too")
+    parser.add_argument("--schedule-seeds", type=int, default=0, help="seeds in which other schedules are tried")
+    parser.add_argument(
+        "--average-seeds", type=int, default=0, help="seeds in which other averages of weights are tried"
+    )
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
     tried = range(min(arguments.mode_seeds, arguments.seeds))
     for seed in seeds:
-        measure(seed, seed in tried)
-    systems = [read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds]
-    variants = [read_json(run_folder(seed) / "report-variants" / "report.json")["systems"] for seed in seeds]
-    print_systems(systems)
-    print_parts(systems, variants)
-    print_stages()
-    if tried:
-        print_modes(tried, systems, variants)
-        print_conditions(tried)
+        measure(seed, measured_pipeline(seed in tried), "measured")
+    for seed in range(arguments.schedule_seeds):
+        measure(seed, schedules_pipeline(), "schedules")
+    for seed in range(arguments.average_seeds):
+        measure(seed, averages_pipeline(), "averages")
+    if seeds:
+        systems = [read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds]
+        variants = [read_json(run_folder(seed) / "report-variants" / "report.json")["systems"] for seed in seeds]
+        print_systems(systems)
+        print_parts(systems, variants)
+        print_stages()
+        if tried:
+            print_modes(tried, systems, variants)
+            print_conditions(tried)
+    if arguments.schedule_seeds:
+        names = [
+            "",
+            *(
+                f"-{name}"
+                for name in schedules(load_yaml(RECIPE)["stages"]["student-distilled"]["settings"]["phases"][0])
+            ),
+        ]
+        print_students(
+            [f"student-distilled{name}" for name in names], "report-schedules", range(arguments.schedule_seeds)
+        )
+    if arguments.average_seeds:
+        names = [f"{kind}-{name}" for kind in AVERAGED for name in AVERAGES]
+        print_students(names, "report-averages", range(arguments.average_seeds))
 
 
 def print_systems(reports: list[dict[str, Any]]) -> None:
@@ -190,6 +295,27 @@ def print_conditions(seeds: range) -> None:
     for system, counts in errors.items():
         print(
             f"| {system} | " + " | ".join(f"{100 * counts[one][0] / counts[one][1]:.1f}" for one in conditions) + " |"
+        )
+
+
+def print_students(names: list[str], report: str, seeds: range) -> None:
+    """WER of students on the development set, by which each chose its checkpoint, and on the test set."""
+    print(
+        f"\n| student | steps | audio hours | development WER %, mean of {len(seeds)} seeds | each seed | test WER %, mean | each seed |"
+        "\n|---|---|---|---|---|---|---|"
+    )
+    reports = [read_json(run_folder(seed) / report / "report.json")["systems"] for seed in seeds]
+    for name in names:
+        development = [
+            read_json(run_folder(seed) / name / "best" / "checkpoint.json")["training"]["development_wer"]
+            for seed in seeds
+        ]
+        lines = [json.loads(line) for line in (run_folder(0) / name / "metrics.jsonl").read_text().splitlines()]
+        last = [line for line in lines if "audio_hours" in line][-1]
+        test = [one[name]["wer"] for one in reports]
+        print(
+            f"| {name} | {last['step']:,} | {last['audio_hours']:.2f} | {100 * statistics.mean(development):.2f} | "
+            f"{each(development)} | {100 * statistics.mean(test):.2f} | {each(test)} |"
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from asr_kd.errors import UserError
+from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.checkpoints import FORMAT, STATE, Position, load_state, save_state
 from asr_kd.training.distributed.ranks import Ranks
@@ -43,6 +44,7 @@ POSITION = Position(
     best_wer=0.5,
     best_loss=1e-9,
     lanes=[[Lane(3, [Cursor(number=2, shard=1, item=4, seconds=0.25, unused=1)])], [Lane(), Lane(0, [Cursor()])]],
+    kept=[Scored(20, 0.5, 1e-9), Scored(40, 1.0, 0.25)],
 )
 
 

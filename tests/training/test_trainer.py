@@ -56,7 +56,7 @@ def rewritten(audio: str, folder: Path, change: Callable[[list[Sample]], object]
 
 
 def two_phases(job: Job, **changes: Any) -> TrainSettings:
-    """All that a resume must get right: two phases, two passes, two sources, a repeated one, masks, noise, dropout."""
+    """All that a resume must get right: two phases, two passes, two sources, a repeated one, masks, noise, dropout, an average."""
     source = job().phases[0].sources[0].model_dump()
     mixed = {
         "sources": [
@@ -65,7 +65,8 @@ def two_phases(job: Job, **changes: Any) -> TrainSettings:
         ],
         "passes": 1, "learning_rate": 0.01,
     }  # fmt: skip
-    return job(phases=[{"sources": [source], "passes": 2, "learning_rate": 0.01}, mixed], **changes)
+    phases = [{"sources": [source], "passes": 2, "learning_rate": 0.01}, mixed]
+    return job(phases=phases, average={"best": 2}, **changes)
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def cycles(job: Job) -> TrainSettings:
     }
     carried = {"sources": [source], "passes": 1, "chunks": {"frames": 9, "carry": True}, "frozen": ["output"]}
     phases = [sliced, carried, {"sources": [{**source, "targets": None, "soft": 0.0, "ctc": 1.0}], "passes": 1}]
-    return job(phases=phases, cycles=2, cycle_decay=0.5, lanes=2, ema_decay=0.9)
+    return job(phases=phases, cycles=2, cycle_decay=0.5, lanes=2, ema_decay=0.9, average={"last": 3})
 
 
 @pytest.mark.parametrize("schedule", [two_phases, cycles])
@@ -296,6 +297,54 @@ def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, mo
         expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
     for name, weight in best.model.state_dict().items():
         torch.testing.assert_close(weight, expected[name])
+
+
+@pytest.mark.parametrize("wanted", [{"last": 2}, {"best": 2}])
+def test_the_mean_of_checkpoints_is_kept_when_it_is_best(
+    job: Job, fickle: None, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, int]
+) -> None:
+    seen: list[tuple[float, int, dict[str, torch.Tensor]]] = []
+    real = trainer.score_development
+
+    def recording(settings: TrainSettings, learner: Checkpoint) -> Development:
+        scores = real(settings, learner)
+        weights = {name: weight.clone() for name, weight in learner.model.state_dict().items()}
+        seen.append((scores.loss, len(seen), weights))
+        return Development(0.0, 0.0) if len(seen) == 1 + scored + 1 else scores  # the mean is the best
+
+    settings = job(average=wanted, evaluate_every=2)
+    scored = 0
+    train(settings.model_copy(update={"output": settings.output + "-counted"}))
+    scored = sum("development_wer" in line for line in lines(Path(settings.output + "-counted"))) - 1
+    monkeypatch.setattr(trainer, "score_development", recording)
+    train(settings)
+    own = seen[1:-1]  # neither the start nor the mean
+    kept = own[-2:] if "last" in wanted else sorted(own)[:2]
+    best = load_checkpoint(settings.output)
+    steps = [line["step"] for line in lines(Path(settings.output)) if "development_wer" in line]
+    assert best.training["averaged"] == sorted(steps[number] for _, number, _ in kept)
+    for name, weight in best.model.state_dict().items():
+        torch.testing.assert_close(weight, (kept[0][2][name] + kept[1][2][name]) / 2)
+    folders = {path.name for path in (Path(settings.output) / "scored").iterdir()}
+    assert folders == {str(step) for step in best.training["averaged"]}
+    assert lines(Path(settings.output))[-1]["mean_wer"] == 0.0
+
+
+def test_a_mean_that_is_worse_is_not_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.mean_of
+
+    def broken(folders: list[Path]) -> torch.nn.Module:
+        model = real(folders)
+        for weight in model.parameters():
+            weight.detach().zero_()
+        return model
+
+    monkeypatch.setattr(trainer, "mean_of", broken)
+    settings = job(average={"last": 2})
+    train(settings)
+    *curve, mean = lines(Path(settings.output))
+    assert mean["mean_loss"] > min(line["development_loss"] for line in curve if "development_loss" in line)
+    assert "averaged" not in load_checkpoint(settings.output).training
 
 
 def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Units) -> None:
