@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
@@ -296,6 +297,18 @@ def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, mo
         expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
     for name, weight in best.model.state_dict().items():
         torch.testing.assert_close(weight, expected[name])
+
+
+def test_a_block_of_steps_counts_in_the_average_as_so_many_steps(job: Job) -> None:
+    settings = job(ema_decay=0.75)
+    model = torch.nn.Linear(1, 1)
+    learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=0.0), Exchange(model, Ranks()))
+    learner.average = AveragedModel(model)
+    trainer._average(learner, 50)  # the first weights are its beginning, however many steps led to them
+    before, after = model.weight.item(), model.weight.item() + 1
+    torch.nn.init.constant_(model.weight, after)
+    trainer._average(learner, 3)
+    assert learner.average.module.weight.item() == pytest.approx(after + 0.75**3 * (before - after))
 
 
 def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Units) -> None:
