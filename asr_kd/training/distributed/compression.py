@@ -2,8 +2,11 @@
 
 Threshold compression is N. Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015. Each rank keeps a
 residual r of every element. A step adds the gradient to it; each element that has reached the threshold t is sent as its place
-and its sign, in one 32-bit word, and +t or -t is taken from r. Nothing is dropped: what was not sent waits. Every rank adds up
-the words of all, element by element, and its gradient is t * (number of plus - number of minus) / N.
+and its sign, and +t or -t is taken from r. Nothing is dropped: what was not sent waits. Every rank adds up what all have sent,
+element by element, and its gradient is t * (number of plus - number of minus) / N.
+
+A place is sent as its distance from the one before, in 15 bits, with the sign in the 16th: half of a word that holds any place, and at a
+density of 0.2 % within 1.4 times of the entropy of such messages (11.4 bits an element), to which a code of varying length would come near.
 
 Two things are exact, not only close:
 
@@ -28,7 +31,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from asr_kd.config import PowerSgdSettings, ThresholdSettings
-from asr_kd.errors import UserError
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks, gather_uneven, total
 
@@ -38,9 +40,9 @@ DIGITS = 8
 GAIN = 1 / 16
 #: smallest adaptive threshold, for gradients that are zero throughout
 SMALLEST = 2.0**-64
-#: the bits of a word that hold a place; as a place, it stays free
-PLACE = 2**31 - 1
-#: the word of a rank whose residual is not finite
+#: the bits of a word that hold a distance; as a distance, it says: so many elements on, and nothing sent there
+FAR = 2**15 - 1
+#: the word of a rank whose residual is not finite: a `FAR` with a sign
 NOT_FINITE = -1
 
 
@@ -51,19 +53,28 @@ def round_threshold(threshold: float) -> float:
 
 
 def take_words(residual: Tensor, threshold: float) -> Tensor:
-    """Take ±`threshold` from every element of `residual` [elements] that has reached it, in place; say which in int32 words.
+    """Take ±`threshold` from every element of `residual` [elements] that has reached it, in place; say which in int16 words.
 
-    A word holds the element's place in its lower 31 bits, and in the uppermost whether the element is negative.
+    A word's lower 15 bits say how many elements lie between the one before (or the beginning) and this one; its uppermost
+    whether the element is negative. Greater distances take words of `FAR` first.
     """
     places = (residual.abs() >= threshold).nonzero().flatten()
     negative = residual[places] < 0
     residual[places] -= threshold * (1 - 2 * negative.to(residual.dtype))
-    return (places - negative * (PLACE + 1)).to(torch.int32)
+    between = places.diff(prepend=places.new_tensor([-1])) - 1
+    far = between // FAR
+    ends = (far + 1).cumsum(0)  # of each element's words
+    words = places.new_full((int(ends[-1]) if len(ends) else 0,), FAR)
+    words[ends - 1] = between - FAR * far - (FAR + 1) * negative
+    return words.to(torch.int16)
 
 
 def add_words(counts: Tensor, words: Tensor) -> None:
-    """Add to `counts` [elements], in place, 1 for each word with a plus and -1 for each with a minus."""
-    counts.index_add_(0, words & PLACE, 1 - 2 * (words < 0).to(counts.dtype))
+    """Add to `counts` [elements], in place, 1 for each element with a plus and -1 for each with a minus."""
+    distances = words.long() & FAR
+    sent = distances != FAR
+    places = (distances + sent).cumsum(0) - 1
+    counts.index_add_(0, places[sent], 1 - 2 * (words[sent] < 0).to(counts.dtype))
 
 
 class PlainGradients:
@@ -115,10 +126,6 @@ class ThresholdCompression(PlainGradients):
         for one in parameters:
             self._places[one] = slice(elements, elements + one.numel())
             elements += one.numel()
-        if elements > PLACE:
-            raise UserError(
-                f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none"
-            )
         self.residual = torch.zeros(elements, device=ranks.device)
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
@@ -156,13 +163,13 @@ class ThresholdCompression(PlainGradients):
             limit = self.settings.residual_clip * threshold
             self.residual.clamp_(-limit, limit)
         messages = gather_uneven(words, self.ranks)
-        self.traffic.gathered += 4 + 4 * max(map(len, messages))
+        self.traffic.gathered += 4 + words.itemsize * max(map(len, messages))
         if any((message == NOT_FINITE).any() for message in messages):
             return torch.full_like(self.residual, math.nan)
         counts = torch.zeros_like(self.residual)
         for message in messages:
             add_words(counts, message)
-        self.sent = sum(map(len, messages))
+        self.sent = sum(int((message & FAR != FAR).sum()) for message in messages)
         if self.settings.density:
             # sums, products and quotients alone: the same on every machine to the bit
             wanted = self.settings.density * elements * self.ranks.world

@@ -135,5 +135,7 @@ def gather_uneven(values: Tensor, ranks: Ranks) -> list[Tensor]:
     padded[: len(values)] = values
     everything = values.new_empty(ranks.world * len(padded))
     if len(padded):
-        dist.all_gather_into_tensor(everything, padded)
+        dist.all_gather_into_tensor(
+            everything.view(torch.uint8), padded.view(torch.uint8)
+        )  # gloo and NCCL know no int16
     return [everything[rank * len(padded) :][:size] for rank, size in enumerate(sizes)]

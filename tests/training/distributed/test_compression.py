@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from asr_kd.config import DistributedSettings, ThresholdSettings
 from asr_kd.training.distributed import DataParallel, Exchange, compression, make_exchange
 from asr_kd.training.distributed.compression import (
+    FAR,
     ThresholdCompression,
     add_words,
     round_threshold,
@@ -127,7 +128,7 @@ def _follow_words(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
         holds.append(torch.equal(flat(one.grad for one in model.parameters()), applied))
         optimizer.step()
     compression.gather_uneven = send
-    return [bool(one) for one in holds], (exchange.traffic.gathered, sum(4 + 4 * max(map(len, step)) for step in sent))
+    return [bool(one) for one in holds], (exchange.traffic.gathered, sum(4 + 2 * max(map(len, step)) for step in sent))
 
 
 def _learn(ranks: Ranks) -> dict[str, Any]:
@@ -239,11 +240,18 @@ def test_a_rounded_threshold_is_near_and_short(threshold: float) -> None:
     assert (math.frexp(rounded)[0] * 256).is_integer()
 
 
-def test_a_word_holds_the_last_place_there_is() -> None:
-    place = compression.PLACE - 1
-    words = (torch.tensor([place, 0]) - torch.tensor([True, True]) * (compression.PLACE + 1)).to(torch.int32)
-    assert (words & compression.PLACE).tolist() == [place, 0] and (words < 0).all()
+@pytest.mark.parametrize("between", [0, 1, FAR - 1, FAR, FAR + 1, 2 * FAR - 1, 2 * FAR, 5 * FAR + 7])
+@pytest.mark.parametrize("first", [0, FAR - 1, FAR, 3 * FAR])
+def test_elements_far_apart_find_their_places(first: int, between: int) -> None:
+    places = torch.tensor([first, first + between + 1, first + between + 2])
+    values = torch.zeros(first + between + 9)
+    values[places] = torch.tensor([-1.0, 1.0, -1.0])
+    words = take_words(values.clone(), 1.0)
+    assert words.dtype == torch.int16 and len(words) == 3 + first // FAR + between // FAR
     assert compression.NOT_FINITE not in words.tolist()
+    counts = torch.zeros_like(values)
+    add_words(counts, words)
+    assert torch.equal(counts, values)
 
 
 def test_a_residual_is_clipped_where_asked_and_forgotten_at_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
