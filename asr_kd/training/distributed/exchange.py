@@ -33,7 +33,8 @@ class Traffic:
 
     @property
     def payload(self) -> int:
-        """Bytes that this rank handed over: its whole gradient for an all-reduce, its (padded) message for an all-gather."""
+        """Bytes that went through the collectives: this rank's whole gradient for an all-reduce, its message for an all-gather, the
+        messages of all ranks for broadcasts."""
         return self.reduced + self.gathered + self.broadcast
 
     @property
