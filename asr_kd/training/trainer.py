@@ -97,7 +97,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     learner = Learner(settings, model, optimizer, Exchange(model, ranks), ranks=ranks)
     if settings.ema_decay:
-        learner.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        learner.average = AveragedModel(model)
     torch.manual_seed(settings.seed + ranks.rank)  # the same weights, but dropout of its own
     saved = None
     if (run / STATE).exists():
@@ -179,7 +179,7 @@ def _run_phase(
         title += f", cycle {position.cycle + 1} of {settings.cycles}"
     ready = ready_batches(stream, lanes, position.cycle, position.turn, ranks.rank, ranks.world)
     stop = False
-    heard = 0.0  # since the processes last met
+    heard, alone = 0.0, 0  # audio and steps since the processes last met
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
         progress.advance(round(position.phase_seconds))
         began = time.monotonic()
@@ -190,6 +190,7 @@ def _run_phase(
                 frames = batch.frames if batch else 0
                 said = torch.tensor([frames, heard, not ended, stop_asked()], dtype=torch.float64)
                 everyone = total(said, ranks).tolist()
+                exchange.traffic.reduced += said.nbytes
                 stop = everyone[3] > 0
                 if not everyone[2]:
                     break
@@ -200,14 +201,13 @@ def _run_phase(
             if batch:
                 lanes[batch.lane] = batch.after
             position.step += 1
+            alone += 1
             if not exchange.settled:
                 continue
-            if learner.average:
-                with exchange.global_weights():
-                    learner.average.update_parameters(learner.model)
+            _average(learner, alone)
             position.audio_seconds += everyone[1]
             position.phase_seconds += everyone[1]
-            heard = 0.0
+            heard, alone = 0.0, 0
             if batch and not math.isfinite(loss):
                 raise UserError(
                     f"{settings.output}: the loss became {loss} at step {position.step - 1}; lower phases.{stream.phase}.learning_rate"
@@ -231,9 +231,19 @@ def _run_phase(
                     f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
                 )
         exchange.settle()
+        if alone:
+            _average(learner, alone)
         position.audio_seconds += everyone[1]
         position.phase_seconds += everyone[1]
     _account(learner, stream)
+
+
+def _average(learner: Learner, steps: int) -> None:
+    """Take the common weights into the moving average; they are so many steps away from those that it took before."""
+    if learner.average:
+        learner.average.multi_avg_fn = get_ema_multi_avg_fn(learner.settings.ema_decay**steps)
+        with learner.exchange.global_weights():
+            learner.average.update_parameters(learner.model)
 
 
 def _turns(ready: Iterator[Batch | None]) -> Iterator[tuple[Batch | None, bool]]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
@@ -345,6 +346,18 @@ def test_a_mean_that_is_worse_is_not_kept(job: Job, monkeypatch: pytest.MonkeyPa
     *curve, mean = lines(Path(settings.output))
     assert mean["mean_loss"] > min(line["development_loss"] for line in curve if "development_loss" in line)
     assert "averaged" not in load_checkpoint(settings.output).training
+
+
+def test_a_block_of_steps_counts_in_the_average_as_so_many_steps(job: Job) -> None:
+    settings = job(ema_decay=0.75)
+    model = torch.nn.Linear(1, 1)
+    learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=0.0), Exchange(model, Ranks()))
+    learner.average = AveragedModel(model)
+    trainer._average(learner, 50)  # the first weights are its beginning, however many steps led to them
+    before, after = model.weight.item(), model.weight.item() + 1
+    torch.nn.init.constant_(model.weight, after)
+    trainer._average(learner, 3)
+    assert learner.average.module.weight.item() == pytest.approx(after + 0.75**3 * (before - after))
 
 
 def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Units) -> None:

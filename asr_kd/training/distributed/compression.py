@@ -2,8 +2,12 @@
 
 Threshold compression is N. Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015. Each rank keeps a
 residual r of every element. A step adds the gradient to it; each element that has reached the threshold t is sent as its place
-and its sign, in one 32-bit word, and +t or -t is taken from r. Nothing is dropped: what was not sent waits. Every rank adds up
-the words of all, element by element, and its gradient is t * (number of plus - number of minus) / N.
+and its sign, and +t or -t is taken from r. Nothing is dropped: what was not sent waits. Every rank adds up what all have sent,
+element by element, and its gradient is t * (number of plus - number of minus) / N.
+
+The places go out as Elias and Fano code a rising sequence (Elias 1974; Vigna 2013, "Quasi-succinct indices"): of each its lower bits
+as they are, the upper ones in unary. With the sign that is 12 bits an element at a density of 0.2 %, 9.6 at 1 %, where the entropy of
+places without a pattern is 11.4 and 9.1; a word for any place would have 32.
 
 Two things are exact, not only close:
 
@@ -28,7 +32,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from asr_kd.config import PowerSgdSettings, ThresholdSettings
-from asr_kd.errors import UserError
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks, gather_uneven, total
 
@@ -38,10 +41,6 @@ DIGITS = 8
 GAIN = 1 / 16
 #: smallest adaptive threshold, for gradients that are zero throughout
 SMALLEST = 2.0**-64
-#: the bits of a word that hold a place; as a place, it stays free
-PLACE = 2**31 - 1
-#: the word of a rank whose residual is not finite
-NOT_FINITE = -1
 
 
 def round_threshold(threshold: float) -> float:
@@ -50,20 +49,47 @@ def round_threshold(threshold: float) -> float:
     return math.ldexp(round(mantissa * 2**DIGITS), exponent - DIGITS)
 
 
-def take_words(residual: Tensor, threshold: float) -> Tensor:
-    """Take ±`threshold` from every element of `residual` [elements] that has reached it, in place; say which in int32 words.
+def take(residual: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Take ±`threshold` from every element of `residual` [elements] that has reached it, in place.
 
-    A word holds the element's place in its lower 31 bits, and in the uppermost whether the element is negative.
+    Returns:
+        their places, int64, rising, and whether they are negative, bool.
     """
     places = (residual.abs() >= threshold).nonzero().flatten()
     negative = residual[places] < 0
     residual[places] -= threshold * (1 - 2 * negative.to(residual.dtype))
-    return (places - negative * (PLACE + 1)).to(torch.int32)
+    return places, negative
 
 
-def add_words(counts: Tensor, words: Tensor) -> None:
-    """Add to `counts` [elements], in place, 1 for each word with a plus and -1 for each with a minus."""
-    counts.index_add_(0, words & PLACE, 1 - 2 * (words < 0).to(counts.dtype))
+def pack(places: Tensor, negative: Tensor, elements: int) -> Tensor:
+    """What `take` took of so many elements, as bytes: their number in 4; a bit array that has, for each, a one at upper bits + rank
+    among them; and of each the lower bits and the sign."""
+    number = len(places)
+    low = _low_bits(number, elements)
+    upper = places.new_zeros(number + (elements >> low) + 1)
+    upper[(places >> low) + torch.arange(number, device=places.device)] = 1
+    rest = (places & ((1 << low) - 1)) << 1 | negative
+    bits = torch.cat([upper, (rest[:, None] >> torch.arange(low + 1, device=places.device) & 1).flatten()])
+    bits = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
+    header = torch.tensor([number], dtype=torch.int32, device=places.device).view(torch.uint8)
+    return torch.cat([header, (bits << torch.arange(8, device=places.device)).sum(1).to(torch.uint8)])
+
+
+def unpack(message: Tensor, elements: int) -> tuple[Tensor, Tensor]:
+    """The reverse of `pack`."""
+    number = int(message[:4].view(torch.int32))
+    low = _low_bits(number, elements)
+    bits = (message[4:, None] >> torch.arange(8, device=message.device, dtype=torch.uint8) & 1).flatten()
+    length = number + (elements >> low) + 1
+    upper = bits[:length].nonzero().flatten() - torch.arange(number, device=message.device)
+    rest = bits[length : length + number * (low + 1)].view(number, low + 1).long()
+    rest = (rest << torch.arange(low + 1, device=message.device)).sum(1)
+    return upper << low | rest >> 1, (rest & 1).bool()
+
+
+def _low_bits(number: int, elements: int) -> int:
+    """How many bits of a place are sent as they are: what a place has more than its rank, rounded down."""
+    return (elements // max(number, 1)).bit_length() - 1
 
 
 class PlainGradients:
@@ -115,10 +141,6 @@ class ThresholdCompression(PlainGradients):
         for one in parameters:
             self._places[one] = slice(elements, elements + one.numel())
             elements += one.numel()
-        if elements > PLACE:
-            raise UserError(
-                f"compression threshold: {elements:,} parameters are more than {PLACE:,}; set compression=none"
-            )
         self.residual = torch.zeros(elements, device=ranks.device)
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
@@ -149,20 +171,23 @@ class ThresholdCompression(PlainGradients):
         if self.threshold is None:
             self.threshold = self._first_threshold()
         threshold = round_threshold(self.threshold)
-        words = take_words(self.residual, threshold)
+        message = pack(*take(self.residual, threshold), elements)
         if not self.residual.isfinite().all():
-            words = words.new_tensor([NOT_FINITE])
+            message = message[:0]
         if self.settings.residual_clip:
             limit = self.settings.residual_clip * threshold
             self.residual.clamp_(-limit, limit)
-        messages = gather_uneven(words, self.ranks)
-        self.traffic.gathered += 4 + 4 * max(map(len, messages))
-        if any((message == NOT_FINITE).any() for message in messages):
+        messages = gather_uneven(message, self.ranks)
+        self.traffic.gathered += 4
+        self.traffic.broadcast += sum(map(len, messages))
+        if not all(map(len, messages)):
             return torch.full_like(self.residual, math.nan)
         counts = torch.zeros_like(self.residual)
-        for message in messages:
-            add_words(counts, message)
-        self.sent = sum(map(len, messages))
+        self.sent = 0
+        for one in messages:
+            places, negative = unpack(one, elements)
+            counts[places] += 1 - 2 * negative.to(counts.dtype)  # places of one message are all different
+            self.sent += len(places)
         if self.settings.density:
             # sums, products and quotients alone: the same on every machine to the bit
             wanted = self.settings.density * elements * self.ranks.world

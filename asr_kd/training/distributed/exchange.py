@@ -15,8 +15,9 @@ from asr_kd.training.distributed.ranks import Ranks, total
 class Traffic:
     """Bytes that one rank put into the collectives since the start of the run, by kind.
 
-    Counted are gradients, models, moments and messages with their lengths, the eight bytes in which a step's frames are
-    summed, and the four a parameter in which DDP says what was used, where it looks for that; not counted are packet headers and what is sent once, at the start.
+    Counted are gradients, models, moments and messages with their lengths, the bytes in which a step's frames are
+    summed and the ranks agree to go on, and the four a parameter in which DDP says what was used, where it looks for that; not counted are
+    packet headers, what is sent once, at the start, and what the ranks say at a save.
     """
 
     world: int
@@ -32,7 +33,8 @@ class Traffic:
 
     @property
     def payload(self) -> int:
-        """Bytes that this rank handed over: its whole gradient for an all-reduce, its (padded) message for an all-gather."""
+        """Bytes that went through the collectives: this rank's whole gradient for an all-reduce, its message for an all-gather, the
+        messages of all ranks for broadcasts."""
         return self.reduced + self.gathered + self.broadcast
 
     @property

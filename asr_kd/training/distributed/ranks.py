@@ -127,13 +127,14 @@ def gather(value: Any, ranks: Ranks) -> list[Any]:
 
 
 def gather_uneven(values: Tensor, ranks: Ranks) -> list[Tensor]:
-    """The one-dimensional tensors of all ranks, each with its own length, in their order: lengths first, then all padded to the longest."""
+    """The one-dimensional tensors of all ranks, each with its own length, in their order.
+
+    The lengths go first; then every rank broadcasts its tensor. (An all-gather would pad all to the longest.)
+    """
     lengths = torch.zeros(ranks.world, dtype=torch.int32, device=values.device)
     dist.all_gather_into_tensor(lengths, torch.tensor([len(values)], dtype=torch.int32, device=values.device))
-    sizes = lengths.tolist()
-    padded = values.new_zeros(max(sizes))
-    padded[: len(values)] = values
-    everything = values.new_empty(ranks.world * len(padded))
-    if len(padded):
-        dist.all_gather_into_tensor(everything, padded)
-    return [everything[rank * len(padded) :][:size] for rank, size in enumerate(sizes)]
+    parts = [values.new_empty(length) for length in lengths.tolist()]
+    parts[ranks.rank] = values
+    for waiting in [dist.broadcast(part, rank, async_op=True) for rank, part in enumerate(parts) if len(part)]:
+        waiting.wait()
+    return parts

@@ -17,9 +17,10 @@ from asr_kd.config import DistributedSettings, ThresholdSettings
 from asr_kd.training.distributed import DataParallel, Exchange, compression, make_exchange
 from asr_kd.training.distributed.compression import (
     ThresholdCompression,
-    add_words,
+    pack,
     round_threshold,
-    take_words,
+    take,
+    unpack,
 )
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks
@@ -70,6 +71,12 @@ def train(exchange: Exchange, optimizer: torch.optim.Optimizer, steps: range) ->
         exchange.end_step()
 
 
+def counted(message: Tensor, elements: int) -> Tensor:
+    """1 for each element that a message has with a plus, -1 for each with a minus."""
+    places, negative = unpack(message, elements)
+    return torch.zeros(elements).index_add(0, places, 1.0 - 2.0 * negative)
+
+
 def job(ranks: Ranks) -> dict[str, Any]:
     """What each process does."""
     dist._DEFAULT_FIRST_BUCKET_BYTES = 4000  # two buckets or more, which DDP sorts anew after its first step
@@ -90,13 +97,13 @@ def job(ranks: Ranks) -> dict[str, Any]:
             holds.append(exchange.traffic == other.traffic)
         results["resumed"][name] = all(holds)
         results[name] = {"weights": flat(model.parameters()), "traffic": vars(exchange.traffic)}
-    results["exact"], results["bytes"] = _follow_words(ranks)
+    results["exact"], results["bytes"] = _follow_messages(ranks)
     results["learned"] = _learn(ranks) if ranks.world == 2 else {}
     results["not finite"] = _one_bad_gradient(ranks)
     return results
 
 
-def _follow_words(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
+def _follow_messages(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
     """With what went over the wire noted: is sent + residual the gradients' sum, and the gradient what all have sent?"""
     model, optimizer, exchange = start(FIXED, ranks)
     assert isinstance(exchange, DataParallel) and isinstance(exchange.compression, ThresholdCompression)
@@ -104,8 +111,8 @@ def _follow_words(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
     sent: list[list[Tensor]] = []
     send = compression.gather_uneven
 
-    def note(words: Tensor, ranks: Ranks) -> list[Tensor]:
-        sent.append(send(words, ranks))
+    def note(message: Tensor, ranks: Ranks) -> list[Tensor]:
+        sent.append(send(message, ranks))
         return sent[-1]
 
     compression.gather_uneven = note
@@ -117,9 +124,7 @@ def _follow_words(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
         accumulated = hook.residual + flat(one.grad for one in twin.parameters())
         optimizer.zero_grad()
         (share * mean_loss(exchange.network, ranks.rank, step)).backward()
-        counts = [torch.zeros_like(accumulated) for _ in range(ranks.world)]
-        for own, words in zip(counts, sent[-1], strict=True):
-            add_words(own, words)
+        counts = [counted(message, len(accumulated)) for message in sent[-1]]
         threshold = round_threshold(0.003)
         own = counts[ranks.rank].double() * threshold
         holds.append(own.abs().max() > 0 and torch.equal(own + hook.residual.double(), accumulated.double()))
@@ -127,7 +132,10 @@ def _follow_words(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
         holds.append(torch.equal(flat(one.grad for one in model.parameters()), applied))
         optimizer.step()
     compression.gather_uneven = send
-    return [bool(one) for one in holds], (exchange.traffic.gathered, sum(4 + 4 * max(map(len, step)) for step in sent))
+    return [bool(one) for one in holds], (
+        exchange.traffic.gathered + exchange.traffic.broadcast,
+        sum(4 + sum(map(len, step)) for step in sent),
+    )
 
 
 def _learn(ranks: Ranks) -> dict[str, Any]:
@@ -225,9 +233,7 @@ def test_a_stopped_run_goes_on_to_the_bit(results: list[dict[str, Any]], name: s
 def test_what_is_taken_and_what_stays_are_the_whole(values: list[float], threshold: float) -> None:
     residual = torch.tensor(values)
     before, threshold = residual.double(), round_threshold(threshold)
-    words = take_words(residual, threshold)
-    counts = torch.zeros(len(values))
-    add_words(counts, words)
+    counts = counted(pack(*take(residual, threshold), len(values)), len(values))
     assert torch.equal(counts.double() * threshold + residual.double(), before)
     assert counts.tolist() == [0.0 if abs(one) < threshold else math.copysign(1, one) for one in before.tolist()]
 
@@ -239,15 +245,29 @@ def test_a_rounded_threshold_is_near_and_short(threshold: float) -> None:
     assert (math.frexp(rounded)[0] * 256).is_integer()
 
 
-def test_a_word_holds_the_last_place_there_is() -> None:
-    place = compression.PLACE - 1
-    words = (torch.tensor([place, 0]) - torch.tensor([True, True]) * (compression.PLACE + 1)).to(torch.int32)
-    assert (words & compression.PLACE).tolist() == [place, 0] and (words < 0).all()
-    assert compression.NOT_FINITE not in words.tolist()
+@given(st.data(), st.integers(1, 300_000))
+def test_a_message_holds_any_places(data: st.DataObject, elements: int) -> None:
+    taken = data.draw(st.dictionaries(st.integers(0, elements - 1), st.booleans(), max_size=50))
+    places, negative = (
+        torch.tensor(sorted(taken), dtype=torch.int64),
+        torch.tensor([taken[one] for one in sorted(taken)]).bool(),
+    )
+    message = pack(places, negative, elements)
+    for found, packed in zip(unpack(message, elements), (places, negative), strict=True):
+        assert torch.equal(found, packed)
+
+
+@pytest.mark.parametrize(("share", "bits"), [(1.0, 3.0), (0.01, 9.6), (0.002, 12.0)])
+def test_a_message_is_short(share: float, bits: float) -> None:
+    elements = 200_000
+    places = torch.randperm(elements, generator=torch.Generator().manual_seed(0))[: int(share * elements)].sort().values
+    message = pack(places, places % 2 == 0, elements)
+    assert torch.equal(unpack(message, elements)[0], places)
+    assert 8 * (len(message) - 4) <= bits * len(places) + 8
 
 
 def test_a_residual_is_clipped_where_asked_and_forgotten_at_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "gather_uneven", lambda words, ranks: [words])
+    monkeypatch.setattr(compression, "gather_uneven", lambda message, ranks: [message])
     parameter = nn.Parameter(torch.zeros(3))
     settings = ThresholdSettings(density=None, threshold=1.0, residual_clip=2.0)
     hook = ThresholdCompression([parameter], settings, Ranks(), Traffic(1))
