@@ -94,10 +94,8 @@ def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) 
     Raises:
         AudioError: as `decode`, at the block where it is found.
     """
-    _check_not_empty(path.stat().st_size, name)
-    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
-        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            extension, length = _check_header(file, data, name)
+    with _mapped(path, name) as data, _reasons(name), soundfile.SoundFile(data) as file:
+        extension, length = _check_header(file, data, name)
         rate, found = file.samplerate, 0
         resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
         while len(samples := file.read(max(1, int(seconds * rate)), dtype="float32", always_2d=True)):
@@ -115,9 +113,16 @@ def seconds_of(path: Path, name: str) -> float:
     Raises:
         AudioError: when it is not audio.
     """
-    _check_not_empty(path.stat().st_size, name)
-    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
+    with _mapped(path, name) as data, _reasons(name), soundfile.SoundFile(data) as file:
         return file.frames / max(1, file.samplerate)
+
+
+@contextmanager
+def _mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
+    """A file's bytes, in memory as far as they are looked at. It has no name that soundfile could read a format from."""
+    _check_not_empty(path.stat().st_size, name)
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 @contextmanager
