@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -94,9 +96,8 @@ def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) 
     Raises:
         AudioError: as `decode`, at the block where it is found.
     """
-    _check_not_empty(path.stat().st_size, name)
-    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
-        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _opened(path, name) as raw, _reasons(name), soundfile.SoundFile(raw) as file:
+        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:  # given back at once, with its memory
             extension, length = _check_header(file, data, name)
         rate, found = file.samplerate, 0
         resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32") if rate != sample_rate else None
@@ -115,9 +116,14 @@ def seconds_of(path: Path, name: str) -> float:
     Raises:
         AudioError: when it is not audio.
     """
-    _check_not_empty(path.stat().st_size, name)
-    with _reasons(name), path.open("rb") as raw, soundfile.SoundFile(raw) as file:
+    with _opened(path, name) as raw, _reasons(name), soundfile.SoundFile(raw) as file:
         return file.frames / max(1, file.samplerate)
+
+
+def _opened(path: Path, name: str) -> IO[bytes]:
+    """A file that holds something, opened so that soundfile cannot read a format from its name (`.raw` is one)."""
+    _check_not_empty(path.stat().st_size, name)
+    return os.fdopen(os.open(path, os.O_RDONLY), "rb")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import functools
 import io
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.audio.decode import decode, read_audio
+from asr_kd.audio.decode import decode, read_audio, read_blocks, seconds_of
 from asr_kd.errors import AudioError
 
 KINDS = {
@@ -248,3 +249,28 @@ def test_damaged_files_give_sound_or_one_sentence(kind: str, data: st.DataObject
         assert str(error).startswith("a: ")
     else:
         assert waveform.dtype == np.float32 and 0 < len(waveform) <= 10 * rate and np.isfinite(waveform).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_block_by_block_it_is_the_same(kind: str, rate: int, tmp_path: Path) -> None:
+    data = encoded(kind, 2.0, 16000, 2)
+    path = tmp_path / "sound.raw"  # the name says nothing
+    path.write_bytes(data)
+    expected, _ = decode(data, "a", rate, 10)
+    for seconds in (0.03, 0.7, 5.0):
+        found = np.concatenate(list(read_blocks(path, "a", rate, seconds)))
+        assert len(found) == len(expected)
+        np.testing.assert_allclose(found, expected, atol=2e-4 if kind == "mp3" else 0)
+    assert seconds_of(path, "a") == pytest.approx(2.0, abs=0.2)
+
+
+@pytest.mark.parametrize("case", [name for name in BAD if "too long" not in name])
+def test_block_by_block_it_finds_what_is_bad(case: str, tmp_path: Path) -> None:
+    make, message = BAD[case]
+    path = tmp_path / "sound"
+    path.write_bytes(make())
+    # a file that promises a day is not too long here: it is found to be cut
+    message = "truncated|damaged" if case == "FLAC that promises a day" else message
+    with pytest.raises(AudioError, match=message):
+        list(read_blocks(path, "clip", 16000, 0.5))
