@@ -1,24 +1,29 @@
-"""Utterances a second that are read, audio or features with their soft targets: ours, WebDataset and Lhotse Shar.
+"""Utterances a second that are read, with their soft targets: ours, WebDataset (3 members a sample) and Lhotse Shar.
 
-    python tests/benchmarks/stream.py [--utterances 1600] [--turns 7] [--json]
+    python tests/benchmarks/stream.py [--utterances 800] [--turns 9] [--json]
 
-All hold the same utterances (the embedded digits in strings of 3.5 s, 16 kHz) with the same soft targets (generated, 3,183 units,
-the 20 best of a frame), 200 a shard, on the local disk, and read them in one process, one thread, taking turns. Three contents:
+All hold the same: the embedded digits in strings of 3.5 s at 16 kHz, and generated soft targets over 3,183 units, the 20 best of a
+frame; 200 utterances a shard, on the local disk. All are read in one process and one thread, and take turns. Three contents:
 
-- `features + targets`: float16 features, 64 × 3 numbers every 30 ms. Ours: the cache of features and the soft-target shards.
-- `sound + targets`: from FLAC to the waveform. Ours: the audio shards and the soft-target shards.
-- `sound to features + targets`: the same, and features of the waveform by our front end, in all of them.
+- `features`: float16, 64 × 3 numbers every 30 ms. Ours: the cache of features and the soft-target shards.
+- `sound`: from FLAC to the waveform. Ours: the audio shards and the soft-target shards.
+- `sound to features`: the same, and then features by our front end, in all of them.
 
-Ours gives a trainer's examples, shuffled and in batches of like length (only `sound + targets`, which no trainer reads, comes in the
-order of the shards), and checks what it always does: SHA-256 of every audio and target shard, CRC of every target, that they answer
-each other. WebDataset has three members a sample and Shar three fields an utterance beside its manifest: features or FLAC, units
-(uint16), log-probabilities (float16), uncompressed rectangles of 20 a frame in `.npy`. They check nothing, and nothing is
-shuffled. Whoever reads, every array is gone through once, as for a batch.
+Ours gives a trainer's examples, shuffled and in batches of like length (`sound`, which no trainer asks for, in the order of the
+shards), and checks what it always does: the SHA-256 of every audio shard, of its soft targets and that they answer each other, the CRC of
+every soft target. The others' shards are as their own writers make them: features or FLAC, units (uint16) and log-probabilities
+(float16), rectangles of 20 a frame; three `.npy` (or FLAC) members of a WebDataset sample, three fields of Shar beside its
+manifest of cuts. They are read in order and unchecked. Whoever reads, every array is gone through once, as for a batch.
+
+A second is one of the processor: the files are in memory, nothing waits, and what else the machine does hardly counts.
+`utterances_per_second` is the median of the turns; `ratio_to_best_peer` the median of the ratios within a turn, then the lowest
+and the highest.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import statistics
 import tempfile
@@ -26,33 +31,36 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
+from generated import write_sets
 from tables import print_rows
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, TrainSettings
-from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard, write_index, write_shard
+from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import Statistics, TargetMetadata, join, write_target_shard
+from asr_kd.targets.store import join
 from asr_kd.training.sources import Cursor, Source
 from asr_kd.units import Units
 
 try:
     import lhotse
     import webdataset
-    from lhotse.audio.backend import LibsndfileBackend
+    from lhotse.audio.backend import LibsndfileBackend, audio_backend
     from lhotse.shar import SharWriter
 except ImportError as error:
-    raise SystemExit(f"{error}; what is compared with here is in an extra: pip install -e '.[peers]'") from None
+    raise SystemExit(f"{error}; install what is compared with here: pip install -e '.[peers]'") from None
 
 DIGITS = Path(__file__).parents[2] / "data_manifests" / "digits"
 FEATURES = FeatureSettings()
-UNITS, KEPT, SECONDS, SHARD, RECORDINGS = 3183, 20, 3.5, 200, 8
+UNITS, KEPT, SECONDS, SHARD, RECORDINGS = 3183, 20, 3.5, 200, 12
+
+#: what a reader gives of each utterance: features or waveform, and the arrays of the soft targets
+Read = Iterator[tuple[np.ndarray, ...]]
 
 
 class ManyUnits(Units):
@@ -64,16 +72,16 @@ class ManyUnits(Units):
 
 @dataclass
 class Utterance:
-    """The same content for whoever stores it: FLAC, waveform float32 [samples], features float16 [frames, 192], targets."""
+    """The same content for all: FLAC, features float16 [frames, 192], soft targets."""
 
     key: str
     flac: bytes
-    waveform: np.ndarray
+    seconds: float
     features: np.ndarray
     target: SparsePosteriors
 
     @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    def rectangles(self) -> tuple[np.ndarray, np.ndarray]:
         """Units uint16 and log-probabilities float16, both [frames, 20]."""
         units, probs = self.target.padded(KEPT)
         with np.errstate(divide="ignore"):
@@ -81,9 +89,9 @@ class Utterance:
 
 
 def posteriors(frames: int, rng: np.random.Generator) -> SparsePosteriors:
-    """Of a teacher who moves smoothly through a space of 16 dimensions, in which every unit has its direction."""
-    path = rng.standard_normal((frames + 4, 16))
-    path = sum(weight * path[place : place + frames] for place, weight in enumerate((0.2, 0.5, 0.6, 0.5, 0.2)))
+    """Of a teacher that moves smoothly through 16 dimensions, in which every unit has its direction."""
+    steps = rng.standard_normal((frames + 4, 16))
+    path = sum(weight * steps[place : place + frames] for place, weight in enumerate((0.2, 0.5, 0.6, 0.5, 0.2)))
     logits = torch.from_numpy(path @ rng.standard_normal((16, UNITS)) * 1.6).float()
     return SparsePosteriors.from_dense(logits.log_softmax(1), KEPT, 0.999)
 
@@ -98,63 +106,46 @@ def utterances(count: int) -> Iterator[Utterance]:
         waveform = waveform[: round(SECONDS * FEATURES.sample_rate)]
         flac = io.BytesIO()
         soundfile.write(flac, waveform, FEATURES.sample_rate, format="FLAC", subtype="PCM_16")
-        waveform = decode(flac.getvalue(), "", None, 60.0)[0]
-        features = frontend.compute(waveform).astype(np.float16)
+        heard = decode(flac.getvalue(), "", None, 60.0)[0]
+        features = frontend.compute(heard).astype(np.float16)
         begin = int(rng.integers(pool.frames - len(features)))
-        yield Utterance(f"u{number:06d}", flac.getvalue(), waveform, features, pool[begin : begin + len(features)])
+        target = pool[begin : begin + len(features)]
+        yield Utterance(f"u{number:06d}", flac.getvalue(), len(heard) / FEATURES.sample_rate, features, target)
 
 
-def in_shards(content: list[Utterance]) -> Iterator[tuple[int, list[Utterance]]]:
-    for number in range(0, len(content), SHARD):
-        yield number // SHARD, content[number : number + SHARD]
+def in_shards(content: list[Utterance]) -> Iterator[list[Utterance]]:
+    return (content[start : start + SHARD] for start in range(0, len(content), SHARD))
 
 
 def write_ours(folder: Path, content: list[Utterance]) -> None:
-    (folder / "audio").mkdir(parents=True)
-    (folder / "targets").mkdir()
-    infos = []
-    for number, part in in_shards(content):
-        name = f"shard-{number:06d}.tar"
-        samples = [Sample(one.key, one.flac, "flac", {"seconds": len(one.waveform) / 16000}) for one in part]
-        infos.append(write_shard(folder / "audio" / name, samples))
-        lost: dict[str, Any] = dict.fromkeys(Statistics.model_fields, 0.0)
-        lost |= {"utterances": len(part), "frames": sum(one.target.frames for one in part)}
-        values = {
-            "codec": {"version": 2, "levels": 128}, "selection": {"mode": "mass", "k": KEPT, "mass": 0.999},
-            "teacher": "0123456789abcdef", "units_hash": ManyUnits.hash, "num_units": UNITS, "frame_ms": FEATURES.frame_ms,
-            "features": FEATURES.model_dump(), "audio_sha256": infos[-1].sha256, "quarantined": {}, "statistics": lost,
-        }  # fmt: skip
-        pairs = ((one.key, one.target) for one in part)
-        write_target_shard(folder / "targets" / name, TargetMetadata.model_validate(values), pairs)
-    write_index(folder / "audio", infos)
+    shards = (
+        [(Sample(one.key, one.flac, "flac", {"seconds": one.seconds}), one.target) for one in part]
+        for part in in_shards(content)
+    )
+    write_sets(folder, shards, FEATURES, ManyUnits.hash, KEPT)
 
 
 def write_webdataset(folder: Path, content: list[Utterance], sound: bool) -> None:
-    folder.mkdir(parents=True)
-    for number, part in in_shards(content):
+    folder.mkdir()
+    for number, part in enumerate(in_shards(content)):
         with webdataset.TarWriter(str(folder / f"shard-{number:06d}.tar")) as writer:
             for one in part:
-                units, log_probs = one.arrays
+                units, log_probs = one.rectangles
                 first = {"flac": one.flac} if sound else {"features.npy": one.features}
                 writer.write({"__key__": one.key, **first, "units.npy": units, "log_probs.npy": log_probs})
 
 
 def write_shar(folder: Path, content: list[Utterance], sound: bool) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir()
     first = {"recording": "flac"} if sound else {"frames": "numpy"}
-    with SharWriter(str(folder), {**first, "units": "numpy", "log_probs": "numpy"}, SHARD, False) as writer:
+    with SharWriter(str(folder), {**first, "units": "numpy", "log_probs": "numpy"}, SHARD) as writer:
         for one in content:
-            cut = lhotse.MonoCut(one.key, 0, len(one.waveform) / FEATURES.sample_rate, 0)
+            units, log_probs = one.rectangles
+            cut = lhotse.MonoCut(one.key, 0, one.seconds, 0)
+            cut = cut.attach_tensor("units", units).attach_tensor("log_probs", log_probs)
             if sound:
                 cut.recording = lhotse.Recording.from_bytes(one.flac, one.key)
-            else:
-                cut = cut.attach_tensor("frames", one.features)
-            units, log_probs = one.arrays
-            writer.write(cut.attach_tensor("units", units).attach_tensor("log_probs", log_probs))
-
-
-#: what a reader gives: features or waveform, and the arrays of the targets
-Read = Iterator[tuple[np.ndarray, ...]]
+            writer.write(cut if sound else cut.attach_tensor("frames", one.features))
 
 
 def arrays(target: SparsePosteriors) -> tuple[np.ndarray, ...]:
@@ -189,38 +180,54 @@ def from_webdataset(folder: Path, sound: bool) -> Read:
 
 
 def from_shar(folder: Path, sound: bool) -> Read:
-    with lhotse.audio.backend.audio_backend(LibsndfileBackend()):
+    with audio_backend(LibsndfileBackend()):
         for cut in lhotse.CutSet.from_shar(in_dir=str(folder)):
             first = cut.load_audio()[0] if sound else cut.load_frames()
             yield first, cut.load_units(), cut.load_log_probs()
 
 
-def with_features(read: Read) -> Read:
+def featured(read: Callable[[Path, bool], Read], folder: Path, sound: bool) -> Read:
     frontend = Frontend(FEATURES)
-    for waveform, *rest in read:
+    for waveform, *rest in read(folder, sound):
         yield frontend.compute(waveform).astype(np.float16), *rest
 
 
-def speed(reader: Callable[[], Read], count: int) -> float:
-    """Utterances a second."""
-    start, seen = time.perf_counter(), 0
-    for parts in reader():
+def speed(read: Callable[[], Read], count: int) -> float:
+    start, seen = time.process_time(), 0
+    for parts in read():
         for part in parts:
             part.astype(np.float32)
         seen += 1
-    seconds = time.perf_counter() - start
     assert seen == count
-    return count / seconds
+    return count / (time.process_time() - start)
+
+
+def rows(content: str, readers: dict[str, Callable[[], Read]], count: int, turns: int) -> list[dict[str, object]]:
+    """The first of the readers is ours."""
+    for read in readers.values():  # caches are filled before it counts
+        speed(read, count)
+    speeds = [{name: speed(read, count) for name, read in readers.items()} for _ in range(turns)]
+    peers = list(readers)[1:]
+    table: list[dict[str, object]] = []
+    for name in readers:
+        ratios = [turn[name] / max(turn[peer] for peer in peers) for turn in speeds]
+        table.append({
+            "name": f"{name}, {content}",
+            "utterances_per_second": round(statistics.median(turn[name] for turn in speeds)),
+            "ratio_to_best_peer": round(statistics.median(ratios), 2),
+            "lowest": round(min(ratios), 2),
+            "highest": round(max(ratios), 2),
+        })  # fmt: skip
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--utterances", type=int, default=1600)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--utterances", type=int, default=800)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         content = list(utterances(arguments.utterances))
@@ -229,37 +236,28 @@ def main() -> None:
             write_webdataset(folder / f"webdataset-{sound}", content, sound)
             write_shar(folder / f"shar-{sound}", content, sound)
         del content
-        own, peers = folder / "ours", ((from_webdataset, "webdataset"), (from_shar, "shar"))
-        for what, mine, sound, compute in (
-            ("features + targets", lambda: ours(own, folder / "features"), False, False),
-            ("sound + targets", lambda: ours_sound(own), True, False),
-            ("sound to features + targets", lambda: ours(own, None), True, True),
-        ):  # fmt: skip
-            readers: dict[str, Callable[[], Read]] = {"asr_kd": mine}
-            for read, peer in peers:
-
-                def again(read=read, where=folder / f"{peer}-{sound}", sound=sound, compute=compute):
-                    return with_features(read(where, sound)) if compute else read(where, sound)
-
-                readers[{"webdataset": "WebDataset, 3 members", "shar": "Lhotse Shar"}[peer]] = again
-            for reader in readers.values():  # nobody's first turn counts: caches are filled in it
-                speed(reader, arguments.utterances)
-            turns = [
-                {reader: speed(read, arguments.utterances) for reader, read in readers.items()}
-                for _ in range(arguments.turns)
-            ]
-            for reader in readers:
-                ratios = [
-                    turn[reader] / max(speed for other, speed in turn.items() if other != "asr_kd") for turn in turns
-                ]
-                rows.append({
-                    "name": f"{reader}, {what}",
-                    "utterances_per_second": round(statistics.median(turn[reader] for turn in turns)),
-                    "to_best_peer": round(statistics.median(ratios), 2),
-                    "lowest": round(min(ratios), 2),
-                    "highest": round(max(ratios), 2),
-                })  # fmt: skip
-    print_rows(rows, arguments.json)
+        part = functools.partial
+        readers = {
+            "features": {
+                "asr_kd": part(ours, folder / "ours", folder / "cache"),
+                "WebDataset": part(from_webdataset, folder / "webdataset-False", False),
+                "Lhotse Shar": part(from_shar, folder / "shar-False", False),
+            },
+            "sound": {
+                "asr_kd": part(ours_sound, folder / "ours"),
+                "WebDataset": part(from_webdataset, folder / "webdataset-True", True),
+                "Lhotse Shar": part(from_shar, folder / "shar-True", True),
+            },
+            "sound to features": {
+                "asr_kd": part(ours, folder / "ours", None),
+                "WebDataset": part(featured, from_webdataset, folder / "webdataset-True", True),
+                "Lhotse Shar": part(featured, from_shar, folder / "shar-True", True),
+            },
+        }
+        table = [
+            row for what, each in readers.items() for row in rows(what, each, arguments.utterances, arguments.turns)
+        ]
+    print_rows(table, arguments.json)
 
 
 if __name__ == "__main__":
