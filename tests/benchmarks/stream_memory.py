@@ -95,7 +95,7 @@ def train(folder: Path, name: str) -> None:
         "output": str(folder / f"run-{name}"), "units": str(folder / "units"),
         "development": str(folder / "development" / "audio"), "phases": [{"sources": [source], "passes": 1}],
         "features": FEATURES.model_dump(), "model": {"layers": 1, "size": 16}, "missing_mass": "prior",
-        "evaluate_every": 100, "device": "cpu",
+        "batch_frames": 500, "evaluate_every": 100, "device": "cpu",
     }))  # fmt: skip
     print(json.dumps({"megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
 
