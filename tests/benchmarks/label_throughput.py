@@ -1,7 +1,8 @@
 """The label job against its teacher alone: python tests/benchmarks/label_throughput.py AUDIO TEACHER [--json]
 
 AUDIO is a folder of audio shards, TEACHER a checkpoint. The bare forward pass runs over features that are in memory already,
-in the batches of the job. Both take turns, `--passes` times; the best of each counts. Only ratios are worth comparing.
+in the batches of the job, as long as the job takes. Both take turns, `--passes` times; the medians count, of the speeds and of the ratios
+within a turn. Only ratios are worth comparing.
 The job labels `--copies` of the set: while the first shard is decoded and the last one encoded nothing overlaps, and in a
 job that runs for days that is nothing, in one of a few shards it is some per cent.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -105,18 +107,23 @@ def measure(arguments: argparse.Namespace) -> None:
     shards = [load_shard(settings, teacher, None, info) for info in read_index(arguments.audio)]
     frames = sum(len(item) for loaded in shards for item in loaded.features)
     forward(teacher, shards[:1], arguments.batch_frames)  # the first time pays for what is set up once
-    bare = whole = float("inf")
+    bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         several = copied(Path(arguments.audio), arguments.copies, Path(folder) / "audio")
         for _ in range(arguments.passes):
-            bare = min(bare, forward(teacher, shards, arguments.batch_frames))
-            whole = min(whole, job(settings.model_copy(update={"audio": str(several)})) / arguments.copies)
+            bare.append(forward(teacher, shards * arguments.copies, arguments.batch_frames) / arguments.copies)
+            whole.append(job(settings.model_copy(update={"audio": str(several)})) / arguments.copies)
+    ratio = statistics.median(one / other for one, other in zip(bare, whole, strict=True))
     rows: list[dict[str, Any]] = [
-        {"name": "bare forward", "frames_per_second": round(frames / bare), "ratio_to_bare_forward": 1.0},
+        {
+            "name": "bare forward",
+            "frames_per_second": round(frames / statistics.median(bare)),
+            "ratio_to_bare_forward": 1.0,
+        },
         {
             "name": "label job",
-            "frames_per_second": round(frames / whole),
-            "ratio_to_bare_forward": round(bare / whole, 3),
+            "frames_per_second": round(frames / statistics.median(whole)),
+            "ratio_to_bare_forward": round(ratio, 3),
         },
     ]
     print_rows(rows, arguments.json)
