@@ -94,7 +94,7 @@ class ThresholdSettings(Settings):
     """Gradient threshold compression: an element is sent, as plus or minus the threshold, once it has grown to the threshold."""
 
     density: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.002,
+        0.01,
         description="share of the elements that the threshold is steered to send a step; null holds the threshold",
     )
     threshold: Annotated[float, Field(gt=0)] | None = Field(
@@ -103,7 +103,7 @@ class ThresholdSettings(Settings):
     residual_clip: Annotated[float, Field(ge=1)] | None = Field(
         None, description="thresholds that an element waits with at most, the rest is dropped; null drops nothing"
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps with whole gradients before the first")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps with whole gradients before the first")
 
     @model_validator(mode="after")
     def _fits(self) -> ThresholdSettings:
