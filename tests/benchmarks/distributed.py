@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = build(TrainSettings, load_yaml(arguments.run / "settings" / "student-distilled.yaml"), "settings")
+    values = load_yaml(arguments.run / "settings" / "student-distilled.yaml")
+    values.pop("distributed", None)  # each row has its own
+    settings = build(TrainSettings, values, "settings")
     phases = [phase.model_copy(update={"passes": arguments.passes}) for phase in settings.phases]
     table = []
     with tempfile.TemporaryDirectory() as folder:
