@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,9 +31,6 @@ from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
 #: seconds between looks at shards that other processes are working on
 WAIT = 0.5
-#: seconds after which the thread that encodes must let the teacher's have the interpreter: of Python's own five milliseconds the
-#: teacher would spend many a hundred waiting
-INTERVAL = 0.0002
 #: requests for what finished shards say of themselves that are under way at a time
 READERS = 16
 #: shards that are looked at one by one before a list of all that are done is asked for
@@ -149,13 +145,10 @@ class LocalEngine:
         self.behind = ThreadPoolExecutor(1)
 
     def __enter__(self) -> LocalEngine:
-        self.interval = sys.getswitchinterval()
-        sys.setswitchinterval(INTERVAL)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.behind.shutdown()
-        sys.setswitchinterval(self.interval)
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         last: tuple[ShardInfo, Future[TargetMetadata]] | None = None

@@ -15,15 +15,11 @@ from typing import Any
 import torch
 from tables import print_rows
 from torch.profiler import ProfilerActivity, profile
-from trainer import networks
+from trainer import learner_of, networks
 
-from asr_kd.config import TrainSettings
-from asr_kd.models.acoustic import build_model, pick_device
+from asr_kd.models.acoustic import pick_device
 from asr_kd.training.batches import Batch
-from asr_kd.training.distributed.exchange import Exchange
-from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.trainer import Learner, step
-from asr_kd.units import Units
 
 #: name: precision, threads, whether torch.compile makes the network
 WAYS = {
@@ -44,15 +40,6 @@ def speed(learner: Learner, held: list[Batch], threads: int) -> float:
     return sum(batch.frames for batch in held) / (time.perf_counter() - start)
 
 
-def learner_of(settings: TrainSettings, units: Units, device: torch.device, compiled: bool) -> Learner:
-    network = build_model(settings.model, settings.features.dimension, units.size).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
-    learner = Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
-    if compiled:
-        learner.exchange.network = torch.compile(network, dynamic=True)
-    return learner
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run")
@@ -65,10 +52,12 @@ def main() -> None:
     device = pick_device(arguments.device)
     table: list[dict[str, Any]] = []
     for name, settings, units, held in networks(arguments.run, arguments.steps, arguments.paper_steps):
-        learners = {
-            way: learner_of(settings.model_copy(update={"precision": precision}), units, device, compiled)
-            for way, (precision, _, compiled) in WAYS.items()
-        }
+        learners = {}
+        for way, (precision, _, compiled) in WAYS.items():
+            learner = learner_of(settings.model_copy(update={"precision": precision}), units, device)
+            if compiled:
+                learner.exchange.network = torch.compile(learner.model, dynamic=True)
+            learners[way] = learner
         for way, learner in learners.items():
             speed(learner, held[:2], WAYS[way][1])  # the first time pays for what is set up once
         if arguments.profile:

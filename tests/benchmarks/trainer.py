@@ -103,13 +103,18 @@ def networks(run: str, steps: int, paper_steps: int) -> Iterator[tuple[str, Trai
         yield "the paper's size, 5×768", large, units, list(itertools.islice(batches(large, units), paper_steps))
 
 
+def learner_of(settings: TrainSettings, units: Units, device: torch.device) -> Learner:
+    """A learner with drawn weights."""
+    network = build_model(settings.model, settings.features.dimension, units.size).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
+    return Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
+
+
 def rows(
     name: str, settings: TrainSettings, units: Units, held: list[Batch], device: torch.device
 ) -> list[dict[str, Any]]:
     """The four speeds of one network; the median of three turns of each."""
-    network = build_model(settings.model, settings.features.dimension, units.size).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
-    learner = Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
+    learner = learner_of(settings, units, device)
     beside = settings.model_copy(update={"loader_workers": 1})
     plain = beside.model_copy(update={"feature_cache": None})
 
