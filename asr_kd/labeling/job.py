@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
@@ -24,7 +26,7 @@ from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import map_ordered
+from asr_kd.shards.stream import map_ordered, serve_parent
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
@@ -50,6 +52,7 @@ def label(settings: LabelSettings) -> None:
         UserError: when the output belongs to other settings, or more than `max_bad_share` was quarantined.
     """
     began = time.time()
+    keep_freed_memory()
     engine_of = _engine(settings)
     # of many machines the driver needs the teacher's description alone
     device = pick_device("cpu" if settings.engine == "ray" else settings.device)
@@ -135,7 +138,10 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """This process: a thread (or processes) decodes the next shards, one runs the teacher, one encodes and publishes."""
+    """This process: a thread decodes the next shard, one runs the teacher, one encodes and publishes.
+
+    With `loader_workers`, as many processes decode, and as many encode.
+    """
 
     def __init__(
         self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
@@ -143,19 +149,27 @@ class LocalEngine:
         self.settings, self.teacher, self.transcripts, self.progress = settings, teacher, transcripts, progress
         self.device = str(teacher.device)
         self.behind = ThreadPoolExecutor(1)
+        self.encoders = None
+        if settings.loader_workers:
+            spawn = multiprocessing.get_context("spawn")
+            self.encoders = ProcessPoolExecutor(settings.loader_workers, spawn, serve_parent)
 
     def __enter__(self) -> LocalEngine:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.behind.shutdown()
+        if self.encoders:
+            self.encoders.shutdown()
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         last: tuple[ShardInfo, Future[TargetMetadata]] | None = None
         for heard in self._heard(free):
             loaded = select(self.settings, self.teacher.units, self.transcripts, heard)
             path = place(self.settings.output) / loaded.info.name
-            published = label_shard(self.settings, self.teacher, loaded, path, self.progress, self.behind)
+            published = label_shard(
+                self.settings, self.teacher, loaded, path, self.progress, self.behind, self.encoders
+            )
             if last:
                 yield last[0], last[1].result()
             last = loaded.info, published

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import place
@@ -63,6 +64,7 @@ class Labeler:
 
     def load(self) -> str:
         """Load the teacher; returns the device that it is on."""
+        keep_freed_memory()
         torch.set_num_threads(self.settings.threads)
         device = pick_device(self.settings.device)
         if self.settings.worker_gpus and self.settings.device == "auto" and device.type == "cpu":

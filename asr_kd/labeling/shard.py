@@ -6,48 +6,36 @@ import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchaudio.functional import forced_align
 
 from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place
+from asr_kd.labeling.encode import Answer, Encoded, encode
 from asr_kd.labeling.load import Loaded, hear_shard, select
-from asr_kd.models.acoustic import Checkpoint, infer
+from asr_kd.models.acoustic import Checkpoint, log_posteriors
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
-from asr_kd.shards.stream import batches_by_length
+from asr_kd.shards.stream import batches_by_length, killed
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.prior import fit_prior, gain, leftover, prior_of, to_text
+from asr_kd.targets.prior import fit_prior, gain, prior_of, to_text
+from asr_kd.targets.reduced import reduced
 from asr_kd.targets.store import CodecDescription, Selection, Statistics, TargetMetadata, write_target_shard
 
 A = TypeVar("A")
 B = TypeVar("B")
+#: a batch: what is kept of each utterance, and its bytes
+Work = tuple[list[Answer], Iterable[Encoded]]
 
 #: batches of the teacher's answers that wait to be encoded, at most
 QUEUED = 2
-
-
-@dataclass
-class Encoded:
-    """One utterance's soft target, and what it lost.
-
-    Attributes:
-        data: its bytes; kept: what they were made from.
-        top1: bool [frames], whether the best unit is the teacher's; empty for an alignment.
-        divergence: float64 [frames], in nat; leftover: float64 [2, units], as of `prior.leftover`. Only of mass and top_k.
-    """
-
-    data: bytes
-    kept: SparsePosteriors
-    top1: np.ndarray
-    divergence: np.ndarray | None = None
-    leftover: np.ndarray | None = None
 
 
 def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
@@ -71,20 +59,27 @@ def load_shard(
 
 
 def label_shard(
-    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, path: Place, progress: Progress, behind: Executor
+    settings: LabelSettings,
+    teacher: Checkpoint,
+    loaded: Loaded,
+    path: Place,
+    progress: Progress,
+    behind: Executor,
+    encoders: Executor | None = None,
 ) -> Future[TargetMetadata]:
-    """Run the teacher over a shard; what it says is encoded, and the shard published, by `behind`, in this order.
+    """Run the teacher over a shard; what it says is cut down to what is kept, encoded and published by `behind`, in this order.
 
     Args:
         behind: of one worker.
+        encoders: processes that encode in its place.
 
     Returns:
         the metadata, as soon as the shard is published.
     """
-    waiting: list[tuple[list[int], Future[list[Encoded]]]] = []
+    waiting: list[tuple[list[int], Future[Work]]] = []
     for batch in batches_by_length([len(item) for item in loaded.features], settings.batch_frames):
-        outputs = infer(teacher, [loaded.features[index] for index in batch])
-        waiting.append((batch, behind.submit(encode_batch, settings, loaded, batch, outputs)))
+        rows = log_posteriors(teacher, [loaded.features[index] for index in batch])
+        waiting.append((batch, behind.submit(_answer, settings, loaded, batch, rows, encoders)))
         progress.advance(len(batch), sum(loaded.seconds[index] for index in batch))
         if len(waiting) > QUEUED:  # dense outputs are large: a slow encoder must not pile them up
             waiting[-1 - QUEUED][1].result()
@@ -92,19 +87,32 @@ def label_shard(
     return behind.submit(_publish, settings, teacher, loaded, waiting, path)
 
 
+def _answer(
+    settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor], encoders: Executor | None
+) -> Work:
+    answers = answer_batch(settings, loaded, batch, rows)
+    encoding = functools.partial(encode, draws=selection_of(settings).draws)
+    if encoders is None:
+        return answers, list(map(encoding, answers))
+    return answers, encoders.map(encoding, answers, chunksize=len(answers))
+
+
 def _publish(
     settings: LabelSettings,
     teacher: Checkpoint,
     loaded: Loaded,
-    batches: list[tuple[list[int], Future[list[Encoded]]]],
+    batches: list[tuple[list[int], Future[Work]]],
     path: Place,
 ) -> TargetMetadata:
-    encoded: dict[int, Encoded] = {}
-    for batch, results in batches:
-        encoded.update(zip(batch, results.result(), strict=True))
-    utterances = [encoded[index] for index in range(len(loaded.keys))]
+    found: dict[int, tuple[Answer, Encoded]] = {}
+    try:
+        for batch, work in batches:
+            found.update(zip(batch, zip(*work.result(), strict=True), strict=True))
+    except BrokenProcessPool:
+        raise UserError(killed(settings.loader_workers)) from None
+    utterances = [found[index] for index in range(len(loaded.keys))]
     # in the shard's order, so that no bit depends on how the work was cut into batches
-    lefts = [item.leftover for item in utterances if item.leftover is not None]
+    lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]
     total = functools.reduce(np.add, lefts) if lefts else None
     codes = None if total is None else fit_prior(total)
     metadata = TargetMetadata(
@@ -120,7 +128,7 @@ def _publish(
         tail_prior=None if codes is None else to_text(codes),
         statistics=_statistics(utterances, sum(loaded.seconds), total, codes),
     )
-    write_target_shard(path, metadata, zip(loaded.keys, (item.data for item in utterances), strict=True))
+    write_target_shard(path, metadata, zip(loaded.keys, (item.data for _, item in utterances), strict=True))
     return metadata
 
 
@@ -129,45 +137,41 @@ def selection_of(settings: LabelSettings) -> Selection:
     return Selection(mode=settings.mode, **decisive)
 
 
-def encode_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], outputs: list[np.ndarray]) -> list[Encoded]:
-    results = []
-    for index, log_probs in zip(batch, outputs, strict=True):
+def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor]) -> list[Answer]:
+    """What is kept of the teacher's log-probabilities, each float32 [frames, units], looked for on their device."""
+    answers = []
+    for index, log_probs in zip(batch, rows, strict=True):
         try:
             if settings.mode == "alignment":
-                results.append(_encode_alignment(log_probs, loaded.ids[index], settings.hold_frames))
+                kept = _align(log_probs.cpu(), loaded.ids[index], settings.hold_frames)
+                answers.append(Answer(kept, np.empty(0)))
             else:
-                results.append(_encode_posteriors(log_probs, settings, loaded.keys[index]))
+                answers.append(_keep(log_probs, settings, loaded.keys[index]))
         except UserError as error:
             raise UserError(f"{loaded.info.name}: {loaded.keys[index]}: {error}") from None
-    return results
+    return answers
 
 
-def _encode_posteriors(log_probs: np.ndarray, settings: LabelSettings, key: str) -> Encoded:
+def _keep(log_probs: Tensor, settings: LabelSettings, key: str) -> Answer:
     if settings.temperature != 1:
-        log_probs = torch.from_numpy(log_probs / np.float32(settings.temperature)).log_softmax(-1).numpy()
-    best = log_probs.argmax(1)
+        log_probs = (log_probs / settings.temperature).log_softmax(-1)
     if settings.mode == "sampled":
         # of the key, not of the place: the same draws in any batch and any shard
         generator = np.random.Generator(np.random.Philox(key=[settings.seed, zlib.crc32(key.encode())]))
         kept = SparsePosteriors.sampled(log_probs, settings.draws, generator)
-        return Encoded(codec.encode(kept, draws=settings.draws), kept, kept.units[kept.starts] == best)
+        return Answer(kept, log_probs.argmax(1).cpu().numpy())
     mass, floor = (settings.mass, settings.floor) if settings.mode == "mass" else (1.0, 0.0)
     kept = SparsePosteriors.from_dense(log_probs, settings.k, mass, floor)
-    data = codec.encode(kept)
-    # what is reported is what a reader will get
-    decoded = codec.decode(data)
-    top1 = decoded.units[decoded.starts] == best
-    return Encoded(data, kept, top1, decoded.divergence(log_probs), leftover(kept, log_probs))
+    return Answer(kept, kept.units[kept.starts], reduced(kept, log_probs))
 
 
-def _encode_alignment(log_probs: np.ndarray, ids: list[int], hold_frames: int) -> Encoded:
+def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteriors:
     path = np.zeros(len(log_probs), np.int64)
     if ids:
-        aligned, _ = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=0)
+        aligned, _ = forced_align(log_probs[None], torch.tensor([ids], dtype=torch.int32), blank=0)
         path = aligned[0].numpy()
         path = hold(path, hold_frames)
-    kept = SparsePosteriors.from_alignment(path, log_probs.shape[1])
-    return Encoded(codec.encode(kept), kept, np.empty(0))
+    return SparsePosteriors.from_alignment(path, log_probs.shape[1])
 
 
 def hold(path: np.ndarray, frames: int) -> np.ndarray:
@@ -192,23 +196,26 @@ def hold(path: np.ndarray, frames: int) -> np.ndarray:
 
 
 def _statistics(
-    utterances: list[Encoded], seconds: float, total: np.ndarray | None, codes: np.ndarray | None
+    utterances: list[tuple[Answer, Encoded]], seconds: float, total: np.ndarray | None, codes: np.ndarray | None
 ) -> Statistics:
-    count = sum(item.kept.frames for item in utterances)
+    kept = [answer.kept for answer, _ in utterances]
+    count = sum(one.frames for one in kept)
     frames = max(count, 1)
-    divergence = np.concatenate([np.empty(0), *(item.divergence for item in utterances if item.divergence is not None)])
-    top1 = np.concatenate([np.empty(0), *(item.top1 for item in utterances)])
+    divergence, top1 = (
+        np.concatenate([np.empty(0), *(getattr(item, name) for _, item in utterances)])
+        for name in ("divergence", "top1")
+    )
     even = with_prior = None
     if total is not None and codes is not None:
         even = float(divergence.sum()) / frames
-        with_prior = even - gain(total, prior_of(codes), (item.kept for item in utterances)) / frames
+        with_prior = even - gain(total, prior_of(codes), kept) / frames
     return Statistics(
         utterances=len(utterances),
         frames=count,
         audio_seconds=round(seconds, 6),
-        entries_per_frame=sum(len(item.kept.units) for item in utterances) / frames,
-        bytes_per_frame=sum(len(item.data) for item in utterances) / frames,
-        mean_kept_mass=1.0 - sum(float(item.kept.tail.sum(dtype=np.float64)) for item in utterances) / frames,
+        entries_per_frame=sum(len(one.units) for one in kept) / frames,
+        bytes_per_frame=sum(len(item.data) for _, item in utterances) / frames,
+        mean_kept_mass=1.0 - sum(float(one.tail.sum(dtype=np.float64)) for one in kept) / frames,
         mean_kl=even,
         mean_kl_prior=with_prior,
         worst_kl=float(divergence.max()) if len(divergence) else None,

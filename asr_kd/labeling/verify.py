@@ -12,8 +12,8 @@ from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
 from asr_kd.errors import UserError
 from asr_kd.files import names_in, place, write_json
 from asr_kd.labeling.load import Loaded
-from asr_kd.labeling.shard import ahead, encode_batch, load_shard
-from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
+from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
+from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posteriors, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.stream import batches_by_length
@@ -158,10 +158,11 @@ def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSetti
 def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
     """Key and soft target of every utterance, made anew and read back."""
     batches = batches_by_length([len(item) for item in loaded.features], labelling.batch_frames)
-    outputs = ((batch, infer(teacher, [loaded.features[index] for index in batch])) for batch in batches)
-    for batch, encoded in ahead(lambda pair: (pair[0], encode_batch(labelling, loaded, *pair)), outputs):
-        for index, item in zip(batch, encoded, strict=True):
-            yield loaded.keys[index], codec.decode(item.data)
+    outputs = ((batch, log_posteriors(teacher, [loaded.features[index] for index in batch])) for batch in batches)
+    draws = selection_of(labelling).draws
+    for batch, answers in ahead(lambda pair: (pair[0], answer_batch(labelling, loaded, *pair)), outputs):
+        for index, answer in zip(batch, answers, strict=True):
+            yield loaded.keys[index], codec.decode(codec.encode(answer.kept, draws=draws))
 
 
 def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:

@@ -202,8 +202,8 @@ def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Log-probabilities of one batch of utterances.
+def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[Tensor]:
+    """Log-probabilities of one batch of utterances, on the network's device.
 
     Args:
         features: float32 [frames, inputs] of each utterance.
@@ -213,5 +213,10 @@ def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.nda
     """
     batch, lengths = collate(features)
     logits, _ = checkpoint.model(batch.to(checkpoint.device), lengths)
-    log_probs = logits.float().log_softmax(-1).cpu().numpy()
+    log_probs = logits.float().log_softmax(-1)
     return [row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True)]
+
+
+def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """As `log_posteriors`, in the host's memory."""
+    return [row.cpu().numpy() for row in log_posteriors(checkpoint, features)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from asr_kd.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_KEPT = 255
 # A softmax in float32 over some thousand units adds up to 1 within about 1e-6, one rounded to float16 within 2e-3.
@@ -74,6 +75,8 @@ class SparsePosteriors:
         Raises:
             UserError: when a frame is not a distribution.
         """
+        import torch  # here, and below: who reads only, or encodes, does without
+
         values = torch.as_tensor(log_probs)
         frames, num_units = values.shape
         if not (1 <= k <= MAX_KEPT and 0.0 < mass <= 1.0 and 0.0 <= floor < 1.0 and frames > 0 and num_units > 0):
@@ -123,6 +126,8 @@ class SparsePosteriors:
             log_probs: float [frames, units], normalised natural log-probabilities, on any device.
             draws: 1 to 255, of each frame.
         """
+        import torch
+
         values = torch.as_tensor(log_probs).double()
         frames, num_units = values.shape
         if not (1 <= draws <= MAX_KEPT and frames > 0 and num_units > 0):
@@ -167,36 +172,6 @@ class SparsePosteriors:
     def unkept(self, prior: np.ndarray) -> np.ndarray:
         """float64 [frames]: what a distribution, float64 [units], has for the units of a frame that were not kept."""
         return np.maximum(1.0 - np.add.reduceat(prior[self.units], self.starts), np.finfo(np.float64).tiny)
-
-    def divergence(self, log_probs: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
-        """Kullback-Leibler divergence from the full distribution to this one, the tail spread over the units not kept.
-
-        Args:
-            log_probs: float [frames, units], the full distribution (normalised here).
-            prior: float [units], in whose proportions the tail is spread; None spreads it evenly.
-
-        Returns:
-            float64 [frames], in nat; infinite where the teacher gives mass to units that have none here.
-        """
-        full = np.exp(log_probs, dtype=np.float64 if log_probs.dtype == np.float64 else np.float32)
-        with np.errstate(invalid="ignore"):
-            entropy = np.where(full > 0, full * log_probs, 0.0).sum(1, dtype=np.float64)
-        rows = np.repeat(np.arange(self.frames), self.counts)
-        p = full[rows, self.units].astype(np.float64)
-        starts = self.starts
-        full[rows, self.units] = 0.0
-        rest = full.sum(1, dtype=np.float64)
-        sums = np.add.reduceat(p, starts) + rest
-        cross = np.add.reduceat(p * self.log_probs, starts)
-        if prior is None:
-            shape: Any = 0.0
-            left = np.maximum(self.num_units - self.counts.astype(np.float64), 1)
-        else:
-            shape = full @ np.log(prior)
-            left = self.unkept(prior)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            spread = np.where(rest > 0, rest * np.log(self.tail.astype(np.float64) / left) + shape, 0.0)
-        return (entropy - cross - spread) / sums - np.log(sums)
 
 
 def _refuse_broken(sums: np.ndarray, others: np.ndarray | float = 0.0) -> None:
@@ -253,6 +228,8 @@ def _true(mask: np.ndarray) -> np.ndarray:
 
 def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same where operations are cheap and many; only its result leaves the device."""
+    import torch
+
     columns = log_probs.shape[1]
     shift = (columns - 1).bit_length()
     keys = _keys(log_probs.view(torch.int32).long(), torch.arange(columns, device=log_probs.device), shift)

@@ -14,26 +14,8 @@ from asr_kd.targets.posteriors import SparsePosteriors
 STEPS = 8
 
 
-def leftover(kept: SparsePosteriors, log_probs: np.ndarray) -> np.ndarray:
-    """Which units the left-over mass of an utterance belonged to; of several utterances, add them up.
-
-    Args:
-        kept: what was kept of `log_probs`, float [frames, units].
-
-    Returns:
-        float64 [2, units]: probability that each unit had in frames in which it was not kept, and left-over mass of these
-        frames altogether.
-    """
-    rest = np.exp(log_probs)
-    rows = np.repeat(np.arange(kept.frames), kept.counts)
-    rest[rows, kept.units] = 0.0
-    tails = rest.sum(1, dtype=np.float64)
-    exposed = tails.sum() - np.bincount(kept.units, tails[rows], minlength=kept.num_units)
-    return np.stack([rest.sum(0, dtype=np.float64), exposed])
-
-
 def fit_prior(total: np.ndarray) -> np.ndarray:
-    """The codes of the prior that a sum of `leftover` speaks for.
+    """The codes of the prior that a sum of `Reduced.leftover` speaks for.
 
     Returns:
         uint8 [units]: how often each unit's share of the left-over mass is halved against the largest, times 8.
@@ -50,7 +32,7 @@ def gain(total: np.ndarray, prior: np.ndarray, kept: Iterable[SparsePosteriors])
     """Divergence in nat, summed over all frames, that `prior` saves against an even spread.
 
     Args:
-        total: float64 [2, units], sum of `leftover`; kept: the same utterances.
+        total: float64 [2, units], sum of `Reduced.leftover`; kept: the same utterances.
         prior: float64 [units], of `prior_of`.
     """
     nat = float(total[0] @ np.log(prior))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.errors import UserError
@@ -72,6 +73,7 @@ def train(settings: TrainSettings) -> None:
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
     """
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     with joined(pick_device(settings.device)) as ranks:
         _train(settings, ranks)

@@ -20,7 +20,8 @@ from tables import print_rows
 
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.prior import fit_prior, leftover, prior_of
+from asr_kd.targets.prior import fit_prior, gain, prior_of
+from asr_kd.targets.reduced import divergence, reduced
 
 PASSES = 7
 #: name of a row, k, mass, floor
@@ -76,9 +77,12 @@ def measure(
         end = time.perf_counter()
         write_seconds, read_seconds = min(write_seconds, middle - start), min(read_seconds, end - middle)
     pairs = list(zip(decoded, utterances, strict=True))
-    divergence = np.concatenate([item.divergence(dense) for item, dense in pairs])
-    prior = prior_of(fit_prior(sum(leftover(item, dense) for item, dense in pairs))) if with_prior else None
-    better = np.concatenate([item.divergence(dense, prior) for item, dense in pairs]) if with_prior else None
+    full = [reduced(item, dense) for item, dense in pairs]
+    kl = np.concatenate([divergence(one, one.kept) for one in full])
+    better = None
+    if with_prior:
+        total = np.sum([one.leftover for one in full], 0)
+        better = kl.mean() - gain(total, prior_of(fit_prior(total)), decoded) / frames
     top1 = np.concatenate([item.units[item.starts] == dense.argmax(1) for item, dense in pairs])
     return {
         "name": name,
@@ -86,8 +90,8 @@ def measure(
         "entries_per_frame": round(sum(len(item.units) for item in decoded) / frames, 1),
         "bytes_per_frame": round(sum(map(len, data)) / frames, 2),
         # what was not drawn has no mass at all: a divergence says nothing of draws
-        "kl": round(float(divergence.mean()), 5) if np.isfinite(divergence).all() else None,
-        "kl_prior": None if better is None else round(float(better.mean()), 5),
+        "kl": round(float(kl.mean()), 5) if np.isfinite(kl).all() else None,
+        "kl_prior": None if better is None else round(float(better), 5),
         "top1_kept": round(float(top1.mean()), 5),
         "write_frames_per_second": round(frames / write_seconds),
         "read_frames_per_second": round(frames / read_seconds),

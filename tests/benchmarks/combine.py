@@ -19,6 +19,7 @@ from tables import print_rows
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.combine import combine, resample
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.reduced import divergence, reduced
 
 PASSES = 7
 #: name of a row, k, mass, floor
@@ -53,9 +54,8 @@ def measure(mode: str, kept: str, run: Callable[[], list[SparsePosteriors]], den
     frames = sum(one.frames for one in found)
     kl = None
     if dense is not None:
-        kl = round(
-            float(np.concatenate([one.divergence(row) for one, row in zip(found, dense, strict=True)]).mean()), 5
-        )
+        pairs = zip(found, dense, strict=True)
+        kl = round(float(np.concatenate([divergence(reduced(one, row), one) for one, row in pairs]).mean()), 5)
     return {
         "mode": mode,
         "kept": kept,

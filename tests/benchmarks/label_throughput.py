@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from tables import print_rows
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import LabelSettings, ModelSettings
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.shard import load_shard
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--blstm", metavar="LAYERSxSIZE", help="time a network of this shape in place of the teacher's")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the job does
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.blstm:

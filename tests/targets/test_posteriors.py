@@ -111,21 +111,6 @@ def test_padded_cuts_and_fills() -> None:
     assert sparse.padded(5)[0].shape == (2, 5)
 
 
-@given(logits=LOGITS, k=st.integers(1, 20))
-def test_divergence_against_dense_algebra(logits: np.ndarray, k: int) -> None:
-    dense = log_softmax(np.maximum(logits, -20))
-    sparse = SparsePosteriors.from_dense(dense.astype(np.float32), k, 0.9)
-    units, probs = sparse.padded(k)
-    full = np.zeros(dense.shape)
-    for row in range(len(dense)):
-        count = int(sparse.counts[row])
-        left = dense.shape[1] - count
-        full[row] = sparse.tail[row] / max(left, 1)
-        full[row, units[row, :count]] = probs[row, :count]
-    expected = (np.exp(dense) * (dense - np.log(full))).sum(1)
-    np.testing.assert_allclose(sparse.divergence(dense), expected, atol=1e-6)
-
-
 def test_draws_are_unbiased_and_whole() -> None:
     dense = log_softmax(np.random.default_rng(0).normal(0, 2, (4, 30)))
     sums = np.zeros(dense.shape)

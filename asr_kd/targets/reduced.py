@@ -1,0 +1,94 @@
+"""A full distribution next to what is kept of it: what is needed to say later what was lost, found where the full one lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asr_kd.targets.posteriors import SparsePosteriors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Reduced:
+    """An utterance's distribution p, reduced to a few numbers a frame.
+
+    Attributes:
+        kept: the units kept of it.
+        probs: float64 [entries], p of each of them.
+        negentropy: float64 [frames], sum of p ln p over all units; rest: float64 [frames], p of all that are not kept.
+        leftover: float64 [2, units]: p of each unit summed over the frames in which it was not kept, and `rest` summed over
+            these frames. Of several utterances, add them up.
+    """
+
+    kept: SparsePosteriors
+    probs: np.ndarray
+    negentropy: np.ndarray
+    rest: np.ndarray
+    leftover: np.ndarray
+
+
+def reduced(kept: SparsePosteriors, log_probs: Tensor | np.ndarray) -> Reduced:
+    """Reduce a full distribution, float [frames, units], natural logarithm, on its device; only results leave it."""
+    rows = np.repeat(np.arange(kept.frames), kept.counts)
+    places = rows * kept.num_units + kept.units
+    sums = _sums if isinstance(log_probs, np.ndarray) or log_probs.device.type == "cpu" else _sums_on_device
+    probs, negentropy, rest, mass = sums(log_probs, places)
+    exposed = rest.sum() - np.bincount(kept.units, rest[rows], minlength=kept.num_units)
+    return Reduced(kept, probs, negentropy, rest, np.stack([mass, exposed]))
+
+
+def _sums(log_probs: Tensor | np.ndarray, places: np.ndarray) -> tuple[np.ndarray, ...]:
+    values = np.asarray(log_probs)
+    full = np.exp(values)
+    with np.errstate(invalid="ignore"):
+        negentropy = np.where(full > 0, full * values, 0.0).sum(1, dtype=np.float64)
+    flat = full.reshape(-1)
+    probs = flat[places].astype(np.float64)
+    flat[places] = 0.0
+    return probs, negentropy, full.sum(1, dtype=np.float64), full.sum(0, dtype=np.float64)
+
+
+def _sums_on_device(log_probs: Any, places: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The same in PyTorch, which is slower than numpy on a CPU."""
+    import torch  # here: processes that encode do without
+
+    full = log_probs.exp()
+    negentropy = torch.where(full > 0, full * log_probs, 0.0).sum(1, dtype=torch.float64)
+    flat, where = full.view(-1), torch.from_numpy(places).to(full.device)
+    probs = flat[where].double()
+    flat.index_fill_(0, where, 0.0)
+    found = probs, negentropy, full.sum(1, dtype=torch.float64), full.sum(0, dtype=torch.float64)
+    return tuple(one.cpu().numpy() for one in found)
+
+
+def divergence(full: Reduced, stored: SparsePosteriors) -> np.ndarray:
+    """Kullback-Leibler divergence from the full distribution (normalised here) to a stored one, its tail spread evenly.
+
+    Args:
+        stored: has the units of `full.kept`, in any order within a frame.
+
+    Returns:
+        float64 [frames], in nat; infinite where the full one gives mass to units that have none in the stored one.
+    """
+    starts = stored.starts
+    cross = np.add.reduceat(full.probs * _in_order(stored, full.kept), starts)
+    left = np.maximum(stored.num_units - stored.counts.astype(np.float64), 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = np.where(full.rest > 0, full.rest * np.log(stored.tail.astype(np.float64) / left), 0.0)
+    sums = np.add.reduceat(full.probs, starts) + full.rest
+    return (full.negentropy - cross - spread) / sums - np.log(sums)
+
+
+def _in_order(stored: SparsePosteriors, kept: SparsePosteriors) -> np.ndarray:
+    """The stored log-probabilities in the order of what was kept: rounded ones that became equal may have changed places."""
+    if np.array_equal(stored.units, kept.units):
+        return stored.log_probs
+    rows = np.repeat(np.arange(kept.frames) * kept.num_units, kept.counts)
+    found = np.empty_like(stored.log_probs)
+    found[np.argsort(rows + kept.units)] = stored.log_probs[np.argsort(rows + stored.units)]
+    return found
