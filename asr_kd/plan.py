@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import PlanSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, parse_json, place, read_json, read_text, write_json
@@ -101,6 +102,7 @@ def _training_speed(settings: PlanSettings) -> tuple[float, str]:
         return _speed_of_run(place(settings.student)), settings.student
     assert settings.train_model is not None and settings.train_units is not None  # the settings have one of the three
     device, features = pick_device(settings.device), settings.train_features
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     utterances = max(1, settings.train_batch_frames // UTTERANCE_FRAMES)
     batch = made_up_batch(features, settings.train_units, utterances, UTTERANCE_FRAMES)

@@ -17,6 +17,7 @@ from tables import print_rows
 from torch.profiler import ProfilerActivity, profile
 from trainer import learner_of, networks
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.models.acoustic import pick_device
 from asr_kd.training.batches import Batch
 from asr_kd.training.trainer import Learner, step
@@ -33,6 +34,7 @@ WAYS = {
 
 def speed(learner: Learner, held: list[Batch], threads: int) -> float:
     """Frames a second."""
+    keep_freed_memory()  # as `train` does
     torch.set_num_threads(threads)
     start = time.perf_counter()
     for batch in held:

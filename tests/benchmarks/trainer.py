@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tables import print_rows
 
+from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import ModelSettings, TrainSettings, build, load_yaml
 from asr_kd.models.acoustic import build_model, pick_device
 from asr_kd.shards.stream import ShardInput, load_features
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as `train` does
     torch.set_num_threads(1)
     device = pick_device(arguments.device)
     table: list[dict[str, Any]] = []
