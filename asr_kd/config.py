@@ -226,7 +226,8 @@ class LabelSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: Count = Field(1, description="CPU threads of the network")
     loader_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="local: processes that decode audio beside the teacher; 0 decodes in a thread of the job"
+        0,
+        description="local: processes that decode audio, and as many that encode, beside the teacher; 0 takes threads of the job",
     )
     engine: Literal["local", "ray"] = Field(
         "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
