@@ -33,6 +33,7 @@ from asr_kd.evaluation.charts import (
 from asr_kd.evaluation.evidence import Evidence
 from asr_kd.evaluation.slices import OTHERS
 from asr_kd.evaluation.utterances import Group, Packed, edits_of
+from asr_kd.evaluation.verdict import below_it, student
 from asr_kd.evaluation.wer import Edit
 
 HERE = Path(__file__).parent
@@ -107,6 +108,7 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
     )
     return environment.get_template("report.html").render(
         report=report,
+        below=below_it(report),
         systems=systems,
         series=series,
         notes=notes,
@@ -155,13 +157,6 @@ def leading(report: dict[str, Any]) -> list[str]:
     best = sorted(systems, key=lambda name: systems[name]["wer"])
     chosen = list(dict.fromkeys([*named, *best]))[: max(LEADING, len(set(named)))]
     return [name for name in systems if name in chosen]
-
-
-def student(report: dict[str, Any]) -> str:
-    """The system that the page is about: the named student, else the best one that has no other role, else the best."""
-    best = sorted(report["systems"], key=lambda name: report["systems"][name]["wer"])
-    free = [name for name in best if name not in (report["baseline"], report["teacher"])]
-    return report["student"] or (free or best)[0]
 
 
 def drawn(report: dict[str, Any]) -> list[str]:

@@ -23,12 +23,13 @@ from asr_kd.config import EvalSettings
 from asr_kd.evaluation.bootstrap import CONFIDENCE, interval, resampled_errors, two_sided
 from asr_kd.evaluation.calibration import Calibration, Delays, timed_words
 from asr_kd.evaluation.history import history
-from asr_kd.evaluation.report import FORMAT, VERSION, verdict
+from asr_kd.evaluation.report import FORMAT, VERSION
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.significance import MatchedPairs, marks, segments
 from asr_kd.evaluation.slices import OTHERS, Fields, Slicing
 from asr_kd.evaluation.tally import Tally, most_frequent
 from asr_kd.evaluation.text import NORMALIZERS
+from asr_kd.evaluation.verdict import verdict
 from asr_kd.evaluation.wer import ErrorCounts, align
 from asr_kd.files import hash_json
 from asr_kd.models.acoustic import parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from asr_kd.evaluation.report import verdict
+from asr_kd.evaluation.verdict import verdict
 from asr_kd.evaluation.wer import count_errors
 
 
@@ -40,7 +40,10 @@ def system(errors: int, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None) -> dict[str, Any]:
+def report_of(
+    systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None, p: float = 0.03
+) -> dict[str, Any]:
+    """A made-up report; `p` of every pair."""
     figures = {name: {"wer": one["wer"], "interval": one["interval"], "errors": 1} for name, one in systems.items()}
     names = list(systems)
     report = {
@@ -51,8 +54,8 @@ def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str
                           "speakers": 1, "quarantined": 1}},
         "bootstrap": {"resamples": 10, "confidence": 0.95, "blocks": "speakers", "number": 5},
         "pairs": [
-            {"a": a, "b": b, "difference": -0.01, "interval": [-0.02, 0.001], "p_bootstrap": 0.03,
-             "mapsswe": {"segments": 9, "mean": -0.1, "z": -2.0, "p": 0.04}}
+            {"a": a, "b": b, "difference": systems[a]["wer"] - systems[b]["wer"], "interval": [-0.02, 0.001],
+             "p_bootstrap": p, "mapsswe": {"segments": 9, "mean": -0.1, "z": -2.0, "p": p + 0.01}}
             for a, b in itertools.combinations(names, 2)
         ],
         "slices": [
@@ -72,6 +75,24 @@ def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str
     }  # fmt: skip
     report["verdict"] = verdict(report)
     return report
+
+
+def distilled(
+    baseline: int, teacher: int, student: int, bounds: list[float] | None = None, p: float = 0.03, **others: int
+) -> dict[str, Any]:
+    """A report of base, big (the teacher), small and others, each with that many errors in 100 words."""
+
+    def one(errors: int, name: str) -> dict[str, Any]:
+        gap = (baseline - errors) / (baseline - teacher) if baseline > teacher and name not in ("base", "big") else None
+        return system(
+            errors, gap_recovered=gap,
+            relative_change_to_baseline=errors / baseline - 1 if baseline and name != "base" else None,
+            relative_change_to_teacher=errors / teacher - 1 if teacher and name != "big" else None,
+            relative_change_to_baseline_interval=bounds if name == "small" else None,
+        )  # fmt: skip
+
+    errors = {"base": baseline, "big": teacher, "small": student, **others}
+    return report_of({name: one(count, name) for name, count in errors.items()}, "base", "big", p)
 
 
 def line(system: str, key: str, reference: str, hypothesis: str, **changes: Any) -> dict[str, Any]:
