@@ -140,6 +140,12 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
     return _svg(bottom + 46, "Word error rate of each system, with 95 % intervals", said, parts)
 
 
+def best_of(curve: Curve) -> str:
+    """The best score of a curve and when it was."""
+    wer, hours = min(zip(curve.wers, curve.hours, strict=True), key=lambda point: point[0])
+    return f"{percent(wer)} after {hours:.1f} h"
+
+
 def learning_curves(curves: Sequence[Curve]) -> Markup:
     """Development WER against hours of audio; a ring marks the best score.
 
@@ -178,7 +184,7 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
         points = [(across(hour), up(100 * wer)) for hour, wer in zip(curve.hours, curve.wers, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         best = min(range(len(points)), key=lambda index: curve.wers[index])
-        spoken = f"{curve.name}: best {percent(curve.wers[best])} after {curve.hours[best]:.1f} hours"
+        spoken = f"{curve.name}: best {best_of(curve)}"
         group = Markup(
             '<g><title>{}</title><polyline points="{}" class="stroke {}"/>'
             '<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="ring {}"/></g>'

@@ -23,6 +23,7 @@ from asr_kd.evaluation.charts import (
     Bar,
     Curve,
     Slice,
+    best_of,
     heat_maps,
     learning_curves,
     reliability,
@@ -31,7 +32,7 @@ from asr_kd.evaluation.charts import (
     wer_bars,
 )
 from asr_kd.evaluation.evidence import Evidence
-from asr_kd.evaluation.slices import OTHERS
+from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 from asr_kd.evaluation.utterances import Group, Packed, edits_of
 from asr_kd.evaluation.verdict import below_it, student
 from asr_kd.evaluation.wer import Edit
@@ -114,17 +115,20 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
         notes=notes,
         ranked=ranked,
         lead=lead,
+        lead_legend=[(name, "") for name in lead],
         bars=wer_bars([bar(name, systems[name]) for name in ranked]),
         curves=learning_curves(curves) if curves else None,
-        curve_names=[curve.name for curve in curves],
+        curves_legend=[(curve.name, f": best {best_of(curve)}") for curve in curves],
         hours=wer_against_hours(hours) if len({amount for amount, _ in hours}) > 1 else None,
-        hours_of=hours,
+        hours_legend=[(one.name, f": {amount:.4g} h") for amount, one in hours],
         slices=pictures,
         named_slices=figures.named_slices(report),
         listed=LISTED,
+        slice_words=SLICE_WORDS,
         others=OTHERS,
         calibration=reliability(calibrated) if calibrated else None,
         calibrated=[name for name, _, _ in calibrated],
+        calibration_legend=[(name, "") for name, _, _ in calibrated],
         heat=heat_maps(evidence.pictures) if evidence.pictures else None,
         evidence=evidence,
         packed=packed,

@@ -26,7 +26,7 @@ from asr_kd.evaluation.history import history
 from asr_kd.evaluation.report import FORMAT, VERSION
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.significance import MatchedPairs, marks, segments
-from asr_kd.evaluation.slices import OTHERS, Fields, Slicing
+from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS, Fields, Slicing
 from asr_kd.evaluation.tally import Tally, most_frequent
 from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.verdict import verdict
@@ -36,7 +36,7 @@ from asr_kd.models.acoustic import parameters
 from asr_kd.shards.index import ShardList
 
 ALIGNMENT = "sclite: substitution 4, deletion 3, insertion 3"
-NAMED_SLICES, SLICE_WORDS = 5, 50  # slices of fewer words are not named as worst or most changed
+NAMED_SLICES = 5
 SAMPLES = 6  # utterances to listen to, of each kind
 
 

@@ -140,6 +140,18 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
         assert mark in page, mark
 
 
+def test_rates_that_are_not_defined_are_dashes() -> None:
+    """As in a set without reference words in which a system says something."""
+    report = distilled(20, 10, 12)
+    report["sets"]["hollow"] = report["sets"]["test"] | {"words": 0}
+    for one in report["systems"].values():
+        one["sets"]["hollow"] = one["sets"]["test"] | {"wer": None}
+        one["mean_of_sets_wer"] = None
+    page = page_of(report)
+    check_page(page)
+    assert page.count("<td>–</td>\n<td>20.00 %</td>\n<td>–</td>") == 1
+
+
 def test_wer_against_hours_needs_two_systems_that_say_theirs() -> None:
     report = distilled(20, 10, 12)
     report["systems"]["base"]["unlabelled_hours"] = 0.0
