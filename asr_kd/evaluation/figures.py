@@ -9,6 +9,7 @@ from asr_kd.evaluation.charts import percent
 __all__ = [
     "change",
     "changes",
+    "drawn_of",
     "lookahead",
     "milliseconds",
     "named",
@@ -142,14 +143,23 @@ def named_slices(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
     lists: dict[str, list[tuple[str, str]]] = {}
     for one in report["slices_worst"]:
         bounds = f"95 % interval {span(one['interval'])}; " if one["interval"] else ""
-        figures = f"{percent(one['wer'])} ({bounds}{one['words']:,} words)"
+        figures = f"{percent(one['wer'])} ({bounds}{_of(one)})"
         lists.setdefault(f"Worst of {one['system']}", []).append((_where(one), figures))
     for one in report["slices_changed"]:
         bounds = "95 % interval {} to {}; ".format(*map(points, one["interval"])) if one["interval"] else ""
         moved = f"{points(one['difference'])} points, {percent(one['other_wer'])} → {percent(one['wer'])}"
         title = f"Most changed from {one['other']} to {one['system']}"
-        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{one['words']:,} words)"))
+        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{_of(one)})"))
     return list(lists.items())
+
+
+def _of(one: dict[str, Any]) -> str:
+    return f"{one['words']:,} words, {drawn_of(one)}"
+
+
+def drawn_of(one: dict[str, Any]) -> str:
+    """What the interval of a slice was drawn of: `5 speakers`."""
+    return f"{one['number']:,} {one['blocks'].removesuffix('s') if one['number'] == 1 else one['blocks']}"
 
 
 def _where(one: dict[str, Any]) -> str:

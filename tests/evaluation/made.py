@@ -60,14 +60,15 @@ def report_of(
         ],
         "slices": [
             {"field": "condition", "bands": False, "values": [
-                {"value": value, "utterances": 2, "words": 50, "systems": figures} for value in ("clean", "noisy")]},
+                {"value": value, "utterances": 2, "words": 50, "blocks": "speakers", "number": 2, "systems": figures} for value in ("clean", "noisy")]},
             {"field": "seconds", "bands": True, "values": [
-                {"value": "0 to 4", "utterances": 3, "words": 100, "systems": figures}]},
+                {"value": "0 to 4", "utterances": 3, "words": 100, "blocks": "utterances", "number": 1, "systems": figures}]},
         ],
         "slices_worst": [{"field": "condition", "value": "noisy", "system": names[0], "wer": 0.3, "interval": None,
-                          "words": 50}],
+                          "words": 50, "blocks": "speakers", "number": 2}],
         "slices_changed": [{"field": "condition", "value": None, "system": names[0], "wer": 0.3, "other": names[-1],
-                            "other_wer": 0.1, "difference": 0.2, "interval": [0.1, 0.25], "words": 50}],
+                            "other_wer": 0.1, "difference": 0.2, "interval": [0.1, 0.25], "words": 50,
+                            "blocks": "speakers", "number": 2}],
         "slices_left_out": {"id": "more than 2,000 values"},
         "samples": [{"key": "u1", "set": "test", "shard": "shard-000000.tar", "why": "most errors"}],
         "settings": {"decoder": "beam", "beam": 4, "threads": 1, "baseline": None},

@@ -131,11 +131,12 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
         "<del>d</del>",
         "<ins>e</ins>",
         "one → two",
-        "<b>condition noisy</b>: 30.00 % (50 words)",
+        "<b>condition noisy</b>: 30.00 % (50 words, 2 speakers)",
         "big is better",
         "most errors",
         "<b>condition (not given)</b>: +20.00 points, 10.00 % → 30.00 %",
         "id (more than 2,000 values)",
+        "<small>1 utterance</small>",
     ):
         assert mark in page, mark
 

@@ -248,4 +248,7 @@ def test_intervals_of_a_slice_draw_speakers(checkpoints: dict[str, Path]) -> Non
     report = summed_up(checkpoints, {"a": [made]})
     (half,) = (one for one in report["slices"] if one["field"] == "half")
     assert half["values"][0]["systems"]["student"]["interval"] == [0.0, 1.0]
+    assert (half["values"][0]["blocks"], half["values"][0]["number"]) == ("speakers", 2)
+    (speaker,) = (one for one in report["slices"] if one["field"] == "speaker")
+    assert [(one["blocks"], one["number"]) for one in speaker["values"]] == [("utterances", 30)] * 2
     assert np.isfinite(report["systems"]["student"]["wer"])
