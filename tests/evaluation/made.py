@@ -101,4 +101,5 @@ def line(system: str, key: str, reference: str, hypothesis: str, **changes: Any)
     return {
         "system": system, "set": "test", "shard": "shard-000000.tar", "key": key, "speaker": "anna", "seconds": 2.0,
         "fields": {"condition": "clean"}, "reference_scored": reference, "hypothesis_scored": hypothesis, "errors": errors,
+        "words": len(reference.split()),
     } | changes  # fmt: skip
