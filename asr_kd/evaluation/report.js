@@ -185,7 +185,7 @@
     );
     const chosen = get("chosen");
     chosen.hidden = state.field === null;
-    chosen.replaceChildren(`Only ${state.field}: ${state.value} `, make("button", { type: "button", onclick: () => choose(null, null) }, "show all"));
+    chosen.replaceChildren(`Only ${state.field}: ${state.value ?? "(not given)"} `, make("button", { type: "button", onclick: () => choose(null, null) }, "show all"));
   }
 
   function choose(field, value) {

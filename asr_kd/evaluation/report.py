@@ -7,6 +7,7 @@ from typing import Any
 
 from asr_kd.evaluation.evidence import gather
 from asr_kd.evaluation.figures import (
+    NOTHING,
     change,
     decoder,
     intervals_note,
@@ -67,6 +68,8 @@ def render_markdown(report: dict[str, Any]) -> str:
         *map(_escaped, below_it(report)),
         system_table(report),
     ]
+    if len(report["sets"]) > 1:
+        parts += ["WER by set, and the mean of the sets:", set_table(report)]
     if report["pairs"]:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
         parts.append("\n".join(f"- {_pair(pair)}" for pair in report["pairs"]))
@@ -104,4 +107,17 @@ def system_table(report: dict[str, Any]) -> str:
             lookahead(system["lookahead_ms"]), f"{system['real_time_factor']:.5f}",
             ratio(system["real_time_factor_to_teacher"]),
         ])  # fmt: skip
+    return table(rows)
+
+
+def set_table(report: dict[str, Any]) -> str:
+    """WER by set as a Markdown table."""
+
+    def rate(wer: float | None) -> str:
+        return NOTHING if wer is None else percent(wer)
+
+    rows = [["system", *map(_escaped, report["sets"]), "mean"]]
+    for name, system in report["systems"].items():
+        sets = [rate(system["sets"][one]["wer"]) for one in report["sets"]]
+        rows.append([_escaped(name), *sets, rate(system["mean_of_sets_wer"])])
     return table(rows)

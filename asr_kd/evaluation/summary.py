@@ -6,6 +6,7 @@ Of an utterance a few numbers are held, never its texts.
 from __future__ import annotations
 
 import functools
+import hashlib
 import heapq
 import importlib.metadata
 import itertools
@@ -388,6 +389,7 @@ def _slices(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher."""
     found, named, changed = [], [], []
+    seen = set()  # utterances of the slices so far: a set that is one condition is named once
     others = [one for one in dict.fromkeys((settings.baseline, settings.teacher)) if one not in (None, student)]
     for slicing in scores.fields.slicings(resampler.words):
         values = []
@@ -396,8 +398,10 @@ def _slices(
             rates = resampler.rates(part)
             entry = _slice(value, part, rates, resampler)
             values.append(entry)
-            if value == OTHERS or entry["words"] < SLICE_WORDS:
+            utterances = hashlib.sha256(np.packbits(part).tobytes()).digest()
+            if value == OTHERS or entry["words"] < SLICE_WORDS or utterances in seen:
                 continue
+            seen.add(utterances)
             named.append(_worst(slicing, entry, student))
             changed += [_change(slicing, entry, student, other, rates) for other in others if other is not None]
         found.append({"field": slicing.field, "bands": slicing.bands, "values": values})

@@ -25,7 +25,8 @@ def verdict(report: Report) -> str:
             roles.setdefault(report[role], role)
     if roles:
         against = ", and ".join(_against(report, name, other, role) for other, role in roles.items())
-        return f"{name} ({percent(systems[name]['wer'])} WER) makes {against}."
+        over = f" over {len(report['sets'])} sets" if len(report["sets"]) > 1 else ""
+        return f"{name} ({percent(systems[name]['wer'])} WER{over}) makes {against}."
     one, best = systems[name], _ranked(report)[0]
     counted = f"{percent(one['wer'])} ({one['errors']:,} errors in {one['words']:,} words{_within(one['interval'])})"
     if len(systems) == 1:
@@ -52,7 +53,13 @@ def below_it(report: Report) -> list[str]:
             within = f" (95 % interval {changes(bounds)} %)" if bounds else ""
             said.append(
                 f"{name} recovers {share(systems[name]['gap_recovered'])}{within} of the {100 * gap:.2f} points of WER "
-                f"from {baseline} to {teacher}."
+                f"from {baseline} to {teacher} ({sureness(_pair(report, baseline, teacher))})."
+            )
+    for role in ("baseline", "teacher"):
+        other = report[role]
+        if other not in (None, name) and systems[name]["wer"] < systems[other]["wer"]:
+            said += _worse_sets(
+                systems[name]["sets"], systems[other]["sets"], f"Yet {name} is worse than the {role} in"
             )
     beside: dict[str, list[str]] = {}
     for other in _ranked(report):
@@ -62,6 +69,16 @@ def below_it(report: Report) -> list[str]:
         groups = "; ".join(f"{', '.join(others)} {how}" for how, others in beside.items())
         said.append(f"The others against {name}: {groups}.")
     return said
+
+
+def _worse_sets(mine: Report, theirs: Report, what: str) -> list[str]:
+    """The sets in which a system that is better over all is worse."""
+    worse = [
+        f"{one} ({percent(mine[one]['wer'])} against {percent(theirs[one]['wer'])})"
+        for one in mine
+        if None not in (mine[one]["wer"], theirs[one]["wer"]) and mine[one]["wer"] > theirs[one]["wer"]
+    ]
+    return [f"{what} {', '.join(worse)}."] if worse else []
 
 
 def _ranked(report: Report) -> list[str]:

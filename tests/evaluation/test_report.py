@@ -141,6 +141,11 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
         assert mark in page, mark
 
 
+def row_of(markdown: str, name: str) -> list[str]:
+    (row,) = (line for line in markdown.splitlines() if line.startswith(f"| {name} "))
+    return row.split("|")[1:-1]
+
+
 def test_rates_that_are_not_defined_are_dashes() -> None:
     """As in a set without reference words in which a system says something."""
     report = distilled(20, 10, 12)
@@ -150,6 +155,12 @@ def test_rates_that_are_not_defined_are_dashes() -> None:
         one["mean_of_sets_wer"] = None
     page = page_of(report)
     check_page(page)
+    assert [cell.strip() for cell in row_of(render_markdown(report).split("by set")[1], "base")] == [
+        "base",
+        "20.00 %",
+        "–",
+        "–",
+    ]
     assert page.count("<td>–</td>\n<td>20.00 %</td>\n<td>–</td>") == 1
 
 

@@ -168,6 +168,17 @@ def test_named_slices(report: dict[str, Any]) -> None:
     assert changed["difference"] == changed["wer"] - changed["other_wer"] > 0
 
 
+def test_slices_of_the_same_utterances_are_named_once(checkpoints: dict[str, Path]) -> None:
+    made = lines_of("a", 80, 9)
+    for line in made:
+        line["fields"]["again"] = line["fields"]["condition"]
+    report = summed_up(checkpoints, {"a": [made]}, teacher="teacher")
+    assert {one["field"] for one in report["slices"]} >= {"condition", "again"}
+    for named in (report["slices_worst"], report["slices_changed"]):
+        assert "again" not in {one["field"] for one in named}
+    assert "condition" in {one["field"] for one in report["slices_worst"]}
+
+
 def test_samples(report: dict[str, Any]) -> None:
     samples = report["samples"]
     assert len(samples) == 2 * SAMPLES

@@ -14,7 +14,7 @@ def test_one_sentence_on_baseline_and_teacher() -> None:
         "small (12.00 % WER) makes 40.0 % fewer word errors than the baseline base (20.00 %; 95 % interval −50.0 % to "
         "−30.0 %, significant), and 20.0 % more word errors than the teacher big (10.00 %, significant)."
     )
-    assert below_it(report) == ["small recovers 80 % of the 10.00 points of WER from base to big."]
+    assert below_it(report) == ["small recovers 80 % of the 10.00 points of WER from base to big (significant)."]
 
 
 def test_more_systems_do_not_make_it_longer() -> None:
@@ -65,6 +65,15 @@ def test_a_teacher_that_is_no_better_leaves_no_gap() -> None:
     assert (
         said == "The teacher big (25.00 %) is no better than the baseline base (20.00 %): there is no gap to recover."
     )
+
+
+def test_a_set_in_which_the_student_is_worse_is_named() -> None:
+    report = distilled(20, 10, 12)
+    for name, wers in (("base", (0.1, 0.3)), ("big", (0.08, 0.12)), ("small", (0.11, None))):
+        report["systems"][name]["sets"] = {one: {"wer": wer} for one, wer in zip(("car", "home"), wers, strict=True)}
+    report["sets"] = {"car": {}, "home": {}}
+    assert verdict(report).startswith("small (12.00 % WER over 2 sets) makes 40.0 % fewer")
+    assert below_it(report)[1:] == ["Yet small is worse than the baseline in car (11.00 % against 10.00 %)."]
 
 
 def test_without_roles_the_others_stand_below() -> None:
