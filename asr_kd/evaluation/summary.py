@@ -38,6 +38,7 @@ from asr_kd.shards.index import ShardList
 
 ALIGNMENT = "sclite: substitution 4, deletion 3, insertion 3"
 NAMED_SLICES = 5
+ENOUGH = 4  # speakers of a slice; the interval of fewer is their range, and says little of what is sure
 SAMPLES = 6  # utterances to listen to, of each kind
 
 
@@ -409,12 +410,14 @@ def _slices(
     # by the end of the interval that is nearer to the overall rate, so that chance names no small slice
     worst = sorted(
         (one for one in named if one["wer"] > overall),
-        key=lambda one: -(one["interval"][0] if one["interval"] else one["wer"]),
+        key=lambda one: (one["number"] < ENOUGH, -(one["interval"][0] if one["interval"] else one["wer"])),
     )
     most: list[dict[str, Any]] = []
     for other in others:
         mine = [one for one in changed if one["other"] == other and one["difference"]]
-        most += sorted(mine, key=lambda one: (-_surely(one["interval"]), -abs(one["difference"])))[:NAMED_SLICES]
+        most += sorted(
+            mine, key=lambda one: (one["number"] < ENOUGH, -_surely(one["interval"]), -abs(one["difference"]))
+        )[:NAMED_SLICES]
     return found, worst[:NAMED_SLICES], most
 
 

@@ -66,8 +66,8 @@ def below_it(report: Report) -> list[str]:
         if other not in (name, baseline, teacher):
             beside.setdefault(_beside(report, other, name), []).append(f"{other} ({percent(systems[other]['wer'])})")
     if beside:
-        groups = "; ".join(f"{', '.join(others)} {how}" for how, others in beside.items())
-        said.append(f"The others against {name}: {groups}.")
+        groups = "; ".join(f"{how}: {', '.join(others)}" for how, others in beside.items())
+        said.append(f"Against {name}, {groups}.")
     return said
 
 

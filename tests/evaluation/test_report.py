@@ -228,7 +228,7 @@ def test_many_systems_without_roles_curves_slices_or_errors() -> None:
     check_page(page)
     assert page.count("<svg") == 1
     assert "Change to" not in page
-    assert "The others against system-0: system-1 (0.00 %), " in page.replace("\u00a0", " ")
+    assert "Against system-0, no difference: system-1 (0.00 %), " in page.replace("\u00a0", " ")
     assert len(leading(report)) < 11
     assert len(drawn(report)) == 1
 

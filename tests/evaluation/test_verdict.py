@@ -22,7 +22,7 @@ def test_more_systems_do_not_make_it_longer() -> None:
     report["student"] = "small"
     assert verdict(report) == few["verdict"]
     assert below_it(report)[1] == (
-        "The others against small: oracle (8.00 %) significantly better; twin (12.00 %) no difference; half (14.00 %) significantly worse."
+        "Against small, significantly better: oracle (8.00 %); no difference: twin (12.00 %); significantly worse: half (14.00 %)."
     )
 
 
@@ -77,4 +77,4 @@ def test_a_set_in_which_the_student_is_worse_is_named() -> None:
 
 
 def test_without_roles_the_others_stand_below() -> None:
-    assert below_it(alone(None)) == ["The others against b: a (5.00 %) significantly worse."]
+    assert below_it(alone(None)) == ["Against b, significantly worse: a (5.00 %)."]
