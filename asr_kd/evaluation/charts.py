@@ -98,8 +98,11 @@ def _svg(height: float, title: str, description: str, parts: list[Markup], width
     return head.format(width, height, title, description) + Markup("\n").join(parts) + Markup("\n</svg>")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+def _short(name: str, note: str = "") -> str:
+    """A name that leaves room for the figure at its right, with a note in brackets."""
+    end = f" ({note})" if note else ""
+    length = NAME_LENGTH - len(end)
+    return (name if len(name) <= length else name[: length - 1] + "…") + end
 
 
 def wer_bars(bars: Sequence[Bar]) -> Markup:
@@ -118,8 +121,7 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
         y = top + row * index
         value = percent(bar.wer)
         # a halo in the page's colour keeps the grid from crossing the letters
-        name = f"{_short(bar.name)} ({bar.note})" if bar.note else _short(bar.name)
-        parts.append(_text(left + 4, y + 16, name, "start", "name halo"))
+        parts.append(_text(left + 4, y + 16, _short(bar.name, bar.note), "start", "name halo"))
         parts.append(_text(WIDTH - RIGHT, y + 16, value, "end", "value halo"))
         width = max(1.0, scale * 100 * bar.wer)
         middle = y + 24 + thick / 2

@@ -41,6 +41,8 @@ HERE = Path(__file__).parent
 COLORS = 8
 #: systems that are compared side by side where all would be too many
 LEADING = 3
+#: pairs of systems that are all seen at once
+MANY = 15
 #: values of a field that are drawn, and that are listed
 DRAWN, LISTED = 10, 60
 
@@ -115,6 +117,8 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
         notes=notes,
         ranked=ranked,
         lead=lead,
+        lead_pairs=[pair for pair in report["pairs"] if {pair["a"], pair["b"]} <= set(lead)],
+        many=MANY,
         lead_legend=[(name, "") for name in lead],
         bars=wer_bars([bar(name, systems[name]) for name in ranked]),
         curves=learning_curves(curves) if curves else None,

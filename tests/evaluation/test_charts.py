@@ -66,6 +66,12 @@ def test_pictures_of_slices_and_hours_hold_any_figures(
         assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))
 
 
+def test_a_long_name_leaves_room_for_its_note_and_figure() -> None:
+    svg = str(wer_bars([Bar("n" * 60, "s0", 0.1, None, "teacher"), Bar("short", "s1", 0.2, None, "baseline")]))
+    (long, short) = re.findall(r'class="name halo">([^<]*)<', svg)
+    assert (len(long), long[-11:], short) == (44, "… (teacher)", "short (baseline)")
+
+
 def test_a_long_interval_of_a_small_slice_is_cut_at_the_edge() -> None:
     svg = str(slice_dots("snr", [Slice("low", 3, [Bar("a", "s0", 0.1, (0.0, 3.0))])]))
     assert "interval 0.00 % to 300.00 %" in svg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_lines_of_another_run_are_not_taken_for_the_reports(tmp_path: Path) -> N
     first, second = (side(tmp_path / name, name, lines_of("student", 3)) for name in "AB")
     Path(str(second.lines)).write_text("".join(json.dumps(one) + "\n" for one in lines_of("student", 4)))
     assert paired(first, second) == f"{second.lines} is not of the same run as the report beside it"
+
+
+def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
+    """A hundred utterances a shard; what is held of each is five numbers, and what is drawn."""
+    peaks = []
+    for shards in (2, 20):
+        lines = []
+        for shard in range(shards):
+            lines += lines_of("x", 3, 100, shard=f"shard-{shard:06}.tar", padding=SAID * 50)
+        sides = [side(tmp_path / f"{name}{shards}", name, lines) for name in "AB"]
+        del lines
+        tracemalloc.start()
+        assert isinstance(paired(*sides), Paired)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1800 * 100
 
 
 def test_without_resamples_mapsswe_is_left(tmp_path: Path) -> None:

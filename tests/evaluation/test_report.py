@@ -230,6 +230,8 @@ def test_many_systems_without_roles_curves_slices_or_errors() -> None:
     assert "Change to" not in page
     assert "Against system-0, no difference: system-1 (0.00 %), " in page.replace("\u00a0", " ")
     assert len(leading(report)) < 11
+    assert "<summary>All 55 pairs</summary>" in page
+    assert page.count('<table class="pairs">') == 2
     assert len(drawn(report)) == 1
 
 
