@@ -116,6 +116,7 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
         series=series,
         notes=notes,
         ranked=ranked,
+        student=student(report),
         lead=lead,
         lead_pairs=[pair for pair in report["pairs"] if {pair["a"], pair["b"]} <= set(lead)],
         many=MANY,
