@@ -30,6 +30,35 @@ def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed
     return sums[:-1], sums[-1]
 
 
+def blocks(speakers: np.ndarray) -> tuple[np.ndarray, int, bool]:
+    """The block of each utterance, how many blocks, and whether they are speakers: where all are known, and two or more.
+
+    Args:
+        speakers: of each utterance, int [utterances]; -1 where it is not known.
+    """
+    known, labels = np.unique(speakers, return_inverse=True)
+    if len(known) < 2 or known[0] < 0:
+        return np.arange(len(speakers)), len(speakers), False
+    return labels, len(known), True
+
+
+def resampled(
+    rows: np.ndarray, words: np.ndarray, speakers: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of utterances, in the blocks that their speakers make; no resample where there is one block alone.
+
+    Args:
+        rows: errors, int [systems, utterances]; words, speakers: int [utterances], see `blocks`.
+    """
+    labels, number, _ = blocks(speakers)
+    if number < 2:
+        return np.zeros((len(rows), 0)), np.zeros(0)
+    errors = [np.bincount(labels, weights=row, minlength=number) for row in rows]
+    return resampled_errors(
+        np.array(errors, np.int64), np.bincount(labels, words, number).astype(np.int64), resamples, seed
+    )
+
+
 def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
     """The middle 95 % of resampled values, [low, high]; None when any of them is undefined or there are none."""
     values = np.asarray(values, dtype=np.float64)

@@ -12,6 +12,8 @@ from markupsafe import Markup
 WIDTH = 520
 LEFT, RIGHT = 46, 16
 NAME_LENGTH = 44
+#: slices of fewer words, or of a smaller share of them, do not stretch an axis
+FEW_WORDS, FEW_SHARE = 50, 0.01
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,22 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return template.format(x1, y1, x2, y2, kind)
 
 
+def _arrow(x: float, y: float, size: float, series: str) -> Markup:
+    """A head that points to the right, its tip at x."""
+    corners = f"{x - 1.5 * size:.1f},{y - size:.1f} {x:.1f},{y:.1f} {x - 1.5 * size:.1f},{y + size:.1f}"
+    return Markup('<polygon points="{}" class="head {}"/>').format(corners, series)
+
+
 def _svg(height: float, title: str, description: str, parts: list[Markup], width: float = WIDTH) -> Markup:
     head = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">\n<desc>{}</desc>\n')
     return head.format(width, height, title, description) + Markup("\n").join(parts) + Markup("\n</svg>")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+def _short(name: str, note: str = "") -> str:
+    """A name that leaves room for the figure at its right, with a note in brackets."""
+    end = f" ({note})" if note else ""
+    length = NAME_LENGTH - len(end)
+    return (name if len(name) <= length else name[: length - 1] + "…") + end
 
 
 def wer_bars(bars: Sequence[Bar]) -> Markup:
@@ -110,8 +121,7 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
         y = top + row * index
         value = percent(bar.wer)
         # a halo in the page's colour keeps the grid from crossing the letters
-        name = f"{_short(bar.name)} ({bar.note})" if bar.note else _short(bar.name)
-        parts.append(_text(left + 4, y + 16, name, "start", "name halo"))
+        parts.append(_text(left + 4, y + 16, _short(bar.name, bar.note), "start", "name halo"))
         parts.append(_text(WIDTH - RIGHT, y + 16, value, "end", "value halo"))
         width = max(1.0, scale * 100 * bar.wer)
         middle = y + 24 + thick / 2
@@ -130,6 +140,12 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
         parts.append(group.format(bar.name, spoken, left, y + 24, width, thick, bar.series, whisker))
     said = "; ".join(f"{bar.name} {percent(bar.wer)}" for bar in bars)
     return _svg(bottom + 46, "Word error rate of each system, with 95 % intervals", said, parts)
+
+
+def best_of(curve: Curve) -> str:
+    """The best score of a curve and when it was."""
+    wer, hours = min(zip(curve.wers, curve.hours, strict=True), key=lambda point: point[0])
+    return f"{percent(wer)} after {hours:.1f} h"
 
 
 def learning_curves(curves: Sequence[Curve]) -> Markup:
@@ -170,7 +186,7 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
         points = [(across(hour), up(100 * wer)) for hour, wer in zip(curve.hours, curve.wers, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         best = min(range(len(points)), key=lambda index: curve.wers[index])
-        spoken = f"{curve.name}: best {percent(curve.wers[best])} after {curve.hours[best]:.1f} hours"
+        spoken = f"{curve.name}: best {best_of(curve)}"
         group = Markup(
             '<g><title>{}</title><polyline points="{}" class="stroke {}"/>'
             '<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="ring {}"/></g>'
@@ -190,14 +206,20 @@ class Slice:
 
 
 def slice_dots(field: str, slices: Sequence[Slice]) -> Markup:
-    """A row for each value, in it a dot with its interval for each system."""
+    """A row for each value, in it a dot with its interval for each system.
+
+    The axis reaches somewhat further than the highest rate of a slice that is not small. What lies beyond has an arrow at
+    the edge, and its figures in the title and the description.
+    """
     left, lane, head, gap = 8, 12, 21, 9
     row = head + lane * max(len(one.bars) for one in slices) + gap
     every = [bar for one in slices for bar in one.bars]
-    # the intervals of a small slice may reach far; they are cut there so that the rates stay apart
-    widest = max([bar.interval[1] if bar.interval else bar.wer for bar in every])
-    ticks = linear_ticks(100 * min(widest, 1.6 * max(bar.wer for bar in every) or widest))
+    enough = max(FEW_WORDS, FEW_SHARE * sum(one.words for one in slices))
+    steady = [bar for one in slices if one.words >= enough for bar in one.bars] or every
+    widest = max(bar.interval[1] if bar.interval else bar.wer for bar in every)
+    ticks = linear_ticks(100 * min(widest, 1.6 * max(bar.wer for bar in steady) or widest))
     scale = (WIDTH - left - RIGHT - 8) / ticks[-1]
+    edge, cut = left + scale * ticks[-1], False
     bottom = row * len(slices)
     parts = []
     for tick in ticks:
@@ -217,8 +239,15 @@ def slice_dots(field: str, slices: Sequence[Slice]) -> Markup:
                 low, high = (left + scale * min(100 * bound, ticks[-1]) for bound in bar.interval)
                 spoken += f", 95 % interval {percent(bar.interval[0])} to {percent(bar.interval[1])}"
                 whisker = _line(low, middle, high, middle, f"stroke {bar.series}")
-            group = Markup('<g><title>{}</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="point {}"/></g>')
-            parts.append(group.format(spoken, whisker, left + scale * 100 * bar.wer, middle, bar.series))
+            beyond = [100 * end > ticks[-1] * 1.0001 for end in (bar.wer, bar.interval[1] if bar.interval else 0.0)]
+            cut = cut or any(beyond)
+            mark = _arrow(edge, middle, 5.5 if beyond[0] else 3.5, bar.series) if any(beyond) else Markup("")
+            if not beyond[0]:
+                dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="point {}"/>')
+                mark += dot.format(left + scale * 100 * bar.wer, middle, bar.series)
+            parts.append(Markup("<g><title>{}</title>{}{}</g>").format(spoken, whisker, mark))
+    if cut:
+        parts.append(_text(left, bottom + 38, "▸ goes on beyond the axis"))
     said = "; ".join(
         f"{one.value}: " + ", ".join(f"{bar.name} {percent(bar.wer)}" for bar in one.bars) for one in slices
     )

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asr_kd.errors import UserError
-from asr_kd.evaluation.figures import change, percent, ratio, share, size, span, table
+from asr_kd.evaluation.figures import change, p_value, percent, points, ratio, said_of_pair, share, size, span, table
 from asr_kd.evaluation.gate import Gate
-from asr_kd.files import place, read_json
+from asr_kd.evaluation.paired import Side, paired
+from asr_kd.files import Place, place, read_json
 
 FORMAT, VERSIONS = "asr_kd-report", (1, 2)
 # what must be the same: key, and what it is called
@@ -21,6 +22,8 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
 
     Reports are called A, B … in the order of `paths` (folders of reports, or the files); a condition calls a system that
     several of them hold `A.name`.
+
+    Systems of the same name are tested utterance by utterance where the lines of both reports lie beside them.
 
     Returns:
         whether the condition is true of them.
@@ -42,6 +45,12 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
         f"{data['utterances']:,} utterances, {data['words']:,} words ({data['hash']}); normaliser {first['normalizer']}\n"
     )
     print(comparison(reports))
+    sides = [
+        Side(letter, reports[letter], _folder(path) / "utterances.jsonl")
+        for letter, path in zip(reports, paths, strict=True)
+    ]
+    for other in sides[1:]:
+        print(f"\n{_tests(sides[0], other)}")
     if len({report.get("alignment") for report in reports.values()}) > 1:
         print(
             "\nThese reports aligned words in different ways (version 1 with fewest edits, version 2 as NIST sclite), "
@@ -70,6 +79,32 @@ def read_report(path: str) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file}: is damaged; make the report again") from None
     return report
+
+
+def _folder(path: str) -> Place:
+    return place(path).parent if path.endswith(".json") else place(path)
+
+
+def _tests(first: Side, second: Side) -> str:
+    """What is sure of the differences of two reports, and what that rests on."""
+    found = paired(first, second)
+    between = f"{second.letter} against {first.letter}"
+    if isinstance(found, str):
+        return (
+            f"{between}: unpaired, for {found}. Only the intervals above can be compared: apart they show a difference, "
+            "overlapping they show nothing, since the two err on the same utterances."
+        )
+    rows = [["difference in WER", "points", "95 % interval", "p, bootstrap", "p, MAPSSWE", "at 5 %"]]
+    for pair in found.pairs:
+        rows.append([
+            f"{pair['a']} − {pair['b']}".replace("|", "\\|"), points(pair["difference"]),
+            " to ".join(map(points, pair["interval"])) if pair["interval"] else "–", p_value(pair["p_bootstrap"]),
+            p_value(pair["mapsswe"]["p"]), said_of_pair(pair),
+        ])  # fmt: skip
+    return (
+        f"{between}: paired, for both reports' utterances.jsonl hold the same utterances under the same normaliser "
+        f"(MAPSSWE, and paired bootstrap with {found.basis})\n\n{table(rows)}"
+    )
 
 
 def _check_comparable(paths: Mapping[str, str], reports: Mapping[str, dict[str, Any]]) -> None:

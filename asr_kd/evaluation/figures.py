@@ -9,6 +9,7 @@ from asr_kd.evaluation.charts import percent
 __all__ = [
     "change",
     "changes",
+    "drawn_of",
     "lookahead",
     "milliseconds",
     "named",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 NOTHING = "–"
+SURE = "significant"
 
 
 def table(rows: list[list[str]]) -> str:
@@ -119,17 +121,21 @@ def intervals_note(bootstrap: dict[str, Any]) -> str:
     )
 
 
-def said_of_pair(pair: dict[str, Any]) -> str:
-    """Whether two systems can be told apart, by both tests at 5 %."""
-    values = [pair["p_bootstrap"], pair["mapsswe"]["p"]]
-    known = [value for value in values if value is not None]
+def sureness(pair: dict[str, Any]) -> str:
+    """Whether two systems can be told apart, by both tests at 5 %; by MAPSSWE alone where nothing was resampled."""
+    known = [value for value in (pair["p_bootstrap"], pair["mapsswe"]["p"]) if value is not None]
     if not known or not pair["difference"]:
         return "no difference"
     sure = [value < 0.05 for value in known]
-    better = pair["a"] if pair["difference"] < 0 else pair["b"]
     if all(sure):
-        return f"{better} is better"
+        return SURE
     return "the tests disagree" if any(sure) else "within chance"
+
+
+def said_of_pair(pair: dict[str, Any]) -> str:
+    """The same, naming the better one."""
+    how = sureness(pair)
+    return f"{pair['a'] if pair['difference'] < 0 else pair['b']} is better" if how == SURE else how
 
 
 def named_slices(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -137,14 +143,23 @@ def named_slices(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
     lists: dict[str, list[tuple[str, str]]] = {}
     for one in report["slices_worst"]:
         bounds = f"95 % interval {span(one['interval'])}; " if one["interval"] else ""
-        figures = f"{percent(one['wer'])} ({bounds}{one['words']:,} words)"
+        figures = f"{percent(one['wer'])} ({bounds}{_of(one)})"
         lists.setdefault(f"Worst of {one['system']}", []).append((_where(one), figures))
     for one in report["slices_changed"]:
         bounds = "95 % interval {} to {}; ".format(*map(points, one["interval"])) if one["interval"] else ""
         moved = f"{points(one['difference'])} points, {percent(one['other_wer'])} → {percent(one['wer'])}"
         title = f"Most changed from {one['other']} to {one['system']}"
-        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{one['words']:,} words)"))
+        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{_of(one)})"))
     return list(lists.items())
+
+
+def _of(one: dict[str, Any]) -> str:
+    return f"{one['words']:,} words, {drawn_of(one)}"
+
+
+def drawn_of(one: dict[str, Any]) -> str:
+    """What the interval of a slice was drawn of: `5 speakers`."""
+    return f"{one['number']:,} {one['blocks'].removesuffix('s') if one['number'] == 1 else one['blocks']}"
 
 
 def _where(one: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from asr_kd.evaluation.charts import (
     Bar,
     Curve,
     Slice,
+    best_of,
     heat_maps,
     learning_curves,
     reliability,
@@ -31,14 +32,17 @@ from asr_kd.evaluation.charts import (
     wer_bars,
 )
 from asr_kd.evaluation.evidence import Evidence
-from asr_kd.evaluation.slices import OTHERS
+from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 from asr_kd.evaluation.utterances import Group, Packed, edits_of
+from asr_kd.evaluation.verdict import below_it, student
 from asr_kd.evaluation.wer import Edit
 
 HERE = Path(__file__).parent
 COLORS = 8
 #: systems that are compared side by side where all would be too many
 LEADING = 3
+#: pairs of systems that are all seen at once
+MANY = 15
 #: values of a field that are drawn, and that are listed
 DRAWN, LISTED = 10, 60
 
@@ -107,22 +111,29 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
     )
     return environment.get_template("report.html").render(
         report=report,
+        below=below_it(report),
         systems=systems,
         series=series,
         notes=notes,
         ranked=ranked,
+        student=student(report),
         lead=lead,
+        lead_pairs=[pair for pair in report["pairs"] if {pair["a"], pair["b"]} <= set(lead)],
+        many=MANY,
+        lead_legend=[(name, "") for name in lead],
         bars=wer_bars([bar(name, systems[name]) for name in ranked]),
         curves=learning_curves(curves) if curves else None,
-        curve_names=[curve.name for curve in curves],
+        curves_legend=[(curve.name, f": best {best_of(curve)}") for curve in curves],
         hours=wer_against_hours(hours) if len({amount for amount, _ in hours}) > 1 else None,
-        hours_of=hours,
+        hours_legend=[(one.name, f": {amount:.4g} h") for amount, one in hours],
         slices=pictures,
         named_slices=figures.named_slices(report),
         listed=LISTED,
+        slice_words=SLICE_WORDS,
         others=OTHERS,
         calibration=reliability(calibrated) if calibrated else None,
         calibrated=[name for name, _, _ in calibrated],
+        calibration_legend=[(name, "") for name, _, _ in calibrated],
         heat=heat_maps(evidence.pictures) if evidence.pictures else None,
         evidence=evidence,
         packed=packed,
@@ -155,13 +166,6 @@ def leading(report: dict[str, Any]) -> list[str]:
     best = sorted(systems, key=lambda name: systems[name]["wer"])
     chosen = list(dict.fromkeys([*named, *best]))[: max(LEADING, len(set(named)))]
     return [name for name in systems if name in chosen]
-
-
-def student(report: dict[str, Any]) -> str:
-    """The system that the page is about: the named student, else the best one that has no other role, else the best."""
-    best = sorted(report["systems"], key=lambda name: report["systems"][name]["wer"])
-    free = [name for name in best if name not in (report["baseline"], report["teacher"])]
-    return report["student"] or (free or best)[0]
 
 
 def drawn(report: dict[str, Any]) -> list[str]:

@@ -36,6 +36,11 @@
     return [head, rows];
   }
 
+  // paper has nothing to click: what is folded prints open
+  const folded = [];
+  addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details:not([open])")) { one.open = true; folded.push(one); } });
+  addEventListener("afterprint", () => { for (const one of folded.splice(0)) one.open = false; });
+
   const browser = get("browser");
   browser.hidden = false;
   get("status").textContent = "Unpacking…";
@@ -185,7 +190,7 @@
     );
     const chosen = get("chosen");
     chosen.hidden = state.field === null;
-    chosen.replaceChildren(`Only ${state.field}: ${state.value} `, make("button", { type: "button", onclick: () => choose(null, null) }, "show all"));
+    chosen.replaceChildren(`Only ${state.field}: ${state.value ?? "(not given)"} `, make("button", { type: "button", onclick: () => choose(null, null) }, "show all"));
   }
 
   function choose(field, value) {

@@ -1,4 +1,4 @@
-"""The WER report for people: verdict and Markdown table, drawn from the JSON report; the page is in `page.py`."""
+"""The WER report for people: the Markdown table, drawn from the JSON report; the page is in `page.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from asr_kd.evaluation.evidence import gather
 from asr_kd.evaluation.figures import (
+    NOTHING,
     change,
     decoder,
     intervals_note,
@@ -25,6 +26,7 @@ from asr_kd.evaluation.figures import (
 )
 from asr_kd.evaluation.page import drawn, render_html, searchable
 from asr_kd.evaluation.utterances import pack, read_lines
+from asr_kd.evaluation.verdict import below_it
 from asr_kd.files import Place, write_json, write_whole
 
 FORMAT, VERSION = "asr_kd-report", 2
@@ -60,7 +62,14 @@ def render_markdown(report: dict[str, Any]) -> str:
         f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report['device']}, "
         f"{threads(report)}."
     )
-    parts = ["# WER report", _escaped(report["verdict"]), system_table(report)]
+    parts = [
+        "# WER report",
+        f"**{_escaped(report['verdict'])}**",
+        *map(_escaped, below_it(report)),
+        system_table(report),
+    ]
+    if len(report["sets"]) > 1:
+        parts += ["WER by set, and the mean of the sets:", set_table(report)]
     if report["pairs"]:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
         parts.append("\n".join(f"- {_pair(pair)}" for pair in report["pairs"]))
@@ -101,67 +110,14 @@ def system_table(report: dict[str, Any]) -> str:
     return table(rows)
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """What the figures say, in a sentence or three; says so where a share or a change is undefined or uncertain."""
-    systems, baseline, teacher = report["systems"], report["baseline"], report["teacher"]
-    ranked = sorted(systems, key=lambda name: systems[name]["wer"])
-    others = [name for name in ranked if name not in (baseline, teacher)]
-    others.sort(key=lambda name: name != report["student"])  # stable: the student, then from the best on
+def set_table(report: dict[str, Any]) -> str:
+    """WER by set as a Markdown table."""
 
-    def rated(name: str) -> str:
-        return f"{name} ({percent(systems[name]['wer'])})"
+    def rate(wer: float | None) -> str:
+        return NOTHING if wer is None else percent(wer)
 
-    if baseline is None or ranked == [baseline]:
-        best = systems[ranked[0]]
-        counted = f"{best['errors']:,} errors in {best['words']:,} words"
-        return f"{_lowest(ranked, systems)}: {counted}{_within(best['interval'])}."
-    first, parts = systems[baseline], []
-    if teacher is not None and teacher != baseline:
-        points = 100 * (first["wer"] - systems[teacher]["wer"])
-        if points <= 0:
-            parts.append(f"{rated(teacher)} is no better than {rated(baseline)}: there is no gap to recover.")
-        elif others:
-            shares = [f"{name} recovers {share(systems[name]['gap_recovered'])}" for name in others]
-            parts.append(
-                f"Of the {points:.2f} points of WER between {rated(baseline)} and {rated(teacher)}, {_listed(shares)}."
-            )
-    for name in others or [one for one in ranked if one != baseline]:
-        moved, bounds = (systems[name][f"relative_change_to_baseline{end}"] for end in ("", "_interval"))
-        if moved is None:
-            parts.append(f"{baseline} makes no errors, so no relative change is defined.")
-            break
-        if bounds is None or bounds == [0.0, 0.0]:
-            sure = ""
-        elif bounds[0] <= 0 <= bounds[1]:
-            sure = f", within chance{_within(bounds, signed=True)}"
-        else:
-            sure = _within(bounds, signed=True)
-        parts.append(f"{rated(name)} makes {_fewer(moved)} {baseline}{sure}.")
-        if len(others) > 1:
-            # the table has the rest
-            break
-    return " ".join(parts)
-
-
-def _lowest(ranked: list[str], systems: dict[str, Any]) -> str:
-    wer = percent(systems[ranked[0]]["wer"])
-    if len(ranked) == 1:
-        return f"{ranked[0]} has a WER of {wer}"
-    return f"{ranked[0]} has the lowest WER of {len(ranked)} systems, {wer}"
-
-
-def _fewer(moved: float) -> str:
-    if round(abs(moved), 3) == 0:
-        return "as many word errors as"
-    return f"{100 * abs(moved):.1f} % {'fewer' if moved < 0 else 'more'} word errors than"
-
-
-def _within(bounds: list[float] | None, signed: bool = False) -> str:
-    if bounds is None:
-        return ""
-    low, high = (change(bound) if signed else percent(bound) for bound in bounds)
-    return f" (95 % interval {low} to {high})"
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    rows = [["system", *map(_escaped, report["sets"]), "mean"]]
+    for name, system in report["systems"].items():
+        sets = [rate(system["sets"][one]["wer"]) for one in report["sets"]]
+        rows.append([_escaped(name), *sets, rate(system["mean_of_sets_wer"])])
+    return table(rows)

@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from asr_kd.evaluation.bootstrap import interval, two_sided
 from asr_kd.evaluation.wer import Edit
 
 CORRECT_BETWEEN = 2
@@ -94,3 +98,15 @@ class MatchedPairs:
         varies = count > 1 and self.squares * count != self.difference**2  # in whole numbers: exact
         z = mean / math.sqrt(spread / (count - 1) / count) if varies else 0.0
         return {"segments": count, "mean": mean, "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}
+
+
+def compared(a: str, b: str, difference: float, drawn: np.ndarray, matched: MatchedPairs) -> dict[str, Any]:
+    """What both tests say of two systems, as one of the `pairs` of report.json.
+
+    Args:
+        difference: WER of a less that of b; drawn: the same of each resample, float [resamples].
+    """
+    return {
+        "a": a, "b": b, "difference": difference, "interval": interval(drawn), "p_bootstrap": two_sided(drawn),
+        "mapsswe": matched.test(),
+    }  # fmt: skip

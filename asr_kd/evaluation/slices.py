@@ -23,6 +23,7 @@ EDGES = {"seconds": (1, 2, 5, 10, 20), "words_per_second": (1, 2, 3, 4)}
 SNR_EDGES = (-5, 0, 5, 10, 15, 20, 25, 30)
 LARGEST = 1e30  # what is greater is taken as absent, as what is no number
 OTHERS = "all others"
+SLICE_WORDS = 50  # slices of fewer words are not named as worst or most changed
 
 
 @dataclass

@@ -6,6 +6,7 @@ Of an utterance a few numbers are held, never its texts.
 from __future__ import annotations
 
 import functools
+import hashlib
 import heapq
 import importlib.metadata
 import itertools
@@ -20,22 +21,24 @@ import numpy as np
 import torch
 
 from asr_kd.config import EvalSettings
-from asr_kd.evaluation.bootstrap import CONFIDENCE, interval, resampled_errors, two_sided
+from asr_kd.evaluation.bootstrap import CONFIDENCE, blocks, interval, resampled
 from asr_kd.evaluation.calibration import Calibration, Delays, timed_words
 from asr_kd.evaluation.history import history
-from asr_kd.evaluation.report import FORMAT, VERSION, verdict
+from asr_kd.evaluation.report import FORMAT, VERSION
 from asr_kd.evaluation.score import System
-from asr_kd.evaluation.significance import MatchedPairs, marks, segments
-from asr_kd.evaluation.slices import OTHERS, Fields, Slicing
+from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
+from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS, Fields, Slicing
 from asr_kd.evaluation.tally import Tally, most_frequent
 from asr_kd.evaluation.text import NORMALIZERS
+from asr_kd.evaluation.verdict import verdict
 from asr_kd.evaluation.wer import ErrorCounts, align
 from asr_kd.files import hash_json
 from asr_kd.models.acoustic import parameters
 from asr_kd.shards.index import ShardList
 
 ALIGNMENT = "sclite: substitution 4, deletion 3, insertion 3"
-NAMED_SLICES, SLICE_WORDS = 5, 50  # slices of fewer words are not named as worst or most changed
+NAMED_SLICES = 5
+ENOUGH = 4  # speakers of a slice; the interval of fewer is their range, and says little of what is sure
 SAMPLES = 6  # utterances to listen to, of each kind
 
 
@@ -143,23 +146,10 @@ class Resampler:
         self.words = np.array(self.scores.words)
         self.speakers = np.array(self.scores.speakers)
 
-    def blocks(self, speakers: np.ndarray) -> tuple[np.ndarray, int, bool]:
-        """The block of each utterance, how many blocks, and whether they are speakers: where all are known, and two or more."""
-        known, labels = np.unique(speakers, return_inverse=True)
-        if len(known) < 2 or known[0] < 0:
-            return np.arange(len(speakers)), len(speakers), False
-        return labels, len(known), True
-
     def draw(self, part: np.ndarray | slice, rows: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Resampled sums of the rows and of the words of some utterances: float [rows, resamples], [resamples]."""
-        labels, blocks, _ = self.blocks(self.speakers[part])
-        sums = np.array([np.bincount(labels, weights=row[part], minlength=blocks) for row in [*rows, words]])
-        if blocks < 2:
-            return np.zeros((len(rows), 0)), np.zeros(0)
-        drawn, drawn_words = resampled_errors(
-            sums[:-1].astype(np.int64), sums[-1].astype(np.int64), self.settings.bootstrap, self.settings.seed
-        )
-        return drawn, drawn_words
+        """Resampled sums of the rows and of the words of some utterances: [rows, resamples], [resamples]."""
+        settings = self.settings
+        return resampled(rows[:, part], words[part], self.speakers[part], settings.bootstrap, settings.seed)
 
     def rates(self, part: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Resampled WERs of every system, by name: the same draws for all; not finite where no words were drawn."""
@@ -183,7 +173,6 @@ def summarise(
         costs: of each system, as `score_all` returns them.
     """
     resampler = Resampler(scores, settings)
-    _, blocks, by_speaker = resampler.blocks(resampler.speakers)
     samples = resampler.rates(slice(None))
     in_sets = {one: resampler.rates(np.array(scores.set_of) == number) for number, one in enumerate(scores.sets)}
     student = _student(settings, scores)
@@ -210,8 +199,7 @@ def summarise(
         "bootstrap": {
             "resamples": settings.bootstrap,
             "confidence": CONFIDENCE,
-            "blocks": "speakers" if by_speaker else "utterances",
-            "number": blocks,
+            **_blocks(resampler.speakers),
         },
         "systems": {
             name: _system(settings, system, scores, resampler, samples, in_sets, costs) for name, system in systems.items()
@@ -393,15 +381,8 @@ def _gap(settings: EvalSettings, name: str, scores: Scores, samples: dict[str, n
 
 def _pair(pair: tuple[str, str], scores: Scores, samples: dict[str, np.ndarray]) -> dict[str, Any]:
     a, b = pair
-    drawn = samples[a] - samples[b]
-    return {
-        "a": a,
-        "b": b,
-        "difference": scores.tallies[a].counts.rate - scores.tallies[b].counts.rate,
-        "interval": interval(drawn),
-        "p_bootstrap": two_sided(drawn),
-        "mapsswe": scores.pairs[pair].test(),
-    }
+    difference = scores.tallies[a].counts.rate - scores.tallies[b].counts.rate
+    return compared(a, b, difference, samples[a] - samples[b], scores.pairs[pair])
 
 
 def _slices(
@@ -409,6 +390,7 @@ def _slices(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher."""
     found, named, changed = [], [], []
+    seen = set()  # utterances of the slices so far: a set that is one condition is named once
     others = [one for one in dict.fromkeys((settings.baseline, settings.teacher)) if one not in (None, student)]
     for slicing in scores.fields.slicings(resampler.words):
         values = []
@@ -417,8 +399,10 @@ def _slices(
             rates = resampler.rates(part)
             entry = _slice(value, part, rates, resampler)
             values.append(entry)
-            if value == OTHERS or entry["words"] < SLICE_WORDS:
+            utterances = hashlib.sha256(np.packbits(part).tobytes()).digest()
+            if value == OTHERS or entry["words"] < SLICE_WORDS or utterances in seen:
                 continue
+            seen.add(utterances)
             named.append(_worst(slicing, entry, student))
             changed += [_change(slicing, entry, student, other, rates) for other in others if other is not None]
         found.append({"field": slicing.field, "bands": slicing.bands, "values": values})
@@ -426,12 +410,14 @@ def _slices(
     # by the end of the interval that is nearer to the overall rate, so that chance names no small slice
     worst = sorted(
         (one for one in named if one["wer"] > overall),
-        key=lambda one: -(one["interval"][0] if one["interval"] else one["wer"]),
+        key=lambda one: (one["number"] < ENOUGH, -(one["interval"][0] if one["interval"] else one["wer"])),
     )
     most: list[dict[str, Any]] = []
     for other in others:
         mine = [one for one in changed if one["other"] == other and one["difference"]]
-        most += sorted(mine, key=lambda one: (-_surely(one["interval"]), -abs(one["difference"])))[:NAMED_SLICES]
+        most += sorted(
+            mine, key=lambda one: (one["number"] < ENOUGH, -_surely(one["interval"]), -abs(one["difference"]))
+        )[:NAMED_SLICES]
     return found, worst[:NAMED_SLICES], most
 
 
@@ -441,14 +427,18 @@ def _slice(value: str | None, part: np.ndarray, rates: dict[str, np.ndarray], re
     for row, (name, drawn) in enumerate(rates.items()):
         errors = int(resampler.errors[row][part].sum())
         systems[name] = {"wer": errors / words if words else None, "interval": interval(drawn), "errors": errors}
-    return {"value": value, "utterances": int(part.sum()), "words": words, "systems": systems}
+    drawn_of = _blocks(resampler.speakers[part])
+    return {"value": value, "utterances": int(part.sum()), "words": words, **drawn_of, "systems": systems}
+
+
+def _blocks(speakers: np.ndarray) -> dict[str, Any]:
+    """What resamples are drawn of."""
+    _, number, by_speaker = blocks(speakers)
+    return {"blocks": "speakers" if by_speaker else "utterances", "number": number}
 
 
 def _worst(slicing: Slicing, entry: dict[str, Any], student: str) -> dict[str, Any]:
-    return {
-        "field": slicing.field, "value": entry["value"], "utterances": entry["utterances"], "words": entry["words"],
-        "system": student, **entry["systems"][student],
-    }  # fmt: skip
+    return {**_place(slicing, entry), "system": student, **entry["systems"][student]}
 
 
 def _change(
@@ -456,10 +446,13 @@ def _change(
 ) -> dict[str, Any]:
     mine, theirs = entry["systems"][student]["wer"], entry["systems"][other]["wer"]
     return {
-        "field": slicing.field, "value": entry["value"], "utterances": entry["utterances"], "words": entry["words"],
-        "system": student, "wer": mine, "other": other, "other_wer": theirs, "difference": mine - theirs,
-        "interval": interval(rates[student] - rates[other]),
+        **_place(slicing, entry), "system": student, "wer": mine, "other": other, "other_wer": theirs,
+        "difference": mine - theirs, "interval": interval(rates[student] - rates[other]),
     }  # fmt: skip
+
+
+def _place(slicing: Slicing, entry: dict[str, Any]) -> dict[str, Any]:
+    return {"field": slicing.field, **{key: one for key, one in entry.items() if key != "systems"}}
 
 
 def _surely(bounds: list[float] | None) -> float:

@@ -6,8 +6,9 @@ Words are aligned as NIST sclite aligns them, so that substitutions, deletions a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ from rapidfuzz.distance import Levenshtein
 # sclite's weights. With them two deletions and two insertions (12) are cheaper than four substitutions (16) although
 # both are four errors, so a misplaced stretch is shown as such.
 SUBSTITUTION, GAP = 4, 3
+#: of words by words, from which on a table of all costs is filled
+CELLS = 10_000
+MODULUS = 256
 
 
 @dataclass(frozen=True)
@@ -65,47 +69,52 @@ def align(reference: str, hypothesis: str) -> list[Edit]:
     networks). Its errors are seldom more than the edit distance, never fewer: see `edit_distance`.
 
     An empty reference makes every word of the hypothesis an insertion, an empty hypothesis every word of the reference
-    a deletion; two empty texts align without an edit. Time and memory (a byte a cell) go with the product of lengths.
+    a deletion; two empty texts align without an edit. Time goes with the product of lengths, for up to some hundred words
+    times the errors; memory too, a byte a cell, beyond these.
     """
     ours, theirs = reference.split(), hypothesis.split()
-    if ours == theirs:
-        return [Edit("equal", word, word) for word in ours]
-    steps = _steps(ours, theirs)
+    # Only where the words before it differ does a step need to know what the rest costs. A few distances are far sooner
+    # asked for than a table is filled, unless texts are long.
+    rest = _table(ours, theirs) if len(ours) * len(theirs) > CELLS else partial(_distance, ours, theirs)
     edits: list[Edit] = []
     i, j = len(ours), len(theirs)
     while i or j:
-        if i and (not j or steps[i, j] == DELETE):
-            i -= 1
-            edits.append(Edit("deletion", ours[i], None))
-        elif not i or steps[i, j] == INSERT:
+        if i and j and ours[i - 1] == theirs[j - 1]:
+            i, j = i - 1, j - 1
+            edits.append(Edit("equal", ours[i], theirs[j]))
+            continue
+        cost = rest(i, j)
+        if i and j and (cost - rest(i - 1, j - 1)) % MODULUS == SUBSTITUTION:
+            i, j = i - 1, j - 1
+            edits.append(Edit("substitution", ours[i], theirs[j]))
+        elif j and (cost - rest(i, j - 1)) % MODULUS == GAP:
             j -= 1
             edits.append(Edit("insertion", None, theirs[j]))
         else:
-            i, j = i - 1, j - 1
-            edits.append(Edit("equal" if ours[i] == theirs[j] else "substitution", ours[i], theirs[j]))
+            i -= 1
+            edits.append(Edit("deletion", ours[i], None))
     return edits[::-1]
 
 
-PAIR, DELETE, INSERT = 0, 1, 2
+def _distance(ours: list[str], theirs: list[str], i: int, j: int) -> int:
+    """The least cost of aligning the first i and the first j words."""
+    return Levenshtein.distance(ours[:i], theirs[:j], weights=(GAP, GAP, SUBSTITUTION))
 
 
-def _steps(ours: list[str], theirs: list[str]) -> np.ndarray:
-    """The last step of the best alignment of the first i and the first j words: uint8 [len(ours) + 1, len(theirs) + 1]."""
+def _table(ours: list[str], theirs: list[str]) -> Callable[[int, int], int]:
+    """The same for any i and j, modulo 256: neighbours differ by a few, so a byte a cell tells them apart."""
     numbers: dict[str, int] = {}
     left, right = (np.array([numbers.setdefault(word, len(numbers)) for word in words]) for words in (ours, theirs))
-    steps = np.zeros((len(ours) + 1, len(theirs) + 1), np.uint8)
     shift = GAP * np.arange(len(theirs) + 1)
+    table = np.empty((len(ours) + 1, len(theirs) + 1), np.uint8)
     costs = shift  # of the row before
+    table[0] = costs % MODULUS
     for i, word in enumerate(left, 1):
-        pair = costs[:-1] + SUBSTITUTION * (right != word)
-        delete = costs[1:] + GAP
+        best = np.minimum(costs[:-1] + SUBSTITUTION * (right != word), costs[1:] + GAP)  # without insertions
         # an insertion adds GAP to the cell on its left: the running minimum of what is left when that is taken off
-        costs = np.minimum.accumulate(np.concatenate([[GAP * i], np.minimum(pair, delete)]) - shift) + shift
-        insert = costs[:-1] + GAP
-        step = np.where(delete < insert, DELETE, INSERT)
-        step[(pair <= delete) & (pair <= insert)] = PAIR
-        steps[i, 1:] = step
-    return steps
+        costs = np.minimum.accumulate(np.concatenate([[GAP * i], best]) - shift) + shift
+        table[i] = costs % MODULUS
+    return lambda i, j: int(table[i, j])
 
 
 def edit_distance(reference: str, hypothesis: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from asr_kd.evaluation.report import verdict
+from asr_kd.evaluation.verdict import verdict
 from asr_kd.evaluation.wer import count_errors
 
 
@@ -40,7 +40,10 @@ def system(errors: int, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None) -> dict[str, Any]:
+def report_of(
+    systems: dict[str, Any], baseline: str | None = None, teacher: str | None = None, p: float = 0.03
+) -> dict[str, Any]:
+    """A made-up report; `p` of every pair."""
     figures = {name: {"wer": one["wer"], "interval": one["interval"], "errors": 1} for name, one in systems.items()}
     names = list(systems)
     report = {
@@ -51,20 +54,21 @@ def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str
                           "speakers": 1, "quarantined": 1}},
         "bootstrap": {"resamples": 10, "confidence": 0.95, "blocks": "speakers", "number": 5},
         "pairs": [
-            {"a": a, "b": b, "difference": -0.01, "interval": [-0.02, 0.001], "p_bootstrap": 0.03,
-             "mapsswe": {"segments": 9, "mean": -0.1, "z": -2.0, "p": 0.04}}
+            {"a": a, "b": b, "difference": systems[a]["wer"] - systems[b]["wer"], "interval": [-0.02, 0.001],
+             "p_bootstrap": p, "mapsswe": {"segments": 9, "mean": -0.1, "z": -2.0, "p": p + 0.01}}
             for a, b in itertools.combinations(names, 2)
         ],
         "slices": [
             {"field": "condition", "bands": False, "values": [
-                {"value": value, "utterances": 2, "words": 50, "systems": figures} for value in ("clean", "noisy")]},
+                {"value": value, "utterances": 2, "words": 50, "blocks": "speakers", "number": 2, "systems": figures} for value in ("clean", "noisy")]},
             {"field": "seconds", "bands": True, "values": [
-                {"value": "0 to 4", "utterances": 3, "words": 100, "systems": figures}]},
+                {"value": "0 to 4", "utterances": 3, "words": 100, "blocks": "utterances", "number": 1, "systems": figures}]},
         ],
         "slices_worst": [{"field": "condition", "value": "noisy", "system": names[0], "wer": 0.3, "interval": None,
-                          "words": 50}],
+                          "words": 50, "blocks": "speakers", "number": 2}],
         "slices_changed": [{"field": "condition", "value": None, "system": names[0], "wer": 0.3, "other": names[-1],
-                            "other_wer": 0.1, "difference": 0.2, "interval": [0.1, 0.25], "words": 50}],
+                            "other_wer": 0.1, "difference": 0.2, "interval": [0.1, 0.25], "words": 50,
+                            "blocks": "speakers", "number": 2}],
         "slices_left_out": {"id": "more than 2,000 values"},
         "samples": [{"key": "u1", "set": "test", "shard": "shard-000000.tar", "why": "most errors"}],
         "settings": {"decoder": "beam", "beam": 4, "threads": 1, "baseline": None},
@@ -74,9 +78,28 @@ def report_of(systems: dict[str, Any], baseline: str | None = None, teacher: str
     return report
 
 
+def distilled(
+    baseline: int, teacher: int, student: int, bounds: list[float] | None = None, p: float = 0.03, **others: int
+) -> dict[str, Any]:
+    """A report of base, big (the teacher), small and others, each with that many errors in 100 words."""
+
+    def one(errors: int, name: str) -> dict[str, Any]:
+        gap = (baseline - errors) / (baseline - teacher) if baseline > teacher and name not in ("base", "big") else None
+        return system(
+            errors, gap_recovered=gap,
+            relative_change_to_baseline=errors / baseline - 1 if baseline and name != "base" else None,
+            relative_change_to_teacher=errors / teacher - 1 if teacher and name != "big" else None,
+            relative_change_to_baseline_interval=bounds if name == "small" else None,
+        )  # fmt: skip
+
+    errors = {"base": baseline, "big": teacher, "small": student, **others}
+    return report_of({name: one(count, name) for name, count in errors.items()}, "base", "big", p)
+
+
 def line(system: str, key: str, reference: str, hypothesis: str, **changes: Any) -> dict[str, Any]:
     errors = count_errors(reference, hypothesis).errors
     return {
         "system": system, "set": "test", "shard": "shard-000000.tar", "key": key, "speaker": "anna", "seconds": 2.0,
         "fields": {"condition": "clean"}, "reference_scored": reference, "hypothesis_scored": hypothesis, "errors": errors,
+        "words": len(reference.split()),
     } | changes  # fmt: skip

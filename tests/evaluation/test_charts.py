@@ -66,10 +66,30 @@ def test_pictures_of_slices_and_hours_hold_any_figures(
         assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))
 
 
+def test_a_long_name_leaves_room_for_its_note_and_figure() -> None:
+    svg = str(wer_bars([Bar("n" * 60, "s0", 0.1, None, "teacher"), Bar("short", "s1", 0.2, None, "baseline")]))
+    (long, short) = re.findall(r'class="name halo">([^<]*)<', svg)
+    assert (len(long), long[-11:], short) == (44, "… (teacher)", "short (baseline)")
+
+
 def test_a_long_interval_of_a_small_slice_is_cut_at_the_edge() -> None:
     svg = str(slice_dots("snr", [Slice("low", 3, [Bar("a", "s0", 0.1, (0.0, 3.0))])]))
     assert "interval 0.00 % to 300.00 %" in svg
+    assert "goes on beyond the axis" in svg
     assert max(numbers(svg)) <= 520
+
+
+def test_a_slice_of_few_words_does_not_stretch_the_axis() -> None:
+    """It has an arrow at the edge instead of a dot, and its figure in the title and the description."""
+    many = Slice("many", 5000, [Bar("a", "s0", 0.05, (0.04, 0.06))])
+    few = Slice("few", 7, [Bar("a", "s0", 2.5, (1.0, 3.0))])
+    alone, both = (str(slice_dots("speaker", slices)) for slices in ([many], [many, few]))
+    assert "<polygon" not in alone
+    assert "beyond" not in alone
+    assert both.count("<polygon") == both.count("<circle") == 1
+    assert float(re.findall(r'<circle cx="([^"]+)"', both)[0]) > 300
+    assert both.count("250.00 %") == 2
+    assert "<polygon" not in str(slice_dots("speaker", [few]))
 
 
 def test_calibration_passes_over_empty_bins() -> None:

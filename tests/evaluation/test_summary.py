@@ -168,6 +168,17 @@ def test_named_slices(report: dict[str, Any]) -> None:
     assert changed["difference"] == changed["wer"] - changed["other_wer"] > 0
 
 
+def test_slices_of_the_same_utterances_are_named_once(checkpoints: dict[str, Path]) -> None:
+    made = lines_of("a", 80, 9)
+    for line in made:
+        line["fields"]["again"] = line["fields"]["condition"]
+    report = summed_up(checkpoints, {"a": [made]}, teacher="teacher")
+    assert {one["field"] for one in report["slices"]} >= {"condition", "again"}
+    for named in (report["slices_worst"], report["slices_changed"]):
+        assert "again" not in {one["field"] for one in named}
+    assert "condition" in {one["field"] for one in report["slices_worst"]}
+
+
 def test_samples(report: dict[str, Any]) -> None:
     samples = report["samples"]
     assert len(samples) == 2 * SAMPLES
@@ -248,4 +259,7 @@ def test_intervals_of_a_slice_draw_speakers(checkpoints: dict[str, Path]) -> Non
     report = summed_up(checkpoints, {"a": [made]})
     (half,) = (one for one in report["slices"] if one["field"] == "half")
     assert half["values"][0]["systems"]["student"]["interval"] == [0.0, 1.0]
+    assert (half["values"][0]["blocks"], half["values"][0]["number"]) == ("speakers", 2)
+    (speaker,) = (one for one in report["slices"] if one["field"] == "speaker")
+    assert [(one["blocks"], one["number"]) for one in speaker["values"]] == [("utterances", 30)] * 2
     assert np.isfinite(report["systems"]["student"]["wer"])

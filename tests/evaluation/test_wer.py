@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_kd.evaluation.wer import ErrorCounts, align, character_errors, count_errors, edit_distance, error_rate
+from asr_kd.evaluation.wer import CELLS, ErrorCounts, align, character_errors, count_errors, edit_distance, error_rate
 from tests.evaluation.nist import FILE, find, sclite, triples
 
 texts = st.lists(st.sampled_from("abcd"), max_size=7).map(" ".join)
@@ -46,8 +46,10 @@ def letters(reference: str, hypothesis: str) -> str:
     return "".join({"equal": "C"}.get(edit.kind, edit.kind[0].upper()) for edit in align(reference, hypothesis))
 
 
-def test_step_by_step_as_sclite() -> None:
-    """6,000 pairs: the same alignments, and so the same counts."""
+@pytest.mark.parametrize("cells", [0, CELLS])
+def test_step_by_step_as_sclite(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
+    """6,000 pairs: the same alignments, and so the same counts, both as short texts are aligned and as long ones."""
+    monkeypatch.setattr("asr_kd.evaluation.wer.CELLS", cells)
     alignments = json.loads(lzma.decompress(FILE.read_bytes()))["alignments"]
     for (reference, *hypotheses), wanted in zip(triples(), alignments, strict=True):
         assert [letters(reference, hypothesis) for hypothesis in hypotheses] == wanted

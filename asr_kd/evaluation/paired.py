@@ -1,0 +1,107 @@
+"""Systems of two earlier reports, utterance by utterance: whether they differ by more than chance.
+
+Both reports' `utterances.jsonl` are read side by side; of an utterance a few numbers are held, never its texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asr_kd.evaluation.bootstrap import blocks, resampled
+from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
+from asr_kd.evaluation.utterances import by_utterance, edits_of, read_lines
+from asr_kd.files import Place
+
+
+@dataclass(frozen=True)
+class Side:
+    """A report, what it is called in the comparison, and where its `utterances.jsonl` would be."""
+
+    letter: str
+    report: dict[str, Any]
+    lines: Place
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What the tests say of each system and its counterpart, as `pairs` of report.json, and what they rest on."""
+
+    pairs: list[dict[str, Any]]
+    basis: str
+
+
+def counterparts(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
+    """Systems of the second report with those of the first that they are compared with: of the same name, else both students."""
+    names = [(name, name) for name in second["systems"] if name in first["systems"]]
+    students = second.get("student"), first.get("student")
+    if None not in students and students[0] not in first["systems"]:
+        names.append(students)
+    return names
+
+
+def paired(first: Side, second: Side) -> Paired | str:
+    """Test each system of the second report against its counterpart in the first, or say why that cannot be done."""
+    names = counterparts(first.report, second.report)
+    if not names:
+        return f"no system of {second.letter} has a counterpart in {first.letter}, by name or as the student"
+    words, speakers, numbers = array("i"), array("i"), dict[str | None, int]({None: -1})
+    errors = [(array("i"), array("i")) for _ in names]
+    tests = [MatchedPairs() for _ in names]
+    sides = [by_utterance(read_lines(side.lines)) for side in (second, first)]
+    try:
+        for ours, theirs in itertools.zip_longest(*sides, fillvalue={}):
+            lines = [(ours[name], theirs[other]) for name, other in names]
+            one, two = lines[0]
+            if any(one[key] != two[key] for key in ("set", "key", "speaker", "reference_scored")):
+                return f"{second.lines} does not hold the utterances of {first.lines}, in the same order"
+            words.append(one["words"])
+            speakers.append(numbers.setdefault(one["speaker"], len(numbers) - 1))
+            for pair, counts, test in zip(lines, errors, tests, strict=True):
+                for line, count in zip(pair, counts, strict=True):
+                    count.append(line["errors"])
+                if pair[0]["errors"] or pair[1]["errors"]:
+                    test.add(segments(*(marks(edits_of(line)) for line in pair)))
+    except FileNotFoundError as error:
+        return f"{error.filename or 'utterances.jsonl'} is not there"
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return f"{first.lines} and {second.lines} do not hold the same utterances, or one is damaged or of an older version"
+    for place_of, side in enumerate((second, first)):
+        for systems, counts in zip(names, errors, strict=True):
+            if sum(counts[place_of]) != side.report["systems"][systems[place_of]].get("errors"):
+                return f"{side.lines} is not of the same run as the report beside it"
+    return _tested(first, second, names, np.array(words), np.array(speakers), np.array(errors), tests)
+
+
+def _tested(
+    first: Side,
+    second: Side,
+    names: list[tuple[str, str]],
+    words: np.ndarray,
+    speakers: np.ndarray,
+    errors: np.ndarray,
+    tests: list[MatchedPairs],
+) -> Paired:
+    """The tests.
+
+    Args:
+        words, speakers: of each utterance, int [utterances].
+        errors: int [pairs, 2, utterances].
+    """
+    resamples = first.report["bootstrap"]["resamples"]
+    rows = errors.reshape(-1, len(words))
+    drawn, drawn_words = resampled(rows, words, speakers, resamples, first.report["settings"]["seed"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = (drawn / drawn_words).reshape(len(names), 2, -1)
+    wers = errors.sum(2) / words.sum()
+    pairs = [
+        compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], rate[0] - rate[1], test)
+        for (name, other), wer, rate, test in zip(names, wers.tolist(), rates, tests, strict=True)
+    ]
+    _, number, by_speaker = blocks(speakers)
+    what = f"{resamples:,} resamples of {number:,} {'speakers' if by_speaker else 'utterances'}"
+    return Paired(pairs, what if resamples else "no resamples (bootstrap=0)")
