@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, ModelSettings, build
@@ -195,10 +196,9 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
 def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad features [frames, inputs] with zeros into float32 [batch, frames, inputs], with lengths int64 [batch]."""
     lengths = torch.tensor([len(item) for item in features])
-    batch = torch.zeros(len(features), int(lengths.max()), features[0].shape[1])
-    for row, item in zip(batch, features, strict=True):
-        row[: len(item)] = torch.from_numpy(np.asarray(item, dtype=np.float32))
-    return batch, lengths
+    # in few calls: each asks for the interpreter's lock, which threads beside this one hold
+    rows = [torch.from_numpy(np.asarray(item, dtype=np.float32)) for item in features]
+    return pad_sequence(rows, batch_first=True), lengths
 
 
 @torch.inference_mode()
