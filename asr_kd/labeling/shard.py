@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -94,7 +95,16 @@ def _answer(
     encoding = functools.partial(encode, draws=selection_of(settings).draws)
     if encoders is None:
         return answers, list(map(encoding, answers))
-    return answers, encoders.map(encoding, answers, chunksize=len(answers))
+    with _told(settings):
+        return answers, encoders.map(encoding, answers, chunksize=len(answers))
+
+
+@contextlib.contextmanager
+def _told(settings: LabelSettings) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(killed(settings.loader_workers)) from None
 
 
 def _publish(
@@ -105,11 +115,9 @@ def _publish(
     path: Place,
 ) -> TargetMetadata:
     found: dict[int, tuple[Answer, Encoded]] = {}
-    try:
+    with _told(settings):
         for batch, work in batches:
             found.update(zip(batch, zip(*work.result(), strict=True), strict=True))
-    except BrokenProcessPool:
-        raise UserError(killed(settings.loader_workers)) from None
     utterances = [found[index] for index in range(len(loaded.keys))]
     # in the shard's order, so that no bit depends on how the work was cut into batches
     lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]

@@ -89,6 +89,16 @@ def test_loader_processes_change_no_byte(job: Callable[..., LabelSettings], tmp_
     assert here["quarantine.jsonl"].count(b"\n") > 1
 
 
+def test_a_process_that_is_killed_ends_the_job_in_a_sentence(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the first thing that a process that encodes does
+    monkeypatch.setattr("asr_kd.labeling.job.serve_parent", os.abort)
+    settings = job(loader_workers=1)
+    with pytest.raises(UserError, match=r"a worker process was killed, .* use fewer than 1 and run the command again"):
+        label(settings)
+    monkeypatch.undo()
+    label(settings)
+
+
 def test_batches_do_not_change_the_targets(job: Job, tmp_path: Path) -> None:
     one, many = job(output=str(tmp_path / "one"), batch_frames=1), job(output=str(tmp_path / "many"), batch_frames=4000)
     label(one)
