@@ -213,6 +213,7 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
                 "insertions": counts.insertions, "errors": counts.errors,
                 "characters": len(reference), "character_errors": character_errors(reference, hypothesis)[1],
                 "times": [[word.text, *(round(value, 4) for value in (word.start, word.end, word.confidence))] for word in found.words],
+                "tokens": [[token.piece, round(token.start, 4), round(token.end, 4)] for word in found.words for token in word.tokens],
                 "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][place],
             }  # fmt: skip
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")

@@ -121,6 +121,10 @@ def test_details_are_json_lines(folder: str, shards: str, tmp_path: Path, capsys
     assert line["file"] == str(tmp_path / "a.wav")
     assert " ".join(word["word"] for word in line["words"]) == line["text"] == line["nbest"][0]["text"]
     assert len(line["nbest"]) == 3
+    for one in (line, *line["nbest"]):
+        for word in one["words"]:
+            assert "".join(token["token"] for token in word["tokens"]).removeprefix("▁") == word["word"]
+            assert (word["start"], word["end"]) == (word["tokens"][0]["start"], word["tokens"][-1]["end"])
     assert all(0 <= word["start"] < word["end"] <= 1.0 and 0 <= word["confidence"] <= 1 for word in line["words"])
     output = tmp_path / "texts.jsonl"
     values = settings.model_dump() | {"audio": shards, "output": str(output), "max_bad_share": 0.5}
@@ -155,7 +159,7 @@ def test_a_stream_ends_with_the_text_of_the_file(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[-1] == {"event": "end", "text": text}
     assert " ".join(line["word"] for line in events if line["event"] == "final") == text
-    assert {"heard", "word", "start", "end", "confidence", "latency", "compute"} < set(events[0])
+    assert {"heard", "word", "start", "end", "confidence", "tokens", "latency", "compute"} < set(events[0])
 
 
 @pytest.mark.parametrize(
