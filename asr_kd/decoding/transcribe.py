@@ -108,7 +108,11 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
             f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
         )
     decoder, rate, piece = make_decoder(settings, checkpoint), checkpoint.features.sample_rate, settings.piece_ms / 1000
+    if settings.raw_rate and source != "-":
+        raise UserError(f"raw_rate: {source} is not raw sound on standard input (-); leave it out")
     if source == "-":
+        if sys.stdin is None:
+            raise UserError("standard input: is closed; pipe sound in, or give a file")
         sound = pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate or rate, piece)
     elif source == "microphone":
         sound = microphone_sound(rate, piece)
@@ -220,6 +224,8 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
     shards = read_index(settings.audio)
     total = shards.samples
+    if not total:
+        raise UserError(f"{settings.audio}: holds no utterances; prepare audio shards with some")
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad: list[str] = []
 
@@ -282,6 +288,8 @@ def _json(value: Any) -> str:
 @contextmanager
 def _fetched(file: str) -> Iterator[Path]:
     """A local copy of an audio file."""
+    if not file.strip():
+        raise UserError("command line: an empty word where an audio file belongs; a variable of the shell may be empty")
     with ExitStack() as stack:
         try:
             path = stack.enter_context(local_copy(place(file)))
