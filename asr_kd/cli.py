@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -227,6 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
     # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
     # a core in every process beside them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # a text or a file's name that the terminal or pipe cannot hold is shown escaped, as stderr does it
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from asr_kd.errors import UserError
 from asr_kd.files import read_text
@@ -22,8 +22,10 @@ class Settings(BaseModel):
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-#: names a folder too
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
+#: more than a machine has; torch crashes where the system refuses it as many as were asked for
+Threads = Annotated[int, Field(ge=1, le=1024)]
+#: of a set of shards; it names a folder too
+SET_NAME = r"[A-Za-z0-9_-]{1,100}"
 
 
 class FeatureSettings(Settings):
@@ -224,7 +226,7 @@ class LabelSettings(Settings):
     max_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="longer audio is quarantined")
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: Count = Field(1, description="CPU threads of the network")
+    threads: Threads = Field(1, description="CPU threads of the network")
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0,
         description="local: processes that decode audio, and as many that encode, beside the teacher; 0 takes threads of the job",
@@ -280,7 +282,7 @@ class PlanSettings(Settings):
     train_features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     train_batch_frames: Count = Field(2000, description="frames in a batch of train_model")
     device: str = Field("auto", description="where train_model is measured: auto, cpu, cuda or cuda:N")
-    threads: Count = Field(1, description="CPU threads of train_model")
+    threads: Threads = Field(1, description="CPU threads of train_model")
     passes: Count = Field(1, description="of the training over the audio")
     train_workers: Count = Field(1, description="devices that train at the same time")
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(None, description="of one device")
@@ -317,7 +319,7 @@ class VerifySettings(Settings):
         60.0, description="of the labelling: longer audio is quarantined"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: Count = Field(1, description="CPU threads of the network")
+    threads: Threads = Field(1, description="CPU threads of the network")
 
 
 class InspectSettings(Settings):
@@ -615,7 +617,7 @@ class TrainSettings(Settings):
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes weights, order, dropout and masks")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: Count = Field(1, description="CPU threads of the network")
+    threads: Threads = Field(1, description="CPU threads of the network")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="of the network's arithmetic in training (autocast); auto: bfloat16 on a GPU, float32 on a CPU",
@@ -678,7 +680,7 @@ class EvalSettings(DecodingSettings):
     """Checkpoints over test shards → WER report."""
 
     systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder, or its URL")
-    audio: str | Annotated[dict[SetName, str], Field(min_length=1)] = Field(
+    audio: str | dict[str, str] = Field(
         description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder"
     )
     output: str = Field(description="folder of the report")
@@ -695,11 +697,23 @@ class EvalSettings(DecodingSettings):
     max_bad_share: Share = Field(0.01, description="the job fails when more than this share was quarantined")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes the resampling")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: Count = Field(1, description="CPU threads of the network")
-    workers: Annotated[int, Field(ge=0)] = Field(
+    threads: Threads = Field(1, description="CPU threads of the network")
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
         0,
         description="processes that read audio ahead, and with a beam search as many that decode, while the network runs; 0: none",
     )
+
+    @field_validator("audio", mode="before")
+    @classmethod
+    def _names_sets(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict) or not value:
+            raise ValueError("give a folder of audio shards, or of several as {name: folder}")
+        for name in value if isinstance(value, dict) else ():
+            if not re.fullmatch(SET_NAME, str(name)):
+                raise ValueError(
+                    f"{name!r} cannot name a set, whose scores have a folder; use letters, digits, - and _"
+                )
+        return value
 
     @property
     def sets(self) -> dict[str, str]:
@@ -726,7 +740,9 @@ class TranscribeSettings(DecodingSettings):
         description="(or --stream) print words as sound arrives from a file, standard input (-: WAV or raw 16-bit mono) or "
         "the microphone; needs a model of kind lstm",
     )
-    piece_ms: Count = Field(100, description="stream: sound that is heard at once, in milliseconds")
+    piece_ms: Annotated[int, Field(ge=1, le=60_000)] = Field(
+        100, description="stream: sound that is heard at once, in milliseconds"
+    )
     raw_rate: Annotated[int, Field(ge=1000, le=768000)] | None = Field(
         None, description="stream: rate in Hz of raw sound on standard input; null takes the model's"
     )
@@ -741,7 +757,7 @@ class TranscribeSettings(DecodingSettings):
     )
     max_bad_share: Share = Field(0.01, description="a set fails when more than this share could not be read")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: Count = Field(1, description="CPU threads of the network")
+    threads: Threads = Field(1, description="CPU threads of the network")
 
     @model_validator(mode="after")
     def _fits(self) -> TranscribeSettings:
@@ -749,6 +765,8 @@ class TranscribeSettings(DecodingSettings):
             raise ValueError("audio (a set of shards) and output (a JSONL file) go together")
         if self.stream and self.audio:
             raise ValueError("stream hears a file, - or the microphone; leave out audio and output")
+        if self.raw_rate and not self.stream:
+            raise ValueError("raw_rate is of raw sound on standard input; add --stream and give -, or leave it out")
         return self
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from asr_kd.config import (
+    EvalSettings,
     FeatureSettings,
     LabelSettings,
     ModelSettings,
@@ -186,6 +187,12 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
         (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "mwer": {}}, "mwer needs a ctc weight above 0"),
         (SourceSettings, {"audio": "a", "ctc": 1.0, "mwer": {"hypotheses": 1}}, "mwer.hypotheses: .* equal to 2"),
         (TranscribeSettings, {"checkpoint": "c", "audio": "a"}, "go together"),
+        (TranscribeSettings, {"checkpoint": "c", "raw_rate": 8000}, "raw_rate is of raw sound on standard input"),
+        (TranscribeSettings, {"checkpoint": "c", "threads": 10**5}, "threads: input should be less than"),
+        (TranscribeSettings, {"checkpoint": "c", "piece_ms": 10**30}, "piece_ms: input should be less than"),
+        (EvalSettings, {"systems": {"a": "b"}, "output": "o", "audio": {}}, "audio: give a folder of audio shards"),
+        (EvalSettings, {"systems": {"a": "b"}, "output": "o", "audio": ["a"]}, "audio: give a folder of audio shards"),
+        (EvalSettings, {"systems": {"a": "b"}, "output": "o", "audio": {"a/b": "c"}}, "audio: 'a/b' cannot name a set"),
         (LabelSettings, {"teacher": "t", "audio": "a", "output": "o", "temperature": 0.0}, "temperature"),
         (LabelSettings, {"teacher": "t", "audio": "a", "output": "o", "mass": 1.5}, "mass"),
         (

@@ -30,18 +30,22 @@ class Path(NamedTuple):
 class Kept(NamedTuple):
     """A prefix in the beam: probability of its alignments that end in a blank, and of those that end in its last unit.
 
-    Of each part the spikes of the heavier alignments: where two ways meet, the more probable one gives the times.
+    Of each part also the most probable alignment, which gives the times: its probability (on a scale of its own) and spikes.
     """
 
     ends_blank: float
     ends_unit: float
+    best_blank: float
+    best_unit: float
     path_blank: Path | None
     path_unit: Path | None
 
     @property
     def path(self) -> Path | None:
-        """Spikes of the heavier part."""
-        return self.path_blank if self.ends_blank >= self.ends_unit else self.path_unit
+        """Spikes of the most probable alignment."""
+        if self.best_blank == self.best_unit:  # both may be too small to be told from nought
+            return self.path_blank if self.ends_blank >= self.ends_unit else self.path_unit
+        return self.path_blank if self.best_blank > self.best_unit else self.path_unit
 
 
 def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list[tuple[list[int], float]]:
@@ -78,7 +82,7 @@ class BeamSearch:
         # probabilities here include what the grammar adds: a factor on each step from a prefix to a longer one
         self._states: list[State] = [grammar.start] if grammar else []
         self._steps: dict[Pair, tuple[State | None, float]] = {}
-        self._kept: dict[int, Kept] = {ROOT: Kept(1.0, 0.0, None, None)}
+        self._kept: dict[int, Kept] = {ROOT: Kept(1.0, 0.0, 1.0, 0.0, None, None)}
         self._scale = (
             0.0  # the probabilities are rescaled frame by frame against underflow; this is the logarithm taken out
         )
@@ -201,7 +205,7 @@ class BeamSearch:
         blank, pairs, kept = self.blank, self._pairs, self._kept
         blanks: dict[Pair, float] = {}
         units: dict[Pair, float] = {}
-        for node, (ends_blank, ends_unit, _, _) in kept.items():
+        for node, (ends_blank, ends_unit, *_) in kept.items():
             pair = pairs[node]
             blanks[pair] = (ends_blank + ends_unit) * frame[blank]
             if pair[1] >= 0:
@@ -228,6 +232,7 @@ class BeamSearch:
             return
         top = totals[winners[0]]
         self._scale += math.log(top)
+        best_top = max(max(prefix.best_blank, prefix.best_unit) for prefix in kept.values()) or 1.0
         self._kept = {}
         for pair in winners:
             if pair not in self._nodes:
@@ -239,12 +244,14 @@ class BeamSearch:
                     self._states.append(state)
             node = self._nodes[pair]
             before = kept.get(node)
-            self._kept[node] = Kept(
-                blanks.get(pair, 0.0) / top,
-                units.get(pair, 0.0) / top,
-                before and before.path,
-                self._spike(pair, before, kept.get(pair[0]), frame[pair[1]]) if pair[1] >= 0 else None,
+            best_blank = max(before.best_blank, before.best_unit) * frame[blank] if before else 0.0
+            best_unit, path_unit = (
+                self._best_unit(pair, before, kept.get(pair[0]), frame) if pair[1] >= 0 else (0.0, None)
             )
+            self._kept[node] = Kept(
+                blanks.get(pair, 0.0) / top, units.get(pair, 0.0) / top, best_blank / best_top, best_unit / best_top,
+                before and before.path, path_unit,
+            )  # fmt: skip
 
     def _begins(self, pair: Pair, parent: Kept) -> float:
         """Probability from which the last unit of a prefix begins: the same unit again needs a blank between."""
@@ -252,16 +259,24 @@ class BeamSearch:
         total = parent.ends_blank if repeats else parent.ends_blank + parent.ends_unit
         return total * self._factor(pair)
 
-    def _spike(self, pair: Pair, before: Kept | None, parent: Kept | None, probability: float) -> Path | None:
-        """Spikes of the alignments that end in the unit of `pair` at this frame: the unit goes on, or it begins."""
-        spike = Spike(pair[1], self.frames, self.frames + 1, probability)
-        begins = self._begins(pair, parent) if parent else 0.0
-        if before and before.path_unit and before.ends_unit >= begins:
-            return Path(before.path_unit.before, before.path_unit.last.longer(spike))
-        if not parent:
-            return before and before.path_unit
-        repeats = self._pairs[pair[0]][1] == pair[1]
-        return Path(parent.path_blank if repeats else parent.path, spike)
+    def _best_unit(
+        self, pair: Pair, before: Kept | None, parent: Kept | None, frame: list[float]
+    ) -> tuple[float, Path | None]:
+        """The most probable alignment that ends in the unit of `pair` at this frame: the unit goes on, or it begins."""
+        unit, probability, best = pair[1], frame[pair[1]], 0.0
+        spike = Spike(unit, self.frames, self.frames + 1, probability)
+        repeats = self._pairs[pair[0]][1] == unit  # and needs a blank between
+        if parent:
+            best = parent.best_blank if repeats else max(parent.best_blank, parent.best_unit)
+            best *= self._factor(pair)
+        if before and before.path_unit:
+            goes_on = before.best_unit >= best
+            if before.best_unit == best and parent:  # both may be too small to be told from nought
+                goes_on = before.ends_unit >= self._begins(pair, parent)
+            if goes_on:
+                longer = before.path_unit.last.longer(spike)
+                return before.best_unit * probability, Path(before.path_unit.before, longer)
+        return best * probability, Path(parent.path_blank if repeats else parent.path, spike) if parent else None
 
 
 def _best_units(frames: np.ndarray, count: int, blank: int) -> list[list[int]]:

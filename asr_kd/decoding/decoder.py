@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from asr_kd.decoding.greedy import GreedySearch
 from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
 from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
 from asr_kd.errors import UserError
-from asr_kd.models.acoustic import Checkpoint
 from asr_kd.units import Units
+
+if TYPE_CHECKING:  # a process that only decodes starts without torch
+    from asr_kd.models.acoustic import Checkpoint
 
 #: a beam search keeps a doubt about a word for so long; no shorter utterance notices
 HORIZON_SECONDS = 20.0

@@ -1,4 +1,7 @@
-"""What the extra `lm` brings: torchaudio's CTC beam search (flashlight's, in C++) and KenLM's binary language models."""
+"""What the extra `lm` brings: torchaudio's CTC beam search (flashlight's, in C++) and KenLM's binary language models.
+
+torch is imported where it is used: a process that searches with ours starts without it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torchaudio.functional import forced_align
 
 from asr_kd.decoding.beam import CANDIDATES
 from asr_kd.decoding.grammar import Grammar, State
@@ -122,6 +123,8 @@ class FlashlightSearch:
 
     def results(self) -> Iterator[tuple[list[Spike], float]]:
         """Spikes (in the most probable alignment of the units) and scores, best first."""
+        import torch
+
         log_probs = np.ascontiguousarray(np.concatenate(self._parts))
         if not len(log_probs):
             return
@@ -139,6 +142,9 @@ def align_spikes(log_probs: np.ndarray, ids: list[int], blank: int) -> list[Spik
     """The spikes of a unit sequence in its most probable alignment to log-probabilities float32 [frames, units]."""
     if not ids:
         return []
+    import torch
+    from torchaudio.functional import forced_align
+
     path = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=blank)[0][0]
     spikes: list[Spike] = []
     last = blank

@@ -32,7 +32,7 @@ def read_lexicon(name: str, units: Units) -> Lexicon:
     """
     ids = {units.piece(unit): unit for unit in range(units.size) if unit not in (units.blank, units.unknown)}
     words: dict[tuple[int, ...], str] = {}
-    for number, line in enumerate(read_text(name, "lexicon").splitlines(), 1):
+    for number, line in enumerate(read_text(name, "lexicon").removeprefix("\ufeff").splitlines(), 1):
         if not line.strip():
             continue
         word, *pieces = line.split()

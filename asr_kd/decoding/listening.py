@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -18,37 +18,11 @@ from asr_kd.models.lstm import LstmModel
 SEAM_MARGIN = 5
 
 
-class Network(Protocol):
-    """A front end and a network at work on one recording."""
-
-    frames: int
-
-    def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
-
-    def finish(self) -> np.ndarray:
-        """The sound is over; returns the log-probabilities that were still to come."""
-
-
-def streams(checkpoint: Checkpoint) -> bool:
-    """Whether a model answers while it hears: a unidirectional LSTM does."""
-    return isinstance(checkpoint.model, LstmModel) and checkpoint.model.lookahead_frames is not None
-
-
-class StreamingNetwork:
-    """A unidirectional LSTM that hears frame after frame.
-
-    It is always given one frame, since a matrix product of another shape rounds otherwise: so the same sound gives the same
-    bits in whatever pieces it comes.
-    """
+class Network(ABC):
+    """A front end and a network at work on one recording; `frames` is how many it has heard."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        assert isinstance(checkpoint.model, LstmModel)
-        self._model, self._device = checkpoint.model, checkpoint.device
-        self._features = Frontend(checkpoint.features).start()
-        self._inputs, self._units = checkpoint.features.dimension, checkpoint.units.size
-        self._state: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-        self._early = self._model.delay  # outputs to come that belong to no frame
+        self._checkpoint, self._features = checkpoint, Frontend(checkpoint.features).start()
         self.frames = 0
 
     def push(self, waveform: np.ndarray) -> np.ndarray:
@@ -56,7 +30,7 @@ class StreamingNetwork:
         # the rounding of the training and evaluation data
         features = self._features.push(waveform).astype(np.float16)
         self.frames += len(features)
-        return self._run(features)
+        return self._hear(features)
 
     def finish(self) -> np.ndarray:
         """The sound is over; returns the log-probabilities that were still to come.
@@ -66,21 +40,52 @@ class StreamingNetwork:
         """
         if not self.frames:
             raise AudioError("too short: the sound does not fill one frame")
-        return self._run(np.zeros((self._model.delay, self._inputs), np.float16))
+        return self._end()
+
+    @abstractmethod
+    def _hear(self, features: np.ndarray) -> np.ndarray:
+        """What is known after float16 [frames, inputs] more."""
+
+    @abstractmethod
+    def _end(self) -> np.ndarray:
+        """What was still to come."""
+
+
+def streams(checkpoint: Checkpoint) -> bool:
+    """Whether a model answers while it hears: a unidirectional LSTM does."""
+    return isinstance(checkpoint.model, LstmModel) and checkpoint.model.lookahead_frames is not None
+
+
+class StreamingNetwork(Network):
+    """A unidirectional LSTM that hears frame after frame.
+
+    It is always given one frame, since a matrix product of another shape rounds otherwise: so the same sound gives the same
+    bits in whatever pieces it comes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        assert isinstance(checkpoint.model, LstmModel)
+        self._model = checkpoint.model
+        self._state: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._early = self._model.delay  # outputs to come that belong to no frame
 
     @torch.inference_mode()
-    def _run(self, features: np.ndarray) -> np.ndarray:
+    def _hear(self, features: np.ndarray) -> np.ndarray:
         rows = []
-        for frame in torch.from_numpy(features.astype(np.float32)).to(self._device):
+        for frame in torch.from_numpy(features.astype(np.float32)).to(self._checkpoint.device):
             logits, self._state = self._model.stream(frame[None, None], self._state)
             if self._early:
                 self._early -= 1
             else:
                 rows.append(logits[0].float().log_softmax(-1).cpu().numpy())
-        return np.concatenate(rows) if rows else np.empty((0, self._units), np.float32)
+        return np.concatenate(rows) if rows else np.empty((0, self._checkpoint.units.size), np.float32)
+
+    def _end(self) -> np.ndarray:
+        return self._hear(np.zeros((self._model.delay, self._checkpoint.features.dimension), np.float16))
 
 
-class WindowedNetwork:
+class WindowedNetwork(Network):
     """A network that hears whole utterances, window by window.
 
     Windows overlap. In the overlap one hands over to the other at the frame around which both are surest of the blank, so
@@ -91,18 +96,13 @@ class WindowedNetwork:
     """
 
     def __init__(self, checkpoint: Checkpoint, window: float, overlap: float) -> None:
-        self._checkpoint = checkpoint
-        self._features = Frontend(checkpoint.features).start()
+        super().__init__(checkpoint)
         self._window = max(1, round(window * 1000 / checkpoint.frame_ms))
         self._overlap = min(round(overlap * 1000 / checkpoint.frame_ms), self._window // 2)
         self._heard = np.empty((0, checkpoint.features.dimension), np.float16)  # from the beginning of the window on
         self._before: np.ndarray | None = None  # what the window before it said of the overlap
-        self.frames = 0
 
-    def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
-        features = self._features.push(waveform).astype(np.float16)
-        self.frames += len(features)
+    def _hear(self, features: np.ndarray) -> np.ndarray:
         self._heard = np.concatenate([self._heard, features])
         parts = [np.empty((0, self._checkpoint.units.size), np.float32)]
         while len(self._heard) > self._window:
@@ -112,14 +112,7 @@ class WindowedNetwork:
             self._before, self._heard = log_probs[step:], self._heard[step:].copy()
         return np.concatenate(parts)
 
-    def finish(self) -> np.ndarray:
-        """The sound is over; returns the log-probabilities that were still to come.
-
-        Raises:
-            AudioError: when it did not fill one frame.
-        """
-        if not self.frames:
-            raise AudioError("too short: the sound does not fill one frame")
+    def _end(self) -> np.ndarray:
         return self._join(infer(self._checkpoint, [self._heard])[0])
 
     def _join(self, log_probs: np.ndarray) -> np.ndarray:

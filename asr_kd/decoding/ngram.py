@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -80,7 +82,7 @@ def read_arpa(name: str) -> Ngrams:
             where = f"{name}: line {number}"
             if not line or (line != "\\data\\" and not stated and order == 0 and not line.startswith("ngram ")):
                 continue  # what stands before the header is a comment
-            if section := re.fullmatch(r"\\(\d+)-grams:", line):
+            if section := re.fullmatch(r"\\(\d{1,9})-grams:", line):
                 order = int(section[1])
                 if order not in stated:
                     raise UserError(f"{where}: {line} was not announced in \\data\\; make the ARPA file again")
@@ -88,7 +90,7 @@ def read_arpa(name: str) -> Ngrams:
                 ended = True
                 break
             elif order == 0:
-                if count := re.fullmatch(r"ngram\s+(\d+)\s*=\s*(\d+)", line):
+                if count := re.fullmatch(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})", line):
                     stated[int(count[1])] = int(count[2])
             else:
                 fields = line.split()
@@ -100,7 +102,13 @@ def read_arpa(name: str) -> Ngrams:
                     raise UserError(
                         f"{where}: not a {order}-gram with its log10 probability; give an ARPA file, as made by KenLM's lmplz"
                     )
-                table[tuple(fields[1 : order + 1])] = values
+                if not (values[0] <= 0 and math.isfinite(values[0]) and math.isfinite(values[1])):
+                    raise UserError(
+                        f"{where}: {fields[0]} is no log10 probability, or its backoff is no number; make the ARPA file again"
+                    )
+                if (ngram := tuple(fields[1 : order + 1])) in table:
+                    raise UserError(f"{where}: {' '.join(ngram)} stands there twice; make the ARPA file again")
+                table[ngram] = values
                 found[order] = found.get(order, 0) + 1
     if not stated:
         raise UserError(f"{name}: not an ARPA language model (no \\data\\ header); make one, e.g. with KenLM's lmplz")
@@ -108,6 +116,8 @@ def read_arpa(name: str) -> Ngrams:
     if short or not ended:
         counted = f"{stated[short]} {short}-grams announced, {found.get(short, 0)} there" if short else "no \\end\\"
         raise UserError(f"{name}: not whole ({counted}); fetch or make the ARPA file again")
+    if gap := next((order for order in range(1, max(stated)) if order not in stated), None):
+        raise UserError(f"{name}: has {max(stated)}-grams, but no {gap}-grams; make the ARPA file again")
     if missing := [word for word in (START, END) if (word,) not in table]:
         raise UserError(f"{name}: has no {missing[0]}; make the language model with the ends of sentences")
     return Ngrams(max(stated), table)
@@ -120,6 +130,6 @@ def _open(name: str) -> Iterator[IO[bytes]]:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             yield gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[misc]
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "cut off or not there"
-        raise UserError(f"{name}: language model: cannot be read ({reason}); check the path") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "damaged, cut off or not there"
+        raise UserError(f"{name}: language model: cannot be read ({reason}); check the path and the file") from None

@@ -22,7 +22,7 @@ from asr_kd.audio.live import microphone_sound, pipe_sound
 from asr_kd.config import TranscribeSettings
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, Network, StreamingNetwork, WindowedNetwork, streams
-from asr_kd.decoding.words import Hypothesis, Word
+from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import local_copy, place, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
@@ -108,7 +108,11 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
             f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
         )
     decoder, rate, piece = make_decoder(settings, checkpoint), checkpoint.features.sample_rate, settings.piece_ms / 1000
+    if settings.raw_rate and source != "-":
+        raise UserError(f"raw_rate: {source} is not raw sound on standard input (-); leave it out")
     if source == "-":
+        if sys.stdin is None:
+            raise UserError("standard input: is closed; pipe sound in, or give a file")
         sound = pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate or rate, piece)
     elif source == "microphone":
         sound = microphone_sound(rate, piece)
@@ -220,6 +224,8 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
     shards = read_index(settings.audio)
     total = shards.samples
+    if not total:
+        raise UserError(f"{settings.audio}: holds no utterances; prepare audio shards with some")
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad: list[str] = []
 
@@ -254,19 +260,25 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
 
 
 def details(found: Sequence[Hypothesis]) -> dict[str, Any]:
-    """Text, words with their times and confidences, and the n-best list with scores, as JSON holds them."""
-    best = found[0]
-    known = {} if np.isnan(best.score) else {"nbest": [{"text": one.text, "score": one.score} for one in found]}
-    return {"text": best.text, "words": [_word(word) for word in best.words], **known}
+    """Text and words of the best hypothesis, and of all with their scores (not of a long recording), as JSON holds them."""
+
+    def text_and_words(one: Hypothesis) -> dict[str, Any]:
+        return {"text": one.text, "words": [_word(word) for word in one.words]}
+
+    known = (
+        {} if np.isnan(found[0].score) else {"nbest": [{**text_and_words(one), "score": one.score} for one in found]}
+    )
+    return {**text_and_words(found[0]), **known}
 
 
 def _word(word: Word) -> dict[str, Any]:
-    return {
-        "word": word.text,
-        "start": round(word.start, 3),
-        "end": round(word.end, 3),
-        "confidence": round(word.confidence, 4),
-    }
+    """A word with its tokens, all with their times and confidences."""
+    tokens = [{"token": token.piece, **_times(token)} for token in word.tokens]
+    return {"word": word.text, **_times(word), "tokens": tokens}
+
+
+def _times(one: Word | Token) -> dict[str, float]:
+    return {"start": round(one.start, 3), "end": round(one.end, 3), "confidence": round(one.confidence, 4)}
 
 
 def _json(value: Any) -> str:
@@ -276,6 +288,8 @@ def _json(value: Any) -> str:
 @contextmanager
 def _fetched(file: str) -> Iterator[Path]:
     """A local copy of an audio file."""
+    if not file.strip():
+        raise UserError("command line: an empty word where an audio file belongs; a variable of the shell may be empty")
     with ExitStack() as stack:
         try:
             path = stack.enter_context(local_copy(place(file)))

@@ -24,18 +24,31 @@ class Spike(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word as decoded; `start` and `end` in seconds of the audio, `confidence` in 0 to 1.
+class Token:
+    """A unit of a word as `Units.piece` writes it; `start` and `end` in seconds, `confidence` the highest probability there.
 
-    The times are those of the frames that emit the word's units. CTC emits a unit as a spike somewhere in its sound (a
-    streaming model behind it), so they lie inside the word more often than at its edges. The confidence is the product
-    over the units of the highest probability in their spikes: the acoustic model's alone, whatever a language model said.
+    The times are those of the frames that emit the unit. CTC emits it as a spike somewhere in its sound (a streaming model
+    behind it), so they lie inside the sound more often than at its edges.
+    """
+
+    piece: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as decoded; `start` and `end` in seconds of the audio, those of its first and its last token.
+
+    The confidence, in 0 to 1, is the product of the tokens': the acoustic model's alone, whatever a language model said.
     """
 
     text: str
     start: float
     end: float
     confidence: float
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ def make_words(
     frame_seconds: float,
     spell: Callable[[tuple[int, ...]], str] | None = None,
 ) -> list[Word]:
-    """Words of a unit sequence, each with its times and confidence.
+    """Words of a unit sequence, each with its tokens, times and confidence.
 
     Args:
         frame_seconds: period of a frame.
@@ -74,6 +87,12 @@ def make_words(
         ids = tuple(spike.unit for spike in group)
         text = spell(ids) if spell else units.decode(ids).strip()
         if text:  # a space that nothing follows is no word
-            confidence = math.prod(spike.probability for spike in group)
-            words.append(Word(text, group[0].start * frame_seconds, group[-1].end * frame_seconds, confidence))
+            tokens = tuple(
+                Token(
+                    units.piece(spike.unit), spike.start * frame_seconds, spike.end * frame_seconds, spike.probability
+                )
+                for spike in group
+            )
+            confidence = math.prod(token.confidence for token in tokens)
+            words.append(Word(text, tokens[0].start, tokens[-1].end, confidence, tokens))
     return words

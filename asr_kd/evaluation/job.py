@@ -77,6 +77,9 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> S
         # raised inside: nothing is published
         if bad:
             refuse_bad(settings, scores.quarantined, len(scores.words) + scores.quarantined, *bad)
+        if bad and not len(scores.words):
+            shard, (key, reason) = bad
+            raise UserError(f"{shard}: no utterance could be used (first: {key}: {reason}); mend them")
         if not sum(scores.words):
             raise UserError(f"{', '.join(settings.sets.values())}: the texts hold no words; a WER needs labelled audio")
     return scores

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.errors import UserError
-from asr_kd.files import Place, read_json, write_json, write_whole
+from asr_kd.files import Place, clear_errors, read_json, write_json, write_whole
 from asr_kd.shards.index import ShardInfo
 
 FORMAT, VERSION = "asr_kd-scores", 1
@@ -82,7 +82,8 @@ def is_there(path: Place, made_of: str) -> bool:
     """
     head = _head(made_of)
     try:
-        start = _start(path, len(head))
+        with clear_errors(path):
+            start = _start(path, len(head))
     except FileNotFoundError:
         return False
     if start != head:

@@ -44,11 +44,11 @@ def write_report(folder: Place, report: dict[str, Any]) -> None:
         {(one["set"], one["key"]) for one in report["samples"]},
         report["data"]["utterances"],
     )
-    with write_whole(folder / "report.md", "w") as file:
+    with write_whole(folder / "report.md", "w", make_folder=False) as file:
         file.write(render_markdown(report))
-    with write_whole(folder / "report.html", "w") as file:
+    with write_whole(folder / "report.html", "w", make_folder=False) as file:
         file.write(render_html(report, packed, gather(report, drawn(report))))
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", report, make_folder=False)
 
 
 def render_markdown(report: dict[str, Any]) -> str:

@@ -5,26 +5,22 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from asr_kd.audio.decode import decode
-from asr_kd.audio.features import Frontend
-from asr_kd.config import EvalSettings, FeatureSettings
-from asr_kd.decoding.decoder import Decoder, make_decoder
+from asr_kd.config import EvalSettings
+from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.words import Hypothesis
-from asr_kd.errors import AudioError, UserError
+from asr_kd.evaluation.beside import Batch, Loaded, find_words, load_shard
 from asr_kd.evaluation.parts import TIMED, Part, Shard
 from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import batches_by_length, map_ordered
-from asr_kd.shards.tarset import read_checked
 
 
 @dataclass
@@ -40,51 +36,6 @@ class System:
     def frontend(self) -> str:
         """Name of its feature settings: systems with the same share one computation."""
         return hash_json(self.checkpoint.features.model_dump())
-
-
-@dataclass
-class Utterance:
-    """A test utterance: features float16 [frames, inputs] by front end, its text, what its shard says, its seconds."""
-
-    key: str
-    features: dict[str, np.ndarray]
-    text: str
-    fields: dict[str, Any]
-    seconds: float
-
-
-@dataclass
-class Loaded:
-    """A shard's utterances as network input, in its order.
-
-    Attributes:
-        quarantined: those that a front end could not read, key → reason.
-        frontend_seconds: by front end.
-    """
-
-    shard: Shard
-    utterances: list[Utterance]
-    quarantined: dict[str, str]
-    frontend_seconds: dict[str, float]
-
-
-@dataclass
-class Batch:
-    """Posteriors float32 [frames, units] of some utterances of the present shard, by the system of this number."""
-
-    system: int
-    places: list[int]
-    log_probs: list[np.ndarray]
-
-
-@dataclass
-class Answers:
-    """The same, as words."""
-
-    system: int
-    places: list[int]
-    found: list[Hypothesis]
-    seconds: float
 
 
 @dataclass
@@ -111,7 +62,7 @@ def score(
     load = functools.partial(
         load_shard, {system.frontend: system.checkpoint.features for system in systems}, settings.max_seconds
     )
-    find = functools.partial(_decode, [make_decoder(settings, system.checkpoint) for system in systems])
+    find = functools.partial(find_words, [make_decoder(settings, system.checkpoint) for system in systems])
     held: collections.deque[Pending] = collections.deque()
 
     def posteriors() -> Iterator[Batch | None]:
@@ -132,43 +83,6 @@ def score(
             held[0].found[answers.system].update(zip(answers.places, answers.found, strict=True))
 
 
-def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Loaded:
-    """Decode a shard's audio and compute the features of every front end, timed.
-
-    Raises:
-        UserError: when the shard is damaged, holds more or less than its index says, or an utterance has no text.
-    """
-    loaded = Loaded(shard, [], {}, dict.fromkeys(frontends, 0.0))
-    built = {name: Frontend(features) for name, features in frontends.items()}
-    for sample in read_checked(shard.folder, shard.info):
-        text = sample.fields.get("text")
-        if not isinstance(text, str):
-            raise UserError(
-                f"{shard}: {sample.key} has no text; a WER needs labelled audio: prepare the shards from a manifest with texts"
-            )
-        features: dict[str, np.ndarray] = {}
-        seconds = 0.0
-        try:
-            for name, frontend in built.items():
-                rate = frontend.settings.sample_rate
-                waveform, _ = decode(sample.audio, sample.key, rate, max_seconds)
-                began = time.perf_counter()
-                # rounded as in training
-                features[name] = frontend.compute(waveform).astype(np.float16)
-                loaded.frontend_seconds[name] += time.perf_counter() - began
-                seconds = len(waveform) / rate
-        except AudioError as error:
-            loaded.quarantined[sample.key] = str(error)
-            continue
-        loaded.utterances.append(Utterance(sample.key, features, text, sample.fields, seconds))
-    held = len(loaded.utterances) + len(loaded.quarantined)
-    if held != shard.info.samples:
-        raise UserError(
-            f"{shard}: index.json counts {shard.info.samples} utterances, the shard holds {held}; prepare the shards again"
-        )
-    return loaded
-
-
 def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Batch]:
     """The network's answers to a shard, timed."""
     features = [utterance.features[system.frontend] for utterance in pending.loaded.utterances]
@@ -181,14 +95,6 @@ def _run(settings: EvalSettings, number: int, system: System, pending: Pending) 
         log_probs = infer(system.checkpoint, inputs)
         pending.network_seconds[number] += time.perf_counter() - began
         yield Batch(number, places, log_probs)
-
-
-def _decode(decoders: Sequence[Decoder], batch: Batch | None) -> Answers | None:
-    if batch is None:
-        return None
-    began = time.perf_counter()
-    found = [decoders[batch.system](log_probs)[0] for log_probs in batch.log_probs]
-    return Answers(batch.system, batch.places, found, time.perf_counter() - began)
 
 
 def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -> Part:
@@ -213,6 +119,7 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
                 "insertions": counts.insertions, "errors": counts.errors,
                 "characters": len(reference), "character_errors": character_errors(reference, hypothesis)[1],
                 "times": [[word.text, *(round(value, 4) for value in (word.start, word.end, word.confidence))] for word in found.words],
+                "tokens": [[token.piece, round(token.start, 4), round(token.end, 4)] for word in found.words for token in word.tokens],
                 "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][place],
             }  # fmt: skip
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
@@ -225,7 +132,7 @@ APART = ("text", "speaker", "seconds")
 
 
 def _scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float)
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _costs(systems: Sequence[System], pending: Pending) -> dict[str, Any]:

@@ -81,10 +81,10 @@ def score_all(work: Work) -> dict[str, dict[str, float | None]]:
     """
     began = time.time()
     folders = [work.output / "parts" / name for name in work.settings.sets]
-    for folder in folders:
+    for folder in (work.output / "parts", *folders):
         check_there(work.output)
-        with clear_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        with clear_errors(folder / "any"):
+            folder.mkdir(exist_ok=True)
     total = sum(shard.info.samples for shard in work.shards)
     with Progress("eval", total, "utterances") as progress, Leases(work.output / ".leases") as leases:
         left = work.missing(work.shards)

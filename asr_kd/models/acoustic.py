@@ -189,6 +189,10 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         raise UserError(
             f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again"
         )
+    if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
+        raise UserError(
+            f"{folder}: has weights that are not numbers (NaN or infinite); use an earlier checkpoint of its run"
+        )
     model.to(device).eval()
     return Checkpoint(model, units, features, settings, mark, description.get("training", {}))
 

@@ -152,6 +152,7 @@ def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int
         return map(function, arguments)
     # spawn, not fork: a fork of a process with torch's threads may hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function,))
+    pool.submit(int)  # the processes start now, while the first argument is made
     arguments = iter(arguments)
     waiting = collections.deque(pool.submit(_apply, argument) for argument in itertools.islice(arguments, workers))
 

@@ -230,6 +230,8 @@ def _sample(path: Place | str, key: str, parts: dict[str, bytes]) -> Sample:
     except UnicodeDecodeError:
         raise UserError(f"{path}: {key}.json is not UTF-8 text; make this shard again") from None
     fields = parse_json(text, f"{path}: {key}.json")
+    if "\\ud" in text.lower() and any("\ud800" <= mark <= "\udfff" for mark in json.dumps(fields, ensure_ascii=False)):
+        raise UserError(f"{path}: {key}.json holds half a character (a lone surrogate); make this shard again")
     _check_fields(fields, f"{path}: {key}.json")
     return Sample(key, parts[audio[0]], audio[0], fields)
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.decoding.beam import BeamSearch, prefix_beam_search
+from asr_kd.decoding.flashlight import align_spikes
 from asr_kd.decoding.grammar import Grammar, Lexicon
-from asr_kd.decoding.greedy import greedy
+from asr_kd.decoding.greedy import GreedySearch, greedy
 from asr_kd.decoding.ngram import END, START, Ngrams, read_arpa
 from asr_kd.units import Units
 
@@ -193,6 +194,39 @@ def test_spikes_follow_each_other_and_hold_the_frames_probabilities(
         for spike in spikes:
             heard = np.exp(log_probs[spike.start : spike.end, spike.unit])
             assert spike.probability == pytest.approx(heard.max())
+
+
+def best_alignments(log_probs: np.ndarray) -> dict[tuple[int, ...], tuple[float, list[tuple[int, int, int]]]]:
+    """Of every sequence the most probable path, with its spikes as unit, start and end: each path is enumerated."""
+    frames, units = log_probs.shape
+    best: dict[tuple[int, ...], tuple[float, list[tuple[int, int, int]]]] = {}
+    for path in itertools.product(range(units), repeat=frames):
+        score, spikes, at = sum(log_probs[frame, unit] for frame, unit in enumerate(path)), [], 0
+        for unit, run in itertools.groupby(path):
+            length = len(list(run))
+            spikes += [(unit, at, at + length)] if unit else []
+            at += length
+        sequence = tuple(unit for unit, *_ in spikes)
+        best[sequence] = max(best.get(sequence, (-math.inf, [])), (score, spikes))
+    return best
+
+
+@settings(max_examples=30, deadline=None)
+@given(frames=st.integers(1, 6), units=st.integers(2, 4), seed=st.integers(0, 10**6), sharpness=st.floats(0.3, 4))
+def test_times_are_those_of_the_most_probable_alignment(frames: int, units: int, seed: int, sharpness: float) -> None:
+    log_probs = random_posteriors(frames, units, seed, sharpness)
+    exact = best_alignments(log_probs)
+    search = BeamSearch(10_000)
+    search.push(log_probs)
+    greedily = GreedySearch()
+    greedily.push(log_probs)
+    for spikes, _ in [*search.results(), *greedily.results()]:
+        found = [(spike.unit, spike.start, spike.end) for spike in spikes]
+        assert found == exact[tuple(spike.unit for spike in spikes)][1]
+        aligned = align_spikes(
+            log_probs.astype(np.float32), [spike.unit for spike in spikes], 0
+        )  # torchaudio's decoder
+        assert found == [(spike.unit, spike.start, spike.end) for spike in aligned]
 
 
 def test_spikes_of_certain_posteriors_are_the_best_path() -> None:

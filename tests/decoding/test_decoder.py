@@ -29,6 +29,9 @@ def test_words_with_times_and_confidences(letter_units: Units, decoder: Any) -> 
     assert [(word.text, word.start, word.end) for word in best.words] == [
         ("ab", pytest.approx(0.03), pytest.approx(0.27)), ("a", pytest.approx(0.30), pytest.approx(0.45)),
     ]  # fmt: skip
+    assert [(token.piece, round(token.start, 9), round(token.end, 9)) for word in best.words for token in word.tokens] == [
+        ("▁", 0.03, 0.09), ("a", 0.12, 0.18), ("b", 0.21, 0.27), ("▁", 0.30, 0.36), ("a", 0.39, 0.45),
+    ]  # fmt: skip
     assert [word.confidence for word in best.words] == pytest.approx([0.9**3, 0.9**2])
 
 

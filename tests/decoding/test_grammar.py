@@ -9,6 +9,11 @@ from asr_kd.errors import UserError
 from asr_kd.units import Units
 
 
+def test_a_byte_order_mark_is_no_letter(letter_units: Units, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfab\nba\n")
+    assert list(read_lexicon(str(tmp_path / "words.txt"), letter_units).words.values()) == ["ab", "ba"]
+
+
 def test_words_are_spelled_as_given_or_as_the_units_do(letter_units: Units, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("ab\n\nAlpha ▁ a\nAlpha ▁ a a\n")

@@ -52,6 +52,9 @@ def test_gzip(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(BIGRAMS.encode())[:60])
     with pytest.raises(UserError, match=r"lm.arpa.gz: .*cannot be read"):
         read_arpa(str(path))
+    path.write_bytes(gzip.compress(BIGRAMS.encode())[:20] + bytes(range(255, 55, -1)))
+    with pytest.raises(UserError, match=r"lm.arpa.gz: .*cannot be read \(damaged"):
+        read_arpa(str(path))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,12 @@ def test_gzip(tmp_path: Path) -> None:
         (BIGRAMS[:-7], r"not whole \(no .end."),
         (BIGRAMS.replace("-0.75\t<s> a\n", ""), r"2 2-grams announced, 1 there"),
         (BIGRAMS.replace("-0.75", "a"), r"line 14: not a 2-gram"),
+        (BIGRAMS.replace("-0.75", "nan"), r"line 14: nan is no log10 probability"),
+        (BIGRAMS.replace("-0.75", "-inf"), r"line 14: -inf is no log10 probability"),
+        (BIGRAMS.replace("-0.75", "0.75"), r"line 14: 0.75 is no log10 probability"),
+        (BIGRAMS.replace("<s> a", "a </s>"), r"line 15: a </s> stands there twice"),
+        (BIGRAMS.replace("ngram 2=2", "ngram 3=0").split("\\2-")[0] + "\\end\\\n", r"has 3-grams, but no 2-grams"),
+        (BIGRAMS.replace("ngram 1", "ngram " + "9" * 5000), r"1-grams: was not announced"),
         (BIGRAMS.replace("<s> a", "<s> a b c"), r"line 14: not a 2-gram"),
         (BIGRAMS.replace("\\2-", "\\3-"), r"3-grams: was not announced"),
         (BIGRAMS.replace("</s>", "c"), r"has no </s>"),

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +124,10 @@ def test_details_are_json_lines(folder: str, shards: str, tmp_path: Path, capsys
     assert line["file"] == str(tmp_path / "a.wav")
     assert " ".join(word["word"] for word in line["words"]) == line["text"] == line["nbest"][0]["text"]
     assert len(line["nbest"]) == 3
+    for one in (line, *line["nbest"]):
+        for word in one["words"]:
+            assert "".join(token["token"] for token in word["tokens"]).removeprefix("▁") == word["word"]
+            assert (word["start"], word["end"]) == (word["tokens"][0]["start"], word["tokens"][-1]["end"])
     assert all(0 <= word["start"] < word["end"] <= 1.0 and 0 <= word["confidence"] <= 1 for word in line["words"])
     output = tmp_path / "texts.jsonl"
     values = settings.model_dump() | {"audio": shards, "output": str(output), "max_bad_share": 0.5}
@@ -155,7 +162,7 @@ def test_a_stream_ends_with_the_text_of_the_file(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[-1] == {"event": "end", "text": text}
     assert " ".join(line["word"] for line in events if line["event"] == "final") == text
-    assert {"heard", "word", "start", "end", "confidence", "latency", "compute"} < set(events[0])
+    assert {"heard", "word", "start", "end", "confidence", "tokens", "latency", "compute"} < set(events[0])
 
 
 @pytest.mark.parametrize(
@@ -168,6 +175,8 @@ def test_a_stream_ends_with_the_text_of_the_file(
         (["a.wav", "lm=x.arpa"], "lm needs a beam search"),
         (["a.wav", "decoder=beam", "lm=missing.arpa"], "missing.arpa: language model: cannot be read"),
         (["a.wav", "window_seconds=1.0"], "window_seconds"),
+        ([""], "an empty word where an audio file belongs"),
+        (["--stream", "a.wav", "raw_rate=8000"], "raw_rate: a.wav is not raw sound"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
@@ -176,3 +185,30 @@ def test_what_cannot_be_is_one_sentence(
     assert main(["transcribe", f"checkpoint={folder}", "device=cpu", *words]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and len(error.splitlines()) == 1
+
+
+def test_closed_standard_input(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["transcribe", f"checkpoint={folder}", "device=cpu", "--stream", "-"]) == 2
+    assert "standard input: is closed" in capsys.readouterr().err
+
+
+def test_an_empty_set(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_index(tmp_path / "empty", [])
+    settings = TranscribeSettings(checkpoint=folder, audio=str(tmp_path / "empty"), output=str(tmp_path / "o"))
+    with pytest.raises(UserError, match="empty: holds no utterances"):
+        transcribe_shards(settings)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_name_that_the_terminal_cannot_show(folder: str, tmp_path: Path) -> None:
+    file = os.fsencode(tmp_path) + b"/a\xff.wav"
+    Path(os.fsdecode(file)).write_bytes(wav(1.0))
+    words: list[str | bytes] = [sys.executable, "-m", "asr_kd.cli", "transcribe", f"checkpoint={folder}", file, file]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, check=True
+    )
+    assert done.stdout.count(b"/a\\udcff.wav\t") == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
 from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.wer import ErrorCounts, count_errors
-from asr_kd.shards.tarset import Sample, write_index, write_shard
+from asr_kd.files import sha256_file
+from asr_kd.shards.tarset import Sample, read_index, write_index, write_shard
 
 Job = Callable[..., EvalSettings]
 
@@ -121,6 +123,28 @@ def test_too_much_bad_audio_fails_and_publishes_nothing(job: Job, tmp_path: Path
     with pytest.raises(UserError, match=r"1 of 2 utterances could not be used .*broken.*max_bad_share"):
         evaluate(settings)
     assert {path.name for path in Path(settings.output).iterdir()} == {"job.json", "parts"}
+
+
+def test_nothing_but_bad_audio(job: Job, tmp_path: Path) -> None:
+    settings = job(
+        audio=shards_of(tmp_path / "bad", [Sample("broken", b"", "wav", {"text": "six"})]), max_bad_share=1.0
+    )
+    with pytest.raises(UserError, match=r"shard-000000.tar: no utterance could be used .first: broken: .*empty"):
+        evaluate(settings)
+
+
+def test_lines_are_json_whatever_the_fields(job: Job, tmp_path: Path) -> None:
+    sample = good(0)
+    sample.fields |= {"snr": 12345678, "room": 3, "tags": ["a"]}
+    folder = tmp_path / "odd"
+    shards_of(folder, [sample])
+    path = folder / "shard-000000.tar"  # as another program writes it
+    path.write_bytes(path.read_bytes().replace(b"12345678", b"     NaN"))
+    write_index(folder, [dataclasses.replace(next(iter(read_index(folder))), sha256=sha256_file(path))])
+    settings = job(audio=str(folder))
+    evaluate(settings)
+    for line in (Path(settings.output) / "utterances.jsonl").read_text().splitlines():
+        assert json.loads(line, parse_constant=lambda name: pytest.fail(name))["fields"] == {"room": 3}
 
 
 def test_shards_without_text(job: Job, tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_lines_say_where_they_are_from(job: Job) -> None:
     assert (first["shard"], first["seconds"], first["fields"]) == ("shard-000000.tar", 0.5, {"snr": 0})
     assert all(line["same_as_teacher"] for line in lines if line["system"] == "teacher")
     for line in lines:
+        spelled = "".join(piece for piece, *_ in line["tokens"]).replace("▁", " ").replace("<unk>", " ⁇ ")
+        assert spelled.split() == line["hypothesis"].split()
         assert " ".join(word for word, *_ in line["times"]).split() == line["hypothesis"].split()
     (bad,) = (Path(job().output) / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(bad).items() >= {"key": "u3", "set": "clean", "shard": "shard-000001.tar"}.items()

@@ -1,139 +1,37 @@
-"""Jobs that are killed, race, or write to a disk that fails: at every system call, the next run ends in the same bytes."""
+"""`label` and `prepare` that are killed, race, or write to a disk that fails: the next run ends in the same bytes."""
 
 from __future__ import annotations
 
-import builtins
-import ctypes
 import errno
-import functools
 import io
-import itertools
 import json
-import multiprocessing
-import os
 import random
-import re
 import resource
 import shutil
 import signal
-import struct
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from asr_kd.cli import main
 from asr_kd.labeling import job as label_job
 from asr_kd.shards.tarset import Sample, write_index, write_shard
+from tests.faults import (
+    Job,
+    check_closed_folder,
+    check_failing_disk,
+    check_killed_at_every_call,
+    check_no_space_from_any_call,
+    check_small_disk,
+    check_vanishing,
+    killed_at,
+    tree,
+)
 
 NAMES = ("label", "prepare")
-FORK = multiprocessing.get_context("fork")  # torch is imported once, and a trial costs milliseconds
-CALLS = ("mkdir", "rmdir", "open", "fchmod", "fsync", "link", "rename", "replace", "unlink", "utime")
-#: files whose content is of the run and not of the work
-OF_THE_RUN = {"timing.json"}
-
-Step = Callable[[str], None]
-
-
-def through(step: Step) -> None:
-    """From here on, this process calls `step` with the name of every system call that changes a folder, before it.
-
-    Files are written in small pieces, so that there is much between two pieces. Nothing is put back: this is for a process
-    that does one job and ends.
-    """
-
-    def stepping(name: str, real: Callable[..., object], *arguments: object, **options: object) -> object:
-        step(name)
-        return real(*arguments, **options)
-
-    class Raw(io.FileIO):
-        def write(self, data: object) -> int:
-            step("write")
-            return super().write(data)  # type: ignore[arg-type]
-
-    real_open = io.open
-
-    def opened(file: object, mode: str = "r", *rest: object, **options: object) -> object:
-        if not set(mode) & set("wxa"):
-            return real_open(file, mode, *rest, **options)  # type: ignore[call-overload]
-        if not isinstance(file, int):
-            step("open")
-        raw = Raw(file, mode.replace("b", "").replace("t", ""))  # type: ignore[arg-type]
-        buffered = io.BufferedRandom(raw, 4096) if "+" in mode else io.BufferedWriter(raw, 4096)
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8")
-
-    for name in CALLS:
-        setattr(os, name, functools.partial(stepping, name, getattr(os, name)))
-    io.open = builtins.open = opened  # type: ignore[assignment]
-
-
-@dataclass
-class Job:
-    """A command without its output, and what it writes when nobody disturbs it."""
-
-    words: list[str]
-    folder: Path
-    expected: dict[str, bytes]
-
-    def start(self, output: Path, disturb: Callable[[], object] | None = None) -> BaseProcess:
-        """The command in a process of its own, which calls `disturb` before; for what it says see `said`."""
-
-        def work() -> None:
-            sys.stdout = sys.stderr = open(self.folder / "said", "w", buffering=1)  # noqa: SIM115
-            os.fsync = lambda _: None  # the machine goes on running: what was written is there
-            if disturb:
-                disturb()
-            sys.exit(main([*self.words, f"output={output}"]))
-
-        process = FORK.Process(target=work)
-        process.start()
-        return process
-
-    def run(self, output: Path, disturb: Callable[[], object] | None = None) -> int:
-        """Exit status; negative where a signal ended it."""
-        process = self.start(output, disturb)
-        process.join(60)
-        assert process.exitcode is not None, "it hangs"
-        return process.exitcode
-
-    @property
-    def said(self) -> str:
-        """All that the command wrote for a person when it ran last."""
-        return (self.folder / "said").read_text()
-
-    def check_whole(self, output: Path) -> dict[str, tuple[int, int]]:
-        """Whatever has its final name has its final content; which shards are there, as inode and time of writing."""
-        for name, data in tree(output).items():
-            if not name.rpartition("/")[2].startswith(".") and not name.startswith(".leases/"):
-                assert self.expected[name] == data, f"{name} is torn"
-        finished = [path for path in output.glob("*.tar") if self.is_finished(path)]
-        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished}
-
-    def is_finished(self, shard: Path) -> bool:
-        """`prepare` has done with a shard when its record is there too."""
-        return self.words[0] == "label" or (shard.parent / ".records" / f"{shard.stem}.json").exists()
-
-    def check_finishes(self, output: Path) -> None:
-        """The same command makes what is missing, leaves what is there, and clears up."""
-        before = self.check_whole(output)
-        assert self.run(output) == 0, self.said
-        assert before.items() <= self.check_whole(output).items(), "a finished shard was made again"
-        assert tree(output) == self.expected, sorted(tree(output).keys() ^ self.expected.keys())
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in OF_THE_RUN
-    }
 
 
 @pytest.fixture(scope="module")
@@ -161,40 +59,26 @@ def jobs(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, J
         "label": ["label", f"teacher={teacher}", f"audio={folder / 'audio'}", "device=cpu", "max_bad_share=0.5"],
         "prepare": ["prepare", f"manifest={folder / 'list.jsonl'}", "samples_per_shard=2", "max_bad_share=0.5"],
     }
+
+    def labelled(output: Path) -> Iterable[Path]:
+        return output.glob("*.tar")
+
+    def prepared(output: Path) -> Iterable[Path]:
+        """`prepare` has done with a shard when its record is there too."""
+        return (path for path in output.glob("*.tar") if (output / ".records" / f"{path.stem}.json").exists())
+
     jobs = {}
-    for name, words in commands.items():
-        job = Job(words, folder, {})
-        output = folder / f"{name}-undisturbed"
-        assert job.run(output) == 0, job.said
-        job.expected = tree(output)
-        assert len([path for path in job.expected if path.endswith(".tar")]) == 3
-        assert b"truncated or damaged" in job.expected["quarantine.jsonl"]
-        jobs[name] = job
+    for name, finished in (("label", labelled), ("prepare", prepared)):
+        jobs[name] = Job(commands[name], folder, finished)
+        jobs[name].run_undisturbed()
+        assert len([path for path in jobs[name].expected if path.endswith(".tar")]) == 3
+        assert b"truncated or damaged" in jobs[name].expected["quarantine.jsonl"]
     return jobs
-
-
-def killed_at(number: int) -> Callable[[], None]:
-    """Dies before the system call of this number."""
-    calls = itertools.count(1)
-
-    def step(_: str) -> None:
-        if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return lambda: through(step)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_between_any_two_system_calls(jobs: dict[str, Job], name: str, tmp_path: Path) -> None:
-    job = jobs[name]
-    for number in itertools.count(1):
-        output = tmp_path / str(number)
-        status = job.run(output, killed_at(number))
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL, job.said
-        job.check_finishes(output)
-    assert number > 45
+    assert check_killed_at_every_call(jobs[name], tmp_path) > 45
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,65 +121,20 @@ def test_processes_at_one_output_do_not_get_into_each_others_way(
         assert tree(output) == job.expected
 
 
-def failing_from(number: int, code: int) -> Callable[[], None]:
-    """From the call of this number on, nothing that takes space succeeds."""
-    calls = itertools.count(1)
-
-    def step(name: str) -> None:
-        if name in ("mkdir", "open", "write", "fsync", "link") and next(calls) >= number:
-            raise OSError(code, os.strerror(code))
-
-    return lambda: through(step)
-
-
-def check_complaint(job: Job, output: Path, status: int, pattern: str) -> None:
-    """One sentence with status 2, and nothing torn."""
-    said = [line for line in job.said.splitlines() if line.startswith("asr-kd ")]
-    assert status == 2 and len(said) == 1 and "Traceback" not in job.said, job.said
-    assert re.search(f"^asr-kd {job.words[0]}: {pattern}", said[0]), said[0]
-    job.check_whole(output)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_space_left_at_any_system_call(jobs: dict[str, Job], name: str, tmp_path: Path) -> None:
-    job = jobs[name]
-    for number in itertools.count(1):
-        output = tmp_path / str(number)
-        status = job.run(output, failing_from(number, errno.ENOSPC))
-        if status == 0:
-            break
-        check_complaint(job, output, status, f"{output}/.*: no space left on the device; free some and run the command")
-        job.check_finishes(output)
-    assert number > 25
+    assert check_no_space_from_any_call(jobs[name], tmp_path) > 25
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("code", "words"), [(errno.EROFS, "cannot be written"), (errno.EIO, "Input/output error")])
 def test_a_disk_that_fails(jobs: dict[str, Job], name: str, tmp_path: Path, code: int, words: str) -> None:
-    job = jobs[name]
-    for number in range(1, 40, 7):
-        output = tmp_path / str(number)
-        check_complaint(job, output, job.run(output, failing_from(number, code)), f"{output}/.*: {words}")
-        job.check_finishes(output)
+    check_failing_disk(jobs[name], tmp_path, code, words, range(1, 40, 7))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_output_folder_that_vanishes(jobs: dict[str, Job], name: str, tmp_path: Path) -> None:
-    job = jobs[name]
-    for number in range(1, 60, 2):
-        output = tmp_path / str(number)
-        calls = itertools.count(1)
-
-        def step(_: str, number: int = number, output: Path = output, calls: Iterator[int] = calls) -> None:
-            if next(calls) == number and output.exists():
-                output.rename(f"{output}.elsewhere")
-
-        status = job.run(output, functools.partial(through, step))
-        if status:
-            check_complaint(job, output, status, rf"{output}.*(is gone|No such file|no such)")
-            job.check_finishes(output)
-        else:
-            assert tree(output) == job.expected, "it says that all is well, and is not"
+    check_vanishing(jobs[name], tmp_path, range(1, 60, 2))
 
 
 @pytest.mark.parametrize(
@@ -331,29 +170,14 @@ def test_a_file_in_the_place_of_a_folder_and_the_reverse(
         obstacle.rmdir()
     else:
         obstacle.unlink()
-    check_complaint(job, output, status, pattern.format(output=output))
+    job.check_complaint(output, status, pattern.format(output=output))
     job.check_finishes(output)
-
-
-def like_anybody() -> None:
-    """From here on root obeys permissions: without capabilities."""
-    version, this_process = 0x20080522, 0
-    ctypes.CDLL(None).capset(struct.pack("Ii", version, this_process), bytes(24))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_folder_that_may_not_be_written(jobs: dict[str, Job], name: str, begun: bool, tmp_path: Path) -> None:
-    job, output = jobs[name], tmp_path / "closed" / "output"
-    output.parent.mkdir()
-    if begun:
-        job.run(output, killed_at(30))
-    closed = output if begun else output.parent
-    closed.chmod(0o555)
-    status = job.run(output, like_anybody)
-    closed.chmod(0o755)
-    check_complaint(job, output, status, ".*cannot be written .Permission denied.; choose a folder you may write to")
-    job.check_finishes(output)
+    check_closed_folder(jobs[name], tmp_path, begun)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -361,27 +185,10 @@ def test_a_folder_that_may_not_be_written(jobs: dict[str, Job], name: str, begun
 def test_a_limit_on_the_size_of_files(jobs: dict[str, Job], name: str, size: int, tmp_path: Path) -> None:
     job, output = jobs[name], tmp_path / "output"
     status = job.run(output, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
-    check_complaint(job, output, status, ".*larger than a file may be here; see `ulimit -f`")
+    job.check_complaint(output, status, ".*larger than a file may be here; see `ulimit -f`")
     job.check_finishes(output)
-
-
-def mount(*arguments: str) -> None:
-    if subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_disk_and_one_that_may_only_be_read(jobs: dict[str, Job], name: str, tmp_path: Path) -> None:
-    job = jobs[name]
-    mount("-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path))
-    try:
-        output = tmp_path / "output"
-        for size in (8, 12, 24, 32):
-            mount("-o", f"remount,size={size}k", str(tmp_path))
-            check_complaint(job, output, job.run(output), f"{output}.*: no space left on the device; free some and")
-        mount("-o", "remount,ro,size=1m", str(tmp_path))
-        check_complaint(job, output, job.run(output), f"{output}.*: cannot be written .Read-only file system.")
-        mount("-o", "remount,rw", str(tmp_path))
-        job.check_finishes(output)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    check_small_disk(jobs[name], tmp_path, (8, 12, 24, 32))

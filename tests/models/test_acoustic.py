@@ -280,3 +280,14 @@ def test_collate_pads_with_zeros() -> None:
     assert features.shape == (2, 3, FEATURES.dimension) and features.dtype == torch.float32
     assert lengths.tolist() == [2, 3] and lengths.dtype == torch.int64
     assert (features[0, 2] == 0).all() and torch.equal(features[1], torch.from_numpy(noise(3)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_numbers_are_refused(units: Units, tmp_path: Path, value: float) -> None:
+    settings = KINDS["lstm"]
+    model = build_model(settings, FEATURES.dimension, units.size)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = value
+    save_checkpoint(tmp_path, model, units, FEATURES, settings)
+    with pytest.raises(UserError, match=r"has weights that are not numbers .*; use an earlier checkpoint"):
+        load_checkpoint(tmp_path)

@@ -174,6 +174,7 @@ BAD_MEMBERS: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "JSON that is a list": ([("a.wav", b"x"), ("a.json", b"[]")], r"a\.json: must be a JSON object, not \[\]"),
     "JSON that is not UTF-8": ([("a.wav", b"x"), ("a.json", b'"\xff"')], r"a\.json is not UTF-8"),
     "text that is none": ([("a.wav", b"x"), ("a.json", b'{"text": 3}')], "`text` must be text, not 3"),
+    "text half a character": ([("a.wav", b"x"), ("a.json", b'{"text": "a\\uD83D"}')], "a.json holds half a character"),
     "text null": ([("a.wav", b"x"), ("a.json", b'{"text": null}')], "`text` must be text, not None"),
     "seconds as text": ([("a.wav", b"x"), ("a.json", b'{"seconds": "1"}')], "`seconds` must be a length"),
     "seconds true": ([("a.wav", b"x"), ("a.json", b'{"seconds": true}')], "`seconds` must be a length"),
