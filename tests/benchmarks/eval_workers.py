@@ -11,18 +11,20 @@ import argparse
 import statistics
 import time
 
-import torch
 from tables import print_rows
-
-from asr_kd.config import EvalSettings, build, override
-from asr_kd.evaluation.parts import Shard
-from asr_kd.evaluation.score import System, score
-from asr_kd.files import place
-from asr_kd.models.acoustic import load_checkpoint
-from asr_kd.shards.tarset import read_index
 
 
 def main() -> None:
+    # here, as in asr-kd, for the processes import this file
+    import torch
+
+    from asr_kd.config import EvalSettings, build, override
+    from asr_kd.evaluation.parts import Shard
+    from asr_kd.evaluation.score import System, score
+    from asr_kd.files import place
+    from asr_kd.models.acoustic import load_checkpoint
+    from asr_kd.shards.tarset import read_index
+
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
     parser.add_argument("audio")
