@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -822,9 +823,18 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, to which 1e-3 is a text, and numbers as everybody writes them."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
@@ -874,8 +884,11 @@ def _step(here: Any, step: str, assignment: str) -> Any:
     raise UserError(f"{assignment}: {step} cannot be looked up inside a {type(here).__name__}")
 
 
-def build(kind: type[S], values: dict[str, Any], where: str) -> S:
+def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterable[str] = ()) -> S:
     """Validate `values` as settings of `kind`; `where` (a file, a command) opens every message.
+
+    Args:
+        assignments: `a.b=value` that went into `values` from the command line, which opens a message about one of them.
 
     Raises:
         UserError: naming the first wrong key or value, with the nearest valid key for an unknown one.
@@ -887,6 +900,8 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     path = [str(step) for step in first["loc"]]
     name = ".".join(path) or kind.__name__
+    if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
+        where = "command line"
     if first["type"] == "extra_forbidden":
         known = _fields_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)

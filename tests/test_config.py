@@ -50,6 +50,31 @@ def test_yaml_and_overrides_make_settings(tmp_path: Path) -> None:
     assert build(TrainSettings, settings.model_dump(), "again") == settings
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("5.E+2", 500.0), ("-2E3", -2000.0), ("0x1e3", 483), ("1e3a", "1e3a")]
+)
+def test_numbers_with_an_exponent_need_no_dot(tmp_path: Path, text: str, value: object) -> None:
+    assert load_yaml(yaml_file(tmp_path, f"rate: {text}")) == {"rate": value} == override({}, [f"rate={text}"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.size=-3", "^command line: model.size: "),
+        ("model.siez=3", "^command line: unknown key model.siez; did you mean size"),
+        ("model={size: 0}", "^command line: model.size: "),
+        ("seed=1", "^student.yaml: model.layers: "),
+    ],
+)
+def test_a_mistake_is_blamed_on_where_it_was_made(assignment: str, message: str) -> None:
+    phases = [{"sources": [{"audio": "a", "ctc": 1}], "passes": 2}]
+    values = {"output": "run", "units": "units", "development": "dev", "phases": phases}
+    if assignment == "seed=1":
+        values["model"] = {"layers": 0}
+    with pytest.raises(UserError, match=message):
+        build(TrainSettings, override(values, [assignment]), "student.yaml", [assignment])
+
+
 def test_empty_yaml_holds_no_settings(tmp_path: Path) -> None:
     assert load_yaml(yaml_file(tmp_path, "# nothing\n")) == {}
 

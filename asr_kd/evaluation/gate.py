@@ -1,6 +1,6 @@
 """`--fail-if EXPRESSION`: a condition on the figures of a report, for CI.
 
-`student-distilled.wer > teacher.wer * 1.1 or data.quarantined > 0`: numbers, + - * / and brackets, < <= > >= == !=, and, or,
+`student-distilled.wer > teacher.wer * 1.1 or data.quarantined > 0`: numbers (a WER of 3 % is 0.03), + - * / and brackets, < <= > >= == !=, and, or,
 not. A figure is a system's name and the keys that lead to it in report.json (`teacher.interval.1`), or keys from the top
 (`data.words`). Names may hold dashes and dots, so a minus between names needs a space before it; a name with other marks
 stands in quotes (`"my system".wer`).
@@ -12,6 +12,7 @@ import ast
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,14 @@ class Gate:
         except OverflowError:
             raise UserError(f"--fail-if {self.expression}: a number is too large") from None
 
+    def judge(self, report: Mapping[str, Any]) -> bool:
+        """Whether the condition is true of a report; says so, with the figures that it rests on, on standard error."""
+        true = self.holds(report)
+        figures = dict.fromkeys(f"{_shown(*name)} = {self._figure(report, *name):.6g}" for name in self.names)
+        said = "true, so this fails" if true else "not so"
+        print(f"--fail-if {self.expression}: {said} ({', '.join(figures)})", file=sys.stderr)
+        return true
+
     def check_names(self, systems: Iterable[str]) -> None:
         """Refuse a figure of a system that is none of these, before anything is scored.
 
@@ -71,7 +80,7 @@ class Gate:
         places = [(report["systems"][name], keys) for name, keys in _splits(quoted, path, report["systems"])]
         if quoted is None:
             places.append((report, path))
-        shown = path if quoted is None else f'"{quoted}".{path}'
+        shown = _shown(quoted, path)
         for start, keys in places:
             value: Any = start
             for key in keys.split("."):
@@ -113,6 +122,10 @@ class Gate:
                     for kind, a, b in zip(kinds, all_values[:-1], all_values[1:], strict=True)
                 )
         raise AssertionError(ast.dump(node))
+
+
+def _shown(quoted: str | None, path: str) -> str:
+    return path if quoted is None else f'"{quoted}".{path}'
 
 
 TOP = ("data", "sets", "bootstrap", "pairs", "slices", "slices_worst", "slices_changed")

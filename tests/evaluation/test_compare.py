@@ -98,6 +98,14 @@ def test_what_cannot_be_compared(folders: dict[str, str], key: str, value: Any, 
     assert "\n" not in str(caught.value)
 
 
+def test_other_decoders_are_said(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    compare(list(folders.values()))
+    assert "Decoded" not in capsys.readouterr().out
+    new = report(student=0.15) | {"settings": {"decoder": "beam", "beam": 16, "nbest": 1, "lm": None}}
+    compare([folders["old"], written(Path(folders["new"]), new)])
+    assert "a difference may come from: A: greedy; B: decoder=beam beam=16" in capsys.readouterr().out
+
+
 def test_a_report_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "--compare", str(tmp_path / "none")]) == 2
     assert "no such report" in capsys.readouterr().err

@@ -47,6 +47,13 @@ def test_conditions(expression: str, wanted: bool) -> None:
     assert gate.holds(REPORT) is wanted
 
 
+def test_the_outcome_shows_the_figures_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not parse_gate("student-distilled.wer > 2.76 and teacher.wer > 0").judge(REPORT)
+    assert (
+        "2.76 and teacher.wer > 0: not so (student-distilled.wer = 0.115, teacher.wer = 0.1)" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
