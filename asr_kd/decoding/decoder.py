@@ -64,7 +64,7 @@ class Decoder:
             log_probs: float [frames, units], natural logarithm.
         """
         search = self.start()
-        search.push(log_probs)
+        search.push(_checked(log_probs))
         return self.hypotheses(search)
 
     def start(self) -> Search:
@@ -111,7 +111,7 @@ class Transcript:
 
     def push(self, log_probs: np.ndarray) -> list[Word]:
         """Hear the next frames: float [frames, units]; returns the words that have settled."""
-        self._search.push(log_probs)
+        self._search.push(_checked(log_probs))
         self._settled += self._search.settle()
         groups = group_words(self._decoder.units, self._settled)
         if len(groups) < 2:
@@ -124,6 +124,15 @@ class Transcript:
         """The words behind the settled ones, as of now."""
         found = next(iter(self._search.results()), ([], 0.0))[0]
         return self._decoder.words(self._settled + found)
+
+
+def _checked(log_probs: np.ndarray) -> np.ndarray:
+    """Refuse frames that are no numbers, which would be decoded as silence; a softmax makes all of a frame NaN or none."""
+    if np.isnan(log_probs[:, :1]).any():
+        raise UserError(
+            "the network's output is NaN; its weights are broken: train it again, or give another checkpoint"
+        )
+    return log_probs
 
 
 def _language_model(name: str, lexicon: Lexicon | None) -> LanguageModel:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,21 +77,38 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
     """Print the text of each audio file, behind its name where there are several; with `details`, a JSON line of all that is known.
 
     Raises:
-        UserError: when the checkpoint or a file cannot be used; the texts of the files before it are printed.
+        UserError: when the checkpoint cannot be used; when a file cannot, after the texts of the others.
     """
     checkpoint = _load(settings)
     decoder = make_decoder(settings, checkpoint)
+    failed: list[UserError] = []
     for file in files:
-        with _fetched(file) as path:
-            if seconds_of(path, file) > settings.window_seconds:
-                words = list(transcribe_long(checkpoint, decoder, path, file, settings.window_seconds))
-                found = [Hypothesis(" ".join(word.text for word in words), float("nan"), words)]
-            else:
-                found = transcribe(checkpoint, decoder, path.read_bytes(), file, settings.window_seconds)
+        try:
+            found = _transcribe_file(settings, checkpoint, decoder, file)
+        except UserError as error:
+            failed.append(error)
+            if len(files) > 1:
+                print(error, file=sys.stderr)
+            continue
         if settings.details:
             print(_json({"file": file, **details(found)}), flush=True)
         else:
             print(f"{file}\t{found[0].text}" if len(files) > 1 else found[0].text, flush=True)
+
+    if failed and len(files) > 1:
+        raise UserError(f"{len(failed)} of {len(files)} files could not be transcribed; their reasons stand above")
+    if failed:
+        raise failed[0]
+
+
+def _transcribe_file(
+    settings: TranscribeSettings, checkpoint: Checkpoint, decoder: Decoder, file: str
+) -> list[Hypothesis]:
+    with _fetched(file) as path:
+        if seconds_of(path, file) <= settings.window_seconds:
+            return transcribe(checkpoint, decoder, path.read_bytes(), file, settings.window_seconds)
+        words = list(transcribe_long(checkpoint, decoder, path, file, settings.window_seconds))
+        return [Hypothesis(" ".join(word.text for word in words), float("nan"), words)]
 
 
 def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
@@ -113,13 +130,21 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
     if source == "-":
         if sys.stdin is None:
             raise UserError("standard input: is closed; pipe sound in, or give a file")
-        sound = pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate or rate, piece)
+        sound = _until_interrupted(
+            pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate or rate, piece)
+        )
     elif source == "microphone":
-        sound = microphone_sound(rate, piece)
+        sound = _until_interrupted(microphone_sound(rate, piece))
     else:
         sound = _file_sound(source, rate, piece)
     name = "standard input" if source == "-" else source
     _print_stream(follow(Listener(StreamingNetwork(checkpoint), decoder, name), sound, rate), settings.details)
+
+
+def _until_interrupted(sound: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Ctrl-C is how who speaks says that it was all."""
+    with contextlib.suppress(KeyboardInterrupt):
+        yield from sound
 
 
 def _file_sound(file: str, rate: int, piece: float) -> Iterator[np.ndarray]:
@@ -285,12 +310,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _fetched(file: str) -> Iterator[Path]:
     """A local copy of an audio file."""
     if not file.strip():
         raise UserError("command line: an empty word where an audio file belongs; a variable of the shell may be empty")
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
             path = stack.enter_context(local_copy(place(file)))
             path.open("rb").close()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from asr_kd.config import DecodingSettings, build
-from asr_kd.decoding.decoder import Decoder
+from asr_kd.decoding.decoder import Decoder, Transcript
 from asr_kd.errors import UserError
 from asr_kd.units import Units
 
@@ -19,6 +19,16 @@ def said(units: Units, text: str, frames: int = 2, certainty: float = 0.9) -> np
         path += [unit] * frames + [0]
     other = (1 - certainty) / (units.size - 1)
     return np.log(np.eye(units.size)[path] * (certainty - other) + other).astype(np.float32)
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "beam"])
+def test_output_that_is_no_number_is_not_silence(letter_units: Units, decoder: Any) -> None:
+    log_probs = said(letter_units, "ab")
+    log_probs[3] = np.nan
+    decode = Decoder(DecodingSettings(decoder=decoder), letter_units, 0.03)
+    for hear in (decode, Transcript(decode).push):
+        with pytest.raises(UserError, match="the network's output is NaN; its weights are broken"):
+            hear(log_probs)
 
 
 @pytest.mark.parametrize("decoder", ["greedy", "beam"])

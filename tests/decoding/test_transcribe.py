@@ -98,6 +98,40 @@ def test_files(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.rstrip("\n") == lines[0].split("\t")[1]
 
 
+def test_files_behind_a_bad_one_are_transcribed(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(tmp_path / name) for name in ("missing.wav", "cut.wav", "a.wav")]
+    Path(names[1]).write_bytes(b"RIFF")
+    Path(names[2]).write_bytes(wav(1.0))
+    assert main(["transcribe", f"checkpoint={folder}", "device=cpu", *names]) == 2
+    seen = capsys.readouterr()
+    assert [line.split("\t")[0] for line in seen.out.splitlines()] == names[2:]
+    assert all(name in seen.err for name in names[:2]) and "2 of 3 files could not be transcribed" in seen.err
+
+
+class Interrupted(io.BytesIO):
+    """A pipe in which Ctrl-C is heard where it would end."""
+
+    def read1(self, size: int | None = -1) -> bytes:
+        data = super().read1(size)
+        if not data:
+            raise KeyboardInterrupt
+        return data
+
+
+def test_ctrl_c_ends_a_stream_with_its_text(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = np.random.default_rng(0).integers(-9000, 9000, 16_000, np.int16).tobytes()
+    shown = []
+    for pipe in (io.BytesIO(sound), Interrupted(sound)):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=pipe))
+        assert main(["transcribe", f"checkpoint={folder}", "device=cpu", "--stream", "-"]) == 0
+        shown.append(capsys.readouterr().out.splitlines()[-1])
+    assert shown[0] == shown[1] != ""
+
+
 def test_bad_recordings_are_named(folder: str, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(folder)
     decoder = make_decoder(DecodingSettings(), checkpoint)
