@@ -15,6 +15,9 @@ from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.tarset import read_checked
 from asr_kd.units import Units
 
+#: reason of an utterance that an alignment has no text for
+NO_TEXT = "no text to align to"
+
 
 @dataclass
 class Heard:
@@ -79,7 +82,7 @@ def select(settings: LabelSettings, units: Units, transcripts: dict[str, str] | 
         if settings.mode == "alignment":
             text = one.text if transcripts is None else transcripts.get(one.key)
             if text is None:
-                loaded.quarantined[one.key] = "no text to align to"
+                loaded.quarantined[one.key] = NO_TEXT
                 continue
             ids = units.encode(text)
             needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))

@@ -176,7 +176,30 @@ def test_too_much_bad_audio_fails_and_can_be_allowed_later(job: Job, tmp_path: P
     with pytest.raises(UserError, match=r"3 of 10 utter.*max_bad_share 0\.2 \(first: s0-u1: .*raise max_bad_share"):
         label(job(audio=audio, max_bad_share=0.2))
     assert not (tmp_path / "targets" / "report.json").exists()
+    whole = tmp_path / "targets" / "quarantine.jsonl"
+    assert [json.loads(line)["key"] for line in whole.read_text().splitlines()] == ["s0-u1", "bad-0", "bad-1"]
     label(job(audio=audio, max_bad_share=0.3))
+
+
+def test_what_was_quarantined_is_listed_when_the_job_gives_up(job: Job, tmp_path: Path) -> None:
+    settings = job(audio=with_bad_audio(job, tmp_path), max_bad_share=0.0)
+    with pytest.raises(UserError, match=r"first: s0-u1: not audio.*see \S+targets/quarantine\.jsonl, mend the audio"):
+        label(settings)
+    first = json.loads((tmp_path / "targets" / "quarantine.jsonl").read_text().splitlines()[0])
+    assert first["key"] == "s0-u1" and first["shard"] == "shard-000000.tar"
+
+
+def test_an_alignment_without_texts_is_told_to_give_them(job: Job, tmp_path: Path) -> None:
+    samples = samples_of(job().audio)
+    for sample in samples[0] + samples[1] + samples[2]:
+        del sample.fields["text"]
+    audio = write_shards(tmp_path / "audio", samples)
+    with pytest.raises(UserError, match=r"first: s0-u0: no text to align to.*, give the texts with transcripts=, or"):
+        label(job(mode="alignment", audio=audio))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"key": "another", "text": "one"}) + "\n")
+    with pytest.raises(UserError, match=r"add them to \S+texts\.jsonl, or raise"):
+        label(job(mode="alignment", audio=audio, transcripts=str(texts), output=str(tmp_path / "second")))
 
 
 def test_finished_work_is_not_redone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
