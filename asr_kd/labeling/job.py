@@ -65,7 +65,9 @@ def label(settings: LabelSettings) -> None:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
-    claim_folder(settings.output, "label", _claim(settings, teacher, infos))
+    claim = _claim(settings, teacher, infos)
+    named = {infos.hash: settings.audio, str(claim["transcripts"]): str(settings.transcripts)}
+    claim_folder(settings.output, "label", claim, ".tar", named)
     output = place(settings.output)
 
     start = time.perf_counter()
