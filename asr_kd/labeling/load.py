@@ -85,6 +85,11 @@ def select(settings: LabelSettings, units: Units, transcripts: dict[str, str] | 
                 loaded.quarantined[one.key] = NO_TEXT
                 continue
             ids = units.encode(text)
+            if units.unknown in ids:
+                loaded.quarantined[one.key] = (
+                    f"text holds {units.first_unknown(text)!r}, which the teacher's units cannot spell"
+                )
+                continue
             needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
             if needed > len(one.features):
                 loaded.quarantined[one.key] = (

@@ -146,6 +146,24 @@ def test_alignment_quarantines_missing_and_impossible_text(job: Job, tmp_path: P
     assert (tmp_path / "second" / "quarantine.jsonl").read_text() == ""
 
 
+def test_text_that_the_units_cannot_spell_is_quarantined(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = samples_of(job().audio)[0]
+    samples[1].fields["text"], samples[3].fields["text"] = "one Two", "42"
+    settings = job(mode="alignment", audio=write_shards(tmp_path / "audio", [samples]), max_bad_share=0.5)
+    label(settings)
+    assert "4 utterances in = 2 labelled + 2 quarantined" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (Path(settings.output) / "quarantine.jsonl").read_text().splitlines()]
+    reason = "text holds '{}', which the teacher's units cannot spell"
+    assert {line["key"]: line["reason"] for line in lines} == {
+        "s0-u1": reason.format("T"),
+        "s0-u3": reason.format("42"),
+    }
+    with pytest.raises(UserError, match=r"first: s0-u1: text holds 'T'.*, mend the texts, or"):
+        label(settings.model_copy(update={"max_bad_share": 0.0}))
+
+
 def with_bad_audio(job: Job, tmp_path: Path) -> str:
     shards = samples_of(job().audio)
     shards[0][1].audio = b"not audio at all"
