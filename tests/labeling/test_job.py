@@ -93,7 +93,9 @@ def test_a_process_that_is_killed_ends_the_job_in_a_sentence(job: Job, monkeypat
     # the first thing that a process that encodes does
     monkeypatch.setattr("asr_kd.labeling.job.serve_parent", os.abort)
     settings = job(loader_workers=1)
-    with pytest.raises(UserError, match=r"a worker process was killed, .* use fewer than 1 and run the command again"):
+    with pytest.raises(
+        UserError, match=r"a worker process was killed, .* set loader_workers=0 and run the command again"
+    ):
         label(settings)
     monkeypatch.undo()
     label(settings)
