@@ -305,6 +305,33 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
     assert published(output) == published(tmp_path / "whole")
 
 
+TERMINATED = """
+import os, signal, sys
+from asr_kd import cli
+from asr_kd.labeling import shard
+real = shard.write_target_shard
+def last(*arguments):
+    real(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+shard.write_target_shard = last
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_is_one_line_and_gives_the_leases_back(job: Job, tmp_path: Path) -> None:
+    settings = job()
+    words = [f"{name}={value}" for name, value in settings.model_dump(exclude_unset=True).items()]
+    command = [sys.executable, "-c", TERMINATED, "label", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines() == ["asr-kd label: interrupted; the same command goes on where it stopped"]
+    assert not (Path(settings.output) / ".leases").exists()
+    assert list(Path(settings.output).glob("*.tar"))
+    label(settings)
+    label(job(output=str(tmp_path / "whole")))
+    assert published(settings.output) == published(tmp_path / "whole")
+
+
 def test_output_of_others_is_refused(job: Job, teacher: Path, tmp_path: Path) -> None:
     label(job())
     with pytest.raises(UserError, match=r"belongs to other settings .k was 8, now 9"):
