@@ -886,7 +886,8 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
         # a misspelt key is also a missing one: name the misspelling
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     path = [str(step) for step in first["loc"]]
-    name = ".".join(path) or kind.__name__
+    # of settings that do not fit together the job is named, not a class
+    name = ".".join(path) or next((verb for verb, one in SETTINGS.items() if one is kind), kind.__name__)
     if first["type"] == "extra_forbidden":
         known = _fields_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
