@@ -65,18 +65,24 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, as schedulers send it: ends a job as Ctrl-C does."""
 
 
-def _terminate(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-    raise _Terminated
-
-
 def _label(words: list[str]) -> None:
     settings = _settings(LabelSettings, words)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    asked: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         from asr_kd.labeling.job import label
 
         label(settings)
+    except KeyboardInterrupt:
+        if asked:
+            raise _Terminated from None  # Ray passes on a plain KeyboardInterrupt, whatever was raised
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
