@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -60,11 +61,30 @@ def _train(words: list[str]) -> None:
     train(settings)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: ends a job as Ctrl-C does."""
+
+
 def _label(words: list[str]) -> None:
     settings = _settings(LabelSettings, words)
-    from asr_kd.labeling.job import label
+    asked: list[int] = []
 
-    label(settings)
+    def terminate(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        from asr_kd.labeling.job import label
+
+        label(settings)
+    except KeyboardInterrupt:
+        if asked:
+            raise _Terminated from None  # Ray passes on a plain KeyboardInterrupt, whatever was raised
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plan(words: list[str]) -> None:
@@ -239,9 +259,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, _Terminated) else 130
     except BrokenPipeError:
         return 141
     except OSError as error:

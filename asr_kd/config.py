@@ -899,7 +899,8 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
         # a misspelt key is also a missing one: name the misspelling
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     path = [str(step) for step in first["loc"]]
-    name = ".".join(path) or kind.__name__
+    # of settings that do not fit together the job is named, not a class
+    name = ".".join(path) or next((verb for verb, one in SETTINGS.items() if one is kind), kind.__name__)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"
     if first["type"] == "extra_forbidden":

@@ -20,6 +20,8 @@ from asr_kd.objects import URL, ObjectPath
 
 #: of a file or folder: on a local disk, or in an object store
 Place = Path | ObjectPath
+#: file of an output folder that says which job and settings it belongs to
+CLAIM = "job.json"
 
 
 def place(text: Place | str) -> Place:
@@ -241,16 +243,26 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def claim_folder(folder: Place | str, job: str, settings: dict[str, Any]) -> None:
+def claim_folder(
+    folder: Place | str,
+    job: str,
+    settings: dict[str, Any],
+    product: str | None = None,
+    named: dict[str, str] | None = None,
+) -> None:
     """Mark `folder` as the output of this job with these settings, or refuse it when it belongs to others.
 
     The claim is `job.json` in the folder. The same claim again is no error: that is how a job resumes.
+
+    Args:
+        product: how the names of what the job publishes end; a folder without any is refused with a shorter way out.
+        named: hash → the file or folder of that content, for a setting that is one.
 
     Raises:
         UserError: when the folder holds another job's output, other settings' output, or foreign files.
     """
     folder = place(folder)
-    claim = folder / "job.json"
+    claim = folder / CLAIM
     mine = {"job": job, "settings": json.loads(json.dumps(settings))}
     if not claim.exists():
         filled = folder.is_dir() and any(not name.startswith(".") for name in names_in(folder))
@@ -268,7 +280,25 @@ def claim_folder(folder: Place | str, job: str, settings: dict[str, Any]) -> Non
     if not isinstance(theirs, dict) or theirs.get("job") != job or not isinstance(theirs.get("settings"), dict):
         raise UserError(f"{folder}: holds the output of another job; choose another output folder")
     differing = _first_difference(theirs["settings"], mine["settings"])
-    raise UserError(f"{folder}: belongs to other settings ({differing}); choose another output folder or remove it")
+    for content, name in (named or {}).items():
+        differing = differing.replace(f"now {json.dumps(content)}", f"now the content of {name}")
+    remedy = "choose another output folder or remove it"
+    # not taken over here: a process with the old settings may be at work on the first of them
+    if product and not any(name.endswith(product) for name in names_in(folder)):
+        remedy = f"nothing was finished there yet: unless a job is at work there, remove {claim} to go on with the new settings"
+    raise UserError(f"{folder}: belongs to other settings ({differing}); {remedy}")
+
+
+def claimed_settings(folder: Place | str) -> dict[str, Any]:
+    """The settings that a folder is claimed for, empty where it has no claim.
+
+    Raises:
+        UserError: when the claim is not JSON.
+    """
+    claim = place(folder) / CLAIM
+    value = read_json(claim) if claim.exists() else None
+    settings = value.get("settings") if isinstance(value, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _first_difference(old: Any, new: Any, prefix: str = "") -> str:

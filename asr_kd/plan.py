@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import PlanSettings
 from asr_kd.errors import UserError
-from asr_kd.files import Place, parse_json, place, read_json, read_text, write_json
+from asr_kd.files import Place, claimed_settings, parse_json, place, read_json, read_text, write_json
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.speed import made_up_batch, step_speed
@@ -47,16 +46,23 @@ def plan(settings: PlanSettings) -> Plan:
     """Predict bytes, hours and cost, and print them with what they rest on.
 
     Raises:
-        UserError: when the measured job is not finished, or measured nothing.
+        UserError: when the measured job is not finished, was over other audio, or measured nothing.
     """
     infos = read_index(settings.audio)
     seconds, size = infos.seconds, sum(info.bytes for info in infos)
-    report, timing = (_measured(place(settings.targets) / name) for name in ("report.json", "timing.json"))
+    targets = place(settings.targets)
+    if not (targets / "report.json").exists():
+        raise UserError(f"{targets}: has no report.json; give the folder of a label job that is finished")
+    if claimed_settings(targets).get("audio") != infos.hash:
+        raise UserError(
+            f"{targets}: was not labelled from {settings.audio} as it is now; give the audio that it was labelled from"
+        )
+    report = read_json(targets / "report.json")
     if not seconds or not report["audio_hours"] or not report["frames"]:
         raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")
     heard = report["audio_hours"]
     stored = report["stored_bytes_per_frame"] * report["frames"] / heard
-    speed = settings.label_speed or timing["audio_hours_per_hour"] / timing.get("workers", 1)
+    speed, source = _label_speed(settings)
     result = Plan(
         audio_hours=settings.hours,
         shards=-(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds))),
@@ -70,8 +76,7 @@ def plan(settings: PlanSettings) -> Plan:
         f"audio: {size / (seconds / 3600) / 1e6:,.1f} MB an hour, {seconds / len(infos) / 3600:,.3f} hours a shard ({settings.audio})",
         f"soft targets: {stored / 1e6:,.3f} MB an hour, {report['bytes_per_frame']:.2f} bytes a frame and the tar around them "
         f"({settings.targets})",
-        f"labelling: {speed:,.0f} audio hours an hour and worker "
-        + ("(given)" if settings.label_speed else f"(measured on {timing['device']}, {timing['threads']} threads)"),
+        f"labelling: {speed:,.0f} audio hours an hour and worker ({source})",
     ]
     if settings.trains:
         speed, source = _training_speed(settings)
@@ -88,10 +93,19 @@ def plan(settings: PlanSettings) -> Plan:
     return result
 
 
-def _measured(path: Place) -> Any:
-    if not path.exists():
-        raise UserError(f"{path.parent}: has no {path.name}; give the folder of a label job that is finished")
-    return read_json(path)
+def _label_speed(settings: PlanSettings) -> tuple[float, str]:
+    """Audio hours an hour that one worker labels, and where the figure is from."""
+    if settings.label_speed:
+        return settings.label_speed, "given"
+    path = place(settings.targets) / "timing.json"
+    if not path.exists():  # the run that ended the job had no shard left to label
+        raise UserError(
+            f"{settings.targets}: has no timing.json, so the speed of labelling is not known; "
+            "give label_speed= (audio hours that one worker labels in an hour)"
+        )
+    timing = read_json(path)
+    speed = timing["audio_hours_per_hour"] / timing.get("workers", 1)
+    return speed, f"measured on {timing['device']}, {timing['threads']} threads"
 
 
 def _training_speed(settings: PlanSettings) -> tuple[float, str]:

@@ -45,6 +45,11 @@ class Units:
         """Unit ids of `text`, without blanks."""
         return [piece + 1 for piece in self._processor.EncodeAsIds(text)]
 
+    def first_unknown(self, text: str) -> str | None:
+        """The first stretch of `text` that only `unknown` can stand for, if there is one."""
+        pieces = zip(self.encode(text), self._processor.EncodeAsPieces(text), strict=True)
+        return next((piece.strip("▁") or piece for unit, piece in pieces if unit == self.unknown), None)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of unit ids; blanks are ignored."""
         return self._processor.DecodeIds([unit - 1 for unit in ids if unit != self.blank])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from asr_kd.config import (
+    SETTINGS,
     EvalSettings,
     FeatureSettings,
     LabelSettings,
@@ -231,6 +232,11 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
 def test_settings_that_contradict_each_other(kind: type[Settings], values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(kind, values, "x")
+
+
+def test_a_contradiction_names_the_job_not_a_class() -> None:
+    with pytest.raises(UserError, match=r"^command line: inspect: png and audio need a key$"):
+        build(SETTINGS["inspect"], {"targets": "t", "png": "p"}, "command line")
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

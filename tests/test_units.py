@@ -40,6 +40,11 @@ def test_text_goes_round(units: Units) -> None:
         assert units.decode(ids) == line
 
 
+def test_what_cannot_be_spelt_is_found(units: Units) -> None:
+    assert units.first_unknown("one two") is None and units.first_unknown("") is None
+    assert units.first_unknown("one Ä two Ö") == "Ä" and units.first_unknown("oneÄÖ") == "ÄÖ"
+
+
 @settings(max_examples=50, deadline=None)
 @given(words=st.lists(st.text("efghinorstuvwxz", min_size=1, max_size=8), max_size=6))
 def test_any_text_of_known_letters_goes_round(units: Units, words: list[str]) -> None:

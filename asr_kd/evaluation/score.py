@@ -66,7 +66,7 @@ def score(
     held: collections.deque[Pending] = collections.deque()
 
     def posteriors() -> Iterator[Batch | None]:
-        for loaded in map_ordered(load, shards, settings.workers):
+        for loaded in map_ordered(load, shards, settings.workers, "workers"):
             held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
             for number, system in enumerate(systems):
                 yield from _run(settings, number, system, held[-1])
@@ -74,7 +74,7 @@ def score(
 
     # the best unit of each frame is found sooner than its posteriors are sent to another process
     decoding = 0 if settings.decoder == "greedy" else settings.workers
-    for answers in map_ordered(find, posteriors(), decoding):
+    for answers in map_ordered(find, posteriors(), decoding, "workers"):
         if answers is None:
             pending = held.popleft()
             yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from asr_kd.allocator import keep_freed_memory
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
-from asr_kd.labeling.load import HeardShard, hear_shard, select
+from asr_kd.labeling.load import NO_TEXT, HeardShard, hear_shard, select
 from asr_kd.labeling.shard import ahead, label_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
@@ -31,6 +31,8 @@ from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
+#: file of a finished job, or of one that gave up: a line for each utterance that was not labelled
+QUARANTINE = "quarantine.jsonl"
 #: seconds between looks at shards that other processes are working on
 WAIT = 0.5
 #: requests for what finished shards say of themselves that are under way at a time
@@ -63,7 +65,9 @@ def label(settings: LabelSettings) -> None:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
-    claim_folder(settings.output, "label", _claim(settings, teacher, infos))
+    claim = _claim(settings, teacher, infos)
+    named = {infos.hash: settings.audio, str(claim["transcripts"]): str(settings.transcripts)}
+    claim_folder(settings.output, "label", claim, ".tar", named)
     output = place(settings.output)
 
     start = time.perf_counter()
@@ -83,7 +87,11 @@ def label(settings: LabelSettings) -> None:
         while left:
             before = tally.shards
             for info, metadata in engine.run(leases.free(left, lambda info: info.name, published)):
-                _finish(settings, leases, tally, total, info.name, metadata)
+                _finish(leases, tally, info.name, metadata)
+                if (
+                    tally.bad > settings.max_bad_share * total
+                ):  # no need to wait weeks for the end when it is lost already
+                    _give_up(settings, teacher, infos, total)
             left = missing(left, output)
             if left and tally.shards == before:  # what was looked at is in the hands of others
                 time.sleep(WAIT)
@@ -212,12 +220,15 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> di
 
 def missing(infos: ShardList, output: Place) -> ShardList:
     """The audio shards that `output` has no soft targets for."""
+    return infos.take(~_there(infos, output))
+
+
+def _there(infos: ShardList, output: Place) -> np.ndarray:
+    """bool [shards], whether `output` has soft targets for each."""
     if len(infos) < FEW:  # cheaper asked one by one than found in a list of all
-        absent = [not (output / name).exists() for name in infos.names]
-    else:
-        there = set(names_in(output))
-        absent = [name not in there for name in infos.names]
-    return infos.take(np.array(absent, bool))
+        return np.array([(output / name).exists() for name in infos.names], bool)
+    there = set(names_in(output))
+    return np.array([name in there for name in infos.names], bool)
 
 
 def _finished(path: Place, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:
@@ -245,36 +256,63 @@ def _all_finished(
 
 @dataclass
 class _Tally:
-    """What this process has done: shards, frames, seconds of audio; utterances it quarantined, and the first of them."""
+    """What this process has done: shards, frames, seconds of audio; utterances it quarantined."""
 
     shards: int = 0
     frames: int = 0
     audio_seconds: float = 0.0
     bad: int = 0
-    example: tuple[str, str] | None = None
 
 
-def _finish(
-    settings: LabelSettings, leases: Leases, tally: _Tally, total: int, name: str, metadata: TargetMetadata
-) -> None:
+def _finish(leases: Leases, tally: _Tally, name: str, metadata: TargetMetadata) -> None:
     """Count a shard that was published."""
     leases.give_back(name)
     tally.shards += 1
     tally.frames += metadata.statistics.frames
     tally.audio_seconds += metadata.statistics.audio_seconds
     tally.bad += len(metadata.quarantined)
-    tally.example = tally.example or next(iter(metadata.quarantined.items()), None)
-    # no need to wait weeks for the end when it is lost already
-    _refuse_bad(settings, tally.bad, total, tally.example)
 
 
-def _refuse_bad(settings: LabelSettings, bad: int, total: int, example: tuple[str, str] | None) -> None:
-    """Raise UserError when more than `max_bad_share` of all utterances is quarantined; `example` is a key and its reason."""
-    if example and bad > settings.max_bad_share * total:
-        raise UserError(
-            f"{settings.audio}: {bad} of {total} utterances cannot be labelled, more than max_bad_share "
-            f"{settings.max_bad_share} (first: {example[0]}: {example[1]}); mend the audio or raise max_bad_share"
-        )
+def _give_up(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> None:
+    """Write the quarantine.jsonl of the shards that are done, and raise UserError."""
+    output = place(settings.output)
+    bad = _Quarantined()
+    with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
+        for info, (metadata, _) in _all_finished(settings, teacher, infos.take(_there(infos, output)), output):
+            bad.write(file, info, metadata)
+    _refuse_bad(settings, bad, total)
+
+
+@dataclass
+class _Quarantined:
+    """How many utterances were listed, and the first one: key and reason."""
+
+    count: int = 0
+    first: tuple[str, str] | None = None
+
+    def write(self, file: IO[str], info: ShardInfo, metadata: TargetMetadata) -> None:
+        """List what of a shard was quarantined, a line each."""
+        for key, reason in metadata.quarantined.items():
+            file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
+            self.first = self.first or (key, reason)
+        self.count += len(metadata.quarantined)
+
+
+def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
+    """Raise UserError when more than `max_bad_share` of all utterances is quarantined; they are listed by now."""
+    if not bad.first or bad.count <= settings.max_bad_share * total:
+        return
+    key, reason = bad.first
+    advice = "mend the audio"
+    if reason == NO_TEXT:
+        advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
+    elif settings.mode == "alignment" and reason.startswith("text "):
+        advice = "mend the texts"
+    raise UserError(
+        f"{settings.audio}: {bad.count} of {total} utterances cannot be labelled, more than max_bad_share "
+        f"{settings.max_bad_share} (first: {key}: {reason.removeprefix(f'{key}: ')}); "
+        f"see {place(settings.output) / QUARANTINE}, {advice}, or raise max_bad_share"
+    )
 
 
 def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
@@ -283,15 +321,12 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: dict[str, float] = {}
     worst = 0.0
-    quarantined = stored = 0
-    first = None
-    with write_whole(output / "quarantine.jsonl", "w", make_folder=False) as file:
+    stored = 0
+    bad = _Quarantined()
+    with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
         for info, (metadata, size) in _all_finished(settings, teacher, infos, output):
             stored += size
-            for key, reason in metadata.quarantined.items():
-                file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
-                first = first or (key, reason)
-            quarantined += len(metadata.quarantined)
+            bad.write(file, info, metadata)
             if len(metadata.quarantined) + metadata.statistics.utterances != info.samples:
                 raise UserError(
                     f"{output / info.name}: {metadata.statistics.utterances} labelled + {len(metadata.quarantined)} "
@@ -303,7 +338,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
                 sums[name] += statistics.pop(name)
             for name, value in statistics.items():
                 weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
-        _refuse_bad(settings, quarantined, total, first)  # raised inside: the file is not published
+    _refuse_bad(settings, bad, total)
     if foreign := {name for name in names_in(output) if name.endswith(".tar")} - set(infos.names):
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     frames = max(sums["frames"], 1)
@@ -311,7 +346,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
         "shards": len(infos),
         "utterances": total,
         "labelled": sums["utterances"],
-        "quarantined": quarantined,
+        "quarantined": bad.count,
         "audio_hours": sums["audio_seconds"] / 3600,
         "frames": sums["frames"],
         "entries_per_frame": weighted["entries_per_frame"] / frames,

@@ -15,6 +15,9 @@ from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.tarset import read_checked
 from asr_kd.units import Units
 
+#: reason of an utterance that an alignment has no text for
+NO_TEXT = "no text to align to"
+
 
 @dataclass
 class Heard:
@@ -79,9 +82,14 @@ def select(settings: LabelSettings, units: Units, transcripts: dict[str, str] | 
         if settings.mode == "alignment":
             text = one.text if transcripts is None else transcripts.get(one.key)
             if text is None:
-                loaded.quarantined[one.key] = "no text to align to"
+                loaded.quarantined[one.key] = NO_TEXT
                 continue
             ids = units.encode(text)
+            if units.unknown in ids:
+                loaded.quarantined[one.key] = (
+                    f"text holds {units.first_unknown(text)!r}, which the teacher's units cannot spell"
+                )
+                continue
             needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
             if needed > len(one.features):
                 loaded.quarantined[one.key] = (

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 import threading
@@ -291,6 +292,7 @@ def _connect(settings: LabelSettings) -> bool:
             ) from None
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that, and how, Ray is used
+    asked_to_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises many kinds, the bare one among them
@@ -298,6 +300,8 @@ def _connect(settings: LabelSettings) -> bool:
             f"ray_address: no connection to Ray at {address} ({error}); check it, start Ray there, or set "
             "RAY_AUTH_MODE=token where the cluster wants a token"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, asked_to_end)  # Ray's own would print a stack and end the process on the spot
     if address == "local":
         there = ray.cluster_resources()
         for kind, wanted in (("CPU", settings.worker_cpus), ("GPU", settings.worker_gpus)):

@@ -10,7 +10,7 @@ import torch
 
 from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
 from asr_kd.errors import UserError
-from asr_kd.files import names_in, place, write_json
+from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_json
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posteriors, pick_device
@@ -53,13 +53,15 @@ def verify(settings: VerifySettings) -> bool:
         whether everything holds.
 
     Raises:
-        UserError: when the audio or the teacher cannot be read.
+        UserError: when the audio or the teacher cannot be read, or when the targets were made with another `max_seconds` or
+            other `transcripts`.
     """
     device = pick_device(settings.device)
     torch.set_num_threads(settings.threads)
     infos = read_index(settings.audio)
     if not place(settings.targets).is_dir():
         raise UserError(f"{settings.targets}: no such folder of soft targets; check the path")
+    _check_claim(settings)
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     found = Findings()
@@ -75,8 +77,8 @@ def verify(settings: VerifySettings) -> bool:
         present = present.take(np.sort(drawn))
     with Progress("verify", present.samples, "utterances") as progress:
         for info in present:
-            _verify_shard(settings, teacher, transcripts, info, found)
-            progress.advance(info.samples, info.seconds)
+            if _verify_shard(settings, teacher, transcripts, info, found):
+                progress.advance(info.samples, info.seconds)
     if found.difference > settings.max_difference:
         found.problems.append(
             f"{settings.targets}: a probability differs by {found.difference:.4f} from the teacher's, more than "
@@ -101,9 +103,27 @@ def verify(settings: VerifySettings) -> bool:
     return not found.problems
 
 
+def _check_claim(settings: VerifySettings) -> None:
+    """Refuse settings that would select other utterances, or other texts, than the label job did: all would differ."""
+    claim = claimed_settings(settings.targets)
+    advice = []
+    if (limit := claim.get("max_seconds", settings.max_seconds)) != settings.max_seconds:
+        advice.append(f"max_seconds={limit} (not {settings.max_seconds})")
+    if claim.get("mode") == "alignment":
+        texts = claim.get("transcripts")
+        if not texts and settings.transcripts:
+            advice.append("no transcripts (the texts in the audio shards were used)")
+        elif texts and (not settings.transcripts or sha256_file(settings.transcripts) != texts):
+            differs = f"; {settings.transcripts} differs" if settings.transcripts else ""
+            advice.append(f"transcripts=FILE, the one that was used (SHA-256 {texts[:16]}…{differs})")
+    if advice:
+        raise UserError(f"{settings.targets}: was labelled with other settings; give {' and '.join(advice)}")
+
+
 def _verify_shard(
     settings: VerifySettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo, found: Findings
-) -> None:
+) -> bool:
+    """Add to `found`; returns whether the shard was labelled again."""
     path = place(settings.targets) / info.name
     stored: dict[str, SparsePosteriors] = {}
     try:
@@ -115,7 +135,7 @@ def _verify_shard(
             )
     except UserError as error:
         found.problems.append(str(error))
-        return
+        return False
     try:
         for key, target in pairs:
             stored[key] = target
@@ -124,19 +144,21 @@ def _verify_shard(
     found.shards += 1
     labelling = _labelling(settings, metadata)
     loaded = load_shard(labelling, teacher, transcripts, info)
+    wrong: dict[str, str] = {}
     for key, target in _targets(labelling, teacher, loaded):
         if key not in stored:
             said = f"quarantined ({metadata.quarantined[key]})" if key in metadata.quarantined else "missing"
-            found.problems.append(f"{path}: {key} is {said}, though the teacher can label it")
+            wrong[key] = f"is {said}, though the teacher can label it"
         elif stored[key].frames != target.frames:
-            found.problems.append(f"{path}: {key} has {stored[key].frames} frames, the teacher gives {target.frames}")
+            wrong[key] = f"has {stored[key].frames} frames, the teacher gives {target.frames}"
         else:
             _compare(stored[key], target, found)
     for key in stored.keys() - set(loaded.keys):
-        reason = loaded.quarantined.get(key, "it is not in the audio shard")
-        found.problems.append(f"{path}: {key} has a soft target, but {reason}")
+        wrong[key] = f"has a soft target, but {loaded.quarantined.get(key, 'it is not in the audio shard')}"
     for key in loaded.quarantined.keys() - stored.keys() - metadata.quarantined.keys():
-        found.problems.append(f"{path}: {key} is neither labelled nor quarantined")
+        wrong[key] = "is neither labelled nor quarantined"
+    found.problems += [f"{path}: {key} {wrong[key]}" for key in sorted(wrong)]
+    return True
 
 
 def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSettings:

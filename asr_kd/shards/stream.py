@@ -140,10 +140,15 @@ def _read_cached(stem: Path) -> LoadedShard:
         raise UserError(f"{stem}.npy: damaged feature cache ({error}); remove the folder {stem.parent}") from None
 
 
-def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int) -> Iterator[B]:
+def map_ordered(
+    function: Callable[[A], B], arguments: Iterable[A], workers: int, setting: str = "loader_workers"
+) -> Iterator[B]:
     """Apply `function` to every argument, in order, with that many processes and at most `workers + 1` results in hand.
 
     Each process is sent `function`, with all that it holds, once; they start on the first arguments at once.
+
+    Args:
+        setting: the name under which the user has set `workers`.
 
     Raises:
         UserError: when a process is killed.
@@ -164,16 +169,17 @@ def map_ordered(function: Callable[[A], B], arguments: Iterable[A], workers: int
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise UserError(killed(workers)) from None
+            raise UserError(killed(workers, setting)) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     return results()
 
 
-def killed(workers: int) -> str:
-    """What is said when one of so many processes was killed."""
-    return f"a worker process was killed, most likely for lack of memory; use fewer than {workers} and run the command again"
+def killed(workers: int, setting: str = "loader_workers") -> str:
+    """What is said when one of so many processes was killed; `setting` is the name under which the user has set their number."""
+    remedy = f"set {setting}=0" if workers == 1 else f"use fewer than {setting}={workers}"
+    return f"a worker process was killed, most likely for lack of memory; {remedy} and run the command again"
 
 
 def read_ahead(items: Iterator[A], count: int) -> Generator[A]:

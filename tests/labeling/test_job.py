@@ -93,7 +93,9 @@ def test_a_process_that_is_killed_ends_the_job_in_a_sentence(job: Job, monkeypat
     # the first thing that a process that encodes does
     monkeypatch.setattr("asr_kd.labeling.job.serve_parent", os.abort)
     settings = job(loader_workers=1)
-    with pytest.raises(UserError, match=r"a worker process was killed, .* use fewer than 1 and run the command again"):
+    with pytest.raises(
+        UserError, match=r"a worker process was killed, .* set loader_workers=0 and run the command again"
+    ):
         label(settings)
     monkeypatch.undo()
     label(settings)
@@ -146,6 +148,24 @@ def test_alignment_quarantines_missing_and_impossible_text(job: Job, tmp_path: P
     assert (tmp_path / "second" / "quarantine.jsonl").read_text() == ""
 
 
+def test_text_that_the_units_cannot_spell_is_quarantined(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = samples_of(job().audio)[0]
+    samples[1].fields["text"], samples[3].fields["text"] = "one Two", "42"
+    settings = job(mode="alignment", audio=write_shards(tmp_path / "audio", [samples]), max_bad_share=0.5)
+    label(settings)
+    assert "4 utterances in = 2 labelled + 2 quarantined" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (Path(settings.output) / "quarantine.jsonl").read_text().splitlines()]
+    reason = "text holds '{}', which the teacher's units cannot spell"
+    assert {line["key"]: line["reason"] for line in lines} == {
+        "s0-u1": reason.format("T"),
+        "s0-u3": reason.format("42"),
+    }
+    with pytest.raises(UserError, match=r"first: s0-u1: text holds 'T'.*, mend the texts, or"):
+        label(settings.model_copy(update={"max_bad_share": 0.0}))
+
+
 def with_bad_audio(job: Job, tmp_path: Path) -> str:
     shards = samples_of(job().audio)
     shards[0][1].audio = b"not audio at all"
@@ -176,7 +196,30 @@ def test_too_much_bad_audio_fails_and_can_be_allowed_later(job: Job, tmp_path: P
     with pytest.raises(UserError, match=r"3 of 10 utter.*max_bad_share 0\.2 \(first: s0-u1: .*raise max_bad_share"):
         label(job(audio=audio, max_bad_share=0.2))
     assert not (tmp_path / "targets" / "report.json").exists()
+    whole = tmp_path / "targets" / "quarantine.jsonl"
+    assert [json.loads(line)["key"] for line in whole.read_text().splitlines()] == ["s0-u1", "bad-0", "bad-1"]
     label(job(audio=audio, max_bad_share=0.3))
+
+
+def test_what_was_quarantined_is_listed_when_the_job_gives_up(job: Job, tmp_path: Path) -> None:
+    settings = job(audio=with_bad_audio(job, tmp_path), max_bad_share=0.0)
+    with pytest.raises(UserError, match=r"first: s0-u1: not audio.*see \S+targets/quarantine\.jsonl, mend the audio"):
+        label(settings)
+    first = json.loads((tmp_path / "targets" / "quarantine.jsonl").read_text().splitlines()[0])
+    assert first["key"] == "s0-u1" and first["shard"] == "shard-000000.tar"
+
+
+def test_an_alignment_without_texts_is_told_to_give_them(job: Job, tmp_path: Path) -> None:
+    samples = samples_of(job().audio)
+    for sample in samples[0] + samples[1] + samples[2]:
+        del sample.fields["text"]
+    audio = write_shards(tmp_path / "audio", samples)
+    with pytest.raises(UserError, match=r"first: s0-u0: no text to align to.*, give the texts with transcripts=, or"):
+        label(job(mode="alignment", audio=audio))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"key": "another", "text": "one"}) + "\n")
+    with pytest.raises(UserError, match=r"add them to \S+texts\.jsonl, or raise"):
+        label(job(mode="alignment", audio=audio, transcripts=str(texts), output=str(tmp_path / "second")))
 
 
 def test_finished_work_is_not_redone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +305,33 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
     assert published(output) == published(tmp_path / "whole")
 
 
+TERMINATED = """
+import os, signal, sys
+from asr_kd import cli
+from asr_kd.labeling import shard
+real = shard.write_target_shard
+def last(*arguments):
+    real(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+shard.write_target_shard = last
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_is_one_line_and_gives_the_leases_back(job: Job, tmp_path: Path) -> None:
+    settings = job()
+    words = [f"{name}={value}" for name, value in settings.model_dump(exclude_unset=True).items()]
+    command = [sys.executable, "-c", TERMINATED, "label", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines() == ["asr-kd label: interrupted; the same command goes on where it stopped"]
+    assert not (Path(settings.output) / ".leases").exists()
+    assert list(Path(settings.output).glob("*.tar"))
+    label(settings)
+    label(job(output=str(tmp_path / "whole")))
+    assert published(settings.output) == published(tmp_path / "whole")
+
+
 def test_output_of_others_is_refused(job: Job, teacher: Path, tmp_path: Path) -> None:
     label(job())
     with pytest.raises(UserError, match=r"belongs to other settings .k was 8, now 9"):
@@ -274,6 +344,25 @@ def test_output_of_others_is_refused(job: Job, teacher: Path, tmp_path: Path) ->
     save_checkpoint(tmp_path / "other", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
     with pytest.raises(UserError, match=r"belongs to other settings .teacher was"):
         label(job(teacher=str(tmp_path / "other")))
+
+
+def test_a_claim_before_the_first_shard_is_easily_left(job: Job, tmp_path: Path) -> None:
+    label(job(mode="alignment"))
+    for path in Path(job().output).glob("*.tar"):
+        path.unlink()
+    for path in ("quarantine.jsonl", "report.json", "timing.json"):
+        (Path(job().output) / path).unlink()
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"key": f"s{n // 4}-u{n % 4}", "text": "two"}) + "\n" for n in range(12)))
+    changed = job(mode="alignment", transcripts=str(texts))
+    with pytest.raises(
+        UserError, match=r"transcripts was null, now the content of \S+texts\.jsonl\).*remove \S+job\.json"
+    ):
+        label(changed)
+    (Path(job().output) / "job.json").unlink()
+    label(changed)
+    with pytest.raises(UserError, match="choose another output folder or remove it"):
+        label(job())
 
 
 def test_audio_that_changed_under_the_index_is_refused(job: Job, tmp_path: Path) -> None:
@@ -292,7 +381,7 @@ def test_a_broken_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> N
         next(checkpoint.model.parameters()).fill_(float("nan"))
     save_checkpoint(tmp_path / "nan", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
     assert safetensors.torch.load_file(tmp_path / "nan" / "model.safetensors")
-    with pytest.raises(UserError, match=r"shard-000000\.tar: s0-u\d: the probabilities of frame 0 do not add up to 1"):
+    with pytest.raises(UserError, match="nan: has weights that are not numbers"):
         label(job(teacher=str(tmp_path / "nan")))
     assert not list((tmp_path / "targets").glob("*.tar"))
 

@@ -96,3 +96,19 @@ def test_without_training_or_a_price_neither_is_told(job: Job, capsys: pytest.Ca
 def test_a_job_that_is_not_finished_measures_nothing(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no report\.json; give the folder of a label job that is finished"):
         plan(settings_for(job(output=str(tmp_path / "nowhere")), hours=10.0))
+
+
+def test_a_speed_that_was_not_measured_is_asked_for(job: Job) -> None:
+    label(job())
+    (Path(job().output) / "timing.json").unlink()
+    with pytest.raises(UserError, match=r"has no timing\.json, so the speed .* give label_speed="):
+        plan(settings_for(job(), hours=10.0))
+    assert plan(settings_for(job(), hours=10.0, label_speed=5.0)).label_device_hours == 2.0
+
+
+def test_targets_of_other_audio_are_refused(job: Job, tmp_path: Path) -> None:
+    label(job())
+    samples = list(read_shard(Path(job().audio) / "shard-000000.tar"))
+    write_index(tmp_path, [write_shard(tmp_path / "shard-000000.tar", samples)])
+    with pytest.raises(UserError, match=r"targets: was not labelled from .*; give the audio that it was labelled from"):
+        plan(settings_for(job(audio=str(tmp_path)), hours=10.0))

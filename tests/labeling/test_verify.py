@@ -60,7 +60,33 @@ def test_a_sample_of_the_shards(job: Job, capsys: pytest.CaptureFixture[str]) ->
     assert "2 of 3 shards, 8 utterances" in capsys.readouterr().out
 
 
-def test_another_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> None:
+def test_settings_that_the_labelling_did_not_have_are_named(job: Job, tmp_path: Path) -> None:
+    texts, others = tmp_path / "texts.jsonl", tmp_path / "others.jsonl"
+    for path, text in ((texts, "two"), (others, "six")):
+        path.write_text("".join(json.dumps({"key": f"s{n // 4}-u{n % 4}", "text": text}) + "\n" for n in range(12)))
+    label(job(mode="alignment", transcripts=str(texts), max_seconds=30.0))
+    assert check(job(), max_seconds=30.0, transcripts=str(texts))
+    with pytest.raises(
+        UserError, match=r"give max_seconds=30\.0 \(not 60\.0\) and transcripts=FILE, .* \(SHA-256 \w+…\)"
+    ):
+        check(job())
+    with pytest.raises(UserError, match=r"give transcripts=FILE, .*others\.jsonl differs"):
+        check(job(), max_seconds=30.0, transcripts=str(others))
+    plain = job(mode="alignment", output=str(tmp_path / "plain"))
+    label(plain)
+    with pytest.raises(UserError, match="give no transcripts"):
+        check(plain, transcripts=str(texts))
+
+
+def test_findings_come_in_the_order_of_keys(job: Job, tmp_path: Path) -> None:
+    label(job())
+    path = tmp_path / "targets" / "shard-000001.tar"
+    write_members(path, members(path)[:1])
+    said = [line for line in problems(job(), tmp_path).splitlines() if "is missing" in line]
+    assert len(said) == 4 and said == sorted(said)
+
+
+def test_another_teacher_is_named(job: Job, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     label(job())
     other = load_checkpoint(teacher)
     with torch.no_grad():
@@ -68,6 +94,7 @@ def test_another_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> No
     mark = save_checkpoint(tmp_path / "other", other.model, other.units, other.features, other.settings)
     said = problems(job(), tmp_path, teacher=str(tmp_path / "other"))
     assert mark in said and load_checkpoint(teacher).fingerprint in said
+    assert "verify: 0 of 12 utterances" in capsys.readouterr().err
 
 
 def test_probabilities_that_are_not_the_teachers(job: Job, tmp_path: Path) -> None:

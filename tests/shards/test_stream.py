@@ -265,8 +265,10 @@ if __name__ == "__main__":
 
 
 def test_a_killed_worker_is_noticed() -> None:
-    with pytest.raises(UserError, match=r"a worker process was killed.*use fewer than 1"):
+    with pytest.raises(UserError, match=r"a worker process was killed.*; set loader_workers=0 and"):
         list(map_ordered(signal.raise_signal, [signal.SIGKILL], 1))
+    with pytest.raises(UserError, match="; use fewer than workers=2 and"):
+        list(map_ordered(signal.raise_signal, [signal.SIGKILL], 2, "workers"))
 
 
 ABANDONED = """

@@ -77,6 +77,6 @@ def test_a_killed_process_is_named_and_leaves_nothing_behind(job: Job, units: Un
     for _ in range(20):
         next(ready)
     os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="was killed, most likely for lack of memory; use fewer than 1"):
+    with pytest.raises(UserError, match="was killed, most likely for lack of memory; set loader_workers=0"):
         list(ready)
     assert not multiprocessing.active_children()
