@@ -88,9 +88,8 @@ def label(settings: LabelSettings) -> None:
             before = tally.shards
             for info, metadata in engine.run(leases.free(left, lambda info: info.name, published)):
                 _finish(leases, tally, info.name, metadata)
-                if (
-                    tally.bad > settings.max_bad_share * total
-                ):  # no need to wait weeks for the end when it is lost already
+                # no need to wait weeks for the end when it is lost already
+                if tally.bad > settings.max_bad_share * total:
                     _give_up(settings, teacher, infos, total)
             left = missing(left, output)
             if left and tally.shards == before:  # what was looked at is in the hands of others
