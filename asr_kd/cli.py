@@ -61,30 +61,11 @@ def _train(words: list[str]) -> None:
     train(settings)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers send it: ends a job as Ctrl-C does."""
-
-
 def _label(words: list[str]) -> None:
     settings = _settings(LabelSettings, words)
-    asked: list[int] = []
+    from asr_kd.labeling.job import label
 
-    def terminate(number: int, _: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        from asr_kd.labeling.job import label
-
-        label(settings)
-    except KeyboardInterrupt:
-        if asked:
-            raise _Terminated from None  # Ray passes on a plain KeyboardInterrupt, whatever was raised
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    label(settings)
 
 
 def _plan(words: list[str]) -> None:
@@ -254,14 +235,23 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
         parser.error(f"unknown option {unknown[0]}")
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
+    terminated: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        """SIGTERM, as schedulers send it, ends a job as Ctrl-C does (`train` takes both in its own way)."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
+        terminated.append(number)
+        raise KeyboardInterrupt  # itself, and no kind of it: Ray would pass on no other
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or 0
     except UserError as error:
         print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 143 if isinstance(error, _Terminated) else 130
+        return 143 if terminated else 130
     except BrokenPipeError:
         return 141
     except OSError as error:
@@ -269,6 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

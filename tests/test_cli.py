@@ -3,8 +3,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,21 @@ def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert output == "" and errors.count("\n") == 1 and "same command goes on" in errors
 
 
+def test_sigterm_is_one_line_and_its_handler_goes_with_the_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(_: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(cli.VERBS, "prepare", (ended, *cli.VERBS["prepare"][1:]))
+    assert cli.main(["prepare"]) == 143
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.count("\n") == 1 and "same command goes on" in errors
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(_: list[str]) -> None:
         raise ZeroDivisionError
@@ -252,6 +269,7 @@ def test_help_of_a_verb_names_its_settings(verb: str, capsys: pytest.CaptureFixt
 
 QUICK = """
 import sys
+import time
 from asr_kd import cli
 try:
     cli.main(sys.argv[1:])

@@ -286,7 +286,10 @@ def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> Non
         run_pipeline("nowhere", [])
 
 
-def test_interrupted_it_ends_its_stages_and_goes_on(write: Write, ran: Ran, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_ends_its_stages_and_goes_on(
+    number: int, status: int, write: Write, ran: Ran, tmp_path: Path
+) -> None:
     write({"text": script("${run}/text.txt", "words.txt"), "waits": script("${run}/waits.txt", "--wait-for", "go")})
     program = [sys.executable, "-m", "asr_kd.cli", "run", "."]
     # a shell's background jobs inherit an ignored SIGINT, and with it all that they start
@@ -295,8 +298,8 @@ def test_interrupted_it_ends_its_stages_and_goes_on(write: Write, ran: Ran, tmp_
     deadline, begun = time.monotonic() + 20, tmp_path / "ran.txt"
     while time.monotonic() < deadline and not (begun.exists() and "waits.txt" in begun.read_text()):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and errors.count("\n") == 1
+    assert process.returncode == status and errors.count("\n") == 1
     (tmp_path / "go").write_text("")
     assert ran() == ["waits"]

@@ -148,21 +148,8 @@ def _names(reports: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def comparison(reports: Mapping[str, dict[str, Any]]) -> str:
     """The systems of all reports as a table, each beside the system of that name in the first report."""
     first = next(iter(reports))
-    rows = [
-        [
-            "system",
-            "WER",
-            "95 % interval",
-            f"WER relative to {first}",
-            "sub",
-            "del",
-            "ins",
-            "CER",
-            "SER",
-            "WER relative to teacher",
-        ]
-    ]
-    rows[0] += ["gap recovered", "parameters", "size", "RTF", "RTF / teacher"]
+    rows = [["system", "WER", "95 % interval", f"WER relative to {first}", "sub", "del", "ins", "CER", "SER"]]
+    rows[0] += ["WER relative to teacher", "gap recovered", "parameters", "size", "RTF", "RTF / teacher"]
     for letter, report in reports.items():
         for name, one in report["systems"].items():
             before = reports[first]["systems"].get(name) if letter != first else None

@@ -95,18 +95,8 @@ def _escaped(text: str) -> str:
 
 def system_table(report: dict[str, Any]) -> str:
     """The systems as a Markdown table that is also easy to read in a terminal."""
-    head = [
-        "system",
-        "WER",
-        "95 % interval",
-        "sub",
-        "del",
-        "ins",
-        "WER relative to baseline",
-        "to teacher",
-        "gap recovered",
-    ]
-    head += ["parameters", "size", "look-ahead", "RTF", "RTF / teacher"]
+    head = ["system", "WER", "95 % interval", "sub", "del", "ins", "WER relative to baseline", "to teacher"]
+    head += ["gap recovered", "parameters", "size", "look-ahead", "RTF", "RTF / teacher"]
     rows = [head]
     for name, system in report["systems"].items():
         rows.append([
