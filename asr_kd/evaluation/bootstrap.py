@@ -34,12 +34,13 @@ def blocks(speakers: np.ndarray) -> tuple[np.ndarray, int, bool]:
     """The block of each utterance, how many blocks, and whether they are speakers: where all are known, and two or more.
 
     Args:
-        speakers: of each utterance, int [utterances]; -1 where it is not known.
+        speakers: of each utterance, int [utterances], numbered from 0 on; -1 where it is not known.
     """
-    known, labels = np.unique(speakers, return_inverse=True)
-    if len(known) < 2 or known[0] < 0:
+    present = np.bincount(speakers) > 0 if (speakers >= 0).all() else np.zeros(0, bool)
+    number = int(present.sum())
+    if number < 2:
         return np.arange(len(speakers)), len(speakers), False
-    return labels, len(known), True
+    return (np.cumsum(present) - 1)[speakers], number, True
 
 
 def resampled(

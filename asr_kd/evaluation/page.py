@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ MANY = 15
 DRAWN, LISTED = 10, 60
 
 
-def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> str:
-    """The page.
+def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> Iterator[str]:
+    """The page, piece by piece: all its utterances are held once.
 
     Args:
         report: as in report.json.
@@ -109,7 +110,7 @@ def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> s
         as_edits=lambda alignment: [Edit(*one) for one in alignment],
         json=json.dumps,
     )
-    return environment.get_template("report.html").render(
+    return environment.get_template("report.html").generate(
         report=report,
         below=below_it(report),
         systems=systems,

@@ -47,7 +47,7 @@ def write_report(folder: Place, report: dict[str, Any]) -> None:
     with write_whole(folder / "report.md", "w", make_folder=False) as file:
         file.write(render_markdown(report))
     with write_whole(folder / "report.html", "w", make_folder=False) as file:
-        file.write(render_html(report, packed, gather(report, drawn(report))))
+        file.writelines(render_html(report, packed, gather(report, drawn(report))))
     write_json(folder / "report.json", report, make_folder=False)
 
 

@@ -43,11 +43,11 @@ class Slicing:
 
 
 class Column:
-    """The values of one field, as numbers of eight bytes an utterance."""
+    """The values of one field: two bytes an utterance, and four more while all are numbers."""
 
     def __init__(self, name: str, before: int) -> None:
         self.name = name
-        self.codes = array("i", [0] * before)
+        self.codes = array("h", [0] * before)
         self.numbers = array("f", [math.nan] * before)
         self.values: dict[str | None, int] = {None: 0}
         self.numeric = True
@@ -60,8 +60,9 @@ class Column:
         elif value is not None and abs(value) < LARGEST:  # not NaN either
             number, name = float(value), str(value) if isinstance(value, int) else f"{value:g}"
         if name is not None and math.isnan(number):
-            self.numeric = False
-        self.numbers.append(number)
+            self.numeric, self.numbers = False, array("f")
+        if self.numeric:
+            self.numbers.append(number)
         if name not in self.values and len(self.values) <= DISTINCT:
             self.values[name] = len(self.values)
         self.codes.append(self.values.get(name, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import heapq
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +36,9 @@ class Tally:
 
     counts: ErrorCounts = field(default_factory=ErrorCounts)
     sentence_errors: int = 0
-    errors: list[int] = field(default_factory=list)
+    errors: array[int] = field(default_factory=lambda: array("i"))
     characters: int = 0
-    character_errors: list[int] = field(default_factory=list)
+    character_errors: array[int] = field(default_factory=lambda: array("i"))
     edit_distance: int = 0
     same_as_teacher: int = 0
     sets: dict[str, ErrorCounts] = field(default_factory=dict)

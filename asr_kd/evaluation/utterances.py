@@ -79,7 +79,7 @@ def pack(
                 break
             room -= count
     compressor = zlib.compressobj(9, wbits=31)
-    parts, rows, found = [compressor.compress(_line({"systems": systems, "fields": fields}))], 0, {}
+    block, rows, found = bytearray(compressor.compress(_line({"systems": systems, "fields": fields}))), 0, {}
     for group in by_utterance(read()):
         first = next(iter(group.values()))
         identity = first.get("set"), first["key"]
@@ -90,9 +90,9 @@ def pack(
             continue
         room -= errors == least
         rows += 1
-        parts.append(compressor.compress(_line(_row(first, group, systems, fields))))
-    parts.append(compressor.flush())
-    return Packed(base64.b64encode(b"".join(parts)).decode(), rows, utterances, found)
+        block += compressor.compress(_line(_row(first, group, systems, fields)))
+    block += compressor.flush()
+    return Packed(base64.b64encode(block).decode(), rows, utterances, found)
 
 
 def edits_of(line: dict[str, Any]) -> list[Edit]:

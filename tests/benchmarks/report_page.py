@@ -104,7 +104,7 @@ def measure(count: int) -> dict[str, Any]:
             file.writelines(json.dumps(one) + "\n" for one in made_lines(count))
         began = time.perf_counter()
         packed = pack(partial(read_lines, folder / "utterances.jsonl"), list(SYSTEMS), ["condition"], set(), count)
-        page = render_html(report, packed, Evidence())
+        page = "".join(render_html(report, packed, Evidence()))
         seconds = time.perf_counter() - began
         (folder / "report.html").write_text(page)
         size = (folder / "report.html").stat().st_size

@@ -78,7 +78,7 @@ def page(tmp_path: Path) -> Path:
             lines.append(line(name, f"u{index}", "one two three", said, fields=fields))
         lines.append(line(name, HOSTILE, f"hostile {HOSTILE}", "hostile <b>"))
     packed = pack(lambda: lines, list(report["systems"]), ["condition"], set(), len(lines) // 2)
-    (tmp_path / "report.html").write_text(render_html(report, packed, Evidence()))
+    (tmp_path / "report.html").write_text("".join(render_html(report, packed, Evidence())))
     (tmp_path / "driver.html").write_text(DRIVER)
     return tmp_path / "driver.html"
 

@@ -37,7 +37,7 @@ EVIDENCE = Evidence(
 
 
 def page_of(report: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> str:
-    return render_html(report, packed_of(report, lines), EVIDENCE)
+    return "".join(render_html(report, packed_of(report, lines), EVIDENCE))
 
 
 class Checker(html.parser.HTMLParser):
@@ -207,7 +207,7 @@ def test_hostile_text_stays_text() -> None:
     evidence = Evidence(
         {(HOSTILE, HOSTILE): Clip(1.0, problem=HOSTILE)}, (HOSTILE, HOSTILE), [Heat(HOSTILE, "AA", [HOSTILE], 1.0)]
     )
-    page = render_html(report, packed_of(report, lines), evidence)
+    page = "".join(render_html(report, packed_of(report, lines), evidence))
     check_page(page)
     assert "alert(1)</script>" not in page
     assert "&lt;script&gt;" in page
@@ -224,7 +224,7 @@ def test_many_systems_without_roles_curves_slices_or_errors() -> None:
     report["data"].update(speakers=None, quarantined=0)
     report.update(slices=[], slices_worst=[], samples=[])
     report["bootstrap"]["resamples"] = 0
-    page = render_html(report, packed_of(report), Evidence())
+    page = "".join(render_html(report, packed_of(report), Evidence()))
     check_page(page)
     assert page.count("<svg") == 1
     assert "Change to" not in page
@@ -238,7 +238,7 @@ def test_many_systems_without_roles_curves_slices_or_errors() -> None:
 def test_the_page_says_where_audio_is_missing() -> None:
     report = distilled(20, 10, 12)
     evidence = Evidence({("test", "u1"): Clip(0.0, problem="cannot be played: gone")})
-    page = render_html(report, packed_of(report), evidence)
+    page = "".join(render_html(report, packed_of(report), evidence))
     assert "Audio cannot be played: gone" in page
     assert "<audio" not in page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,21 @@ def test_intervals_of_a_slice_draw_speakers(checkpoints: dict[str, Path]) -> Non
     (speaker,) = (one for one in report["slices"] if one["field"] == "speaker")
     assert [(one["blocks"], one["number"]) for one in speaker["values"]] == [("utterances", 30)] * 2
     assert np.isfinite(report["systems"]["student"]["wer"])
+
+
+def test_of_an_utterance_a_few_bytes_are_held() -> None:
+    systems = {"teacher": "teacher", "student": "student"}
+    scores = Scores(EvalSettings(systems=systems, audio="home", output="out", teacher="teacher"))
+
+    def add(shards: int) -> None:
+        for _ in range(shards):
+            scores.add("home", LINES["home"][0], 900.0, 0)
+
+    add(1)  # what is held once: words, speakers, the worst
+    tracemalloc.start()
+    try:
+        add(15)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < len(scores.words) * 70
