@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, title: str, total: int | None, unit: str, show: bool = True) -> None:
         self.title, self.total, self.unit, self.show = title, total, unit, show
-        self.done = 0
+        self.done = self._before = 0
         self.audio_seconds = 0.0
         self._start = self._last = time.monotonic()
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if show and sys.stderr.isatty() else None
@@ -38,6 +38,14 @@ class Progress:
             self._bar.close()
         elif kind is None:
             self._print()
+
+    def resume(self, count: int) -> None:
+        """Count what an earlier run has done: it says nothing of the speed of this one."""
+        self.done += count
+        self._before += count
+        if self._bar is not None:
+            self._bar.n = self._bar.last_print_n = self._bar.initial = self._before
+            self._bar.refresh()
 
     def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
         """Count `count` more units done, which held so many seconds of audio; `note` is shown beside the figures."""
@@ -61,8 +69,8 @@ class Progress:
         parts = [f"{self.title}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
         if rate := self._rate():
             parts.append(rate)
-        if self.total and 0 < self.done < self.total:
-            parts.append(f"{elapsed / self.done * (self.total - self.done):,.0f} s left")
+        if self.total and self._before < self.done < self.total:
+            parts.append(f"{elapsed / (self.done - self._before) * (self.total - self.done):,.0f} s left")
         else:
             parts.append(f"{elapsed:,.1f} s")
         if note:

@@ -88,7 +88,7 @@ def score_all(work: Work) -> dict[str, dict[str, float | None]]:
     total = sum(shard.info.samples for shard in work.shards)
     with Progress("eval", total, "utterances") as progress, Leases(work.output / ".leases") as leases:
         left = work.missing(work.shards)
-        progress.advance(total - sum(shard.info.samples for shard in left))
+        progress.resume(total - sum(shard.info.samples for shard in left))
         while left:
             before = progress.done
             _score_free(work, leases, left, total, progress)

@@ -83,7 +83,7 @@ def label(settings: LabelSettings) -> None:
         Leases(output / ".leases") as leases,
         engine_of(settings, teacher, transcripts, progress) as engine,
     ):
-        progress.advance(total - left.samples)
+        progress.resume(total - left.samples)
         while left:
             before = tally.shards
             for info, metadata in engine.run(leases.free(left, lambda info: info.name, published)):

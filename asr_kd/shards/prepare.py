@@ -98,7 +98,7 @@ def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Ite
             value = read_json(record, "record of a shard")
             shard = value["shard"]
             if shard is None or (path.is_file() and path.stat().st_size == shard["bytes"]):
-                progress.advance(len(group), shard["seconds"] if shard else 0.0)
+                progress.resume(len(group))
                 yield value
                 continue
         quarantined: list[dict[str, str]] = []

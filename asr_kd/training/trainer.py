@@ -183,7 +183,7 @@ def _run_phase(
     stop = False
     heard, alone = 0.0, 0  # audio and steps since the processes last met
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
-        progress.advance(round(position.phase_seconds))
+        progress.resume(round(position.phase_seconds))
         began = time.monotonic()
         for batch, ended in _turns(ready):
             rate = _learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
