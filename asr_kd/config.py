@@ -56,13 +56,15 @@ class ModelSettings(Settings):
     """An acoustic model."""
 
     kind: Literal["lstm", "blstm", "conv", "conformer"] = Field("lstm", description="network family")
-    layers: Count = Field(2, description="layers")
-    size: Count = Field(160, description="hidden units of a layer (and direction)")
+    layers: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="layers")
+    size: Annotated[int, Field(ge=1, le=100_000)] = Field(160, description="hidden units of a layer (and direction)")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="dropout between layers")
     delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(
         0, description="frames of future input an `lstm` sees before it answers for a frame"
     )
-    kernel: Count = Field(5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)")
+    kernel: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)"
+    )
     heads: Count = Field(4, description="attention heads of a `conformer`")
 
     @model_validator(mode="after")

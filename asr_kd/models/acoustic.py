@@ -177,13 +177,12 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         raise UserError(
             f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again"
         ) from None
+    with torch.device("meta"):  # without memory, of which damaged settings may ask for more than there is
+        wanted = build_model(settings, features.dimension, units.size).state_dict()
+    if {name: one.shape for name, one in weights.items()} != {name: one.shape for name, one in wanted.items()}:
+        raise UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
     model = build_model(settings, features.dimension, units.size)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError:
-        raise UserError(
-            f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again"
-        ) from None
+    model.load_state_dict(weights)
     mark = fingerprint(model.state_dict(), units, features, settings)
     if mark != description.get("fingerprint"):
         raise UserError(

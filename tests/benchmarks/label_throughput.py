@@ -4,7 +4,8 @@ AUDIO is a folder of audio shards, TEACHER a checkpoint. The bare forward pass r
 in the batches of the job, as long as the job takes. Both take turns, `--passes` times; the medians count, of the speeds and of the ratios
 within a turn. Only ratios are worth comparing.
 The job labels `--copies` of the set: while the first shard is decoded and the last one encoded nothing overlaps, and in a
-job that runs for days that is nothing, in one of a few shards it is some per cent.
+job that runs for days that is nothing, in one of a few shards it is some per cent. `peak_megabytes` is what its process took at its
+height, the libraries included.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from children import usage_of
 from tables import print_rows
 
 from asr_kd.allocator import keep_freed_memory
@@ -43,14 +44,14 @@ def forward(teacher: Checkpoint, shards: list[Loaded], batch_frames: int) -> flo
     return time.perf_counter() - start
 
 
-def job(settings: LabelSettings) -> float:
-    """Seconds of the whole job, run as a user runs it, as it says itself."""
+def job(settings: LabelSettings) -> tuple[float, float]:
+    """Seconds of the whole job, run as a user runs it, as it says itself, and megabytes at its height."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "targets"
         words = [f"{name}={getattr(settings, name)}" for name in SET]
         command = [sys.executable, "-m", "asr_kd.cli", "label", *words, f"output={output}"]
-        subprocess.run(command, check=True, capture_output=True)
-        return float(json.loads((output / "timing.json").read_text())["seconds"])
+        took = usage_of(command)
+        return float(json.loads((output / "timing.json").read_text())["seconds"]), took.ru_maxrss / 1024
 
 
 def fresh(teacher: str, shape: str, folder: Path) -> str:
@@ -109,23 +110,27 @@ def measure(arguments: argparse.Namespace) -> None:
     shards = [load_shard(settings, teacher, None, info) for info in read_index(arguments.audio)]
     frames = sum(len(item) for loaded in shards for item in loaded.features)
     forward(teacher, shards[:1], arguments.batch_frames)  # the first time pays for what is set up once
-    bare, whole = [], []
+    bare, whole, peaks = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         several = copied(Path(arguments.audio), arguments.copies, Path(folder) / "audio")
         for _ in range(arguments.passes):
             bare.append(forward(teacher, shards * arguments.copies, arguments.batch_frames) / arguments.copies)
-            whole.append(job(settings.model_copy(update={"audio": str(several)})) / arguments.copies)
+            seconds, peak = job(settings.model_copy(update={"audio": str(several)}))
+            whole.append(seconds / arguments.copies)
+            peaks.append(peak)
     ratio = statistics.median(one / other for one, other in zip(bare, whole, strict=True))
     rows: list[dict[str, Any]] = [
         {
             "name": "bare forward",
             "frames_per_second": round(frames / statistics.median(bare)),
             "ratio_to_bare_forward": 1.0,
+            "peak_megabytes": None,
         },
         {
             "name": "label job",
             "frames_per_second": round(frames / statistics.median(whole)),
             "ratio_to_bare_forward": round(ratio, 3),
+            "peak_megabytes": round(max(peaks)),
         },
     ]
     print_rows(rows, arguments.json)

@@ -21,11 +21,13 @@ from asr_kd.errors import UserError
 from asr_kd.labeling import shard as shard_module
 from asr_kd.labeling.job import label
 from asr_kd.models.acoustic import infer, load_checkpoint, save_checkpoint
-from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
+from asr_kd.shards.tarset import Sample, read_index, read_members, read_shard, write_index, write_shard
+from asr_kd.targets import posteriors
+from asr_kd.targets import reduced as reduced_module
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.reduced import divergence, reduced
-from asr_kd.targets.store import join, read_metadata, teacher_of
+from asr_kd.targets.store import SUFFIX, join, read_metadata, teacher_of
 
 Job = Callable[..., LabelSettings]
 
@@ -87,6 +89,24 @@ def test_loader_processes_change_no_byte(job: Callable[..., LabelSettings], tmp_
     here, beside = (published(tmp_path / name) for name in ("0", "2"))
     assert here == beside
     assert here["quarantine.jsonl"].count(b"\n") > 1
+
+
+@pytest.mark.parametrize("mode", ["mass", "top_k", "sampled"])
+def test_what_runs_on_a_gpu_keeps_the_same(
+    mode: str, job: Callable[..., LabelSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def members(name: str) -> dict[str, bytes]:
+        label(job(output=str(tmp_path / name), mode=mode))
+        shards = [path for path in (tmp_path / name).iterdir() if path.suffix == ".tar"]
+        return {member: data for path in shards for member, data in read_members(path) if member.endswith(SUFFIX)}
+
+    here = members("cpu")
+    # its code runs on tensors of the CPU just as well
+    monkeypatch.setattr("asr_kd.targets.posteriors._largest", posteriors._largest_on_device)
+    monkeypatch.setattr("asr_kd.targets.reduced._sums", reduced_module._sums_on_device)
+    assert members("device") == here
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("cpu", "device")]
+    assert reports[1]["mean_kl"] == pytest.approx(reports[0]["mean_kl"], abs=1e-6)
 
 
 def test_a_process_that_is_killed_ends_the_job_in_a_sentence(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +404,15 @@ def test_a_broken_teacher_is_named(job: Job, teacher: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="nan: has weights that are not numbers"):
         label(job(teacher=str(tmp_path / "nan")))
     assert not list((tmp_path / "targets").glob("*.tar"))
+
+
+def test_a_teacher_whose_output_overflows_is_named(job: Job, teacher: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(teacher)
+    with torch.no_grad():
+        list(checkpoint.model.parameters())[-2].fill_(torch.finfo().max)
+    save_checkpoint(tmp_path / "large", checkpoint.model, checkpoint.units, checkpoint.features, checkpoint.settings)
+    with pytest.raises(UserError, match=r"shard-000000\.tar: s0-u0: the probabilities of frame 0 do not add up to 1"):
+        label(job(teacher=str(tmp_path / "large")))
 
 
 def test_no_audio_is_refused(job: Job, tmp_path: Path) -> None:

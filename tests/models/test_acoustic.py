@@ -224,6 +224,8 @@ DAMAGE = {
     "other size": (edit("model", {"kind": "lstm", "layers": 2, "size": 13, "delay_frames": 3}), "do not fit the settings"),
     "other layers": (edit("model", {"kind": "lstm", "layers": 1, "size": 12, "delay_frames": 3}), "do not fit the settings"),
     "other delay": (edit("model", {"kind": "lstm", "layers": 2, "size": 12, "delay_frames": 2}), "do not belong together"),
+    "more than any memory": (edit("model", {"kind": "lstm", "layers": 1000, "size": 100_000}), "do not fit the settings"),
+    "no such size": (edit("model", {"kind": "lstm", "layers": 10**12}), "model.layers|less than or equal to 1000"),
     "features no mapping": (edit("features", 3), "checkpoint.json"),
     "settings null": (edit("model", None), "checkpoint.json"),
     "no units": (lambda folder: (folder / "units.model").unlink(), "holds no units.model"),
