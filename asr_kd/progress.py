@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -26,6 +27,7 @@ class Progress:
         self.done = self._before = 0
         self.audio_seconds = 0.0
         self._start = self._last = time.monotonic()
+        self._counting = threading.Lock()
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=True) if show and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
@@ -48,9 +50,13 @@ class Progress:
             self._bar.refresh()
 
     def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
-        """Count `count` more units done, which held so many seconds of audio; `note` is shown beside the figures."""
-        self.done += count
-        self.audio_seconds += audio_seconds
+        """Count `count` more units done, which held so many seconds of audio; `note` is shown beside the figures.
+
+        What other processes did counts without its audio: the time left is that of all, the speed that of this one.
+        """
+        with self._counting:
+            self.done += count
+            self.audio_seconds += audio_seconds
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(part for part in (self._rate(), note) if part), refresh=False)
             self._bar.update(count)

@@ -90,31 +90,41 @@ def score_all(work: Work) -> dict[str, dict[str, float | None]]:
         left = work.missing(work.shards)
         progress.resume(total - sum(shard.info.samples for shard in left))
         while left:
-            before = progress.done
-            _score_free(work, leases, left, total, progress)
+            scored = _score_free(work, leases, left, total, progress)
             left = work.missing(left)
-            if left and progress.done == before:  # what was looked at is in the hands of others
+            progress.advance(
+                total - sum(shard.info.samples for shard in left) - progress.done
+            )  # what others did meanwhile
+            if left and not scored:  # what was looked at is in the hands of others
                 time.sleep(WAIT)
             first = random.randrange(len(left)) if left else 0  # not where all the others are
             left = left[first:] + left[:first]
         memory = _measure_memory(work, leases)
         leases.clear()
-        progress.advance(total - progress.done)  # what others did
     for folder in (work.output, work.output / "parts", *folders):
         clear_torn(folder, began)
     return {name: {**took, **memory[name]} for name, took in _times(work).items()}
 
 
-def _score_free(work: Work, leases: Leases, left: list[Shard], total: int, progress: Progress) -> None:
-    """Score those of the shards that nobody else is at work on."""
-    bad = 0
-    for shard, part, costs in score(work.settings, work.systems, leases.free(left, _lease, work.is_done)):
+def _score_free(work: Work, leases: Leases, left: list[Shard], total: int, progress: Progress) -> int:
+    """Score those of the shards that nobody else is at work on; returns how many."""
+    bad = scored = 0
+
+    def is_done(shard: Shard) -> bool:
+        done = work.is_done(shard)
+        if done:  # and was not when this process last looked: others did it
+            progress.advance(shard.info.samples)
+        return done
+
+    for shard, part, costs in score(work.settings, work.systems, leases.free(left, _lease, is_done)):
         write_part(shard.part(work.output), work.made_of(shard), part, costs)
         leases.give_back(_lease(shard))
         progress.advance(shard.info.samples, shard.info.seconds)
         bad += len(part.quarantined)
         if part.quarantined:  # no need to wait for the end when it is lost already
             refuse_bad(work.settings, bad, total, shard, next(iter(part.quarantined.items())))
+        scored += 1
+    return scored
 
 
 def _lease(shard: Shard) -> str:

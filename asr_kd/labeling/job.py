@@ -76,7 +76,10 @@ def label(settings: LabelSettings) -> None:
     tally = _Tally()
 
     def published(info: ShardInfo) -> bool:
-        return (output / info.name).exists()
+        there = (output / info.name).exists()
+        if there:  # and was not when this process last looked: others made it
+            progress.advance(info.samples)
+        return there
 
     with (
         Progress("label", total, "utterances") as progress,
@@ -92,12 +95,12 @@ def label(settings: LabelSettings) -> None:
                 if tally.bad > settings.max_bad_share * total:
                     _give_up(settings, teacher, infos, total)
             left = missing(left, output)
+            progress.advance(total - left.samples - progress.done)  # what others did meanwhile
             if left and tally.shards == before:  # what was looked at is in the hands of others
                 time.sleep(WAIT)
             first = random.randrange(len(left)) if left else 0  # not where all the others are
             left = left[first:] + left[:first]
         leases.clear()
-        progress.advance(total - progress.done)  # what others did
     seconds = time.perf_counter() - start
     report = _account(settings, teacher, infos, total)
     if tally.shards:

@@ -120,7 +120,10 @@ def measured(root: Path, folder: Path, what: str, workers: int) -> dict[str, Any
     command = [sys.executable, __file__, "--root", str(root), "--folder", str(folder), "--workers", str(workers)]
     if what == "summing up":
         subprocess.run([*command, "--write"], check=True)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # as the command does
+    )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
 

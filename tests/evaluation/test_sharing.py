@@ -118,6 +118,27 @@ def test_processes_share_the_shards_and_none_is_done_twice(job: Job, tmp_path: P
     assert scores(job()) == scores(job("alone"))
 
 
+def test_what_others_do_counts_as_done(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(job("alone"))
+    capsys.readouterr()
+    settings, write = job(), sharing.write_part
+
+    def others_too(path: Path, *arguments: Any) -> None:
+        write(path, *arguments)
+        shutil.copytree(Path(job("alone").output) / "parts" / "noisy", path.parent.parent / "noisy", dirs_exist_ok=True)
+
+    monkeypatch.setattr(sharing, "write_part", others_too)
+    monkeypatch.setattr("asr_kd.progress.LOG_EVERY_SECONDS", 0.0)
+    evaluate(settings)
+    assert scores(settings) == scores(job("alone"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("eval: ")]
+    counts = [int(line.split()[1]) for line in lines]
+    assert counts == sorted(counts) and counts[-1] == 2 * COUNT
+    assert sum("audio hours" in line for line in lines)
+
+
 def test_one_that_is_killed_is_replaced_by_the_other(job: Job, tmp_path: Path) -> None:
     evaluate(job("alone"))
     doomed, survivor = (start(job(), tmp_path / "log", 0.1) for _ in range(2))

@@ -3,11 +3,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +73,26 @@ def test_processes_share_the_shards_and_none_is_done_twice(job: Job, many: str, 
         assert process.exitcode == 0
     assert sorted((tmp_path / "log").read_text().split()) == [f"shard-{number:06d}.tar" for number in range(COUNT)]
     assert published(settings.output) == published(tmp_path / "alone")
+
+
+def test_what_others_do_counts_as_done(
+    job: Job, many: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label(job(audio=many, output=str(tmp_path / "alone")))
+    capsys.readouterr()
+    settings, real = job(audio=many), job_module.label_shard
+
+    def others_too(*arguments: Any) -> object:
+        for path in list((tmp_path / "alone").glob("*.tar"))[-3:]:
+            shutil.copy(path, Path(settings.output) / path.name)
+        return real(*arguments)
+
+    monkeypatch.setattr(job_module, "label_shard", others_too)
+    monkeypatch.setattr("asr_kd.progress.LOG_EVERY_SECONDS", 0.0)
+    label(settings)
+    assert published(settings.output) == published(tmp_path / "alone")
+    counts = [int(line.split()[1]) for line in capsys.readouterr().err.splitlines() if line.startswith("label: ")]
+    assert counts == sorted(counts) and counts[-1] == 3 * COUNT
 
 
 def test_killed_processes_are_replaced_by_the_others(job: Job, many: str, tmp_path: Path) -> None:
