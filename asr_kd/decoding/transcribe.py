@@ -24,11 +24,11 @@ from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, Network, StreamingNetwork, WindowedNetwork, streams
 from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import AudioError, UserError
-from asr_kd.files import local_copy, place, write_whole
+from asr_kd.files import Place, local_copy, place, write_whole
 from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
-from asr_kd.shards.tarset import read_index
+from asr_kd.shards.tarset import INDEX, read_index
 
 
 def transcribe(
@@ -248,6 +248,9 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     decoder = make_decoder(settings, checkpoint)
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
     shards = read_index(settings.audio)
+    output = place(settings.output)
+    if output.exists() and any(_same(output, place(settings.audio) / name) for name in (INDEX, *shards.names)):
+        raise UserError(f"output: {output} belongs to the audio set; name another file")
     total = shards.samples
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare audio shards with some")
@@ -278,10 +281,15 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                 "mend them or raise max_bad_share"
             )
 
-    with write_whole(settings.output, "w") as file:
+    with write_whole(output, "w") as file:
         for line in lines():
             file.write(_json(line) + "\n")
     print(f"{settings.output}: {total - len(bad):,} texts, {len(bad):,} utterances left out")
+
+
+def _same(one: Place, other: Place) -> bool:
+    """Whether two names are those of one file."""
+    return one.resolve() == other.resolve() if isinstance(one, Path) and isinstance(other, Path) else one == other
 
 
 def details(found: Sequence[Hypothesis]) -> dict[str, Any]:

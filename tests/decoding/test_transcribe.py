@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,16 @@ def test_closed_standard_input(
     monkeypatch.setattr("sys.stdin", None)
     assert main(["transcribe", f"checkpoint={folder}", "device=cpu", "--stream", "-"]) == 2
     assert "standard input: is closed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["index.json", "shard-000000.tar", "../{folder}/index.json"])
+def test_output_over_its_own_audio_is_refused(name: str, folder: str, shards: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards, tmp_path / "audio")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    output = str(copy / name.format(folder="audio"))
+    with pytest.raises(UserError, match=r"belongs to the audio set; name another file"):
+        transcribe_shards(TranscribeSettings(checkpoint=folder, audio=str(copy), output=output, device="cpu"))
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
 def test_an_empty_set(folder: str, tmp_path: Path) -> None:
