@@ -177,12 +177,17 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         raise UserError(
             f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again"
         ) from None
-    with torch.device("meta"):  # without memory, of which damaged settings may ask for more than there is
-        wanted = build_model(settings, features.dimension, units.size).state_dict()
-    if {name: one.shape for name, one in weights.items()} != {name: one.shape for name, one in wanted.items()}:
-        raise UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
+    misfit = UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
+    # damaged settings may ask for more memory than there is; torch's meta device would tell, and import 100 MB for it
+    dimensions = [dimension for weight in weights.values() for dimension in weight.shape]
+    asked = max(settings.size, features.dimension, units.size)
+    if settings.layers > len(weights) or asked > max(dimensions, default=0):
+        raise misfit
     model = build_model(settings, features.dimension, units.size)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise misfit from None
     mark = fingerprint(model.state_dict(), units, features, settings)
     if mark != description.get("fingerprint"):
         raise UserError(
