@@ -12,7 +12,8 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, for its next tensors.
 
     As it stands glibc gives large blocks back when they are freed, and the kernel clears every page of them anew at the next
-    batch (training/README.md has figures). What the process holds stays at its height instead. Where the C library has no `mallopt` nothing happens.
+    batch (training/README.md has figures). What the process holds stays at its height instead. Where the C library has no
+    `mallopt` nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

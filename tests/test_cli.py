@@ -269,7 +269,6 @@ def test_help_of_a_verb_names_its_settings(verb: str, capsys: pytest.CaptureFixt
 
 QUICK = """
 import sys
-import time
 from asr_kd import cli
 try:
     cli.main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -135,8 +136,9 @@ def test_what_others_do_counts_as_done(
     assert scores(settings) == scores(job("alone"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("eval: ")]
     counts = [int(line.split()[1]) for line in lines]
-    assert counts == sorted(counts) and counts[-1] == 2 * COUNT
-    assert sum("audio hours" in line for line in lines)
+    assert counts[-1] == 2 * COUNT
+    # each when it is found, and not all at the end
+    assert all(0 <= after - before <= 2 for before, after in itertools.pairwise(counts))
 
 
 def test_one_that_is_killed_is_replaced_by_the_other(job: Job, tmp_path: Path) -> None:

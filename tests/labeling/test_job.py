@@ -91,7 +91,7 @@ def test_loader_processes_change_no_byte(job: Callable[..., LabelSettings], tmp_
     assert here["quarantine.jsonl"].count(b"\n") > 1
 
 
-@pytest.mark.parametrize("mode", ["mass", "top_k", "sampled"])
+@pytest.mark.parametrize("mode", ["mass", "top_k"])
 def test_what_runs_on_a_gpu_keeps_the_same(
     mode: str, job: Callable[..., LabelSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -83,7 +84,7 @@ def test_what_others_do_counts_as_done(
     settings, real = job(audio=many), job_module.label_shard
 
     def others_too(*arguments: Any) -> object:
-        for path in list((tmp_path / "alone").glob("*.tar"))[-3:]:
+        for path in sorted((tmp_path / "alone").glob("*.tar"))[-3:]:
             shutil.copy(path, Path(settings.output) / path.name)
         return real(*arguments)
 
@@ -92,7 +93,9 @@ def test_what_others_do_counts_as_done(
     label(settings)
     assert published(settings.output) == published(tmp_path / "alone")
     counts = [int(line.split()[1]) for line in capsys.readouterr().err.splitlines() if line.startswith("label: ")]
-    assert counts == sorted(counts) and counts[-1] == 3 * COUNT
+    assert counts[-1] == 3 * COUNT
+    # each when it is found, and not all at the end
+    assert all(0 <= after - before <= 3 for before, after in itertools.pairwise(counts))
 
 
 def test_killed_processes_are_replaced_by_the_others(job: Job, many: str, tmp_path: Path) -> None:
