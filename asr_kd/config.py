@@ -564,7 +564,7 @@ class AverageSettings(Settings):
 
     last: Annotated[int, Field(ge=2)] | None = Field(None, description="so many that were scored last; this or best")
     best: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="so many with the lowest WER on the development set"
+        None, description="so many with the best scores on the development set (choose)"
     )
 
     @model_validator(mode="after")
@@ -579,7 +579,9 @@ class TrainSettings(Settings):
 
     output: str = Field(description="folder of the run, on a local disk")
     units: str = Field(description="folder of the units")
-    development: str = Field(description="labelled audio shards that choose the best checkpoint (folder or URL)")
+    development: str = Field(
+        description="labelled audio shards that choose the best checkpoint and calibrate its blank (folder or URL)"
+    )
     phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
     cycles: Count = Field(1, description="times all phases are gone through")
     cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -614,6 +616,16 @@ class TrainSettings(Settings):
         None, description="checkpoints of the run whose mean is tried at its end; null: none"
     )
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
+    calibrate_blank: bool = Field(
+        True,
+        description="find on the development set what must be taken off the blank for greedy decoding; scores count with it, "
+        "checkpoints have it in their weights, the weights in training do not",
+    )
+    choose: Literal["wer", "loss", "both"] = Field(
+        "both",
+        description="the best checkpoint has the lowest WER on the development set (then CTC loss), loss (then WER), or product "
+        "of the two",
+    )
     feature_cache: str | None = Field(
         None,
         description="local folder that keeps computed features between passes and runs; null computes them every time",

@@ -18,10 +18,14 @@ def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
     Returns:
         unit ids without blanks; of equally probable units the lowest id counts.
     """
-    best = log_probs.argmax(axis=1)
-    starts = np.ones(len(best), dtype=bool)
-    starts[1:] = best[1:] != best[:-1]
-    return best[starts & (best != blank)].tolist()
+    return units_of(log_probs.argmax(axis=1), blank)
+
+
+def units_of(path: np.ndarray, blank: int = 0) -> list[int]:
+    """Unit ids of a path, the unit of every frame (int [frames]): repeats joined, blanks dropped."""
+    starts = np.ones(len(path), dtype=bool)
+    starts[1:] = path[1:] != path[:-1]
+    return path[starts & (path != blank)].tolist()
 
 
 class GreedySearch:

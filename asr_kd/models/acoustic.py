@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,23 @@ def pick_device(wanted: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: {wanted} is not supported; use auto, cpu, cuda or cuda:N")
     return device
+
+
+@contextmanager
+def blank_held_back(model: nn.Module, offset: float) -> Iterator[None]:
+    """While open, the blank's log-probability is `offset` nat lower before all are normalised again: it is taken off its bias.
+
+    Afterwards the weights are what they were, to the bit.
+    """
+    output: Any = model.output  # every network ends in this linear layer
+    bias = output.bias
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias[Units.blank] -= offset
+        try:
+            yield
+        finally:
+            bias.copy_(before)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -15,23 +16,41 @@ from asr_kd.models.acoustic import load_checkpoint
 
 #: in a run's folder: a checkpoint for each step that the mean is of
 SCORED = "scored"
+#: which score chooses: the setting `choose`
+Choice = Literal["wer", "loss", "both"]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A step after which the weights were scored on the development set."""
+    """A step after which the weights were scored on the development set; deletions and insertions of its WER."""
 
     step: int
     wer: float
     loss: float
+    deletions: int = 0
+    insertions: int = 0
+
+    def rank(self, choose: Choice) -> tuple[float, ...]:
+        """What is lower for the better one.
+
+        By `both` it is the product, in which a tenth less of either counts the same. Where one of the two is 0, and so
+        the product, the WER decides, then the loss: early on the WER is 100 % and the loss alone counts anyway.
+        """
+        match choose:
+            case "wer":
+                return self.wer, self.loss
+            case "loss":
+                return self.loss, self.wer
+            case "both":
+                return self.wer * self.loss, self.wer, self.loss
 
 
-def chosen(wanted: AverageSettings, scored: Sequence[Scored]) -> list[Scored]:
-    """Those that the mean is of so far, in the order of their steps: the last ones, or the best by WER, then by loss."""
+def chosen(wanted: AverageSettings, scored: Sequence[Scored], choose: Choice) -> list[Scored]:
+    """Those that the mean is of so far, in the order of their steps: the last ones, or the best."""
     if wanted.last:
         best = sorted(scored, key=lambda one: -one.step)
     else:
-        best = sorted(scored, key=lambda one: (one.wer, one.loss, one.step))
+        best = sorted(scored, key=lambda one: (one.rank(choose), one.step))
     return sorted(best[: wanted.last or wanted.best], key=lambda one: one.step)
 
 

@@ -20,7 +20,7 @@ from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.distributed.ranks import Ranks, total
 
-FORMAT = "asr_kd-training-state-2"
+FORMAT = "asr_kd-training-state-3"
 #: in a run's folder
 STATE = Path("last") / "state.safetensors"
 
@@ -32,6 +32,8 @@ class Position:
     Attributes:
         cycle, phase: of the schedule; turn: the lane whose batch is next; lanes: of each phase, where each lane stands.
         scored: the step that was scored last; kept: those whose weights lie beside the state, to be averaged.
+        start, best, last: scores before the first step, of the weights in `best/`, and of those in training.
+        lowest: CTC loss of all scores after the start; phase_start: the step at which the phase began.
         world: processes that trained.
     """
 
@@ -43,8 +45,11 @@ class Position:
     world: int = 1
     audio_seconds: float = 0.0
     phase_seconds: float = 0.0
-    best_wer: float = float("inf")
-    best_loss: float = float("inf")
+    phase_start: int = 0
+    start: Scored | None = None
+    best: Scored | None = None
+    last: Scored | None = None
+    lowest: float = float("inf")
     finished: bool = False
     lanes: list[list[Lane]] = field(default_factory=list)
     kept: list[Scored] = field(default_factory=list)
@@ -153,6 +158,8 @@ def _read(path: Path) -> tuple[Position, dict[str, Tensor]]:
             )
         described["lanes"] = [[Lane.from_json(lane) for lane in lanes] for lanes in described["lanes"]]
         described["kept"] = [Scored(**one) for one in described.get("kept", [])]
+        for name in ("start", "best", "last"):
+            described[name] = Scored(**described[name]) if described.get(name) else None
         return Position(**described), tensors
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None

@@ -1,39 +1,77 @@
-"""How good a learner is: WER and CTC loss on the development set."""
+"""How good a learner is: WER and CTC loss on the development set, with its blank calibrated."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from asr_kd.config import TrainSettings
-from asr_kd.decoding.greedy import greedy
 from asr_kd.errors import UserError
-from asr_kd.evaluation.wer import count_errors
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
 from asr_kd.shards.tarset import read_index
+from asr_kd.training.blank import OFFSETS, BlankCurve
 from asr_kd.units import Units
 
 
-@dataclass
+@dataclass(frozen=True)
 class Development:
-    """Scores on the development set."""
+    """Scores on the development set.
+
+    Attributes:
+        wer: by greedy decoding, with its substitutions, deletions and insertions; loss: CTC's a frame, nat.
+        blank_offset: what was taken off the blank's log-probability for all of these, nat.
+        blank_share: of the frames, whose best unit is the blank.
+    """
 
     wer: float
     loss: float
+    blank_offset: float = 0.0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    blank_share: float = 0.0
 
 
 def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
     """WER by greedy decoding, and CTC loss a frame, on the development shards.
 
+    With `calibrate_blank` both are those of the network with a constant taken off its blank, which the set itself chooses
+    (`BlankCurve`). Where that is not 0 the set is read a second time for the loss: on a grid of constants it would cost more.
+
     Raises:
         UserError: when an utterance of the development set has no text or cannot be read.
     """
     learner.model.eval()
-    errors = words = frames = 0
+    curve = BlankCurve(OFFSETS if settings.calibrate_blank else np.zeros(1))
     loss = 0.0
+    for text, log_probs in _posteriors(settings, learner):
+        curve.add(text, log_probs, learner.units)
+        loss += _ctc(text, log_probs, learner.units, 0.0)
+    if not curve.words:
+        raise UserError(f"{settings.development}: holds no words; the development set must be labelled")
+    point = curve.choose()
+    offset = float(curve.offsets[point])
+    if offset:
+        loss = sum(_ctc(text, log_probs, learner.units, offset) for text, log_probs in _posteriors(settings, learner))
+    substitutions, deletions, insertions = curve.errors[point].tolist()
+    return Development(
+        wer=(substitutions + deletions + insertions) / curve.words,
+        loss=loss / curve.frames,
+        blank_offset=offset,
+        substitutions=substitutions,
+        deletions=deletions,
+        insertions=insertions,
+        blank_share=float(curve.blanks[point] / curve.frames),
+    )
+
+
+def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    """Text and log-probabilities, float32 [frames, units], of every utterance of the development set."""
     wanted = ShardInput(
         folder=settings.development,
         features=settings.features,
@@ -53,16 +91,18 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
                     raise UserError(
                         f"{settings.development}: {item.key} has no text; the development set must be labelled"
                     )
-                counts = count_errors(item.fields["text"], learner.units.decode(greedy(log_probs)))
-                errors += counts.substitutions + counts.deletions + counts.insertions
-                words += counts.words
-                ids = learner.units.encode(item.fields["text"])
-                value = nn.functional.ctc_loss(
-                    torch.from_numpy(log_probs), torch.tensor(ids), torch.tensor([len(log_probs)]), torch.tensor([len(ids)]),
-                    Units.blank, "sum", zero_infinity=True,
-                )  # fmt: skip
-                loss += value.item()
-                frames += len(log_probs)
-    if not words:
-        raise UserError(f"{settings.development}: holds no words; the development set must be labelled")
-    return Development(errors / words, loss / frames)
+                yield item.fields["text"], log_probs
+
+
+def _ctc(text: str, log_probs: np.ndarray, units: Units, offset: float) -> float:
+    """CTC loss of an utterance in nat, with so much taken off the blank; 0 where the text does not fit into the frames."""
+    rows, ids = torch.from_numpy(log_probs), units.encode(text)
+    if offset:
+        rows = rows.clone()
+        rows[:, Units.blank] -= offset
+        rows = rows.log_softmax(-1)
+    value = nn.functional.ctc_loss(
+        rows, torch.tensor(ids), torch.tensor([len(rows)]), torch.tensor([len(ids)]), Units.blank, "sum",
+        zero_infinity=True,
+    )  # fmt: skip
+    return value.item()

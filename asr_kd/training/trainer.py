@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local, sha256_file
-from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device, save_checkpoint
+from asr_kd.models.acoustic import (
+    Checkpoint,
+    blank_held_back,
+    build_model,
+    load_checkpoint,
+    parameters,
+    pick_device,
+    save_checkpoint,
+)
 from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
 from asr_kd.shards.tarset import read_index
@@ -36,6 +44,7 @@ from asr_kd.training.distributed.ranks import Ranks, gather, joined, total
 from asr_kd.training.feed import ready_batches
 from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
+from asr_kd.training.outcome import concluded, phase_lost, said_of
 from asr_kd.units import Units, load_units
 
 
@@ -65,7 +74,7 @@ class Learner:
 def train(settings: TrainSettings) -> None:
     """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
 
-    Writes into `settings.output`: `best/`, the checkpoint with the lowest WER on the development set;
+    Writes into `settings.output`: `best/`, the checkpoint with the best score on the development set (`settings.choose`);
     `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
     `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network (`settings.distributed`);
     they share the folder.
@@ -108,9 +117,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
             remove_others(run, learner.position.kept)
         if learner.position.finished:
             if ranks.first:
-                print(
-                    f"{run}: already trained, {learner.position.step:,} steps, development WER {learner.position.best_wer:.2%}"
-                )
+                print(concluded(learner.position, settings, again=True))
             return
         _say(ranks, f"{run}: resuming at step {learner.position.step:,}")
     position = learner.position
@@ -140,6 +147,9 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
                 position.finished = position.cycle == settings.cycles
                 if position.finished and ranks.first and position.kept:
                     _score_mean(learner, units, metrics, run)
+            if ranks.first and (lost := phase_lost(position, settings, stream.phase)):
+                print(f"{run}: {lost}")
+            position.phase_start = position.step
             # The next phase goes on from the best weights, so that a phase can only help. They are in the saved state:
             # by the time it is read, `best` may be the next phase's.
             if not position.finished:
@@ -150,9 +160,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
                     learner.average.n_averaged.zero_()  # so that the next step's weights begin a new average
             _save(learner, metrics, run)
     if ranks.first:
-        print(
-            f"{run}: {position.step:,} steps over {position.audio_seconds / 3600:.1f} audio hours, best development WER {position.best_wer:.2%}"
-        )
+        print(concluded(position, settings))
 
 
 def _say(ranks: Ranks, text: str) -> None:
@@ -383,49 +391,42 @@ def _score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
         return
     with learner.exchange.global_weights():
         model = learner.average.module if learner.average else learner.model
-        scores = _try(learner, model, units, run)
+        scores, now = _try(learner, model, units, run)
+        position.last = now
+        if position.step:
+            position.lowest = min(position.lowest, now.loss)
         if settings.average and position.step:  # before the first step they are not of this run
-            now = Scored(position.step, scores.wer, scores.loss)
-            position.kept = chosen(settings.average, [*position.kept, now])
+            position.kept = chosen(settings.average, [*position.kept, now], settings.choose)
             if now in position.kept:
                 _write(learner, model, units, folder_of(run, now), scores)
-    metrics.add(
-        position.step,
-        audio_hours=round(position.audio_seconds / 3600, 4),
-        development_wer=scores.wer,
-        development_loss=scores.loss,
-    )
+    said = {f"development_{name}": value for name, value in asdict(scores).items()}
+    metrics.add(position.step, audio_hours=round(position.audio_seconds / 3600, 4), **said)
 
 
 def _score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
     """Score the mean of the checkpoints that are kept for it."""
     kept = learner.position.kept
     model = mean_of([folder_of(run, one) for one in kept]).to(learner.device)
-    scores = _try(learner, model, units, run, averaged=[one.step for one in kept])
+    scores, _ = _try(learner, model, units, run, averaged=[one.step for one in kept])
     metrics.add(learner.position.step, mean_wer=scores.wer, mean_loss=scores.loss)
 
 
-def _try(learner: Learner, model: nn.Module, units: Units, run: Path, **made: Any) -> Development:
+def _try(learner: Learner, model: nn.Module, units: Units, run: Path, **made: Any) -> tuple[Development, Scored]:
     """Score weights, and make them the run's best when they are; `made` says how they came about."""
     settings, position = learner.settings, learner.position
     scores = score_development(settings, Checkpoint(model, units, settings.features, settings.model, ""))
-    # the lower CTC loss decides between equal WERs: early on all are 100 %
-    if (scores.wer, scores.loss) < (position.best_wer, position.best_loss):
-        position.best_wer, position.best_loss = scores.wer, scores.loss
+    now = Scored(position.step, scores.wer, scores.loss, scores.deletions, scores.insertions)
+    position.start = position.start or now
+    if position.best is None or now.rank(settings.choose) < position.best.rank(settings.choose):
+        position.best = now
         _write(learner, model, units, run / "best", scores, **made)
-    return scores
+    return scores, now
 
 
 def _write(learner: Learner, model: nn.Module, units: Units, folder: Path, scores: Development, **made: Any) -> None:
-    settings, position = learner.settings, learner.position
-    training = {
-        "step": position.step,
-        "audio_hours": position.audio_seconds / 3600,
-        "development_wer": scores.wer,
-        **made,
-        "settings": settings.model_dump(),
-    }
-    save_checkpoint(folder, model, units, settings.features, settings.model, training)
+    settings, training = learner.settings, said_of(learner.position, learner.settings, scores) | made
+    with blank_held_back(model, scores.blank_offset):  # in what is written alone: training goes on without
+        save_checkpoint(folder, model, units, settings.features, settings.model, training)
 
 
 def _save(learner: Learner, metrics: Metrics, run: Path) -> None:

@@ -14,6 +14,7 @@ from asr_kd.config import FeatureSettings, ModelSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import (
     Checkpoint,
+    blank_held_back,
     build_model,
     collate,
     infer,
@@ -88,6 +89,20 @@ def test_output_does_not_depend_on_the_batch(kind: str, units: Units) -> None:
         np.testing.assert_allclose(np.exp(alone).sum(1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(one, alone, rtol=0, atol=2e-5)
         np.testing.assert_allclose(other, alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_taken_off_the_blank_goes_into_the_weights_and_comes_back(kind: str, units: Units) -> None:
+    checkpoint, features = make_checkpoint(KINDS[kind], units), [noise(12)]
+    before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
+    (plain,) = infer(checkpoint, features)
+    with blank_held_back(checkpoint.model, 1.25):
+        (shifted,) = infer(checkpoint, features)
+    expected = torch.from_numpy(plain.copy())
+    expected[:, units.blank] -= 1.25
+    np.testing.assert_allclose(shifted, expected.log_softmax(-1).numpy(), rtol=0, atol=2e-5)
+    assert abs(shifted - plain).max() > 0.1
+    assert all(torch.equal(weight, before[name]) for name, weight in checkpoint.model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from asr_kd.config import AverageSettings, FeatureSettings, ModelSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
-from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of, remove_others
+from asr_kd.training.averaging import Choice, Scored, chosen, folder_of, mean_of, remove_others
 from asr_kd.units import Units
 
 SCORES = [Scored(1, 0.9, 3.0), Scored(2, 0.5, 2.0), Scored(3, 0.5, 1.0), Scored(4, 0.7, 0.5), Scored(5, 0.5, 1.0)]
@@ -20,9 +20,22 @@ SCORES = [Scored(1, 0.9, 3.0), Scored(2, 0.5, 2.0), Scored(3, 0.5, 1.0), Scored(
 def test_one_at_a_time_the_same_as_all_at_once(wanted: dict[str, int], steps: list[int]) -> None:
     settings, kept = AverageSettings(**wanted), []
     for score in SCORES:
-        kept = chosen(settings, [*kept, score])
+        kept = chosen(settings, [*kept, score], "wer")
     assert [one.step for one in kept] == steps
-    assert chosen(settings, SCORES) == kept
+    assert chosen(settings, SCORES, "wer") == kept
+
+
+@pytest.mark.parametrize(("choose", "steps"), [("wer", [3, 5]), ("loss", [3, 4]), ("both", [4, 5])])
+def test_the_score_that_chooses_is_a_setting(choose: Choice, steps: list[int]) -> None:
+    scores = [Scored(1, 0.4, 3.0), Scored(2, 0.3, 2.5), Scored(3, 0.2, 0.5), Scored(4, 0.25, 0.3), Scored(5, 0.15, 0.6)]
+    assert [one.step for one in chosen(AverageSettings(best=2), scores, choose)] == steps
+
+
+def test_where_a_score_is_nothing_the_words_decide_and_then_the_loss() -> None:
+    right, surer, sure_and_wrong = Scored(1, 0.0, 0.3), Scored(2, 0.0, 0.2), Scored(3, 0.1, 0.0)
+    assert sorted([sure_and_wrong, right, surer], key=lambda one: one.rank("both")) == [surer, right, sure_and_wrong]
+    silent, learning = Scored(1, 1.0, 3.0), Scored(2, 1.0, 2.0)
+    assert all(learning.rank(choose) < silent.rank(choose) for choose in ("wer", "loss", "both"))
 
 
 def test_last_or_best_and_more_than_one() -> None:

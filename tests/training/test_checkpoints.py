@@ -41,8 +41,11 @@ POSITION = Position(
     step=40,
     audio_seconds=5.25,
     phase_seconds=0.1,
-    best_wer=0.5,
-    best_loss=1e-9,
+    phase_start=20,
+    start=Scored(0, 1.0, 2.5, 6),
+    best=Scored(20, 0.5, 1e-9, 2, 1),
+    last=Scored(40, 1.0, 0.25),
+    lowest=1e-9,
     lanes=[[Lane(3, [Cursor(number=2, shard=1, item=4, seconds=0.25, unused=1)])], [Lane(), Lane(0, [Cursor()])]],
     kept=[Scored(20, 0.5, 1e-9), Scored(40, 1.0, 0.25)],
 )

@@ -1,0 +1,19 @@
+"""What a checkpoint says of the one that its training started from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def won_nothing(training: Mapping[str, Any]) -> str | None:
+    """Words for a run that is no better than its start, from the `training` of its checkpoint; None where it won something."""
+    match training:
+        case {"started_from": {"won": False, "folder": str(folder), "wer": float(wer), "loss": float(loss)}}:
+            return f"no checkpoint was better than {folder}, where it started ({figures(wer, loss)})"
+    return None
+
+
+def figures(wer: float, loss: float) -> str:
+    """Scores on the development set in words."""
+    return f"development WER {100 * wer:.1f} %, loss {loss:.3g}"
