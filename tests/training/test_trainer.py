@@ -524,6 +524,107 @@ def test_init_takes_over_a_network_and_refuses_others(job: Job, tmp_path: Path) 
         train(job(init=first, features=other.model_dump(), output=str(tmp_path / "b")))
 
 
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def scored_as(monkeypatch: pytest.MonkeyPatch, *scores: Development) -> None:
+    """Let the development scores be these, one after the other, the last one again and again."""
+    left = list(scores)
+    monkeypatch.setattr(trainer, "score_development", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_the_blank_is_taken_off_what_is_written_and_training_goes_on_without(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("with", "without"):
+        offset = 1.25 if name == "with" else 0.0
+        scores = [Development(1.0, 3.0 - 0.1 * number, offset, 1, 4, 1) for number in range(20)]
+        scored_as(monkeypatch, *scores)
+        settings = job(output=str(tmp_path / name), calibrate_blank=name == "with", average={"last": 2}, ema_decay=0.5)
+        train(settings)
+    states = [tensors(tmp_path / name / "last" / "state.safetensors") for name in ("with", "without")]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    scored = sorted((tmp_path / "with" / "scored").iterdir())
+    for folder in (*scored, tmp_path / "with" / "best"):
+        taken = load_checkpoint(folder)
+        given = load_checkpoint(tmp_path / "without" / folder.relative_to(tmp_path / "with"))
+        for name, weight in given.model.state_dict().items():
+            expected = weight.clone()
+            if name == "output.bias":  # the best is the mean of two of which it was taken off, and is scored anew
+                expected[0] -= 2 * 1.25 if folder.name == "best" else 1.25
+            torch.testing.assert_close(taken.model.state_dict()[name], expected, rtol=0, atol=1e-6)
+        assert (taken.training["blank_offset"], given.training["blank_offset"]) == (1.25, 0.0)
+    best = load_checkpoint(tmp_path / "with").training
+    counts = [best[f"development_{kind}"] for kind in ("substitutions", "deletions", "insertions")]
+    assert counts == [1, 4, 1] and best["development_loss"] < 3.0
+    line = [line for line in lines(tmp_path / "with") if "development_wer" in line][-1]
+    assert (line["development_blank_offset"], line["development_deletions"], line["development_blank_share"]) == (
+        1.25,
+        4,
+        0.0,
+    )
+
+
+@pytest.mark.parametrize(("choose", "best"), [("wer", 3), ("loss", 9), ("both", 6)])
+def test_the_setting_chooses_the_checkpoint(job: Job, monkeypatch: pytest.MonkeyPatch, choose: str, best: int) -> None:
+    scored_as(monkeypatch, Development(0.9, 4.0), Development(0.3, 2.0), Development(0.4, 1.0), Development(0.6, 0.9))
+    settings = job(choose=choose, phase={"passes": 3})
+    train(settings)
+    assert load_checkpoint(settings.output).training["step"] == best
+
+
+def test_a_run_that_wins_nothing_says_so_in_the_end_and_again(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = job(output=str(tmp_path / "start"), phase={"passes": 20, "learning_rate": 0.02}, evaluate_every=10)
+    train(start)
+    capsys.readouterr()
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text("".join(f'{{"key": "u{number}", "text": "bbbb"}}\n' for number in range(10)))
+    settings = job(
+        init=start.output, source={"targets": None, "soft": 0.0, "ctc": 1.0, "transcripts": str(wrong)},
+        phase={"passes": 2, "learning_rate": 0.05}, max_bad_share=1.0,
+    )  # fmt: skip
+    train(settings)
+    won = load_checkpoint(start.output).training
+    last = [line for line in lines(Path(settings.output)) if "development_wer" in line][-1]
+    said = (
+        f"{settings.output}: no checkpoint was better than {start.output}, where it started (development WER "
+        f"{100 * won['development_wer']:.1f} %, loss {won['development_loss']:.3g}): best/ holds the start. The last weights "
+        f"have development WER {100 * last['development_wer']:.1f} %, loss {last['development_loss']:.3g}: the loss was never "
+        "below the start's, so the learning rate may be too high or the targets worse than what the start knows; try a lower "
+        "learning_rate."
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"steps over 0.0 audio hours, best development WER {won['development_wer']:.2%}" in first and second == said
+    train(settings)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "already trained" in first and second == said
+    best = load_checkpoint(settings.output)
+    assert best.training["started_from"]["folder"] == start.output and best.training["started_from"]["won"] is False
+    assert best.fingerprint == load_checkpoint(start.output).fingerprint, "a calibrated start is not calibrated again"
+    assert "started_from" not in won
+
+
+def test_a_phase_whose_weights_are_thrown_away_is_named(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored_as(monkeypatch, Development(0.9, 4.0), Development(0.3, 2.0), Development(0.4, 1.9), Development(0.2, 1.9))
+    source = job().phases[0].sources[0].model_dump()
+    phases = [{"sources": [source], "passes": 1, "learning_rate": 0.01}] * 3
+    settings = job(phases=phases, evaluate_every=1000)
+    train(settings)
+    ends = [line["step"] for line in lines(Path(settings.output)) if "development_wer" in line]
+    said = capsys.readouterr().out.splitlines()
+    assert len(ends) == 4 and len(said) == 2 and "20.00%" in said[1]
+    assert said[0] == (
+        f"{settings.output}: phase 2 of 3 won nothing: its last weights, of step {ends[2]} (development WER 40.0 %, loss 1.9), "
+        f"are thrown away, and the next phase begins at those of step {ends[1]} (development WER 30.0 %, loss 2)"
+    )
+
+
 def test_no_targets_no_units_no_audio(job: Job, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty = str(tmp_path / "empty")
