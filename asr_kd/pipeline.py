@@ -18,7 +18,8 @@ import yaml
 
 from asr_kd.config import SETTINGS, PipelineSettings, build, load_yaml, override
 from asr_kd.errors import UserError
-from asr_kd.files import hash_json, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import hash_json, place, read_json, sha256_file, write_json, write_whole
+from asr_kd.models.origin import won_nothing
 
 
 @dataclass
@@ -52,11 +53,28 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     due = [stage for stage in stages if not _is_current(run, stage)]
     for stage in stages:
         print(f"{stage.name:<28} {'to do' if stage in due else 'unchanged'}   asr-kd {stage.verb} → {stage.output}")
-    if dry_run or not due:
+    if dry_run:
         return
-    began = time.monotonic()
-    _run_stages(run, stages, due, variables["jobs"])
-    print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
+    if due:
+        began = time.monotonic()
+        _run_stages(run, stages, due, variables["jobs"])
+        print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
+    for line in _outcome(stages):
+        print(line)
+
+
+def _outcome(stages: list[Stage]) -> list[str]:
+    """What came of a finished pipeline: the training runs that won nothing, and then what the reports say."""
+    lost, verdicts = [], []
+    for stage in stages:
+        output = place(stage.settings["output"])
+        if stage.verb == "train" and (output / "best" / "checkpoint.json").exists():
+            training = read_json(output / "best" / "checkpoint.json", "checkpoint").get("training")
+            if words := won_nothing(training):
+                lost.append(f"{stage.name} won nothing: {words}")
+        elif stage.verb == "eval" and (output / "report.json").exists():
+            verdicts.append(f"{stage.name}: {read_json(output / 'report.json', 'report')['verdict']}")
+    return lost + verdicts
 
 
 def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], list[Stage]]:

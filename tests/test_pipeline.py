@@ -15,6 +15,7 @@ import yaml
 
 from asr_kd import cli
 from asr_kd.errors import UserError
+from asr_kd.files import write_json
 from asr_kd.pipeline import load_pipeline, run_pipeline
 
 #: a recipe's script: joins its inputs, and says in a list that it ran
@@ -264,6 +265,42 @@ def test_mistakes_are_found_before_anything_runs(
         run_pipeline(".", assignments)
     assert "pipeline.yaml" in str(caught.value) or assignments
     assert not (tmp_path / "out").exists() and not (tmp_path / "ran.txt").exists()
+
+
+def test_the_last_lines_say_what_came_of_it(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On folders as the jobs leave them: the stages themselves are current."""
+    net = {
+        "verb": "train",
+        "settings": {
+            "output": "${run}/net", "units": "units", "development": "dev", "init": "${run}/first",
+            "phases": [{"sources": [{"audio": "audio", "ctc": 1.0}], "passes": 1}],
+        },
+    }  # fmt: skip
+    report = {
+        "verb": "eval",
+        "settings": {"systems": {"net": "${run}/net"}, "audio": "test", "output": "${run}/report"},
+    }
+    better = {**net, "settings": {**net["settings"], "output": "${run}/better"}}
+    write({"report": report, "copy": script("${run}/copy.txt", "good"), "net": net, "better": better})
+    out = tmp_path / "out"
+    start = {"folder": "out/first", "wer": 0.392, "loss": 0.3245, "won": False}
+    for name, won in (("net", False), ("better", True)):
+        training = {"step": 9, "started_from": {**start, "won": won}}
+        write_json(out / name / "best" / "checkpoint.json", {"training": training})
+    write_json(out / "report" / "report.json", {"verdict": "net has a WER of 40.80 %."})
+    for stage in load_pipeline(tmp_path / "pipeline.yaml", [])[1]:
+        if stage.verb != "script":
+            write_json(out / "stages" / f"{stage.name}.json", {"fingerprint": stage.fingerprint, "seconds": 1.0})
+    said = [
+        "net won nothing: no checkpoint was better than out/first, where it started (development WER 39.2 %, loss 0.325)",
+        "report: net has a WER of 40.80 %.",
+    ]
+    run_pipeline(".", [], dry_run=True)
+    assert not any(line in capsys.readouterr().out for line in said)
+    for lines_before in ("1 stages in ", "better "):  # after the one stage that is due, and where none is
+        run_pipeline(".", [])
+        *before, lost, verdict = capsys.readouterr().out.splitlines()
+        assert [lost, verdict] == said and before[-1].startswith(lines_before)
 
 
 @pytest.mark.parametrize("jobs", [0, -1, "two", 1.5, True])

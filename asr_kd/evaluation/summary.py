@@ -287,6 +287,7 @@ def _system(
         "agreement_with_teacher": tally.same_as_teacher / utterances if teacher else None,
         "checkpoint": str(system.folder),
         "fingerprint": checkpoint.fingerprint,
+        "started_from": checkpoint.training.get("started_from"),
         "units_hash": checkpoint.units.hash,
         "units": checkpoint.units.size,
         "model": checkpoint.settings.model_dump(),

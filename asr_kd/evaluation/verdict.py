@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asr_kd.evaluation.figures import SURE, change, changes, percent, share, sureness
+from asr_kd.models.origin import won_nothing
 
 Report = dict[str, Any]
 
@@ -37,10 +38,13 @@ def verdict(report: Report) -> str:
 
 
 def below_it(report: Report) -> list[str]:
-    """Sentences that the verdict has no room for: the share of the gap, and how the other systems compare with the student."""
+    """Sentences that the verdict has no room for.
+
+    Whose training won nothing, the share of the gap, and how the other systems compare with the student.
+    """
     name, systems = student(report), report["systems"]
     baseline, teacher = report["baseline"], report["teacher"]
-    said = []
+    said = _without_gain(report, name)
     if None not in (baseline, teacher) and baseline != teacher:
         gap = systems[baseline]["wer"] - systems[teacher]["wer"]
         if gap <= 0:
@@ -68,6 +72,21 @@ def below_it(report: Report) -> list[str]:
     if beside:
         groups = "; ".join(f"{how}: {', '.join(others)}" for how, others in beside.items())
         said.append(f"Against {name}, {groups}.")
+    return said
+
+
+def _without_gain(report: Report, name: str) -> list[str]:
+    """The systems that are what they started from, the student first."""
+    systems, baseline, said = report["systems"], report["baseline"], []
+    for one in sorted(systems, key=lambda other: other != name):
+        lost = won_nothing(systems[one])
+        same = one == name != baseline and baseline and systems[one]["fingerprint"] == systems[baseline]["fingerprint"]
+        if same:
+            said.append(
+                f"{one} is the baseline {baseline}, with the same weights to the bit{f': {lost}' if lost else ''}."
+            )
+        elif lost:
+            said.append(f"{one}'s training won nothing: {lost}.")
     return said
 
 

@@ -216,7 +216,8 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
             f"{folder}: has weights that are not numbers (NaN or infinite); use an earlier checkpoint of its run"
         )
     model.to(device).eval()
-    return Checkpoint(model, units, features, settings, mark, description.get("training", {}))
+    training = description.get("training")
+    return Checkpoint(model, units, features, settings, mark, training if isinstance(training, dict) else {})
 
 
 def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 
-def won_nothing(training: Mapping[str, Any]) -> str | None:
+def won_nothing(training: Any) -> str | None:
     """Words for a run that is no better than its start, from the `training` of its checkpoint; None where it won something."""
     match training:
         case {"started_from": {"won": False, "folder": str(folder), "wer": float(wer), "loss": float(loss)}}:

@@ -19,7 +19,7 @@ def system(errors: int, **changes: Any) -> dict[str, Any]:
         "relative_change_to_baseline": None, "relative_change_to_baseline_interval": None,
         "relative_change_to_teacher": None, "relative_change_to_teacher_interval": None,
         "gap_recovered": None, "gap_recovered_interval": None, "agreement_with_teacher": None,
-        "checkpoint": "runs/x", "fingerprint": "ab", "units_hash": "cd", "units": 9,
+        "checkpoint": "runs/x", "started_from": None, "units_hash": "cd", "units": 9,
         "model": {"kind": "lstm", "layers": 1, "size": 8}, "features": {}, "speakers": {"anna": {"wer": 0.1, **counts}},
         "confusions": {"substitutions": [["one", "two", 3]], "deletions": [], "insertions": [["six", 1]]},
         "worst": [{
@@ -46,6 +46,8 @@ def report_of(
     """A made-up report; `p` of every pair."""
     figures = {name: {"wer": one["wer"], "interval": one["interval"], "errors": 1} for name, one in systems.items()}
     names = list(systems)
+    for number, one in enumerate(systems.values()):
+        one.setdefault("fingerprint", f"ab{number}")
     report = {
         "verdict": "", "baseline": baseline, "teacher": teacher, "student": None, "normalizer": "basic-1", "systems": systems,
         "data": {"audio": "test", "hash": "ef", "shards": 1, "utterances": 3, "quarantined": 1, "words": 100,

@@ -78,3 +78,27 @@ def test_a_set_in_which_the_student_is_worse_is_named() -> None:
 
 def test_without_roles_the_others_stand_below() -> None:
     assert below_it(alone(None)) == ["Against b, significantly worse: a (5.00 %)."]
+
+
+START = {"folder": "runs/base", "wer": 0.392, "loss": 0.32, "won": False}
+LOST = "no checkpoint was better than runs/base, where it started (development WER 39.2 %, loss 0.32)"
+
+
+def test_a_student_that_is_the_baseline_is_called_so() -> None:
+    report = distilled(20, 10, 20)
+    report["systems"]["small"]["fingerprint"] = report["systems"]["base"]["fingerprint"]
+    assert below_it(report)[0] == "small is the baseline base, with the same weights to the bit."
+    report["systems"]["small"]["started_from"] = START
+    assert below_it(report)[0] == f"small is the baseline base, with the same weights to the bit: {LOST}."
+    report["systems"]["big"]["fingerprint"] = report["systems"]["base"]["fingerprint"]
+    assert len([said for said in below_it(report) if "to the bit" in said]) == 1
+
+
+def test_systems_whose_training_won_nothing_are_named_the_student_first() -> None:
+    report = distilled(20, 10, 20, rival=20, oracle=5)
+    report["student"] = "small"
+    for name, won in (("base", False), ("small", False), ("oracle", True)):
+        report["systems"][name]["started_from"] = {**START, "won": won}
+    said = below_it(report)
+    assert said[:2] == [f"small's training won nothing: {LOST}.", f"base's training won nothing: {LOST}."]
+    assert not any("won nothing" in one for one in said[2:])
