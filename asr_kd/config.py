@@ -416,6 +416,14 @@ class SpikeSettings(Settings):
     )
 
 
+class SequenceSettings(Settings):
+    """Soft targets of a CTC teacher, learned as whole transcripts: each time an utterance is heard, one is drawn from them."""
+
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best path alone"
+    )
+
+
 class CombineSettings(Settings):
     """The soft targets of several teachers as one."""
 
@@ -459,6 +467,9 @@ class SourceSettings(Settings):
     spikes: SpikeSettings | None = Field(
         None, description="learn each spike of the targets as one event; null learns every frame by itself"
     )
+    sequences: SequenceSettings | None = Field(
+        None, description="learn transcripts drawn from the targets, by CTC; null learns frames (or spikes)"
+    )
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
     )
@@ -478,8 +489,11 @@ class SourceSettings(Settings):
             raise ValueError("ctc_within_targets needs a ctc weight above 0")
         if self.mwer and not self.ctc:
             raise ValueError("mwer needs a ctc weight above 0: it smooths the expected word errors and reads the text")
-        if self.spikes and not self.soft:
-            raise ValueError("spikes needs a soft weight above 0")
+        for name in ("spikes", "sequences"):
+            if getattr(self, name) and not self.soft:
+                raise ValueError(f"{name} needs a soft weight above 0")
+        if self.spikes and self.sequences:
+            raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
         if self.reads_targets != bool(self.targets):
             raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
         if self.resample and not self.targets:
@@ -552,8 +566,8 @@ class PhaseSettings(Settings):
             raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
         if self.chunks:
             for source in self.sources:
-                if source.ctc or source.spikes:
-                    raise ValueError("chunks cannot learn from ctc or spikes, which need whole utterances")
+                if source.ctc or source.spikes or source.sequences:
+                    raise ValueError("chunks cannot learn from ctc, spikes or sequences, which need whole utterances")
                 if source.augment.stretch:
                     raise ValueError("chunks cannot be stretched; set augment.stretch to 0")
         return self

@@ -22,7 +22,7 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
     Args:
         logits: float32 [batch, frames, units]; lengths: int64 [batch].
     """
-    source, device = plan.sources[batch.source], logits.device
+    source = plan.sources[batch.source]
     learned = _between(logits, batch.first, batch.last)
     loss = logits.new_zeros(())
     if source.ctc:
@@ -33,32 +33,36 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
             # torch's ctc_loss has the right gradient for a distribution only: normalise, and add the norm back
             log_probs = inside.log_softmax(-1)
             loss = loss - source.ctc * inside.logsumexp(-1)[learned].sum() / batch.frames
-        total = nn.functional.ctc_loss(
-            log_probs.transpose(0, 1),
-            batch.labels.to(device),
-            lengths.to(device),
-            batch.label_lengths.to(device),
-            Units.blank,
-            "sum",
-        )
-        loss = loss + source.ctc * total / batch.frames
+        loss = loss + source.ctc * _ctc(log_probs, lengths, batch.labels, batch.label_lengths) / batch.frames
     if source.mwer:
         assert batch.labels is not None and batch.label_lengths is not None and batch.spelling is not None
         errors = expected_word_errors(logits, lengths, batch.labels, batch.label_lengths, batch.spelling, source.mwer)
         loss = loss + errors.sum() / batch.frames
-    if source.soft:
+    if source.sequences:
+        assert batch.drawn is not None and batch.drawn_lengths is not None
+        total = _ctc(logits.log_softmax(-1), lengths, batch.drawn, batch.drawn_lengths)
+        loss = loss + source.soft * total / batch.frames
+    elif source.soft:
         rows = logits[learned]
         losses = soft_losses(rows, batch, settings)
         total = losses.sum()
         if source.spikes:
             assert batch.units is not None and batch.probs is not None
             spikes = find_spikes(batch.units, batch.probs, batch.last - batch.first, source.spikes)
-            targets = batch.units.to(device), batch.probs.to(device)
+            targets = batch.units.to(logits.device), batch.probs.to(logits.device)
             total = losses[spikes.outside(len(losses))].sum()
             events = spike_cross_entropy(rows, *targets, spikes, source.spikes.temperature, source.spikes.certainty)
             total = total + events.sum()
         loss = loss + source.soft * total / batch.frames
     return loss
+
+
+def _ctc(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    """The CTC loss of all utterances together, of log-probabilities [batch, frames, units]."""
+    device = log_probs.device
+    return nn.functional.ctc_loss(
+        log_probs.transpose(0, 1), labels.to(device), lengths.to(device), label_lengths.to(device), Units.blank, "sum"
+    )
 
 
 def soft_losses(rows: Tensor, batch: Batch, settings: TrainSettings, places: Tensor | None = None) -> Tensor:
