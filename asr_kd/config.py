@@ -417,10 +417,10 @@ class SpikeSettings(Settings):
 
 
 class SequenceSettings(Settings):
-    """Soft targets of a CTC teacher, learned as whole transcripts: each time an utterance is heard, one is drawn from them."""
+    """What a teacher says of an utterance as a distribution over transcripts: each time the utterance is heard, one is drawn."""
 
     temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best path alone"
+        1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
     )
 
 
@@ -468,7 +468,9 @@ class SourceSettings(Settings):
         None, description="learn each spike of the targets as one event; null learns every frame by itself"
     )
     sequences: SequenceSettings | None = Field(
-        None, description="learn transcripts drawn from the targets, by CTC; null learns frames (or spikes)"
+        None,
+        description="learn transcripts, by CTC, drawn from the targets or from n-best lists given as transcripts "
+        "(transcribe nbest=…); null learns frames (or spikes)",
     )
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
@@ -494,6 +496,8 @@ class SourceSettings(Settings):
                 raise ValueError(f"{name} needs a soft weight above 0")
         if self.spikes and self.sequences:
             raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
+        if self.sequences and bool(self.targets) == bool(self.transcripts):
+            raise ValueError("sequences are drawn from targets or from transcripts (n-best lists); give one of the two")
         if self.reads_targets != bool(self.targets):
             raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
         if self.resample and not self.targets:
@@ -515,7 +519,12 @@ class SourceSettings(Settings):
     @property
     def reads_targets(self) -> bool:
         """Whether the loss looks at soft-target shards."""
-        return bool(self.soft) or self.ctc_within_targets
+        return (bool(self.soft) and not self.reads_lists) or self.ctc_within_targets
+
+    @property
+    def reads_lists(self) -> bool:
+        """Whether the transcripts are n-best lists to draw from."""
+        return bool(self.sequences and self.transcripts)
 
 
 class ChunkSettings(Settings):

@@ -269,10 +269,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                         found[index] = decoder(log_probs)
                 progress.advance(shard.samples, shard.seconds)
                 for index, item in enumerate(loaded.items):
-                    yield {
-                        "key": item.key,
-                        **(details(found[index]) if settings.details else {"text": found[index][0].text}),
-                    }
+                    yield {"key": item.key, **_of_set(found[index], settings)}
         for line in bad:
             print(f"left out {line}", file=sys.stderr)
         if len(bad) > settings.max_bad_share * total:
@@ -285,6 +282,14 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
         for line in lines():
             file.write(_json(line) + "\n")
     print(f"{settings.output}: {total - len(bad):,} texts, {len(bad):,} utterances left out")
+
+
+def _of_set(found: Sequence[Hypothesis], settings: TranscribeSettings) -> dict[str, Any]:
+    """What is written of an utterance of a set: its text, all that is known, or the n-best list to learn from."""
+    if settings.details:
+        return details(found)
+    nbest = {"nbest": [{"text": one.text, "score": one.score} for one in found]} if settings.nbest > 1 else {}
+    return {"text": found[0].text, **nbest}
 
 
 def _same(one: Place, other: Place) -> bool:

@@ -1,24 +1,32 @@
 """Response knowledge of a CTC teacher as whole transcripts: the cross-entropy of sequences, by drawing them.
 
-What a CTC teacher says of an utterance is a distribution over transcripts, P(y), in which frames are independent given the
-audio. Its cross-entropy with the student's, -Σ P(y) log Q(y), is what distillation asks for, and says nothing of *when*: each
-Q(y) is a sum over all alignments. The sum over all transcripts cannot be computed, but a path that takes each frame's unit
-from that frame's distribution, collapsed, is an exact draw of P. So the CTC loss of one draw is an unbiased estimate of the
-full sum, and a new one each time an utterance is heard averages over them. Towards temperature 0 it becomes CTC on the
-teacher's best path, the pseudo-label. Sequences in place of frames for CTC: Takashima et al. 2018 and 2019 (n-best and
-lattices); the full sum is the aim of arXiv 2303.05958.
+What a teacher says of an utterance is a distribution over transcripts, P(y). Its cross-entropy with the student's,
+-Σ P(y) log Q(y), is what distillation asks for, and says nothing of *when*: each Q(y) is a sum over all alignments. The sum
+over all transcripts cannot be computed, but the CTC loss of one that is drawn from P is an unbiased estimate of it, and a new
+draw each time an utterance is heard averages over them. Towards temperature 0 it becomes CTC on the pseudo-label.
+
+P is taken from one of two places:
+
+- *soft targets*: frames are independent of each other given the audio, so a path that takes each frame's unit from that
+  frame's distribution, collapsed, is an exact draw (the full sum, which arXiv 2303.05958 computes for other models);
+- *n-best lists*, weighted by their scores (Takashima et al. 2018, 2019), which a search may have made with a lexicon and a
+  language model: what the labelled text knows then enters the targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from asr_kd.units import Units
 
 
 def draw_sequences(
-    units: np.ndarray, probs: np.ndarray, lengths: np.ndarray, temperature: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+    units: Tensor, probs: Tensor, lengths: Tensor, temperature: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Draw a transcript of each utterance from soft targets.
 
     What the targets did not keep is never drawn: the kept units share its mass.
@@ -27,17 +35,38 @@ def draw_sequences(
         units: int64 [frames, k], kept units of the utterances one after the other; probs: float [frames, k], their
             probabilities, 0 where there is none.
         lengths: int64 [utterances], frames of each.
-        temperature: the probabilities are drawn by their power of 1 / temperature.
+        temperature: each frame is drawn by the power of 1 / temperature of its probabilities.
 
     Returns:
         int64 unit ids of all utterances in a row, and int64 [utterances], how many each has. They fit into its frames.
     """
+    weights = probs.double()
     if temperature != 1.0:
-        probs = np.where(probs > 0, (probs / probs.max(1, keepdims=True)) ** (1 / temperature), 0.0)
-    reached = probs.cumsum(1, dtype=np.float64)
-    points = rng.random(len(reached)) * reached[:, -1]
-    path = units[np.arange(len(units)), (points[:, None] >= reached).sum(1)]
-    utterance = np.repeat(np.arange(len(lengths)), lengths)
-    begins = np.append(True, (path[1:] != path[:-1]) | (utterance[1:] != utterance[:-1]))
-    spoken = begins & (path != Units.blank)
-    return path[spoken], np.bincount(utterance[spoken], minlength=len(lengths))
+        weights = (weights / weights.amax(1, keepdim=True)) ** (1 / temperature)
+    reached = weights.cumsum(1)
+    points = torch.from_numpy(rng.random((len(reached), 1))) * reached[:, -1:]
+    path = units.gather(1, (points >= reached).sum(1, keepdim=True))[:, 0]
+    utterance = torch.arange(len(lengths)).repeat_interleave(lengths)
+    spoken = path != Units.blank
+    spoken[1:] &= (path[1:] != path[:-1]) | (utterance[1:] != utterance[:-1])
+    return path[spoken], utterance[spoken].bincount(minlength=len(lengths))
+
+
+def draw_from_lists(
+    lists: Sequence[Sequence[tuple[list[int], float]]], temperature: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw a transcript of each utterance from its n-best list, by the softmax of the scores / temperature.
+
+    Args:
+        lists: of each utterance at least one transcript, as unit ids and with its score in nat.
+
+    Returns:
+        as `draw_sequences`.
+    """
+    drawn = []
+    for choices in lists:
+        scores = np.array([score for _, score in choices]) / temperature
+        reached = np.exp(scores - scores.max()).cumsum()
+        drawn.append(choices[int((rng.random() * reached[-1] >= reached).sum())][0])
+    ids = [unit for one in drawn for unit in one]
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor([len(one) for one in drawn])

@@ -85,20 +85,55 @@ class Transcripts:
     """
 
     def __init__(self, path: Place | str) -> None:
-        self._texts = _database("CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID").cursor()
-        self._texts.executemany("INSERT INTO texts VALUES (?, ?)", _texts(place(path)))
+        table = "CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT) WITHOUT ROWID"
+        self._texts = _database(table).cursor()
+        self._texts.executemany(
+            "INSERT INTO texts VALUES (?, ?, ?)",
+            ((key, value["text"], _nbest(value, where)) for where, value, key in _lines_with_text(place(path))),
+        )
 
     def get(self, key: str) -> str | None:
         """The text of an utterance, if there is one."""
         found = self._texts.execute("SELECT text FROM texts WHERE key = ?", (key,)).fetchone()
         return found and found[0]
 
+    def nbest(self, key: str) -> list[tuple[str, float]]:
+        """The n-best list of an utterance as (text, score in nat), its text alone where the file holds no list, or nothing."""
+        found = self._texts.execute("SELECT text, nbest FROM texts WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            return []
+        return [(text, score) for text, score in json.loads(found[1])] if found[1] else [(found[0], 0.0)]
+
+
+def _nbest(value: dict[str, Any], where: str) -> str | None:
+    """The field `nbest` of a line, a list of objects with text and score, as JSON; None where there is none."""
+    if value.get("nbest") is None:
+        return None
+    match value["nbest"]:
+        case [_, *_] as found if all(
+            isinstance(one, dict)
+            and isinstance(one.get("text"), str)
+            and isinstance(one.get("score"), int | float)
+            and not isinstance(one["score"], bool)
+            for one in found
+        ):
+            return json.dumps([(one["text"], one["score"]) for one in found])
+    raise UserError(
+        f"{where}: `nbest` must be a list of objects with text and score, not {_shown(value['nbest'])}; "
+        "write it with `asr-kd transcribe … nbest=8`"
+    )
+
 
 def _texts(path: Place) -> Iterator[tuple[str, str]]:
+    for _, value, key in _lines_with_text(path):
+        yield key, value["text"]
+
+
+def _lines_with_text(path: Place) -> Iterator[tuple[str, dict[str, Any], str]]:
     for where, value, key in _unique(path, "file of transcripts"):
         if not isinstance(value.get("text"), str):
             raise UserError(f"{where}: `text` must be text, not {_shown(value.get('text'))}")
-        yield key, value["text"]
+        yield where, value, key
 
 
 def _database(table: str) -> sqlite3.Connection:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asr_kd.audio.augment import spec_augment, stretched
 from asr_kd.config import TrainSettings
-from asr_kd.distillation.sequences import draw_sequences
+from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
 from asr_kd.models.acoustic import collate
 from asr_kd.training.sources import Cursor, Example, Source
 from asr_kd.units import Units
@@ -44,7 +44,7 @@ class Batch:
         first, last: int64 [batch], the frames that are learned: from first to before last; the others are context.
         source: which source of the phase it came from; seconds: of audio to learn, before any stretch.
         labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
-        drawn, drawn_lengths: the same of transcripts drawn from the soft targets; None without `sequences`.
+        drawn, drawn_lengths: the same of transcripts that were drawn; None without `sequences`.
         units, probs: [learned frames of all utterances, k], tail: [learned frames]; None without soft targets.
         priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [learned frames],
             which of them is the frame's; None unless `missing_mass` is prior.
@@ -165,6 +165,10 @@ class PhaseStream:
             batch.label_lengths = torch.tensor([len(row) for row in ids])
         if self.plan.sources[source].mwer:
             batch.spelling = self.sources[source].units
+        sequences = self.plan.sources[source].sequences
+        if sequences and self.plan.sources[source].reads_lists:
+            lists = [example.choices for example in examples]
+            batch.drawn, batch.drawn_lengths = draw_from_lists(lists, sequences.temperature, rng)
         if self.plan.sources[source].reads_targets:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)
@@ -177,11 +181,10 @@ class PhaseStream:
             batch.units = torch.from_numpy(np.concatenate(units))
             batch.probs = torch.from_numpy(np.concatenate(probs))
             batch.tail = torch.from_numpy(np.concatenate(tails))
-            if sequences := self.plan.sources[source].sequences:
-                drawn = draw_sequences(
-                    np.concatenate(units), np.concatenate(probs), lengths.numpy(), sequences.temperature, rng
+            if sequences:
+                batch.drawn, batch.drawn_lengths = draw_sequences(
+                    batch.units, batch.probs, lengths, sequences.temperature, rng
                 )
-                batch.drawn, batch.drawn_lengths = (torch.from_numpy(part) for part in drawn)
             shards = {id(example.prior): example.prior for example in examples if example.prior is not None}
             if shards:
                 places = {name: place for place, name in enumerate(shards)}

@@ -33,12 +33,14 @@ class Example:
 
     Attributes:
         features: float16 [frames, dimension]; `targets` answer for those from `first` to before `last`, the others are context.
+        choices: transcripts to draw from, each as unit ids and with its score in nat.
         prior: as of `Batch.priors`.
     """
 
     key: str
     features: np.ndarray
     ids: list[int] | None = None
+    choices: list[tuple[list[int], float]] = field(default_factory=list)
     targets: SparsePosteriors | None = None
     prior: np.ndarray | None = None
     first: int = 0
@@ -242,6 +244,8 @@ class Source:
         example = Example(item.key, item.features)
         if self.plan.ctc:
             reading.unused = self._label(item, example)
+        if self.plan.reads_lists:
+            reading.unused = reading.unused or self._choices(item, example)
         if targets is not None and not reading.unused:
             found = targets.find(item.key, len(item.features))
             lacking = f"no soft target in {' and '.join(found.lacking)}" if found.lacking else ""
@@ -261,13 +265,25 @@ class Source:
         if text is None:
             return "no text to learn from"
         example.ids = self.units.encode(text)
-        if self.units.unknown in example.ids:
+        return self._misfit(example.ids, item)
+
+    def _choices(self, item: Item, example: Example) -> str:
+        """Give the example the units of its n-best list, of those texts that fit; returns what is in the way of all of them."""
+        assert self.transcripts is not None
+        found = [(self.units.encode(text), score) for text, score in self.transcripts.nbest(item.key)]
+        reasons = [self._misfit(ids, item) for ids, _ in found]
+        example.choices = [one for one, reason in zip(found, reasons, strict=True) if not reason]
+        return "" if example.choices else (reasons or ["no text to learn from"])[0]
+
+    def _misfit(self, ids: list[int], item: Item) -> str:
+        """Why CTC cannot learn a text, if it cannot."""
+        if self.units.unknown in ids:
             return "its text holds characters that no unit covers"
-        repeats = sum(a == b for a, b in itertools.pairwise(example.ids))
+        repeats = sum(a == b for a, b in itertools.pairwise(ids))
         # even when stretched to its shortest: CTC without a path has an infinite loss
         frames = round(len(item.features) * (1 - self.plan.augment.stretch))
-        if len(example.ids) + repeats > frames:
-            return f"{len(example.ids)} units do not fit into {frames} frames"
+        if len(ids) + repeats > frames:
+            return f"{len(ids)} units do not fit into {frames} frames"
         return ""
 
 
@@ -280,5 +296,7 @@ def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
         left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
         targets = None if example.targets is None else example.targets[begin:end]
         features = example.features[left:right]
-        pieces.append(Example(example.key, features, None, targets, example.prior, begin - left, end - left))
+        pieces.append(
+            Example(example.key, features, targets=targets, prior=example.prior, first=begin - left, last=end - left)
+        )
     return pieces
