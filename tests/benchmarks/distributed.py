@@ -54,7 +54,9 @@ def row(method: str, settings: TrainSettings, processes: int, test: str) -> dict
     """Train, and sum the run up."""
     train(settings, processes)
     lines = [json.loads(line) for line in (Path(settings.output) / "metrics.jsonl").read_text().splitlines()]
-    scored = score_development(settings.model_copy(update={"development": test, "calibrate_blank": False}), load_checkpoint(settings.output))
+    scored = score_development(
+        settings.model_copy(update={"development": test, "calibrate_blank": False}), load_checkpoint(settings.output)
+    )
     return {
         "method": method,
         "processes": processes,
