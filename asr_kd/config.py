@@ -422,6 +422,11 @@ class SequenceSettings(Settings):
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
     )
+    certainty: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="of n-best lists: an utterance weighs as much as the probability of its best transcript, to this power; 0 weighs all "
+        "alike",
+    )
 
 
 class CombineSettings(Settings):
@@ -498,6 +503,8 @@ class SourceSettings(Settings):
             raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
         if self.sequences and bool(self.targets) == bool(self.transcripts):
             raise ValueError("sequences are drawn from targets or from transcripts (n-best lists); give one of the two")
+        if self.sequences and self.sequences.certainty and not self.transcripts:
+            raise ValueError("sequences.certainty is of n-best lists; give them as transcripts, or leave it out")
         if self.reads_targets != bool(self.targets):
             raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
         if self.resample and not self.targets:
@@ -553,6 +560,9 @@ class PhaseSettings(Settings):
 
     sources: list[SourceSettings] = Field(description="streams that are mixed, batch by batch", min_length=1)
     passes: Count | None = Field(None, description="passes over all sources; give these or hours")
+    hours_at_least: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="audio to hear at least: as many more passes as that takes, where there is little audio"
+    )
     hours: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="hours of audio: a slice of streams that need not end; in the next cycle they go on where they stopped",
@@ -571,6 +581,8 @@ class PhaseSettings(Settings):
     def _fits(self) -> PhaseSettings:
         if (self.passes is None) == (self.hours is None):
             raise ValueError("give passes or hours, one of the two")
+        if self.hours_at_least and self.passes is None:
+            raise ValueError("hours_at_least goes with passes; leave it out where hours say how much is heard")
         if self.hours is None and any(source.weight is not None for source in self.sources):
             raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
         if self.chunks:

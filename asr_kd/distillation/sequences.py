@@ -54,19 +54,25 @@ def draw_sequences(
 
 def draw_from_lists(
     lists: Sequence[Sequence[tuple[list[int], float]]], temperature: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a transcript of each utterance from its n-best list, by the softmax of the scores / temperature.
 
     Args:
         lists: of each utterance at least one transcript, as unit ids and with its score in nat.
 
     Returns:
-        as `draw_sequences`.
+        as `draw_sequences`, and float32 [utterances], the probability of the best transcript of each list.
     """
-    drawn = []
+    drawn, best = [], []
     for choices in lists:
         scores = np.array([score for _, score in choices]) / temperature
-        reached = np.exp(scores - scores.max()).cumsum()
+        probs = np.exp(scores - np.logaddexp.reduce(scores))
+        reached = probs.cumsum()
         drawn.append(choices[int((rng.random() * reached[-1] >= reached).sum())][0])
+        best.append(probs.max())
     ids = [unit for one in drawn for unit in one]
-    return torch.tensor(ids, dtype=torch.int64), torch.tensor([len(one) for one in drawn])
+    return (
+        torch.tensor(ids, dtype=torch.int64),
+        torch.tensor([len(one) for one in drawn]),
+        torch.tensor(best, dtype=torch.float32),
+    )

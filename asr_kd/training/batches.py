@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,7 +45,8 @@ class Batch:
         first, last: int64 [batch], the frames that are learned: from first to before last; the others are context.
         source: which source of the phase it came from; seconds: of audio to learn, before any stretch.
         labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
-        drawn, drawn_lengths: the same of transcripts that were drawn; None without `sequences`.
+        drawn, drawn_lengths: the same of transcripts that were drawn; None without `sequences`. drawn_weights: float32 [batch],
+            how much each of them counts; None where all do alike.
         units, probs: [learned frames of all utterances, k], tail: [learned frames]; None without soft targets.
         priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [learned frames],
             which of them is the frame's; None unless `missing_mass` is prior.
@@ -61,6 +63,7 @@ class Batch:
     label_lengths: Tensor | None = None
     drawn: Tensor | None = None
     drawn_lengths: Tensor | None = None
+    drawn_weights: Tensor | None = None
     units: Tensor | None = None
     probs: Tensor | None = None
     tail: Tensor | None = None
@@ -86,17 +89,21 @@ class PhaseStream:
         units: of the learner; soft targets over other units are refused.
 
     Attributes:
-        sources: of the phase; seconds: of audio in one cycle of the phase, by all lanes.
+        sources: of the phase; passes: over all of them in a cycle, None where hours are asked for.
+        seconds: of audio in one cycle of the phase, by all lanes.
     """
 
     def __init__(self, settings: TrainSettings, phase: int, units: Units) -> None:
         self.settings, self.phase, self.units = settings, phase, units
         self.plan = settings.phases[phase]
         self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
+        self.passes = self.plan.passes
         if self.plan.hours is not None:
             self.seconds = self.plan.hours * 3600
         else:
-            self.seconds = sum(source.seconds for source in self.sources) * (self.plan.passes or 0)
+            once = sum(source.seconds for source in self.sources)
+            self.passes = max(self.plan.passes or 1, math.ceil(self.plan.hours_at_least * 3600 / max(once, 1.0)))
+            self.seconds = once * self.passes
 
     def start(self) -> list[Lane]:
         """The beginning, for every lane."""
@@ -131,7 +138,7 @@ class PhaseStream:
 
     def _lane(self, lane: int, start: Lane, cycle: int) -> Iterator[Batch]:
         """The sources of a lane, mixed so that all advance at the same pace, in passes or by their weights."""
-        passes = None if self.plan.passes is None else self.plan.passes * (cycle + 1)
+        passes = None if self.passes is None else self.passes * (cycle + 1)
         hours = None if self.plan.hours is None else self.plan.hours * (cycle + 1) * 3600 / self.settings.lanes
         paces = [source.plan.weight or source.seconds or 1.0 for source in self.sources]
         streams = [
@@ -168,7 +175,8 @@ class PhaseStream:
         sequences = self.plan.sources[source].sequences
         if sequences and self.plan.sources[source].reads_lists:
             lists = [example.choices for example in examples]
-            batch.drawn, batch.drawn_lengths = draw_from_lists(lists, sequences.temperature, rng)
+            batch.drawn, batch.drawn_lengths, best = draw_from_lists(lists, sequences.temperature, rng)
+            batch.drawn_weights = best**sequences.certainty
         if self.plan.sources[source].reads_targets:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)

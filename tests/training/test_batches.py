@@ -27,7 +27,7 @@ CTC = {"targets": None, "soft": 0.0, "ctc": 1.0}
 def all_batches(settings: TrainSettings, units: Units, number: int = 0) -> tuple[PhaseStream, list[Batch]]:
     """One pass of the first phase, in one lane."""
     stream = PhaseStream(settings, 0, units)
-    stream.plan = stream.plan.model_copy(update={"passes": number + 1})
+    stream.passes = number + 1
     lanes = [Lane(0, [Cursor(number=number) for _ in stream.sources])]
     return stream, [batch for batch in stream.batches(lanes, 0) if batch is not None]
 
