@@ -2,8 +2,8 @@
 
     python pipelines/an4/corpus.py --corpus FOLDER --output runs/an4/corpus --labelled-minutes 10 --development-speakers 8 --split 0
 
-FOLDER holds `etc/` and `wav/` (or is the folder above them). The audio may be NIST SPHERE, WAV or FLAC, which are left where they
-are, or headerless samples (`.raw`, of either byte order), which are copied as WAV. The test set is the official one. The
+FOLDER holds `etc/` and `wav/` (or is the folder above them). The audio may be WAV or FLAC, which is left where it is, or NIST
+SPHERE or headerless samples (`.raw`, of either byte order), which are copied as WAV. The test set is the official one. The
 official training set is parted by speaker, in an order that `--split` alone decides: the first speakers are the development
 set, the next ones are labelled until there are enough minutes, and all others are unlabelled. What these said goes to
 `unlabelled-oracle.jsonl`, which only the oracle student reads.
@@ -27,7 +27,7 @@ from asr_kd.files import claim_folder, read_text, write_json, write_whole
 
 RATE = 16000
 #: as the official downloads and their copies name them
-ENDINGS = (".sph", ".wav", ".flac", ".raw")
+ENDINGS = (".wav", ".flac", ".sph", ".raw")
 SPOKEN = re.compile(r"^\s*(?:<s>)?\s*(?P<text>.*?)\s*(?:</s>)?\s*\((?P<key>[^()\s]+)\)\s*$")
 
 
@@ -63,7 +63,7 @@ def find_root(corpus: Path) -> Path:
 
 
 def read_part(root: Path, part: str, copies: Path) -> list[Recording]:
-    """The recordings of `train` or `test`; headerless ones are copied to `copies` as WAV.
+    """The recordings of `train` or `test`; what only this corpus is had in is copied to `copies` as WAV.
 
     Raises:
         UserError: when a list, a transcription or a recording is missing or cannot be read.
@@ -86,19 +86,24 @@ def read_part(root: Path, part: str, copies: Path) -> list[Recording]:
         audio = next((path for ending in ENDINGS if (path := root / "wav" / f"{name}{ending}").is_file()), None)
         if audio is None:
             raise UserError(f"{root / 'wav' / name}: no recording ({', '.join(ENDINGS)}); download the corpus again")
-        if audio.suffix == ".raw":
-            audio = with_header(audio, copies / f"{key}.wav")
+        if audio.suffix in (".raw", ".sph"):
+            audio = as_wav(audio, copies / f"{key}.wav")
         recordings.append(Recording(key, speaker, audio.resolve(), texts[key], duration(audio)))
     return recordings
 
 
-def with_header(raw: Path, copy: Path) -> Path:
-    """Headerless 16-bit samples as a WAV file. In the wrong byte order speech is noise, whose samples jump."""
-    data = raw.read_bytes()
-    orders = [np.frombuffer(data[: len(data) // 2 * 2], dtype).astype(np.float32) for dtype in ("<i2", ">i2")]
-    samples = min(orders, key=lambda order: float(np.abs(np.diff(order)).mean()) if len(order) > 1 else 0.0)
+def as_wav(recording: Path, copy: Path) -> Path:
+    """A copy of a SPHERE file, or of headerless 16-bit samples. In the wrong byte order speech is noise, whose samples jump."""
+    if recording.suffix == ".raw":
+        data = recording.read_bytes()
+        orders = [np.frombuffer(data[: len(data) // 2 * 2], dtype).astype(np.float32) for dtype in ("<i2", ">i2")]
+        samples = min(orders, key=lambda order: float(np.abs(np.diff(order)).mean()) if len(order) > 1 else 0.0)
+        samples, rate = samples.astype(np.int16), RATE
+    else:
+        duration(recording)  # names it when it is none
+        samples, rate = soundfile.read(str(recording), dtype="int16")
     copy.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(copy, samples.astype(np.int16), RATE, subtype="PCM_16")
+    soundfile.write(copy, samples, rate, subtype="PCM_16")
     return copy
 
 

@@ -80,6 +80,28 @@ def test_a_set_of_shards_reads_like_its_recordings(
     assert "3 texts, 1 utterances left out" in captured.out
 
 
+def test_a_set_as_n_best_lists(folder: str, shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "lists.jsonl"
+    settings = TranscribeSettings(
+        checkpoint=folder,
+        audio=shards,
+        output=str(output),
+        device="cpu",
+        decoder="beam",
+        beam=5,
+        nbest=4,
+        max_bad_share=0.5,
+    )
+    transcribe_shards(settings)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["u0", "u1", "u2"]
+    for line in lines:
+        assert set(line) == {"key", "text", "nbest"} and 2 <= len(line["nbest"]) <= 4
+        assert line["nbest"][0]["text"] == line["text"] and {len(one) for one in line["nbest"]} == {2}
+        scores = [one["score"] for one in line["nbest"]]
+        assert scores == sorted(scores, reverse=True)
+
+
 def test_too_much_unreadable_audio_writes_nothing(folder: str, shards: str, tmp_path: Path) -> None:
     output = tmp_path / "texts.jsonl"
     with pytest.raises(UserError, match=r"1 of 4 utterances could not be read .*broken"):

@@ -100,6 +100,24 @@ def test_transcripts_round_trip(tmp_path_factory: pytest.TempPathFactory, texts:
     assert {key: found.get(key) for key in texts} == texts and found.get("no key") is None
 
 
+def test_n_best_lists_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "lists.jsonl"
+    nbest = [{"text": "a b", "score": -1.5, "words": []}, {"text": "a", "score": -2}]
+    lines = [{"key": "k", "text": "a b", "nbest": nbest}, {"key": "alone", "text": "c"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts = Transcripts(file)
+    assert texts.nbest("k") == [("a b", -1.5), ("a", -2.0)] and texts.get("k") == "a b"
+    assert texts.nbest("alone") == [("c", 0.0)] and texts.nbest("other") == []
+
+
+@pytest.mark.parametrize("nbest", [[], "a", [{"text": "a"}], [{"text": 1, "score": 0}], [{"text": "a", "score": True}]])
+def test_lists_that_are_none_are_refused(tmp_path: Path, nbest: object) -> None:
+    file = tmp_path / "lists.jsonl"
+    file.write_text(json.dumps({"key": "k", "text": "a", "nbest": nbest}) + "\n")
+    with pytest.raises(UserError, match=r"lists\.jsonl, line 1: `nbest` must be a list of objects with text and score"):
+        Transcripts(file)
+
+
 def test_bad_transcripts_are_named(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     for line, message in {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +336,73 @@ def test_targets_without_a_prior_are_refused_where_one_is_needed(
     with pytest.raises(UserError, match=r"has no prior .* choose missing_mass=ghost"):
         all_batches(job(missing_mass="prior", source={"targets": bare}), units)
     assert all_batches(job(source={"targets": bare}), units)
+
+
+def test_passes_follow_from_the_hours_that_are_asked_for(job: Job, units: Units) -> None:
+    once = PhaseStream(job(phase={"passes": 1}), 0, units).seconds
+    for passes, hours, expected in ((1, 2.5 * once / 3600, 3), (4, 2.5 * once / 3600, 4), (2, 0.0, 2)):
+        stream = PhaseStream(job(phase={"passes": passes, "hours_at_least": hours}), 0, units)
+        assert stream.passes == expected and stream.seconds == pytest.approx(once * expected)
+        batches = [batch for batch in stream.batches(stream.start(), 0) if batch is not None]
+        assert sum(batch.seconds for batch in batches) == pytest.approx(once * expected, rel=0.05)
+
+
+def test_transcripts_are_drawn_anew_each_pass_and_the_same_for_one_seed(job: Job, units: Units, audio: str) -> None:
+    settings = job(source={"sequences": {"temperature": 3.0}})
+    first, again = (all_batches(settings, units)[1] for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert one.drawn is not None and other.drawn is not None and torch.equal(one.drawn, other.drawn)
+        assert one.drawn_lengths is not None and len(one.drawn_lengths) == len(one.lengths)
+    second = all_batches(settings, units, 1)[1][len(first) :]
+    assert {tuple(batch.drawn.tolist()) for batch in first if batch.drawn is not None} != {
+        tuple(batch.drawn.tolist()) for batch in second if batch.drawn is not None
+    }
+
+
+def test_n_best_lists_are_drawn_and_weighed(job: Job, units: Units, audio: str, tmp_path: Path) -> None:
+    keys = [item.key for info in read_index(Path(audio)) for item in read_shard(Path(audio) / info.name)]
+    lists = tmp_path / "lists.jsonl"
+    lines = [{"key": keys[0], "text": "a"}]  # no list: the text alone
+    lines += [
+        {"key": key, "text": "a", "nbest": [{"text": "a", "score": -1.0}, {"text": "b", "score": -2.0}, {"text": "?", "score": 0}]}
+        for key in keys[1:]
+    ]  # fmt: skip
+    lists.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"targets": None, "transcripts": str(lists), "sequences": {"certainty": 2.0}}
+    settings = job(source=source)
+    stream, batches = all_batches(settings, units)
+    assert unused(stream) == [(0, "", "")]
+    found: Counter[tuple[str, float]] = Counter()
+    for batch in batches:
+        assert batch.drawn is not None and batch.drawn_lengths is not None and batch.drawn_weights is not None
+        ids = batch.drawn.split(batch.drawn_lengths.tolist())
+        found.update(
+            (units.decode(one.tolist()), round(weight, 4))
+            for one, weight in zip(ids, batch.drawn_weights.tolist(), strict=True)
+        )
+        # the loss is CTC's on what was drawn, weighed
+        logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0))
+        losses = torch.nn.functional.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1), batch.drawn, batch.lengths, batch.drawn_lengths, 0, "none"
+        )
+        expected = (losses * batch.drawn_weights).sum() / batch.frames
+        torch.testing.assert_close(batch_loss(logits, batch.lengths, batch, settings.phases[0], settings), expected)
+    share = 1 / (1 + math.exp(-1))  # of the better text that the units can write
+    assert {weight for _, weight in found} == {1.0, round(share**2, 4)} and {text for text, _ in found} == {"a", "b"}
+
+
+def test_an_utterance_of_whose_list_nothing_can_be_learned_is_named(
+    job: Job, units: Units, audio: str, tmp_path: Path
+) -> None:
+    keys = [item.key for info in read_index(Path(audio)) for item in read_shard(Path(audio) / info.name)]
+    lists = tmp_path / "lists.jsonl"
+    lines = [{"key": key, "text": "a"} for key in keys[2:]]
+    lines.append({"key": keys[0], "text": "a", "nbest": [{"text": "?", "score": 0.0}]})
+    lists.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"targets": None, "transcripts": str(lists), "sequences": {}}
+    stream, _ = all_batches(job(source=source, max_bad_share=0.5), units)
+    assert stream.sources[0].ends[0].unused == 2
+    assert stream.sources[0].first_unused[1] in (
+        "no text to learn from",
+        "its text holds characters that no unit covers",
+    )

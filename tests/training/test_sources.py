@@ -177,6 +177,7 @@ def test_a_lane_without_any_utterance_ends(job: Job, units: Units, audio: str, t
         ({"passes": 1, "hours": 1.0}, "give passes or hours"),
         ({"chunks": {"frames": 5, "carry": True, "left": 2}}, "with carry the state is the context"),
         ({"chunks": {"frames": 0}}, "chunks.frames"),
+        ({"passes": None, "hours": 1.0, "hours_at_least": 1.0}, "hours_at_least goes with passes"),
     ],
 )
 def test_phases_that_make_no_sense_are_refused(job: Job, phase: dict[str, Any], message: str) -> None:
@@ -190,8 +191,13 @@ def test_phases_that_make_no_sense_are_refused(job: Job, phase: dict[str, Any], 
     ("source", "phase", "message"),
     [
         ({"weight": 2.0}, {}, "weight needs hours"),
-        ({"ctc": 1.0}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc or spikes"),
-        ({"spikes": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc or spikes"),
+        ({"ctc": 1.0}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, spikes or sequences"),
+        ({"spikes": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, spikes or sequences"),
+        ({"sequences": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, spikes or sequences"),
+        ({"sequences": {}, "spikes": {}}, {}, "two ways to learn soft targets"),
+        ({"sequences": {}, "soft": 0.0, "ctc": 1.0}, {}, "sequences needs a soft weight"),
+        ({"sequences": {}, "transcripts": "lists.jsonl"}, {}, "from targets or from transcripts"),
+        ({"sequences": {"certainty": 1.0}}, {}, "certainty is of n-best lists"),
         ({"augment": {"stretch": 0.1}}, {"chunks": {"frames": 5}}, "chunks cannot be stretched"),
     ],
 )

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
+
+
+def collapsed(path: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(unit for unit, _ in itertools.groupby(path) if unit)
+
+
+def drawn(labels: torch.Tensor, lengths: torch.Tensor) -> list[tuple[int, ...]]:
+    return [tuple(part.tolist()) for part in labels.split(lengths.tolist())]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_transcripts_are_drawn_as_often_as_ctc_says(temperature: float) -> None:
+    probs = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.25, 0.25]])
+    tempered = probs ** (1 / temperature)
+    tempered /= tempered.sum(1, keepdims=True)
+    expected: Counter[tuple[int, ...]] = Counter()
+    for path in itertools.product(range(3), repeat=3):
+        expected[collapsed(path)] += math.prod(tempered[frame, unit] for frame, unit in enumerate(path))
+    count = 20_000
+    units = torch.arange(3).expand(3 * count, 3)
+    labels, lengths = draw_sequences(
+        units,
+        torch.from_numpy(np.tile(probs, (count, 1))),
+        torch.full((count,), 3),
+        temperature,
+        np.random.default_rng(0),
+    )
+    found = Counter(drawn(labels, lengths))
+    assert set(found) <= set(expected)
+    for sequence, probability in expected.items():
+        assert found[sequence] / count == pytest.approx(probability, abs=4 * math.sqrt(probability / count))
+
+
+def test_units_of_neighbouring_utterances_do_not_collapse_and_kept_units_share_the_rest() -> None:
+    units = torch.tensor([[2, 0], [2, 1], [2, 1], [0, 0]])
+    probs = torch.tensor([[0.9, 0.0], [0.0, 0.5], [0.7, 0.0], [0.1, 0.0]])
+    labels, lengths = draw_sequences(units, probs, torch.tensor([1, 1, 1, 1]), 1.0, np.random.default_rng(0))
+    assert drawn(labels, lengths) == [(2,), (1,), (2,), ()]
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_what_is_drawn_fits_into_the_frames(frames: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probs = torch.from_numpy(rng.dirichlet(np.full(4, 0.3), sum(frames)))
+    labels, lengths = draw_sequences(torch.arange(4).expand(sum(frames), 4), probs, torch.tensor(frames), 0.7, rng)
+    for sequence, room in zip(drawn(labels, lengths), frames, strict=True):
+        assert len(sequence) + sum(a == b for a, b in itertools.pairwise(sequence)) <= room
+
+
+def test_towards_temperature_zero_the_best_is_drawn() -> None:
+    probs = torch.tensor([[0.4, 0.6], [0.7, 0.3], [0.1, 0.9]])
+    units = torch.tensor([[0, 3]]).expand(3, 2)
+    assert drawn(*draw_sequences(units, probs, torch.tensor([3]), 1e-3, np.random.default_rng(0))) == [(3, 3)]
+    lists = [[([1], -700.0), ([2, 2], -690.0)]]
+    assert draw_from_lists(lists, 1e-3, np.random.default_rng(0))[0].tolist() == [2, 2]
+
+
+def test_lists_are_drawn_by_their_scores() -> None:
+    scores = {(1,): -5.0, (2, 1): -6.0, (): -8.0}
+    lists = [[(list(ids), score) for ids, score in scores.items()]] * 20_000
+    labels, lengths, best = draw_from_lists(lists, 2.0, np.random.default_rng(0))
+    weights = {ids: math.exp(score / 2) for ids, score in scores.items()}
+    found = Counter(drawn(labels, lengths))
+    for ids, weight in weights.items():
+        assert found[ids] / 20_000 == pytest.approx(weight / sum(weights.values()), abs=0.015)
+    assert best.tolist() == pytest.approx([weights[1,] / sum(weights.values())] * 20_000)

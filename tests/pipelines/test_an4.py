@@ -1,0 +1,173 @@
+"""The recipe of AN4: the corpus in every form in which it is had, four sets, and the settings that all recipes share."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from asr_kd import cli
+from asr_kd.audio.decode import decode
+
+ROOT = Path(__file__).parents[2]
+SPEAKERS = ("fash", "fbbh", "mblb", "mmxg", "fejs")
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("an4_corpus", ROOT / "pipelines" / "an4" / "corpus.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["an4_corpus"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+corpus = load_script()
+
+
+def speech(seconds: float, seed: int) -> np.ndarray:
+    """int16: loud and smooth, as the wrong byte order is not."""
+    time = np.arange(int(16000 * seconds)) / 16000
+    return (8000 * np.sin(2 * np.pi * (200 + 37 * seed) * time)).astype(np.int16)
+
+
+def sphere(samples: np.ndarray) -> bytes:
+    fields = (
+        f"NIST_1A\n   1024\nsample_count -i {len(samples)}\nsample_n_bytes -i 2\nchannel_count -i 1\n"
+        "sample_byte_format -s2 01\nsample_rate -i 16000\nsample_coding -s3 pcm\nend_head\n"
+    )
+    return fields.encode().ljust(1024, b" ") + samples.astype("<i2").tobytes()
+
+
+def make_corpus(root: Path, form: str) -> Path:
+    """Five speakers of two utterances for training, one for test; each utterance a second, and its text in the official form."""
+    (root / "etc").mkdir(parents=True)
+    for part, folder, speakers in (("train", "an4_clstk", SPEAKERS), ("test", "an4test_clstk", ("fcaw",))):
+        names, texts = [], []
+        for number, speaker in enumerate(speakers):
+            for take in range(2):
+                key = f"an{number}{take}-{speaker}-b"
+                names.append(f"{folder}/{speaker}/{key}")
+                text = "YES" if take else f"{'ABCDE'[number]} SIXTY"
+                texts.append(f"<s> {text} </s> ({key})" if part == "train" else f"{text} ({key})")
+                file = root / "wav" / folder / speaker / key
+                file.parent.mkdir(parents=True, exist_ok=True)
+                samples = speech(1.0, 2 * number + take)
+                match form:
+                    case "sph":
+                        file.with_suffix(".sph").write_bytes(sphere(samples))
+                    case "raw-big":
+                        file.with_suffix(".raw").write_bytes(samples.astype(">i2").tobytes())
+                    case "raw-little":
+                        file.with_suffix(".raw").write_bytes(samples.astype("<i2").tobytes())
+                    case _:
+                        soundfile.write(file.with_suffix(f".{form}"), samples, 16000)
+        (root / "etc" / f"an4_{part}.fileids").write_text("\n".join(names) + "\n")
+        (root / "etc" / f"an4_{part}.transcription").write_text("\n".join(texts) + "\n")
+    return root
+
+
+def run(folder: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [str(ROOT / "pipelines/an4/corpus.py"), "--corpus", str(folder), "--output", str(output)]
+    sizes = ["--labelled-minutes", "0.05", "--development-speakers", "1"]
+    return subprocess.run(
+        [sys.executable, *words, *sizes, *more], check=False, capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("form", ["sph", "flac", "wav", "raw-big", "raw-little"])
+def test_the_corpus_in_every_form(form: str, tmp_path: Path) -> None:
+    make_corpus(tmp_path / "an4", form)
+    done = run(tmp_path, tmp_path / "out")  # the folder above it will do
+    assert done.returncode == 0, done.stderr
+    sets = {
+        name: lines(tmp_path / "out" / f"{name}.jsonl") for name in ("labelled", "unlabelled", "development", "test")
+    }
+    assert {name: len(found) for name, found in sets.items()} == {
+        "labelled": 4, "unlabelled": 4, "development": 2, "test": 2,
+    }  # fmt: skip
+    speakers = {name: {line["speaker"] for line in found} for name, found in sets.items()}
+    assert speakers["test"] == {"fcaw"} and set.union(*speakers.values()) == {*SPEAKERS, "fcaw"}
+    assert sum(map(len, speakers.values())) == 6  # no speaker is in two sets
+    assert not any("text" in line for line in sets["unlabelled"])
+    oracle = {line["key"]: line["text"] for line in lines(tmp_path / "out" / "unlabelled-oracle.jsonl")}
+    assert set(oracle) == {line["key"] for line in sets["unlabelled"]}
+    for line in sets["labelled"]:
+        assert line["text"] in ("yes", f"{'abcde'[SPEAKERS.index(line['speaker'])]} sixty")
+        waveform, _ = decode(Path(line["audio"]).read_bytes(), line["key"], 16000, 10.0)
+        number, take = int(line["key"][2]), int(line["key"][3])
+        np.testing.assert_allclose(waveform, speech(1.0, 2 * number + take) / 32768, atol=1e-6)
+    said = json.loads((tmp_path / "out" / "sets.json").read_text())
+    assert said["sets"]["labelled"] == {"utterances": 4, "speakers": 2, "minutes": 0.07, "words": 6}
+    assert said["sentences"]["test said in labelled"] == 1 + ("fash" in speakers["labelled"])
+
+
+def test_a_split_is_drawn_by_its_number_alone(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "an4", "flac")
+    for name, split in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert run(tmp_path / "an4", tmp_path / name, "--split", split).returncode == 0
+    one, same, other = ((tmp_path / name / "labelled.jsonl").read_text() for name in "abc")
+    assert one == same != other
+    assert (tmp_path / "a" / "test.jsonl").read_text() == (tmp_path / "c" / "test.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "etc/an4_train.fileids").unlink(), "holds no etc/an4_train.fileids; give the folder of CMU AN4"),
+        (lambda root: next((root / "wav/an4_clstk/fash").iterdir()).unlink(), "no recording"),
+        (lambda root: (root / "etc/an4_test.transcription").write_text("YES (other)\n"), "has no text of an00-fcaw-b"),
+        (lambda root: (root / "etc/an4_test.transcription").write_text("YES\n"), "line 1: not `TEXT \\(utterance\\)`"),
+        (lambda root: next((root / "wav/an4_clstk/fash").iterdir()).write_bytes(b"x"), "cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named(change: Any, message: str, tmp_path: Path) -> None:
+    change(make_corpus(tmp_path / "an4", "flac"))
+    done = run(tmp_path / "an4", tmp_path / "out")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_too_few_speakers_for_three_sets(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "an4", "flac")
+    done = run(tmp_path / "an4", tmp_path / "out", "--development-speakers", "4")
+    assert done.returncode == 1 and "leave a set empty: the training set has 5 speakers" in done.stderr
+
+
+def settings_of(recipe: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "pipelines" / recipe / "pipeline.yaml").read_text()))
+
+
+def test_the_recipe_is_that_of_ones_own_audio() -> None:
+    own, an4 = settings_of("own_audio"), settings_of("an4")
+    for name in set(own["stages"]) - {"labelled", "unlabelled", "development", "test", "report"}:
+        one, other = own["stages"][name], an4["stages"][name]
+        one["settings"].pop("features", None)  # the rate of the audio
+        assert one == other, name
+    shared = set(own["variables"]) & set(an4["variables"]) - {"run", "units_size"}
+    assert {name: own["variables"][name] for name in shared} == {name: an4["variables"][name] for name in shared}
+
+
+def test_all_stages_of_the_recipe_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_corpus(tmp_path / "an4", "flac")
+    assert (
+        cli.main(
+            ["run", str(ROOT / "pipelines/an4"), f"corpus={tmp_path / 'an4'}", f"run={tmp_path / 'run'}", "--dry-run"]
+        )
+        == 0
+    )
+    assert "student-distilled " in capsys.readouterr().out
