@@ -1,0 +1,188 @@
+"""Measure the recipe: several seeds, other conditions, and what each part of it is worth.
+
+    python pipelines/an4/measure.py --corpus an4 --seeds 6
+    python pipelines/an4/measure.py --corpus an4 --seeds 0 --conditions bpe half double digits --condition-seeds 2
+    python pipelines/an4/measure.py --corpus an4 --seeds 0 --parts-seeds 3
+
+Prints the tables of RESULTS.md. Everything already measured is kept in runs/ and not run again. What follows `--` goes to every
+run as it is, e.g. `-- precision=bfloat16`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr_kd.config import load_yaml
+from asr_kd.files import read_json
+
+RECIPE = Path("pipelines/an4/pipeline.yaml")
+SYSTEMS = ("teacher", "student-supervised", "student-pseudo-label", "student-distilled", "student-oracle")
+# condition → variables of the pipeline; `digits` is another corpus
+CONDITIONS: dict[str, list[str]] = {
+    "bpe": ["units=bpe", "units_size=100"],
+    "half": ["labelled_minutes=5"],
+    "double": ["labelled_minutes=20"],
+    "digits": ["units=unigram", "units_size=27"],
+}
+#: of Student's t distribution, two-sided 95 %, by degrees of freedom
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
+
+
+def digits(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The recipe on the spoken digits: their data in place of the corpus, and all else as it is."""
+    made = {"verb": "script", "settings": {"file": "pipelines/digits/compose.py", "output": "${run}/data", "arguments": ["--source", "data_manifests/digits"]}}  # fmt: skip
+    stages = {name: stage for name, stage in pipeline["stages"].items() if stage["verb"] != "prepare" and name != "corpus"}  # fmt: skip
+    told = yaml.safe_dump({**pipeline, "stages": {"data": made, **stages}}, sort_keys=False)
+    pipeline = yaml.safe_load(
+        told.replace("${run}/corpus/unlabelled-oracle.jsonl", "${run}/data/unlabelled-oracle.jsonl")
+    )
+    for stage in pipeline["stages"].values():
+        if stage["verb"] == "train":
+            stage["settings"]["features"] = {"sample_rate": 8000}
+    return dict(pipeline)
+
+
+def parts(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Students that hear what the distilled one hears, as often, and learn something else of it: name → stages."""
+    stages = pipeline["stages"]
+    whole = stages["student-pseudo-label"]["settings"]
+    second = stages["student-distilled"]["settings"]
+
+    def learn(settings: dict[str, Any], **learned: Any) -> dict[str, Any]:
+        settings = copy.deepcopy(settings)
+        source = settings["phases"][0]["sources"][0]
+        for name in ("ctc", "transcripts", "soft", "sequences"):
+            source.pop(name, None)
+        source |= learned
+        return settings
+
+    def soft(**learned: Any) -> dict[str, Any]:
+        return learn(whole, targets="${run}/soft-targets", soft=1.0, **learned)
+
+    lists = "${run}/teacher-lists.jsonl"
+    students = {
+        "lists-one-round": learn(whole, transcripts=lists, soft=1.0, sequences={}),
+        "best-of-lists-one-round": learn(whole, transcripts=lists, ctc=1.0),
+        "best-of-lists-two-rounds": learn(second, transcripts="${run}/best-lists.jsonl", ctc=1.0)
+        | {"init": "${run}/student-best-of-lists-1"},
+        "draws-of-frames": soft(sequences={}),
+        "spikes": soft(spikes={}),
+        "spikes-as-on-the-digits": soft(spikes={"temperature": 1.5, "certainty": 4}),
+        "frames": soft(),
+    }
+    needed: dict[str, dict[str, Any]] = {
+        "soft-targets": {"verb": "label", "settings": {"teacher": "${run}/teacher", "audio": "${run}/data/unlabelled", "output": "${run}/soft-targets"}},
+        "student-best-of-lists-1": {"verb": "train", "settings": learn(stages["student-distilled-1"]["settings"], transcripts=lists, ctc=1.0) | {"output": "${run}/student-best-of-lists-1"}},
+        "best-lists": {"verb": "transcribe", "settings": {**stages["student-lists"]["settings"], "checkpoint": "${run}/student-best-of-lists-1", "output": "${run}/best-lists.jsonl"}},
+    }  # fmt: skip
+    for name, settings in students.items():
+        needed[f"student-{name}"] = {"verb": "train", "settings": {**settings, "output": "${run}/student-" + name}}
+    return needed
+
+
+def with_parts(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, and behind it the students of `parts` with a report about them."""
+    report = copy.deepcopy(pipeline["stages"]["report"])
+    more = parts(pipeline)
+    names = ["student-pseudo-label", "student-distilled", *(name for name, stage in more.items() if stage["verb"] == "train" and not name.endswith("-1"))]  # fmt: skip
+    report["settings"] = {
+        "systems": {name: "${run}/" + name for name in names},
+        "audio": "${run}/data/test",
+        "output": "${run}/report-parts",
+        "baseline": "student-pseudo-label",
+    }
+    return {**pipeline, "stages": {**pipeline["stages"], **more, "report-parts": report}}
+
+
+def folder(seed: int, condition: str = "") -> Path:
+    """Where a run lies."""
+    return Path("runs") / "-".join(["an4", *([condition] if condition else []), f"seed{seed}"])
+
+
+def measure(pipeline: dict[str, Any], run: Path, variables: list[str]) -> None:
+    """Run what is missing."""
+    file = run / "measured.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    words = ["run", str(file), f"run={run}", *variables]
+    subprocess.run([sys.executable, "-m", "asr_kd.cli", *words], check=True)
+
+
+def systems(run: Path, report: str = "report") -> dict[str, Any]:
+    """The systems of a run's report."""
+    return dict(read_json(run / report / "report.json")["systems"])
+
+
+def each(values: list[float]) -> str:
+    """Every seed's WER in per cent."""
+    return " / ".join(f"{100 * value:.1f}" for value in values)
+
+
+def paired(ours: list[float], theirs: list[float]) -> str:
+    """The relative difference of two systems over the same seeds, with its 95 % interval by the t distribution."""
+    base = statistics.mean(theirs)
+    differences = [(one - other) / base for one, other in zip(ours, theirs, strict=True)]
+    mean = 100 * statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.1f} %"
+    half = 100 * T95[len(differences) - 2] * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean:+.1f} % ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def print_table(title: str, runs: list[dict[str, Any]], names: list[str]) -> None:
+    """Systems over the seeds of one condition, each against the pseudo-label student."""
+    wers = {name: [run[name]["wer"] for run in runs] for name in names}
+    print(f"\n| {title} | WER %, mean of {len(runs)} | each seed | sub / del / ins, mean | against the pseudo-label student | gap recovered |")  # fmt: skip
+    print("|---|---|---|---|---|---|")
+    mean = {name: statistics.mean(values) for name, values in wers.items()}
+    for name in names:
+        counts = [statistics.mean(run[name][kind] for run in runs) for kind in ("substitutions", "deletions", "insertions")]  # fmt: skip
+        against = "–" if name == "student-pseudo-label" else paired(wers[name], wers["student-pseudo-label"])
+        gap = mean.get("student-supervised", 0.0) - mean.get("teacher", 0.0)
+        share = f"{100 * (mean['student-supervised'] - mean[name]) / gap:.0f} %" if gap > 0 and "student-" in name and name != "student-supervised" else "–"  # fmt: skip
+        print(f"| {name} | {100 * mean[name]:.1f} | {each(wers[name])} | {' / '.join(f'{count:.0f}' for count in counts)} | {against} | {share} |")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing and print the tables."""
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    more = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds")
+    parser.add_argument("--conditions", nargs="*", default=[], choices=list(CONDITIONS))
+    parser.add_argument("--condition-seeds", type=int, default=1)
+    parser.add_argument("--parts-seeds", type=int, default=0, help="seeds in which the parts are measured one by one")
+    chosen = parser.parse_args(own)
+    pipeline, corpus = load_yaml(RECIPE), [f"corpus={chosen.corpus}"]
+    seeds = range(chosen.first_seed, chosen.seeds)
+    for seed in seeds:
+        measure(pipeline, folder(seed), [*corpus, f"seed={seed}", *more])
+    for condition in chosen.conditions:
+        recipe = digits(pipeline) if condition == "digits" else pipeline
+        for seed in range(chosen.condition_seeds):
+            measure(recipe, folder(seed, condition), [*corpus, f"seed={seed}", *CONDITIONS[condition], *more])
+    for seed in range(chosen.parts_seeds):
+        measure(with_parts(pipeline), folder(seed), [*corpus, f"seed={seed}", *more])
+    if seeds:
+        print_table("system", [systems(folder(seed)) for seed in seeds], list(SYSTEMS))
+    for condition in chosen.conditions:
+        runs = [systems(folder(seed, condition)) for seed in range(chosen.condition_seeds)]
+        print_table(condition, runs, list(SYSTEMS))
+    if chosen.parts_seeds:
+        runs = [systems(folder(seed, ""), "report-parts") for seed in range(chosen.parts_seeds)]
+        print_table("student", runs, list(runs[0]))
+
+
+if __name__ == "__main__":
+    main()
