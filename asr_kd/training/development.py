@@ -10,10 +10,10 @@ from torch import nn
 from asr_kd.config import TrainSettings
 from asr_kd.decoding.greedy import greedy
 from asr_kd.errors import UserError
-from asr_kd.evaluation.wer import count_errors
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
 from asr_kd.shards.tarset import read_index
+from asr_kd.training.wer import word_errors
 from asr_kd.units import Units
 
 
@@ -27,6 +27,8 @@ class Development:
 
 def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
     """WER by greedy decoding, and CTC loss a frame, on the development shards.
+
+    References are compared as the units write them: what only they change is no error of the network.
 
     Raises:
         UserError: when an utterance of the development set has no text or cannot be read.
@@ -53,9 +55,9 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
                     raise UserError(
                         f"{settings.development}: {item.key} has no text; the development set must be labelled"
                     )
-                counts = count_errors(item.fields["text"], learner.units.decode(greedy(log_probs)))
-                errors += counts.substitutions + counts.deletions + counts.insertions
-                words += counts.words
+                reference = learner.units.written(item.fields["text"])
+                errors += word_errors(reference, learner.units.decode(greedy(log_probs)))
+                words += len(reference.split())
                 ids = learner.units.encode(item.fields["text"])
                 value = nn.functional.ctc_loss(
                     torch.from_numpy(log_probs), torch.tensor(ids), torch.tensor([len(log_probs)]), torch.tensor([len(ids)]),

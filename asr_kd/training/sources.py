@@ -262,7 +262,7 @@ class Source:
             return "no text to learn from"
         example.ids = self.units.encode(text)
         if self.units.unknown in example.ids:
-            return "its text holds characters that no unit covers"
+            return f"its text holds {self.units.unwritable(text)[0]!r}, which no unit covers"
         repeats = sum(a == b for a, b in itertools.pairwise(example.ids))
         # even when stretched to its shortest: CTC without a path has an infinite loss
         frames = round(len(item.features) * (1 - self.plan.augment.stretch))
