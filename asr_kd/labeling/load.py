@@ -21,7 +21,7 @@ NO_TEXT = "no text to align to"
 
 @dataclass
 class Heard:
-    """An utterance of an audio shard: features float32 [frames, inputs], or None and the reason."""
+    """An utterance of an audio shard: features float16 [frames, inputs], or None and the reason."""
 
     key: str
     features: np.ndarray | None
