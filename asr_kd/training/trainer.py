@@ -36,7 +36,7 @@ from asr_kd.training.distributed.ranks import Ranks, gather, joined, total
 from asr_kd.training.feed import ready_batches
 from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
-from asr_kd.training.texts import check_development
+from asr_kd.training.texts import check_texts
 from asr_kd.units import Units, load_units
 
 
@@ -91,9 +91,9 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     units = load_units(settings.units)
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
-    for remark in check_development(settings, units):
-        _say(ranks, remark)
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
+    for remark in check_texts(settings, units, [source for stream in streams for source in stream.sources]):
+        _say(ranks, remark)
     claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
 
     model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)

@@ -13,7 +13,8 @@ from asr_kd.models.acoustic import Checkpoint
 from asr_kd.training import development as development_module
 from asr_kd.training import trainer
 from asr_kd.training.development import score_development
-from asr_kd.training.texts import check_development
+from asr_kd.training.sources import Source
+from asr_kd.training.texts import check_development, check_source, check_texts
 from asr_kd.training.trainer import train
 from asr_kd.units import Units, learn_units
 from tests.training.conftest import FEATURES, sample, write_audio
@@ -93,3 +94,56 @@ def test_a_spelling_that_the_units_change_is_no_error(
         assert score_development(job(development=folder), learner).wer == 0
     wrong = development_set(tmp_path / "wrong", ["ab", "aX", "b a"])
     assert score_development(job(development=wrong), learner).wer == 3 / 4
+
+
+CTC = {"ctc": 1.0, "soft": 0.0, "targets": None}
+
+
+def source_of(settings: TrainSettings, units: Units) -> Source:
+    return Source(settings, 0, 0, units)
+
+
+def test_a_source_is_looked_at_before_the_first_step(
+    job: Job, units: Units, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("work before the message"))
+    folder = development_set(tmp_path / "audio", ["AB", "ab", "ab", "ab"])  # all of the first shard
+    message = r"audio: the texts of 1 of 1 utterances \(100.0%; first: d0\) .*small letters alone"
+    with pytest.raises(UserError, match=message):
+        train(job(source={**CTC, "audio": folder}, max_bad_share=0.9))
+    assert check_source(source_of(job(source={**CTC, "audio": folder}, max_bad_share=1.0), units)) == [
+        f"{folder}: the texts of 1 of 1 utterances (100.0%; first: d0) hold characters that no unit covers: 'A', 'B'; "
+        "these utterances are left out"
+    ]
+
+
+def test_a_source_of_some_odd_texts_says_so(job: Job, units: Units, tmp_path: Path) -> None:
+    samples = [sample(f"d{number}", "ab", number) for number in range(5)]
+    for one, text in zip(samples, ["ab", "a\u200db", "X", "ab", "ab"], strict=True):
+        one.fields["text"] = text
+    folder = write_audio(tmp_path / "audio", [samples])
+    odd = f"{folder}: the texts of 1 of 5 utterances (20.0%; first: d2) hold characters that no unit covers: 'X'"
+    assert check_source(source_of(job(source={**CTC, "audio": folder}, max_bad_share=0.2), units)) == [
+        f"{odd}; these utterances are left out",
+        f"{folder}: 1 of 5 texts are read in another spelling (first: d1: 'a\\u200db' is read as 'ab')",
+    ]
+    with pytest.raises(UserError, match=r"first: d2\) hold characters that no unit covers: 'X'; write them as"):
+        check_source(source_of(job(source={**CTC, "audio": folder}, max_bad_share=0.19), units))
+
+
+def test_transcripts_are_looked_at_in_place_of_the_texts(job: Job, units: Units, audio: str, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"key": "u{number}", "text": "ab,"}}\n' for number in range(3)))
+    settings = job(source={**CTC, "audio": audio, "transcripts": str(texts)}, max_bad_share=0.5)
+    with pytest.raises(UserError, match=r"texts.jsonl: the texts of 3 of 3 utterances .*: ','; write them as"):
+        check_source(source_of(settings, units))
+
+
+def test_every_source_is_looked_at_once_and_those_of_soft_targets_alone_are_not(
+    job: Job, units: Units, tmp_path: Path
+) -> None:
+    folder = development_set(tmp_path / "audio", ["a\u200db", "ab"])
+    source = source_of(job(source={**CTC, "audio": folder}), units)
+    assert len(check_texts(job(), units, [source, source])) == 1
+    capitals = development_set(tmp_path / "soft", ["AB"])
+    assert check_texts(job(), units, [source_of(job(source={"audio": capitals}), units)]) == []
