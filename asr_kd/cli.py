@@ -49,7 +49,7 @@ def _prepare(words: list[str]) -> None:
 
 
 def _units(words: list[str]) -> None:
-    from asr_kd.units import train_units
+    from asr_kd.shards.texts import train_units
 
     train_units(_settings(UnitsSettings, words))
 

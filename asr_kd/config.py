@@ -25,6 +25,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 #: more than a machine has; torch crashes where the system refuses it as many as were asked for
 Threads = Annotated[int, Field(ge=1, le=1024)]
+#: of texts, `text.NORMALIZERS`
+Normalizing = Literal["none", "basic", "english"]
 #: of a set of shards; it names a folder too
 SET_NAME = r"[A-Za-z0-9_-]{1,100}"
 
@@ -165,15 +167,22 @@ class PrepareSettings(Settings):
     drop_text: bool = Field(
         False, description="leave transcripts out of the shards, for audio that counts as unlabelled"
     )
+    normalizer: Normalizing = Field(
+        "none", description="of the texts, as of eval; none: they are written as they stand"
+    )
 
 
 class UnitsSettings(Settings):
     """Labelled text → sentencepiece model."""
 
     source: str = Field(
-        description="audio shards with text, a manifest (.jsonl) or a text file (.txt, a line an utterance)"
+        description="audio shards with text, a manifest (JSON lines) or a text file (a line an utterance)"
     )
     output: str = Field(description="folder of the units")
+    normalizer: Normalizing = Field(
+        "none",
+        description="what texts go through before they are spelt, here and wherever the units are used; as of eval",
+    )
     kind: Literal["unigram", "bpe", "char"] = Field("unigram", description="how text is cut into pieces")
     size: Annotated[int, Field(ge=4, le=65000)] = Field(500, description="pieces at most; with char, an upper bound")
 
@@ -737,7 +746,7 @@ class EvalSettings(DecodingSettings):
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
     student: str | None = Field(None, description="system the verdict is about; null takes the best one")
-    normalizer: Literal["none", "basic", "english"] = Field(
+    normalizer: Normalizing = Field(
         "basic",
         description="basic: lower case, punctuation removed, spaces joined; english: as Whisper, also figures and spelling",
     )

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
-from asr_kd.config import UnitsSettings
 from asr_kd.errors import UserError
-from asr_kd.files import Place, claim_folder, place, read_text, write_whole
+from asr_kd.files import Place, place
+from asr_kd.text import NORMALIZERS, Folding, fold
 
 MODEL_FILE = "units.model"
+#: bytes of a text that sentencepiece learns from at most: it passes over a longer one in silence
+LONGEST = 4192
+#: what a model that learned normalised texts says before the name of their normaliser
+NORMALIZED = "nmt_nfkc after "
+ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # its classes are made on import
 
 
 class Units:
     """Text ⇄ unit ids. Id 0 is the blank; a sentencepiece piece `p` has id `p + 1`; `unknown` stands for other characters.
 
+    Every text is first brought to the spelling of the units (`written`), so that two that look and sound the same have the same ids.
+
     Args:
         model: a serialised sentencepiece model.
         name: where it came from, for messages.
 
+    Attributes:
+        normalizer: what the texts went through that the units were made from, and every other goes through.
+
     Raises:
-        UserError: when `model` is not a sentencepiece model.
+        UserError: when `model` is not a sentencepiece model, or its normaliser is unknown here.
     """
 
     blank = 0
@@ -37,18 +49,38 @@ class Units:
         if not loaded:
             raise UserError(f"{name}: not a sentencepiece model; make one with `asr-kd units`")
         self.model = model
+        self.normalizer = _normalizer(model, name)
+        self._fold = Folding(set("".join(map(self._processor.IdToPiece, range(self._processor.GetPieceSize())))))
         self.hash = hashlib.sha256(model).hexdigest()[:16]
         self.size = self._processor.GetPieceSize() + 1
         self.unknown = self._processor.unk_id() + 1
 
+    def __reduce__(self) -> tuple[type[Units], tuple[bytes]]:
+        return type(self), (self.model,)
+
+    def written(self, text: str) -> str:
+        """A text as the units write it, which is what a hypothesis is to be compared with: folded, by the normaliser that they were
+        made with, and in sentencepiece's own form (Unicode NFKC). Characters that no unit covers stay.
+        """
+        return " ".join(self._processor.Normalize(self._prepared(text)).replace("▁", " ").split())
+
+    def changes(self, text: str) -> bool:
+        """Whether the units write a text in another way than it was normalised to, white space apart."""
+        normal = text if self.normalizer == "none" else NORMALIZERS[self.normalizer].apply(text)
+        return self.written(text) != " ".join(normal.split())
+
     def encode(self, text: str) -> list[int]:
         """Unit ids of `text`, without blanks."""
-        return [piece + 1 for piece in self._processor.EncodeAsIds(text)]
+        return [piece + 1 for piece in self._processor.EncodeAsIds(self._prepared(text))]
 
-    def first_unknown(self, text: str) -> str | None:
-        """The first stretch of `text` that only `unknown` can stand for, if there is one."""
-        pieces = zip(self.encode(text), self._processor.EncodeAsPieces(text), strict=True)
-        return next((piece.strip("▁") or piece for unit, piece in pieces if unit == self.unknown), None)
+    def unwritable(self, text: str) -> list[str]:
+        """The stretches of `text` that only `unknown` can stand for, in order."""
+        prepared = self._prepared(text)
+        ids, pieces = self._processor.EncodeAsIds(prepared), self._processor.EncodeAsPieces(prepared)
+        return [piece.strip("▁") or piece for unit, piece in zip(ids, pieces, strict=True) if unit == self.unknown - 1]
+
+    def _prepared(self, text: str) -> str:
+        return self._fold(text if self.normalizer == "none" else NORMALIZERS[self.normalizer].apply(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of unit ids; blanks are ignored."""
@@ -75,60 +107,55 @@ def load_units(folder: Place | str) -> Units:
     return Units(path.read_bytes(), str(path))
 
 
-def train_units(settings: UnitsSettings) -> Units:
-    """Train a sentencepiece model on the labelled text of `settings.source` and write it to `settings.output`.
+def _normalizer(model: bytes, name: str) -> str:
+    said = ModelProto.FromString(model).normalizer_spec.name
+    if not said.startswith(NORMALIZED):
+        return "none"
+    known = {one.version: key for key, one in NORMALIZERS.items()}
+    if (version := said.removeprefix(NORMALIZED)) not in known:
+        raise UserError(f"{name}: units of texts by normaliser {version}; this program has {', '.join(known)}")
+    return known[version]
+
+
+def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "none", name: str = "units") -> Units:
+    """Units from texts, which are normalised and folded first; they keep the normaliser.
 
     Raises:
-        UserError: when there is no text, or too little of it for the wanted number of pieces.
+        UserError: when there is too little text for the wanted number of pieces, or too few pieces for all characters.
     """
-    texts = [text for text in _texts(settings.source) if text.strip()]
-    if not texts:
-        raise UserError(
-            f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file"
-        )
+    # where nothing is normalised, folding alone: sentencepiece joins white space itself
+    apply = fold if normalizer == "none" else NORMALIZERS[normalizer].apply
+    texts = [text for text in map(apply, texts) if text.strip()]
     # characters: exactly those that occur, so `size` is only a bound; sentencepiece adds the unknown piece and the space
-    size = min(settings.size, len(set("".join(texts)) | {" "}) + 1) if settings.kind == "char" else settings.size
-    model = io.BytesIO()
+    bound = min(size, len(set("".join(texts)) | {" "}) + 1) if kind == "char" else size
+    buffer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(texts), model_writer=model, model_type=settings.kind, vocab_size=size,
+            sentence_iterator=_parts(texts), model_writer=buffer, model_type=kind, vocab_size=bound,
             character_coverage=1.0, bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, num_threads=1,
             normalization_rule_name="nmt_nfkc", minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).split("] ")[-1].strip().rstrip(".")
         raise UserError(
-            f"size: {settings.size} {settings.kind} pieces cannot be made from this text ({reason}); choose another size"
+            f"size: {size} {kind} pieces cannot be made from this text ({reason}); choose another size"
         ) from None
-    units = Units(model.getvalue(), settings.source)
+    model = buffer.getvalue()
+    if normalizer != "none":
+        described = ModelProto.FromString(model)
+        described.normalizer_spec.name = NORMALIZED + NORMALIZERS[normalizer].version
+        model = described.SerializeToString(deterministic=True)
+    units = Units(model, name)
     if lost := next((text for text in texts if units.unknown in units.encode(text)), None):
-        raise UserError(
-            f"size: {settings.size} {settings.kind} pieces leave out a character of {lost[:60]!r}; choose a larger size"
-        )
-    claim_folder(
-        settings.output,
-        "units",
-        {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()},
-    )
-    with write_whole(place(settings.output) / MODEL_FILE) as file:
-        file.write(units.model)
-    print(
-        f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances"
-    )
+        raise UserError(f"size: {size} {kind} pieces leave out a character of {lost[:60]!r}; choose a larger size")
     return units
 
 
-def _texts(source: str) -> Iterator[str]:
-    from asr_kd.shards.manifest import read_manifest
-    from asr_kd.shards.tarset import read_index, read_shard
-
-    path = place(source)
-    if path.is_dir():
-        for shard in read_index(path):
-            for sample in read_shard(path / shard.name):
-                if "text" in sample.fields:
-                    yield sample.fields["text"]
-    elif path.suffix == ".jsonl":
-        yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
-    else:
-        yield from read_text(path, "text file").splitlines()
+def _parts(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, those that are too long for sentencepiece word by word: it learns within words alone."""
+    for text in texts:
+        if len(text.encode()) <= LONGEST:
+            yield text
+            continue
+        for word in text.split():
+            yield from (word[start : start + LONGEST // 4] for start in range(0, len(word), LONGEST // 4))

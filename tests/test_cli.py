@@ -20,7 +20,7 @@ from asr_kd import cli
 from asr_kd.config import SETTINGS, FeatureSettings, ModelSettings, UnitsSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.shards.tarset import read_index
-from asr_kd.units import train_units
+from asr_kd.shards.texts import train_units
 
 VERBS = ("prepare", "units", "train", "label", "eval", "transcribe", "run")
 #: a whole set of training settings, but that nothing of it is there

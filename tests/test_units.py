@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.config import UnitsSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.tarset import Sample, write_index, write_shard
-from asr_kd.units import Units, load_units, train_units
+from asr_kd.shards.texts import train_units
+from asr_kd.units import Units, load_units
 
 LINES = ["one two three", "two three four", "four five six", "six seven eight nine zero", "zero one two"] * 4
 KINDS = ["char", "bpe", "unigram"]
@@ -24,6 +28,7 @@ def text_file(folder: Path, lines: list[str]) -> str:
 
 
 def trained(folder: Path, lines: list[str] = LINES, **changes: Any) -> Units:
+    folder.mkdir(exist_ok=True)
     values = {"source": text_file(folder, lines), "output": str(folder / "units"), "kind": "char", "size": 25}
     return train_units(UnitsSettings.model_validate(values | changes))
 
@@ -41,8 +46,8 @@ def test_text_goes_round(units: Units) -> None:
 
 
 def test_what_cannot_be_spelt_is_found(units: Units) -> None:
-    assert units.first_unknown("one two") is None and units.first_unknown("") is None
-    assert units.first_unknown("one Ä two Ö") == "Ä" and units.first_unknown("oneÄÖ") == "ÄÖ"
+    assert units.unwritable("one two") == [] == units.unwritable("")
+    assert units.unwritable("one Ä two Ö") == ["Ä", "Ö"] and units.unwritable("oneÄÖ") == ["ÄÖ"]
 
 
 @settings(max_examples=50, deadline=None)
@@ -159,3 +164,116 @@ def test_missing_and_damaged_units_are_named(tmp_path: Path) -> None:
         (tmp_path / "units" / "units.model").write_bytes(damaged)
         with pytest.raises(UserError, match=r"units\.model: not a sentencepiece model"):
             load_units(tmp_path / "units")
+
+
+def test_texts_are_spelt_as_the_units_write_them(tmp_path: Path) -> None:
+    units = trained(tmp_path, ["don’t caf\u0065\u0301", "don't so\u00adlo cafe"])
+    plain = units.encode("don't café solo")
+    assert units.unknown not in plain and units.decode(plain) == "don't café solo"
+    for text in ("don’t cafe\u0301 solo", "don‘t\u00a0café▁so\u200dlo", "donʼt  café so\ufb02o".replace("\ufb02", "l")):
+        assert units.encode(text) == plain and units.written(text) == "don't café solo"
+        assert units.changes(text) and not units.changes(units.written(text))
+    # what no unit covers stays where it is: one word is one word
+    assert units.written("Solo  solX") == "Solo solX" and not units.changes(" Solo  solX")
+    assert units.unwritable("Solo solX") == ["S", "X"]
+
+
+def test_units_of_old_texts_keep_their_apostrophe(tmp_path: Path) -> None:
+    """As they were learned before texts were folded."""
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(["don’t on\u00adto"] * 3), model_writer=buffer, model_type="char", vocab_size=8,
+        bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, normalization_rule_name="nmt_nfkc", minloglevel=2,
+    )  # fmt: skip
+    old = Units(buffer.getvalue())
+    assert old.written("don't don’t") == "don’t don’t" and old.unknown not in old.encode("don't")
+    assert old.written("on\u00adto on\u200dto") == "on\u00adto onto"
+
+
+@pytest.mark.parametrize("name", ["basic", "english"])
+def test_a_normaliser_goes_with_the_units(tmp_path: Path, name: str) -> None:
+    made = trained(tmp_path, ["We DON’T know.", "Colour, please!"], normalizer=name)
+    again = pickle.loads(pickle.dumps(load_units(tmp_path / "units")))
+    for units in (made, again):
+        wanted = {"basic": "we dont know", "english": "we do not know"}[name]
+        assert units.normalizer == name
+        assert units.decode(units.encode("WE don't, know")) == wanted == units.written("WE don't, know")
+        assert not units.changes("WE don't, know")
+    assert trained(tmp_path, ["We DON’T know.", "Colour, please!"], normalizer=name).hash == made.hash
+    with pytest.raises(UserError, match=r'units: belongs to other settings \(normalizer was "'):
+        trained(tmp_path, ["We DON’T know.", "Colour, please!"])
+    of_tomorrow = made.model.replace(f"{name}-2".encode(), f"{name}-9".encode())
+    with pytest.raises(UserError, match=rf"u: units of texts by normaliser {name}-9; this program has none-2, basic-2"):
+        Units(of_tomorrow, "u")
+
+
+def test_long_texts_are_learned_too(tmp_path: Path) -> None:
+    """sentencepiece passes over those of more than 4192 bytes."""
+    short, long = ["tea toe"] * 40, "heron noon onion " * 400
+    with_it = trained(tmp_path / "a", [*short, long], kind="bpe", size=20)
+    assert [with_it.piece(unit) for unit in with_it.encode("heron noon")] == ["▁heron", "▁noon"]
+    assert trained(tmp_path / "b", [long], kind="bpe", size=14).unknown not in with_it.encode("onion")
+    unbroken = trained(tmp_path / "c", ["ab" * 50_000 + "ö", "c"], kind="char", size=20)
+    assert unbroken.unwritable("abcö") == []
+
+
+def test_what_sentencepiece_keeps_for_itself_loses_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units = trained(tmp_path, ["one▅two", "six▁ten", "x\0y", "one"])
+    assert units.unwritable("one two six ten x y") == [] and units.written("one▅two▁six") == "one two six"
+    assert (
+        "3 of 4 texts are read in another spelling (first: 'one\\u2585two' is read as 'one two')"
+        in capsys.readouterr().err
+    )
+
+
+def test_capitals_and_punctuation_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "a", ["Hello, it's me.", "Yes"], size=40)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/a/text.txt: 15 % of the letters are capitals, 12 % of the characters are punctuation or symbols, "
+        "which nobody hears; set normalizer=basic to fold them\n"
+    )
+    trained(tmp_path / "b", ["Hello, it's me.", "Yes"], size=40, normalizer="basic")
+    trained(tmp_path / "c", ["HELLO IT'S ME", "YES"], size=40)
+    trained(tmp_path / "d", ["hello it's me", "yes"], size=40)
+    assert capsys.readouterr().err == ""
+
+
+NEMO = '{"audio": "/d/%d.wav", "duration": 3.2, "text": "%s"}\n'
+
+
+def test_a_manifest_is_one_whatever_it_is_called(tmp_path: Path) -> None:
+    lines = ["one two", "three"]
+    plain = trained(tmp_path, lines)
+    for name in ("train.json", "list.txt", "list"):
+        path = tmp_path / name
+        path.write_text("\ufeff" + "".join(NEMO % pair for pair in enumerate(lines)))
+        assert trained(tmp_path, source=str(path), output=str(tmp_path / f"of-{name}")).hash == plain.hash
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"audio": "a.wav", "text": "one"}]', r"holds one JSON value, not a manifest; write a JSON object a line"),
+        ('{\n "text": "one"\n}\n', r"holds one JSON value, not a manifest"),
+        (
+            "client_id\tpath\tsentence\nx\ta.mp3\tone two\n",
+            r"is a table \(cut by tabs, with the columns client_id, path, sen",
+        ),
+        (
+            "wav_filename,wav_filesize,transcript\na.wav,3,one, two\n",
+            r"is a table \(cut by commas, with the columns wav_fil",
+        ),
+        ("a.wav\tone two\nb.wav\tthree\n", r"is a table \(cut by tabs\), not plain text; write its texts alone"),
+    ],
+)
+def test_what_is_neither_text_nor_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    for name in ("list.json", "list.tsv", "list.txt"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name}: {message}"):
+            trained(tmp_path, source=str(tmp_path / name))
+    assert not (tmp_path / "units").exists()
+
+
+def test_texts_with_commas_and_brackets_are_texts(tmp_path: Path) -> None:
+    lines = ["[laughter] one, two", "{noise} three; four", "text, path or both", "a | b"]
+    assert trained(tmp_path, lines, size=60).unwritable("".join(lines)) == []

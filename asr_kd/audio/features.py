@@ -9,6 +9,9 @@ import numpy as np
 from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
+#: of what the same settings make of the same sound. Raise it with every change of that: checkpoints, cached features and soft targets
+#: name it, and those of another version are refused
+FRONTEND_VERSION = 1
 # Energies below the floor (noise some 80 dB under full scale) carry nothing that helps.
 LOG_FLOOR = 1e-5
 # What the causal mean holds before an utterance begins: a quiet room, worth so many hops. Without it the first frames would be
@@ -84,6 +87,12 @@ def _exponential_weights(time_constant: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(age >= 0, keep ** np.maximum(age, 0) / time_constant, 0.0), keep ** np.arange(1.0, MEAN_BLOCK + 1)
 
 
+def versioned(settings: FeatureSettings) -> dict[str, object]:
+    """Everything that decides features, to be hashed: the settings, and the version where it is not the first."""
+    values = settings.model_dump()
+    return values if FRONTEND_VERSION == 1 else {**values, "frontend": FRONTEND_VERSION}
+
+
 class Frontend:
     """Turns a waveform into network input, frame by frame without a look into the future beyond the stacked frame."""
 
@@ -112,7 +121,7 @@ class Frontend:
             waveform: float32 [samples] in [-1, 1].
 
         Returns:
-            float32 [frames, mels * stack], a frame every hop_ms * stack milliseconds; what does not fill a frame is dropped.
+            float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; what does not fill a frame is dropped.
 
         Raises:
             AudioError: when the audio is shorter than one frame.
@@ -139,7 +148,11 @@ class Frontend:
 
 
 class FeatureStream:
-    """The features of one utterance as its sound arrives: the same bits for pieces of any size."""
+    """The features of one utterance as its sound arrives: the same bits for pieces of any size.
+
+    They are rounded to float16 here, and nowhere else, so that every network hears in every job what it was trained on, from a cache
+    or not.
+    """
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
@@ -150,7 +163,7 @@ class FeatureStream:
         self._hops = 0
 
     def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Hear float32 [samples] more; returns the frames that they fill, float32 [frames, mels * stack]."""
+        """Hear float32 [samples] more; returns the frames that they fill, float16 [frames, mels * stack]."""
         front, stack = self._frontend, self._frontend.settings.stack
         skipped = min(self._skip, len(waveform))
         self._skip -= skipped
@@ -159,10 +172,11 @@ class FeatureStream:
         hops -= hops % stack
         if not hops:
             self._waiting = samples.copy()
-            return np.empty((0, front.settings.dimension), np.float32)
+            return np.empty((0, front.settings.dimension), np.float16)
         windows = np.lib.stride_tricks.sliding_window_view(samples, front.window)[:: front.hop][:hops]
         logs = front.log_energies(windows, self._hops)
         self._hops += hops
         self._skip += max(0, hops * front.hop - len(samples))
         self._waiting = samples[hops * front.hop :].copy()
-        return ((logs - self._mean.push(logs)) / np.float32(LOG_SCALE)).reshape(hops // stack, -1)
+        features = (logs - self._mean.push(logs)) / np.float32(LOG_SCALE)
+        return features.astype(np.float16).reshape(hops // stack, -1)

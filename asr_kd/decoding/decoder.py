@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +13,7 @@ import numpy as np
 from asr_kd.config import DecodingSettings
 from asr_kd.decoding.beam import BeamSearch
 from asr_kd.decoding.flashlight import FlashlightSearch, KenLm, make_engine
-from asr_kd.decoding.grammar import Grammar, LanguageModel, Lexicon, read_lexicon
+from asr_kd.decoding.grammar import Grammar, LanguageModel, Lexicon, compare_words, learn_spellings, read_lexicon
 from asr_kd.decoding.greedy import GreedySearch
 from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
 from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
@@ -48,11 +50,18 @@ class Decoder:
     def __init__(self, settings: DecodingSettings, units: Units, frame_seconds: float) -> None:
         self.settings, self.units, self.frame_seconds = settings, units, frame_seconds
         lexicon = read_lexicon(settings.lexicon, units) if settings.lexicon else None
-        lm = _language_model(settings.lm, lexicon) if settings.lm else None
+        lm = _language_model(settings.lm, units, lexicon) if settings.lm else None
+        self._lm, self._lexicon = lm, lexicon
         self._grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
         self._engine: Any = None
         if settings.decoder == "torchaudio":
             self._engine = make_engine(units, self._grammar, settings.beam)
+
+    def compare_words(self) -> str:
+        """What of the language model does not fit the units or the lexicon, as `grammar.compare_words`."""
+        if self._lm is None or self.settings.lm is None:
+            return ""
+        return compare_words(self.settings.lm, self._lm, self.units, self._lexicon)
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[DecodingSettings, Units, float]]:
         return type(self), (self.settings, self.units, self.frame_seconds)
@@ -135,18 +144,29 @@ def _checked(log_probs: np.ndarray) -> np.ndarray:
     return log_probs
 
 
-def _language_model(name: str, lexicon: Lexicon | None) -> LanguageModel:
+def _language_model(name: str, units: Units, lexicon: Lexicon | None) -> LanguageModel:
     if not is_kenlm_binary(name):
-        return read_arpa(name)
+        ngrams = read_arpa(name)
+        learn_spellings(ngrams, units, lexicon)
+        return ngrams
     if lexicon is None:
         raise UserError(f"{name}: a KenLM binary does not tell its words; set lexicon too, or give the ARPA file")
     return KenLm(name, lexicon.words.values())
 
 
 def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
-    """The decoder of a checkpoint's output.
+    """The decoder of a checkpoint's output; what of a language model's words does not fit is counted on standard error.
 
     Raises:
-        UserError: when a language model or lexicon of the settings cannot be used.
+        UserError: when a language model or lexicon of the settings cannot be used, or none of its words fits.
     """
-    return Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000)
+    decoder = Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000)
+    if remark := decoder.compare_words():
+        _say(remark)
+    return decoder
+
+
+@functools.cache
+def _say(remark: str) -> None:
+    """Once, however many systems are decoded alike."""
+    print(remark, file=sys.stderr)

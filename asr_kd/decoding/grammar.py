@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from asr_kd.decoding.ngram import SPACES, Ngrams
 from asr_kd.errors import UserError
 from asr_kd.files import read_text
 from asr_kd.units import Units
@@ -35,11 +38,15 @@ def read_lexicon(name: str, units: Units) -> Lexicon:
     for number, line in enumerate(read_text(name, "lexicon").removeprefix("\ufeff").splitlines(), 1):
         if not line.strip():
             continue
-        word, *pieces = line.split()
+        word, *pieces = (part for part in re.split(f"[{SPACES}]+", line) if part)
         where = f"{name}: line {number}: {word}"
         spelling = [ids.get(piece, units.unknown) for piece in pieces] if pieces else units.encode(word)
         if units.unknown in spelling:
-            what = f"{pieces[spelling.index(units.unknown)]} is none of the units" if pieces else "has other characters"
+            what = (
+                f"{pieces[spelling.index(units.unknown)]} is none of the units"
+                if pieces
+                else f"no unit covers {units.unwritable(word)[0]!r}"
+            )
             raise UserError(
                 f"{where}: cannot be spelled ({what}); leave the word out, or give pieces that the units have"
             )
@@ -57,11 +64,64 @@ class LanguageModel(Protocol):
 
     start: Any
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the vocabulary."""
+
     def score(self, context: Any, word: str) -> tuple[float, Any]:
         """log10 P(word | context), and the context of the word that follows."""
 
     def finish(self, context: Any) -> float:
         """log10 P(end of the sentence | context)."""
+
+
+def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
+    """Let a language model find words that the units, or the lexicon, spell otherwise than it does: don’t and don't."""
+    for word in lm.words:
+        if (written := units.written(word)) != word:
+            lm.spellings.setdefault(written, word)
+    for word in lexicon.words.values() if lexicon else ():
+        if not lm.knows(word) and lm.knows(written := units.written(word)):
+            lm.spellings[word] = lm.spellings.get(written, written)
+
+
+def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon | None) -> str:
+    """Compare the words of a language model with what a decoder can find.
+
+    Returns:
+        a sentence that counts what does not fit, empty where all does.
+
+    Raises:
+        UserError: when nothing fits, naming some of the words.
+    """
+    if lexicon:
+        words = list(dict.fromkeys(lexicon.words.values()))
+        odd = [word for word in words if not lm.knows(word)]
+        if len(odd) == len(words):
+            raise UserError(
+                f"{name}: knows none of the {len(words):,} words of the lexicon (such as {_some(odd)}); give a language model of the "
+                "same language and spelling"
+            )
+        what, then = f"does not know {len(odd):,} of the {len(words):,} words of the lexicon", "they count as unknown"
+    else:
+        assert isinstance(lm, Ngrams)  # a KenLM binary goes with a lexicon
+        words = list(lm.words)
+        odd = [word for word in words if not _spelt(units, word)]
+        if words and len(odd) == len(words):
+            raise UserError(
+                f"{name}: none of its {len(words):,} words can be spelt by the units (such as {_some(odd)}); make it from text as the "
+                "units' own is written: language, capitals or small letters, punctuation"
+            )
+        what, then = f"{len(odd):,} of its {len(words):,} words cannot be spelt by the units", "they are never found"
+    return f"{name}: {what} (such as {_some(odd)}); {then}" if odd else ""
+
+
+def _spelt(units: Units, word: str) -> bool:
+    """Whether a decoder could write it, as one word."""
+    return len(units.written(word).split()) == 1 and not units.unwritable(word)
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(ascii(word) if not word.isprintable() or " " in ascii(word) else word for word in words[:3])
 
 
 class State(NamedTuple):

@@ -27,8 +27,7 @@ class Network(ABC):
 
     def push(self, waveform: np.ndarray) -> np.ndarray:
         """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
-        # the rounding of the training and evaluation data
-        features = self._features.push(waveform).astype(np.float16)
+        features = self._features.push(waveform)
         self.frames += len(features)
         return self._hear(features)
 

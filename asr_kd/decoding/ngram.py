@@ -14,10 +14,19 @@ from asr_kd.errors import UserError
 from asr_kd.files import local_copy, place
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+#: how else files write the unknown word (KenLM reads both)
+UNKNOWN_TOO = "<UNK>"
+#: what parts the words of a line, as KenLM reads it: a no-break space is part of a word
+SPACES = " \t\r\n\f\v\0"
 #: what a KenLM binary begins with
 KENLM = b"mmap lm"
 #: log10 probability of an unknown word where the file gives none (KenLM's)
 MISSING_UNKNOWN = -100.0
+#: log10 probability that stands for minus infinity, SRILM's; sums and weights of it stay numbers
+NEVER = -99.0
+
+
+_PARTS = re.compile(f"[{SPACES}]+")
 
 
 class Ngrams:
@@ -26,18 +35,29 @@ class Ngrams:
     Attributes:
         order: words of the longest n-gram.
         table: n-gram → log10 probability and log10 backoff.
+        spellings: how a decoder writes a word → how the table does, where they differ.
     """
 
     def __init__(self, order: int, table: dict[tuple[str, ...], tuple[float, float]]) -> None:
         self.order, self.table = order, table
+        self.spellings: dict[str, str] = {}
         table.setdefault((UNKNOWN,), (MISSING_UNKNOWN, 0.0))
         #: context of the first word
         self.start = (START,)[: order - 1]
 
+    @property
+    def words(self) -> Iterator[str]:
+        """The vocabulary, without the ends of sentences and the unknown word."""
+        return (gram[0] for gram in self.table if len(gram) == 1 and gram[0] not in (START, END, UNKNOWN))
+
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the vocabulary."""
+        return (self.spellings.get(word, word),) in self.table
+
     def score(self, context: tuple[str, ...], word: str) -> tuple[float, tuple[str, ...]]:
         """log10 P(word | context), and the context of the word that follows. A word out of the vocabulary is `<unk>`."""
         if (word,) not in self.table:
-            word = UNKNOWN
+            word = self.spellings.get(word, UNKNOWN)
         total = 0.0
         for start in range(len(context) + 1):
             if found := self.table.get((*context[start:], word)):
@@ -63,7 +83,7 @@ def is_kenlm_binary(name: str) -> bool:
 
 
 def read_arpa(name: str) -> Ngrams:
-    """Read an ARPA file, plain or gzipped; a few hundred bytes of memory an n-gram.
+    """Read an ARPA file, plain or gzipped, as KenLM does; a few hundred bytes of memory an n-gram.
 
     Raises:
         UserError: when the file is missing or no whole ARPA file with `<s>` and `</s>`.
@@ -76,7 +96,7 @@ def read_arpa(name: str) -> Ngrams:
     with _open(name) as file:
         for number, raw in enumerate(file, 1):
             try:
-                line = raw.decode().strip()
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(SPACES)
             except UnicodeDecodeError:
                 raise UserError(f"{name}: not an ARPA language model (not UTF-8 text); give an ARPA file") from None
             where = f"{name}: line {number}"
@@ -93,7 +113,7 @@ def read_arpa(name: str) -> Ngrams:
                 if count := re.fullmatch(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})", line):
                     stated[int(count[1])] = int(count[2])
             else:
-                fields = line.split()
+                fields = [field for field in _PARTS.split(line) if field]
                 try:
                     values = float(fields[0]), float(fields[order + 1]) if len(fields) == order + 2 else 0.0
                 except ValueError:
@@ -102,13 +122,15 @@ def read_arpa(name: str) -> Ngrams:
                     raise UserError(
                         f"{where}: not a {order}-gram with its log10 probability; give an ARPA file, as made by KenLM's lmplz"
                     )
-                if not (values[0] <= 0 and math.isfinite(values[0]) and math.isfinite(values[1])):
+                if not (values[0] <= 0 and math.isfinite(values[1])):
                     raise UserError(
                         f"{where}: {fields[0]} is no log10 probability, or its backoff is no number; make the ARPA file again"
                     )
-                if (ngram := tuple(fields[1 : order + 1])) in table:
+                if (
+                    ngram := tuple(UNKNOWN if word == UNKNOWN_TOO else word for word in fields[1 : order + 1])
+                ) in table:
                     raise UserError(f"{where}: {' '.join(ngram)} stands there twice; make the ARPA file again")
-                table[ngram] = values
+                table[ngram] = max(values[0], NEVER) if math.isinf(values[0]) else values[0], values[1]
                 found[order] = found.get(order, 0) + 1
     if not stated:
         raise UserError(f"{name}: not an ARPA language model (no \\data\\ header); make one, e.g. with KenLM's lmplz")

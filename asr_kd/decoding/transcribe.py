@@ -49,8 +49,7 @@ def transcribe(
         if streams(checkpoint):  # as it would be heard in pieces, to the bit
             network = StreamingNetwork(checkpoint)
             return decoder(np.concatenate([network.push(waveform), network.finish()]))
-        # the rounding of the training and evaluation data, so that the same audio always gives the same text
-        features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
+        features = Frontend(checkpoint.features).compute(waveform)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from None
     return decoder(infer(checkpoint, [features])[0])

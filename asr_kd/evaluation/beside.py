@@ -86,7 +86,7 @@ def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard:
                 waveform, _ = decode(sample.audio, sample.key, rate, max_seconds)
                 began = time.perf_counter()
                 # rounded as in training
-                features[name] = frontend.compute(waveform).astype(np.float16)
+                features[name] = frontend.compute(waveform)
                 loaded.frontend_seconds[name] += time.perf_counter() - began
                 seconds = len(waveform) / rate
         except AudioError as error:

@@ -6,9 +6,20 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asr_kd.config import DecodingSettings
 from asr_kd.errors import UserError
-from asr_kd.evaluation.figures import change, p_value, percent, points, ratio, said_of_pair, share, size, span, table
+from asr_kd.evaluation.figures import (
+    change,
+    decoder,
+    p_value,
+    percent,
+    points,
+    ratio,
+    said_of_pair,
+    share,
+    size,
+    span,
+    table,
+)
 from asr_kd.evaluation.gate import Gate
 from asr_kd.evaluation.paired import Side, paired
 from asr_kd.files import Place, place, read_json
@@ -45,7 +56,7 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
     print(
         f"{data['utterances']:,} utterances, {data['words']:,} words ({data['hash']}); normaliser {first['normalizer']}\n"
     )
-    decoders = {letter: _decoding(report) for letter, report in reports.items()}
+    decoders = {letter: decoder(report) for letter, report in reports.items()}
     if len(set(decoders.values())) > 1:
         said = "; ".join(f"{letter}: {decoding}" for letter, decoding in decoders.items())
         print(f"Decoded in different ways, which a difference may come from: {said}\n")
@@ -84,18 +95,6 @@ def read_report(path: str) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file}: is damaged; make the report again") from None
     return report
-
-
-def _decoding(report: dict[str, Any]) -> str:
-    """The settings of a report's decoder that are not left at their defaults."""
-    settings = report.get("settings", {})
-    fields = DecodingSettings.model_fields
-    changed = [
-        f"{name}={settings[name]}"
-        for name in fields
-        if settings.get(name, fields[name].default) != fields[name].default
-    ]
-    return " ".join(changed) or "greedy"
 
 
 def _folder(path: str) -> Place:

@@ -110,7 +110,7 @@ def _pictures(settings: dict[str, Any], sample: Sample, drawn: list[str]) -> lis
         waveform, _ = decode(sample.audio, sample.key, checkpoint.features.sample_rate, settings["max_seconds"])
         frames = round(1000 * PICTURE_SECONDS / checkpoint.frame_ms)
         # rounded as in training and in scoring
-        features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
+        features = Frontend(checkpoint.features).compute(waveform)
         probs = np.exp(infer(checkpoint, [features])[0][:frames])
         seconds = len(probs) * checkpoint.frame_ms / 1000
         posteriors.append((name, probs, [checkpoint.units.piece(unit) for unit in range(probs.shape[1])], seconds))

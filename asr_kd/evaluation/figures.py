@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asr_kd.config import DecodingSettings
 from asr_kd.evaluation.charts import percent
 
 __all__ = [
@@ -99,9 +100,20 @@ def lookahead(value: int | None) -> str:
 
 
 def decoder(report: dict[str, Any]) -> str:
-    """The decoder in words."""
-    settings = report["settings"]
-    return f"prefix beam search, beam {settings['beam']}" if settings["decoder"] == "beam" else "greedy"
+    """The decoder in words, with the language model and the lexicon that it had; reports of old say less."""
+    settings, fields = report.get("settings", {}), DecodingSettings.model_fields
+    had = {name: settings.get(name, field.default) for name, field in fields.items()}
+    if had["decoder"] == "greedy":
+        return "greedy"
+    search = {"beam": "prefix beam search", "torchaudio": "beam search of torchaudio"}[had["decoder"]]
+    said = [f"{search}, beam {had['beam']}"]
+    if had["lm"]:
+        said.append(f"language model {had['lm']} with weight {had['lm_weight']:g}")
+    if had["lexicon"]:
+        said.append(f"lexicon {had['lexicon']}")
+    if had["lm"] or had["lexicon"]:
+        said.append(f"word bonus {had['word_bonus']:g}")
+    return ", ".join(said)
 
 
 def threads(report: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from asr_kd.evaluation.report import system_table, write_report
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.sharing import DECIDING, Work, refuse_bad, score_all
 from asr_kd.evaluation.summary import Scores, summarise
+from asr_kd.evaluation.texts import check_texts
 from asr_kd.files import Place, claim_folder, place, write_whole
 from asr_kd.models.acoustic import load_checkpoint, pick_device
 from asr_kd.shards.tarset import read_index
@@ -45,6 +46,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     if device == torch.device("cuda"):  # started by torchrun, each process takes the GPU of its place
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
+    check_texts(settings, systems, sets)
     output = place(settings.output)
     shards = [Shard(name, folder, info) for name, (folder, infos) in sets.items() for info in infos]
     # what is made of the scores may change, but not what decides them; a checkpoint or audio that changed is scored again

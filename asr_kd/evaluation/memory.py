@@ -103,7 +103,7 @@ def _run(settings: EvalSettings, checkpoint: Checkpoint, samples: list[Sample]) 
     for sample in samples:
         try:
             waveform, _ = decode(sample.audio, sample.key, checkpoint.features.sample_rate, settings.max_seconds)
-            features.append(frontend.compute(waveform).astype(np.float16))
+            features.append(frontend.compute(waveform))
         except AudioError:
             continue  # the report lists it
     for places in batches_by_length([len(item) for item in features], settings.batch_frames):

@@ -16,11 +16,11 @@ from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.evaluation.beside import Batch, Loaded, find_words, load_shard
 from asr_kd.evaluation.parts import TIMED, Part, Shard
-from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import batches_by_length, map_ordered
+from asr_kd.text import NORMALIZERS
 
 
 @dataclass

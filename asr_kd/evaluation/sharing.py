@@ -13,7 +13,6 @@ from asr_kd.errors import UserError
 from asr_kd.evaluation.memory import peak_memory
 from asr_kd.evaluation.parts import TIMED, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
-from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.files import (
     Place,
     check_there,
@@ -27,6 +26,7 @@ from asr_kd.files import (
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import Leases
+from asr_kd.text import NORMALIZERS
 
 #: settings that decide the scores of a shard, beside its audio and the checkpoints
 DECIDING = {*DecodingSettings.model_fields, "teacher", "normalizer", "batch_frames", "max_seconds", "device", "threads"}

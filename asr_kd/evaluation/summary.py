@@ -29,12 +29,12 @@ from asr_kd.evaluation.score import System
 from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS, Fields, Slicing
 from asr_kd.evaluation.tally import Tally, most_frequent
-from asr_kd.evaluation.text import NORMALIZERS
 from asr_kd.evaluation.verdict import verdict
 from asr_kd.evaluation.wer import ErrorCounts, align
 from asr_kd.files import hash_json
 from asr_kd.models.acoustic import parameters
 from asr_kd.shards.index import ShardList
+from asr_kd.text import NORMALIZERS
 
 ALIGNMENT = "sclite: substitution 4, deletion 3, insertion 3"
 NAMED_SLICES = 5

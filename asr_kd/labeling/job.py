@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
@@ -217,6 +218,7 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> di
     claim["audio"] = infos.hash
     claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
     claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
+    claim["heard"] = f"float16 features of version {FRONTEND_VERSION}"
     return claim
 
 

@@ -21,7 +21,7 @@ NO_TEXT = "no text to align to"
 
 @dataclass
 class Heard:
-    """An utterance of an audio shard: features float32 [frames, inputs], or None and the reason."""
+    """An utterance of an audio shard: features float16 [frames, inputs], or None and the reason."""
 
     key: str
     features: np.ndarray | None
@@ -87,7 +87,7 @@ def select(settings: LabelSettings, units: Units, transcripts: dict[str, str] | 
             ids = units.encode(text)
             if units.unknown in ids:
                 loaded.quarantined[one.key] = (
-                    f"text holds {units.first_unknown(text)!r}, which the teacher's units cannot spell"
+                    f"text holds {units.unwritable(text)[0]!r}, which the teacher's units cannot spell"
                 )
                 continue
             needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))

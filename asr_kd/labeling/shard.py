@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import forced_align
 
+from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place
@@ -131,6 +132,8 @@ def _publish(
         num_units=teacher.units.size,
         frame_ms=teacher.frame_ms,
         features=teacher.features,
+        frontend=FRONTEND_VERSION,
+        heard="float16",
         audio_sha256=loaded.info.sha256,
         quarantined=loaded.quarantined,
         tail_prior=None if codes is None else to_text(codes),

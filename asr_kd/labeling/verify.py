@@ -24,6 +24,10 @@ from asr_kd.targets.store import TargetMetadata, check_answers, read_target_shar
 
 #: findings that are printed; the report holds all
 SHOWN = 20
+ROUNDED_LATER = (
+    "the teacher of {} of these {} shards heard unrounded features (float32, as asr_kd labelled before version 3 of soft targets); it "
+    "hears them rounded to float16 here, as it was trained, which small differences come from"
+)
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Findings:
     Attributes:
         frames: compared with the teacher; difference: the largest between a stored probability and the one made anew.
         top1: frames whose best unit differs; problems: a sentence each.
+        rounded_later: shards whose teacher heard float32 features, as before version 3.
     """
 
     shards: int = 0
@@ -40,6 +45,7 @@ class Findings:
     frames: int = 0
     difference: float = 0.0
     top1: int = 0
+    rounded_later: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -93,6 +99,8 @@ def verify(settings: VerifySettings) -> bool:
         print(problem)
     if len(found.problems) > SHOWN:
         print(f"… and {len(found.problems) - SHOWN} more")
+    if found.rounded_later:
+        print(f"{settings.targets}: {ROUNDED_LATER.format(found.rounded_later, found.shards)}")
     print(
         f"{settings.targets}: {'holds' if not found.problems else 'does not hold'}; {found.shards} of {len(infos)} shards, "
         f"{found.utterances:,} utterances and {found.frames:,} frames labelled again: largest difference "
@@ -142,6 +150,7 @@ def _verify_shard(
     except UserError as error:
         found.problems.append(str(error))
     found.shards += 1
+    found.rounded_later += metadata.heard is None
     labelling = _labelling(settings, metadata)
     loaded = load_shard(labelling, teacher, transcripts, info)
     wrong: dict[str, str] = {}

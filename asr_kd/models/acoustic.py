@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from asr_kd.audio.features import Frontend
+from asr_kd.audio.features import FRONTEND_VERSION, Frontend, versioned
 from asr_kd.config import FeatureSettings, ModelSettings, build
 from asr_kd.errors import UserError
 from asr_kd.files import Place, hash_json, place, read_json, write_json, write_whole
@@ -133,7 +133,7 @@ def fingerprint(weights: dict[str, Tensor], units: Units, features: FeatureSetti
         {
             "weights": digest.hexdigest(),
             "units": units.hash,
-            "features": features.model_dump(),
+            "features": versioned(features),
             "model": settings.model_dump(),
         }
     )
@@ -160,7 +160,7 @@ def save_checkpoint(
     mark = fingerprint(weights, units, features, settings)
     description = {
         "format": FORMAT, "version": VERSION, "fingerprint": mark, "units_hash": units.hash, "num_units": units.size,
-        "model": settings.model_dump(), "features": features.model_dump(), "parameters": parameters(model),
+        "model": settings.model_dump(), "features": features.model_dump(), "frontend": FRONTEND_VERSION, "parameters": parameters(model),
         "training": training or {},
     }  # fmt: skip
     write_json(folder / "checkpoint.json", description)
@@ -185,6 +185,11 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
     if description.get("version") != VERSION:
         raise UserError(
             f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use a matching asr_kd"
+        )
+    if (frontend := description.get("frontend", 1)) != FRONTEND_VERSION:  # the first checkpoints do not name it
+        raise UserError(
+            f"{where}: was trained on features of version {frontend}, this program makes version {FRONTEND_VERSION}; use the asr_kd "
+            "that trained it, or train it again"
         )
     features = build(FeatureSettings, description.get("features", {}), str(where))
     settings = build(ModelSettings, description.get("model", {}), str(where))
@@ -233,7 +238,7 @@ def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> li
     """Log-probabilities of one batch of utterances, on the network's device.
 
     Args:
-        features: float32 [frames, inputs] of each utterance.
+        features: float16 or float32 [frames, inputs] of each utterance.
 
     Returns:
         float32 [frames, units] of each utterance, natural logarithm.

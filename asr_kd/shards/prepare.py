@@ -30,6 +30,7 @@ from asr_kd.files import (
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
+from asr_kd.text import NORMALIZERS
 
 RECORDS = ".records"  # beside the shards: what each group of utterances became
 MAX_BYTES = (
@@ -51,7 +52,9 @@ def prepare(settings: PrepareSettings) -> None:
     """
     began = time.time()
     total = sum(1 for _ in read_manifest(settings.manifest))  # all of it is checked before anything is written
-    claim = settings.model_dump(exclude={"manifest", "output", "max_bad_share"})
+    claim = settings.model_dump(exclude={"manifest", "output", "max_bad_share", "normalizer"})
+    if settings.normalizer != "none":  # texts as they stand are claimed as they were before there was a choice
+        claim["normalizer"] = NORMALIZERS[settings.normalizer].name
     claim_folder(settings.output, "prepare", {**claim, "manifest": sha256_file(settings.manifest)})
     output = place(settings.output)
     infos: list[ShardInfo] = []
@@ -147,7 +150,8 @@ def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
         extension, data = "flac", to_flac(audio.waveform, audio.rate)
     fields: dict[str, Any] = {"seconds": round(len(audio.waveform) / audio.rate, 6)}
     if utterance.text is not None and not settings.drop_text:
-        fields["text"] = utterance.text
+        apply = NORMALIZERS[settings.normalizer].apply
+        fields["text"] = utterance.text if settings.normalizer == "none" else apply(utterance.text)
     return Sample(utterance.key, data, extension, {**utterance.fields, **fields})
 
 

@@ -1,4 +1,4 @@
-"""Shards → shuffled utterances with features, text and soft targets → batches by length, the same for any number of workers."""
+"""Shards of audio → utterances with their features, ahead of their use and by several processes; batches of like length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from asr_kd.audio.decode import decode
-from asr_kd.audio.features import Frontend
+from asr_kd.audio.features import Frontend, versioned
 from asr_kd.audio.noise import Corruption, Voice, generator, noise_files, read_noise
 from asr_kd.config import FeatureSettings, NoiseSettings, Settings
 from asr_kd.errors import AudioError, UserError
@@ -69,11 +69,11 @@ class ShardInput(Settings):
 def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
     """Decode a shard's audio and compute its features, or take them from the cache.
 
-    Features are rounded to float16 with or without a cache, so that a cache changes no bit of what is learned.
+    A cache changes no bit of what is learned: features are kept as the front end gives them.
     """
     stem = None
     if wanted.cache is not None and wanted.noise is None:
-        name = hash_json([shard.sha256, wanted.features.model_dump(), wanted.max_seconds])
+        name = hash_json([shard.sha256, versioned(wanted.features), wanted.max_seconds])
         stem = local(wanted.cache, "feature_cache") / name
         if stem.with_suffix(".json").exists():
             return _read_cached(stem)
@@ -89,7 +89,7 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
             waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
             if corruption:
                 waveform = corruption.apply(waveform, sample.key, sample.fields.get("speaker"))
-            loaded.items.append(Item(sample.key, frontend.compute(waveform).astype(np.float16), sample.fields))
+            loaded.items.append(Item(sample.key, frontend.compute(waveform), sample.fields))
         except AudioError as error:
             loaded.bad.append((sample.key, str(error)))
     if stem is not None:

@@ -117,7 +117,7 @@ def _print_utterance(
 
 
 def _spectrum(path: Place, key: str, features: FeatureSettings) -> np.ndarray:
-    """float32 [hops, mels], the features of an utterance before they were stacked."""
+    """float16 [hops, mels], the features of an utterance before they were stacked."""
     for sample in read_shard(path):
         if sample.key == key:
             waveform, _ = decode_audio(sample.audio, key, features.sample_rate, MAX_SECONDS)

@@ -19,7 +19,7 @@ from asr_kd.targets.codec import decode_all, encode
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import from_text, prior_of
 
-VERSION = 2
+VERSION = 3
 METADATA, SUFFIX = "metadata.json", ".target"
 #: soft targets that are decoded at a time
 TOGETHER = 16
@@ -72,7 +72,8 @@ class TargetMetadata(Settings):
         teacher: fingerprint of the checkpoint.
         offset_ms: where the first frame begins in the audio.
         audio_sha256: of the audio shard that this one answers.
-        features: the teacher's front end.
+        features: the teacher's front end; frontend: its version; heard: how its features were rounded, None in shards before
+            version 3, whose teacher heard float32 where it was trained on float16.
         quarantined: key → reason, utterances of the audio shard that have no target.
         tail_prior: shape of the mass that was not kept, as of `prior.to_text`.
         members: SHA-256 over keys and soft targets in their order, which `write_target_shard` fills in: two soft targets
@@ -89,6 +90,8 @@ class TargetMetadata(Settings):
     frame_ms: Annotated[int, Field(ge=1, le=10_000)]
     offset_ms: int = 0
     features: FeatureSettings
+    frontend: int = 1
+    heard: Literal["float16"] | None = None
     audio_sha256: str
     quarantined: dict[str, str]
     tail_prior: str | None = None

@@ -40,6 +40,8 @@ class Development:
 def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
     """WER by greedy decoding, and CTC loss a frame, on the development shards.
 
+    References are compared as the units write them: what only they change is no error of the network.
+
     With `calibrate_blank` both are those of the network with a constant taken off its blank, which the set itself chooses
     (`BlankCurve`). Where that is not 0 the set is read a second time for the loss: on a grid of constants it would cost more.
 
@@ -91,7 +93,7 @@ def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[
                     raise UserError(
                         f"{settings.development}: {item.key} has no text; the development set must be labelled"
                     )
-                yield item.fields["text"], log_probs
+                yield learner.units.written(item.fields["text"]), log_probs
 
 
 def _ctc(text: str, log_probs: np.ndarray, units: Units, offset: float) -> float:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from asr_kd.config import MwerSettings
 from asr_kd.decoding.beam import prefix_beam_search
-from asr_kd.evaluation.wer import count_errors
+from asr_kd.training.wer import word_errors
 from asr_kd.units import Units
 
 #: candidate unit sequences of an utterance and how often each was found
@@ -126,7 +126,7 @@ def sequence_log_probs(log_probs: Tensor, lengths: Tensor, hypotheses: list[Hypo
 
 
 def _word_errors(hypotheses: Hypotheses, reference: str, units: Units) -> list[float]:
-    return [float(count_errors(reference, units.decode(ids)).errors) for ids in hypotheses]
+    return [float(sum(word_errors(reference, units.decode(ids)))) for ids in hypotheses]
 
 
 def _padded(rows: list[list[float]] | list[list[int]], like: Tensor) -> Tensor:

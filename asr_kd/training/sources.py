@@ -265,20 +265,20 @@ class Source:
         if text is None:
             return "no text to learn from"
         example.ids = self.units.encode(text)
-        return self._misfit(example.ids, item)
+        return self._misfit(text, example.ids, item)
 
     def _choices(self, item: Item, example: Example) -> str:
         """Give the example the units of its n-best list, of those texts that fit; returns what is in the way of all of them."""
         assert self.transcripts is not None
-        found = [(self.units.encode(text), score) for text, score in self.transcripts.nbest(item.key)]
-        reasons = [self._misfit(ids, item) for ids, _ in found]
-        example.choices = [one for one, reason in zip(found, reasons, strict=True) if not reason]
+        found = [(text, self.units.encode(text), score) for text, score in self.transcripts.nbest(item.key)]
+        reasons = [self._misfit(text, ids, item) for text, ids, _ in found]
+        example.choices = [(ids, score) for (_, ids, score), reason in zip(found, reasons, strict=True) if not reason]
         return "" if example.choices else (reasons or ["no text to learn from"])[0]
 
-    def _misfit(self, ids: list[int], item: Item) -> str:
+    def _misfit(self, text: str, ids: list[int], item: Item) -> str:
         """Why CTC cannot learn a text, if it cannot."""
         if self.units.unknown in ids:
-            return "its text holds characters that no unit covers"
+            return f"its text holds {self.units.unwritable(text)[0]!r}, which no unit covers"
         repeats = sum(a == b for a, b in itertools.pairwise(ids))
         # even when stretched to its shortest: CTC without a path has an infinite loss
         frames = round(len(item.features) * (1 - self.plan.augment.stretch))

@@ -45,6 +45,7 @@ from asr_kd.training.feed import ready_batches
 from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
 from asr_kd.training.outcome import concluded, phase_lost, said_of
+from asr_kd.training.texts import check_texts
 from asr_kd.units import Units, load_units
 
 
@@ -100,6 +101,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
+    for remark in check_texts(settings, units, [source for stream in streams for source in stream.sources]):
+        _say(ranks, remark)
     claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
 
     model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)

@@ -42,7 +42,7 @@ def test_defaults_are_the_papers() -> None:
     )
     assert front.overhang_ms == 15
     features = front.compute(speech_like(16000))
-    assert features.shape == (32, 192) and features.dtype == np.float32  # 98 hops
+    assert features.shape == (32, 192) and features.dtype == np.float16  # 98 hops
 
 
 @given(samples=st.integers(0, 3000), stack=st.integers(1, 8), window=st.integers(5, 60), hop=st.integers(1, 50))
@@ -66,7 +66,7 @@ def test_stacking_is_a_rearrangement() -> None:
         assert len(stacked) == len(single) // stack
         for index, row in enumerate(stacked):
             expected = np.concatenate([single[index * stack + part] for part in range(stack)])
-            np.testing.assert_allclose(row, expected, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)  # rounded to float16 apart
 
 
 @pytest.mark.parametrize(("rate", "mels"), [(16000, 64), (8000, 40)])
@@ -79,7 +79,7 @@ def test_equals_a_reference_made_of_other_parts(rate: int, mels: int) -> None:
     # Kaldi leaves out the bin at the Nyquist rate, where the last filter ends
     logs = torch.log(power.abs()[:, :-1] ** 2 @ filters.double().T + LOG_FLOOR).numpy()
     expected = (logs - slow_mean(logs, 80)) / LOG_SCALE
-    np.testing.assert_allclose(front.compute(audio), expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(front.compute(audio), expected, rtol=1e-3, atol=2e-3)
 
 
 def test_every_default_filter_hears_something() -> None:
@@ -114,7 +114,7 @@ def test_future_audio_changes_no_earlier_frame(mean_frames: int) -> None:
         np.testing.assert_array_equal(front.compute(changed)[: frame + 1], features[: frame + 1])
         assert not np.allclose(front.compute(changed)[frame + 1], features[frame + 1])
         # what a stream has heard so far gives the same frames
-        np.testing.assert_allclose(front.compute(audio[:end]), features[: frame + 1], atol=1e-5)
+        np.testing.assert_allclose(front.compute(audio[:end]), features[: frame + 1], rtol=1e-3, atol=1e-5)
 
 
 def test_level_is_removed_and_silence_is_finite() -> None:

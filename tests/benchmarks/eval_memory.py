@@ -31,7 +31,7 @@ from asr_kd.evaluation.wer import align, counts_of
 from asr_kd.files import claim_folder, place
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, write_index, write_shard
-from asr_kd.units import train_units
+from asr_kd.shards.texts import train_units
 
 UTTERANCES, SECONDS, RATE = 100, 12.0, 8000
 #: shards whose scores differ; the others repeat them

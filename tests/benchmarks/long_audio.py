@@ -73,7 +73,7 @@ def main() -> None:
         words = list(transcribe_long(checkpoint, decoder, path, "long.flac", arguments.window))
         spent, after = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         waveform, _ = decode(path.read_bytes(), "long.flac", checkpoint.features.sample_rate, 1e9)
-    features = Frontend(checkpoint.features).compute(waveform).astype(np.float16)
+    features = Frontend(checkpoint.features).compute(waveform)
     at_once = decoder(infer(checkpoint, [features])[0])[0].text
     reference = " ".join(samples[index].fields["text"] for index in order)
     long = count_errors(reference, " ".join(word.text for word in words))

@@ -107,7 +107,7 @@ def utterances(count: int) -> Iterator[Utterance]:
         flac = io.BytesIO()
         soundfile.write(flac, waveform, FEATURES.sample_rate, format="FLAC", subtype="PCM_16")
         heard = decode(flac.getvalue(), "", None, 60.0)[0]
-        features = frontend.compute(heard).astype(np.float16)
+        features = frontend.compute(heard)
         begin = int(rng.integers(pool.frames - len(features)))
         target = pool[begin : begin + len(features)]
         yield Utterance(f"u{number:06d}", flac.getvalue(), len(heard) / FEATURES.sample_rate, features, target)
@@ -189,7 +189,7 @@ def from_shar(folder: Path, sound: bool) -> Read:
 def featured(read: Callable[[Path, bool], Read], folder: Path, sound: bool) -> Read:
     frontend = Frontend(FEATURES)
     for waveform, *rest in read(folder, sound):
-        yield frontend.compute(waveform).astype(np.float16), *rest
+        yield frontend.compute(waveform), *rest
 
 
 def speed(read: Callable[[], Read], count: int) -> float:

@@ -28,8 +28,9 @@ from asr_kd.config import FeatureSettings, TrainSettings, UnitsSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import write_transcripts
 from asr_kd.shards.tarset import Sample, write_index
+from asr_kd.shards.texts import train_units
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.units import Units, load_units, train_units
+from asr_kd.units import Units, load_units
 
 FEATURES = FeatureSettings(sample_rate=8000, mels=16)
 SHARD, SPEAKER, SOUNDS, TEXT = 100, 20, 64, "abba"

@@ -7,7 +7,8 @@ import pytest
 
 from asr_kd.config import UnitsSettings
 from asr_kd.decoding.estimate import write_arpa
-from asr_kd.units import Units, train_units
+from asr_kd.shards.texts import train_units
+from asr_kd.units import Units
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from asr_kd.config import DecodingSettings, build
-from asr_kd.decoding.decoder import Decoder, Transcript
+from asr_kd.decoding.decoder import Decoder, Transcript, make_decoder
+from asr_kd.decoding.estimate import write_arpa
 from asr_kd.errors import UserError
 from asr_kd.units import Units
 
@@ -83,3 +86,31 @@ def test_nothing_heard(letter_units: Units, decoder: Any) -> None:
 def test_settings_that_do_not_fit_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(DecodingSettings, values, "command line")
+
+
+def test_what_does_not_fit_is_said_once(
+    letter_units: Units, letters_arpa: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(lm: str) -> Decoder:
+        settings = DecodingSettings(decoder="beam", lm=lm)
+        return make_decoder(settings, cast("Any", SimpleNamespace(units=letter_units, frame_ms=30)))
+
+    write_arpa(tmp_path / "lm.arpa", ["ab zoo"], 2)
+    for _ in range(2):
+        made(str(tmp_path / "lm.arpa"))
+    made(letters_arpa)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/lm.arpa: 1 of its 2 words cannot be spelt by the units (such as zoo); they are never found\n"
+    )
+    write_arpa(tmp_path / "upper.arpa", ["AB"], 2)
+    with pytest.raises(UserError, match=r"upper.arpa: none of its 1 words can be spelt"):
+        made(str(tmp_path / "upper.arpa"))
+
+
+def test_minus_infinity_in_a_language_model_forbids_no_number(letter_units: Units, tmp_path: Path) -> None:
+    write_arpa(tmp_path / "lm.arpa", ["ab", "ba"], 2)
+    text = (tmp_path / "lm.arpa").read_text().replace("-99.0000000", "-inf")
+    (tmp_path / "lm.arpa").write_text(text)
+    settings = DecodingSettings(decoder="beam", lm=str(tmp_path / "lm.arpa"), lm_weight=0.0)
+    found = Decoder(settings, letter_units, 0.03)(said(letter_units, "ab"))[0]
+    assert found.text == "ab" and np.isfinite(found.score)

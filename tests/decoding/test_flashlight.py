@@ -100,6 +100,12 @@ def test_kenlm_reads_what_our_reader_reads(digits_arpa: str) -> None:
 
 
 @needs_extra
+def test_kenlm_tells_which_words_it_knows(digits_arpa: str) -> None:
+    words = ["zero", "ZERO", "one", "zehn"]
+    assert [word for word in words if KenLm(digits_arpa, words).knows(word)] == ["zero", "one"]
+
+
+@needs_extra
 def test_is_sent_to_other_processes_as_its_settings(digit_units: Units, digits_lexicon: str) -> None:
     decoder = Decoder(DecodingSettings(decoder="torchaudio", lexicon=digits_lexicon), digit_units, 0.03)
     log_probs = spoken(digit_units, "four two", 3)

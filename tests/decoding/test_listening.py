@@ -77,7 +77,7 @@ def test_any_pieces_give_the_words_of_the_whole(
 
 def test_the_stream_computes_what_the_network_does(student: Checkpoint) -> None:
     sound, stream = noise(3.0), StreamingNetwork(student)
-    features = Frontend(FEATURES).compute(sound).astype(np.float16)
+    features = Frontend(FEATURES).compute(sound)
     found = np.concatenate([stream.push(sound), stream.finish()])
     np.testing.assert_allclose(found, infer(student, [features])[0], atol=1e-3)
 
@@ -117,7 +117,7 @@ def test_a_recording_within_a_window_is_heard_whole(letter_units: Units) -> None
     teacher = network(letter_units, kind="blstm")
     for seconds in (0.5, 5.0):
         sound, windows = noise(seconds), WindowedNetwork(teacher, 5.0, 1.0)
-        features = Frontend(FEATURES).compute(sound).astype(np.float16)
+        features = Frontend(FEATURES).compute(sound)
         found = np.concatenate([*(windows.push(part) for part in np.array_split(sound, 7)), windows.finish()])
         np.testing.assert_array_equal(found, infer(teacher, [features])[0])
 
@@ -127,7 +127,7 @@ def test_a_recording_within_a_window_is_heard_whole(letter_units: Units) -> None
 def test_windows_neither_lose_nor_double_a_word(letter_units: Units, seconds: float, seed: int, pieces: int) -> None:
     """The network is replaced by one that knows the truth, but up to 0.3 s off, and nothing near the edges of its window."""
     sound, rng = noise(seconds, seed), np.random.default_rng(seed)
-    features = Frontend(FEATURES).compute(sound).astype(np.float16)
+    features = Frontend(FEATURES).compute(sound)
     at, wanted = int(rng.integers(0, 30)), []
     while at < len(features) - 25:
         wanted.append((at, int(rng.integers(2, 5))))

@@ -66,7 +66,7 @@ def test_gzip(tmp_path: Path) -> None:
         (BIGRAMS.replace("-0.75\t<s> a\n", ""), r"2 2-grams announced, 1 there"),
         (BIGRAMS.replace("-0.75", "a"), r"line 14: not a 2-gram"),
         (BIGRAMS.replace("-0.75", "nan"), r"line 14: nan is no log10 probability"),
-        (BIGRAMS.replace("-0.75", "-inf"), r"line 14: -inf is no log10 probability"),
+        (BIGRAMS.replace("-0.125", "-inf"), r"line 11: -0.25 is no log10 probability, or its backoff is no number"),
         (BIGRAMS.replace("-0.75", "0.75"), r"line 14: 0.75 is no log10 probability"),
         (BIGRAMS.replace("<s> a", "a </s>"), r"line 15: a </s> stands there twice"),
         (BIGRAMS.replace("ngram 2=2", "ngram 3=0").split("\\2-")[0] + "\\end\\\n", r"has 3-grams, but no 2-grams"),
@@ -111,3 +111,21 @@ def test_what_was_seen_is_more_probable(digits_arpa: str) -> None:
     ngrams = read_arpa(digits_arpa)
     seen, unseen = (ngrams.score((START, "zero"), word)[0] for word in ("two", "nine"))
     assert seen > unseen + 1
+
+
+def test_details_as_kenlm_reads_them(tmp_path: Path) -> None:
+    """The unknown word in capitals, minus infinity, a mark at the head; only ASCII white space parts words."""
+    text = (
+        BIGRAMS.replace("<unk>", "<UNK>")
+        .replace("-99", "-inf")
+        .replace(" a", " a\u00a0b")
+        .replace("\ta\t", "\ta\u00a0b\t")
+    )
+    ngrams = read_arpa(written(tmp_path / "lm.arpa", "\ufeff" + text.removeprefix("made by hand\n\n")))
+    plain = read_arpa(written(tmp_path / "plain.arpa", BIGRAMS))
+    assert ngrams.table == {
+        tuple(word.replace("a", "a\u00a0b") if word == "a" else word for word in gram): values
+        for gram, values in plain.table.items()
+    }
+    assert list(ngrams.words) == ["a\u00a0b"] and ngrams.knows("a\u00a0b") and not ngrams.knows("a")
+    assert ngrams.score((START,), "a")[0] == -0.5 - 1.0

@@ -23,7 +23,7 @@ from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import Sample, write_index, write_shard
-from asr_kd.units import train_units
+from asr_kd.shards.texts import train_units
 
 
 def wav(seconds: float, seed: int = 0) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from asr_kd.config import FeatureSettings, ModelSettings, UnitsSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.shards.tarset import Sample, write_index, write_shard
-from asr_kd.units import train_units
+from asr_kd.shards.texts import train_units
 
 TEXTS = ("One, two.", "three four five", "six")
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from asr_kd.evaluation.calibration import Calibration, Delays, TimedWord, timed_words
-from asr_kd.evaluation.text import basic, english
 from asr_kd.evaluation.wer import align
+from asr_kd.text import basic, english
 
 
 def words(*pairs: tuple[float, bool]) -> list[TimedWord]:

@@ -103,7 +103,7 @@ def test_other_decoders_are_said(folders: dict[str, str], capsys: pytest.Capture
     assert "Decoded" not in capsys.readouterr().out
     new = report(student=0.15) | {"settings": {"decoder": "beam", "beam": 16, "nbest": 1, "lm": None}}
     compare([folders["old"], written(Path(folders["new"]), new)])
-    assert "a difference may come from: A: greedy; B: decoder=beam beam=16" in capsys.readouterr().out
+    assert "a difference may come from: A: greedy; B: prefix beam search, beam 16" in capsys.readouterr().out
 
 
 def test_a_report_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

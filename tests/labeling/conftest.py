@@ -12,7 +12,8 @@ import torch
 from asr_kd.config import FeatureSettings, LabelSettings, ModelSettings, UnitsSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.shards.tarset import Sample, write_index, write_shard
-from asr_kd.units import Units, train_units
+from asr_kd.shards.texts import train_units
+from asr_kd.units import Units
 
 RATE = 8000
 FEATURES = FeatureSettings(sample_rate=RATE, mels=8, stack=3)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -152,3 +153,32 @@ def test_exit_status_says_whether_it_holds(job: Job, capsys: pytest.CaptureFixtu
 def test_no_targets_at_all(job: Job) -> None:
     with pytest.raises(UserError, match="no such folder of soft targets"):
         check(job())
+
+
+def test_targets_of_a_teacher_that_heard_unrounded_features(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they were made before version 3: read still, and the reason of the difference is said."""
+    settings = job(k=20, mass=0.9999)
+    label(settings)
+    capsys.readouterr()
+    assert check(settings) and "heard unrounded" not in capsys.readouterr().out
+    for path in sorted((tmp_path / "targets").glob("*.tar")):
+        metadata, pairs = read_target_shard(path)
+        assert (metadata.version, metadata.heard, metadata.frontend) == (3, "float16", 1)
+        old = metadata.model_copy(update={"version": 2, "heard": None})
+        write_target_shard(path, old, [(key, nudged(target)) for key, target in pairs])
+    report = tmp_path / "found.json"
+    assert check(settings, report=str(report))
+    assert "the teacher of 3 of these 3 shards heard unrounded features (float32, as asr_kd" in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert found["rounded_later"] == 3 and 0 < found["difference"] < 0.03
+    assert not check(settings, max_difference=1e-6)
+    assert "heard unrounded features" in capsys.readouterr().out
+
+
+def nudged(target: SparsePosteriors) -> SparsePosteriors:
+    """What another rounding may do."""
+    log_probs = target.log_probs - np.float32(0.01)
+    kept = np.add.reduceat(np.exp(log_probs), target.starts)
+    return SparsePosteriors(target.counts, target.units, log_probs, (1 - kept).astype(np.float32), target.num_units)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from asr_kd.config import FeatureSettings, UnitsSettings
-from asr_kd.units import Units, train_units
+from asr_kd.shards.texts import train_units
+from asr_kd.units import Units
 
 FEATURES = FeatureSettings(sample_rate=8000, mels=8)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 
 from asr_kd.config import FeatureSettings, ModelSettings
 from asr_kd.errors import UserError
+from asr_kd.files import hash_json
 from asr_kd.models.acoustic import (
     Checkpoint,
     blank_held_back,
@@ -308,3 +310,28 @@ def test_weights_that_are_not_numbers_are_refused(units: Units, tmp_path: Path, 
     save_checkpoint(tmp_path, model, units, FEATURES, settings)
     with pytest.raises(UserError, match=r"has weights that are not numbers .*; use an earlier checkpoint"):
         load_checkpoint(tmp_path)
+
+
+def test_the_first_front_end_changes_no_fingerprint_and_another_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(saved)
+    description = json.loads((saved / "checkpoint.json").read_text())
+    assert description.pop("frontend") == 1
+    (saved / "checkpoint.json").write_text(json.dumps(description))  # as they were before there was a version
+    assert load_checkpoint(saved).fingerprint == checkpoint.fingerprint
+    digest = hashlib.sha256()
+    for name, weight in sorted(checkpoint.model.state_dict().items()):
+        digest.update(name.encode() + weight.numpy().tobytes())
+    assert checkpoint.fingerprint == hash_json({
+        "weights": digest.hexdigest(), "units": checkpoint.units.hash, "features": FEATURES.model_dump(),
+        "model": KINDS["lstm"].model_dump(),
+    })  # fmt: skip
+    for module in ("asr_kd.audio.features", "asr_kd.models.acoustic"):
+        monkeypatch.setattr(f"{module}.FRONTEND_VERSION", 2)
+    with pytest.raises(
+        UserError, match=r"trained on features of version 1, this program makes version 2; use the asr_kd"
+    ):
+        load_checkpoint(saved)
+    assert save_checkpoint(saved, checkpoint.model, checkpoint.units, FEATURES, KINDS["lstm"]) != checkpoint.fingerprint
+    assert json.loads((saved / "checkpoint.json").read_text())["frontend"] == 2

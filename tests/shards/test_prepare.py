@@ -153,6 +153,18 @@ def spoil(source: Path) -> dict[str, str]:
     return {key: f"{next(folder.glob(key + '.*'), folder / 'u0.wav')}: {reason}" for key, reason in reasons.items()}
 
 
+@pytest.mark.parametrize(("name", "text"), [("none", "It’s  TWO, "), ("basic", "its two"), ("english", "it is 2")])
+def test_texts_are_normalised_where_that_is_asked_for(tmp_path: Path, name: str, text: str) -> None:
+    soundfile.write(tmp_path / "u.wav", hum(0.2), RATE)
+    manifest = write_manifest(tmp_path, [{"audio": "u.wav", "text": "It’s  TWO, "}])
+    output = str(tmp_path / "shards")
+    prepare(PrepareSettings.model_validate({"manifest": str(manifest), "output": output, "normalizer": name}))
+    assert next(read_shard(tmp_path / "shards" / "shard-000000.tar")).fields["text"] == text
+    other = "basic" if name == "none" else "none"
+    with pytest.raises(UserError, match=r"shards: belongs to other settings \(normalizer was"):
+        prepare(PrepareSettings.model_validate({"manifest": str(manifest), "output": output, "normalizer": other}))
+
+
 def test_bad_audio_is_quarantined_and_counted(job: Job, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = spoil(source)
     settings = job(max_bad_share=0.8, max_seconds=2)

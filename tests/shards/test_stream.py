@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from asr_kd.audio.features import Frontend
 from asr_kd.config import FeatureSettings, NoiseSettings
 from asr_kd.errors import UserError
+from asr_kd.files import hash_json
 from asr_kd.shards.stream import (
     LoadedShard,
     ShardInput,
@@ -80,7 +81,7 @@ def test_loads_features_in_order_and_lists_what_is_bad(shards: Path) -> None:
     for number, item in enumerate(loaded.items):
         expected = Frontend(FEATURES).compute(hiss(2000 + 700 * number, number).astype(np.float32))
         assert item.features.dtype == np.float16
-        np.testing.assert_allclose(item.features, expected, atol=5e-3)
+        np.testing.assert_allclose(item.features, expected, atol=5e-3)  # FLAC has 16 bits
     assert [key for key, _ in loaded.bad] == ["bad", "short"] and "too short" in loaded.bad[1][1]
     limited = load_features(wanted(shards, max_seconds=0.3), read_index(shards)[0])
     assert [item.key for item in limited.items] == ["a0"] and len(limited.bad) == 4
@@ -95,6 +96,18 @@ def test_a_cache_changes_nothing_and_is_used(shards: Path, tmp_path: Path) -> No
     assert same(plain, load_features(cached, info))
     with pytest.raises(UserError, match=info.name):  # other features are not in the cache
         load_features(cached.model_copy(update={"features": FEATURES.model_copy(update={"stack": 2})}), info)
+
+
+def test_features_of_another_version_are_not_in_the_cache(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, info = wanted(shards, cache=str(tmp_path / "cache")), read_index(shards)[0]
+    load_features(cached, info)
+    # the first version's names are those that caches had before there was a version
+    assert (tmp_path / "cache" / f"{hash_json([info.sha256, FEATURES.model_dump(), 10.0])}.npy").exists()
+    monkeypatch.setattr("asr_kd.audio.features.FRONTEND_VERSION", 2)
+    load_features(cached, info)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
 NOISE = NoiseSettings(share=1.0, reverb=0.5, snr_max=5.0)

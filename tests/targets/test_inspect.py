@@ -7,10 +7,11 @@ import pytest
 
 from asr_kd.config import InspectSettings, UnitsSettings
 from asr_kd.errors import UserError
+from asr_kd.shards.texts import train_units
 from asr_kd.targets.inspect import draw, inspect
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import TargetMetadata, write_target_shard
-from asr_kd.units import Units, train_units
+from asr_kd.units import Units
 
 PNG = b"\x89PNG\r\n"
 

@@ -134,7 +134,7 @@ def test_shards_that_were_tampered_with(shard: Path, audio: Path, change: Any, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 3, "something": "new"}, "soft targets of version 3, this program reads 2; use a newer asr_kd"),
+        ({"version": 4, "something": "new"}, "soft targets of version 4, this program reads 3; use a newer asr_kd"),
         ({"version": "x"}, "soft targets of version x"),
         ({"num_units": "many"}, "num_units: "),
         ({"surplus": 1}, "unknown key surplus"),

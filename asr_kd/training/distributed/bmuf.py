@@ -77,7 +77,11 @@ class Bmuf(Exchange):
         return float(frames > 0)
 
     def average_gradients(self) -> None:
-        """In the warm-up every step is that of plain synchronous training."""
+        """Give every weight a gradient, and in the warm-up the mean: there every step is that of plain synchronous training."""
+        for one in self._parameters:
+            # what this rank's batch did not use, another's may have: all reduce the same lengths, and step alike
+            if one.grad is None:
+                one.grad = torch.zeros_like(one)
         if not self._warming_up:
             return
         gradients = [one.grad for one in self._parameters if one.grad is not None]
@@ -184,14 +188,19 @@ class Bmuf(Exchange):
                 self.traffic.broadcast += counter.nbytes
 
     def _meet_moments(self) -> None:
-        """The moments' mean, and for a count of steps the largest of the ranks."""
-        states = [self.optimizer.state[one] for one in self._parameters if one in self.optimizer.state]
+        """The moments' mean, zeros where a rank has had no gradient yet, and for a count of steps the largest of the ranks."""
+        if isinstance(self.optimizer, torch.optim.Adam):  # AdamW is one; it makes a weight's moments in its first step
+            for one in self._parameters:
+                if not self.optimizer.state[one]:
+                    moments = {name: torch.zeros_like(one) for name in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[one] = {"step": torch.zeros(()), **moments}
+        states = [self.optimizer.state[one] for one in self._parameters]
         names = sorted({name for state in states for name, value in state.items() if isinstance(value, Tensor)})
         tensors = [state[name] for state in states for name in names]
-        moments = [one for one in tensors if one.dim()]
+        rows = [one for one in tensors if one.dim()]
         counts = [one for one in tensors if not one.dim()]
-        if moments:
-            _write(moments, self._mean(_flat(moments))[0])
+        if rows:
+            _write(rows, self._mean(_flat(rows))[0])
         if counts:
             largest = torch.stack(counts).to(self.ranks.device)
             self._all_reduce(largest, dist.ReduceOp.MAX)

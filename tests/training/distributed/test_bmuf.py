@@ -245,3 +245,52 @@ def test_a_restart_takes_the_weights_of_now_for_the_global_model(results: list[d
 def test_ranks_hear_each_other_in_order(results: list[dict[str, Any]]) -> None:
     said = [{"rank": rank, "text": "é" * rank} for rank in range(len(results))]
     assert all(rank["gathered"] == said for rank in results)
+
+
+class TwoHeads(nn.Module):
+    """The second head is used by some ranks alone, and by them in some steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.trunk, self.first, self.second = (nn.Linear(3, 3).double() for _ in range(3))
+
+    def loss(self, rank: int, step: int, zeros: bool) -> Tensor:
+        inputs, _ = batch(rank, step)
+        hidden = torch.tanh(self.trunk(inputs))
+        loss = (self.first(hidden) ** 2).mean()
+        if rank % 2 and step % 3:
+            loss = loss + ((self.second(hidden) - 1) ** 2).mean()
+        elif zeros:
+            loss = loss + 0.0 * self.second(hidden).sum()
+        return loss
+
+
+def unused_job(ranks: Ranks) -> dict[str, Any]:
+    """With weights that a rank's loss does not reach, and with gradients of nought in their place; the last rank begins late."""
+    results: dict[str, Any] = {}
+    for name, settings in (("warm-up", {"block_steps": 3, "warmup_steps": 4}), ("blocks", {**FREE, "block_steps": 3})):
+        for zeros in (False, True):
+            model = TwoHeads()
+            bmuf = Bmuf(model, optimizer("adamw", model), BmufSettings(**settings), ranks)
+            for step in range(9):
+                idle = ranks.rank == ranks.world - 1 and step < 3
+                share = bmuf.begin_step(0 if idle else 2)
+                bmuf.optimizer.zero_grad()
+                if not idle or bmuf.averages:
+                    (share * model.loss(ranks.rank, step, zeros)).backward()
+                    bmuf.average_gradients()
+                    bmuf.optimizer.step()
+                bmuf.end_step()
+            assert bmuf.settled or not bmuf.settle()
+            results[f"{name} {zeros}"] = flat(model)
+    return results
+
+
+def test_weights_that_a_rank_does_not_use_have_gradients_of_nought(together: Any) -> None:
+    results = together(2, unused_job)
+    for name in ("warm-up", "blocks"):
+        for rank in results:
+            assert torch.equal(rank[f"{name} False"], results[0][f"{name} False"])
+        torch.testing.assert_close(results[0][f"{name} False"], results[0][f"{name} True"], rtol=1e-12, atol=1e-12)
+    assert not torch.equal(results[0]["warm-up False"], flat(TwoHeads()))

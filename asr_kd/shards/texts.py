@@ -1,0 +1,128 @@
+"""Labelled text of any source → units, with an account of what in it is not as a recogniser would write it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from asr_kd.config import UnitsSettings
+from asr_kd.errors import UserError
+from asr_kd.files import Place, claim_folder, place, read_text, write_whole
+from asr_kd.shards.manifest import read_manifest
+from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.text import APOSTROPHES
+from asr_kd.units import MODEL_FILE, Units, learn_units
+
+#: names that columns of tables have, of audio files and of texts
+FILES = {"path", "audio", "file", "filename", "file_name", "wav", "wav_filename", "audio_filepath", "audio_path"}
+TEXTS = {"text", "sentence", "transcript", "transcription", "normalized_text"}
+#: lines of a text file that show whether it is a table
+LOOKED_AT = 20
+
+
+def train_units(settings: UnitsSettings) -> Units:
+    """Train a sentencepiece model on the labelled text of `settings.source` and write it to `settings.output`.
+
+    Raises:
+        UserError: when there is no text, or too little of it for the wanted number of pieces.
+    """
+    texts = [text for text in read_texts(settings.source) if text.strip()]
+    if not texts:
+        raise UserError(
+            f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file"
+        )
+    units = learn_units(texts, settings.kind, settings.size, settings.normalizer, settings.source)
+    # units of plain texts are claimed as they were before there was a choice
+    claim = settings.model_dump(exclude={"normalizer"} if settings.normalizer == "none" else None)
+    claim_folder(settings.output, "units", {**claim, "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()})
+    with write_whole(place(settings.output) / MODEL_FILE) as file:
+        file.write(units.model)
+    for remark in remarks(texts, units):
+        print(f"{settings.source}: {remark}", file=sys.stderr)
+    print(
+        f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances"
+    )
+    return units
+
+
+def remarks(texts: Iterable[str], units: Units) -> list[str]:
+    """A sentence each on what the units make of texts: those that they write otherwise, and what they learned that nobody says."""
+    letters = capitals = characters = marks = changed = total = 0
+    first = ""
+    for text in texts:
+        total += 1
+        if units.changes(text):
+            changed += 1
+            first = first or f"{text[:60]!a} is read as {units.written(text)[:60]!a}"
+        if units.normalizer != "none":
+            continue
+        for character in units.written(text):
+            letters += character.isalpha()
+            capitals += character.isupper()
+            characters += not character.isspace()
+            marks += unicodedata.category(character)[0] in "PS" and character not in APOSTROPHES
+    found = []
+    if changed:
+        found.append(f"{changed:,} of {total:,} texts are read in another spelling (first: {first})")
+    said = [f"{_share(capitals, letters)} of the letters are capitals"] if 0 < capitals < letters else []
+    if marks:
+        said.append(f"{_share(marks, characters)} of the characters are punctuation or symbols")
+    if said:
+        found.append(f"{', '.join(said)}, which nobody hears; set normalizer=basic to fold them")
+    return found
+
+
+def _share(part: int, whole: int) -> str:
+    percent = 100 * part / whole
+    return f"{percent:.0f} %" if percent >= 1 else f"{percent:.2g} %"
+
+
+def read_texts(source: str) -> Iterator[str]:
+    """The texts of audio shards, of a manifest, or of a text file with a line an utterance: a file is what it holds, whatever
+    its name ends in.
+
+    Raises:
+        UserError: when it cannot be read, or holds a table or JSON of another kind.
+    """
+    path = place(source)
+    if path.is_dir():
+        for shard in read_index(path):
+            yield from (sample.fields["text"] for sample in read_shard(path / shard.name) if "text" in sample.fields)
+    elif path.suffix == ".jsonl" or _holds_json(path):
+        yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
+    else:
+        lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
+        _refuse_table(path, lines)
+        yield from lines
+
+
+def _holds_json(path: Place) -> bool:
+    """Whether a file's first line begins an object or a list of JSON.
+
+    Raises:
+        UserError: when it holds one JSON value over all lines, and not one a line.
+    """
+    text = read_text(path, "text file").removeprefix("\ufeff").lstrip()
+    if re.match(r"\[\s*(\{|\]|\")", text) or re.match(r"\{\s*(\n|\})", text):
+        raise UserError(
+            f"{path}: holds one JSON value, not a manifest; write a JSON object a line, with audio and text"
+        )
+    return re.match(r'\{\s*"', text) is not None
+
+
+def _refuse_table(path: Place, lines: list[str]) -> None:
+    filled = list(itertools.islice((line for line in lines if line.strip()), LOOKED_AT))
+    for mark, name in (("\t", "tabs"), (",", "commas"), (";", "semicolons"), ("|", "bars")):
+        rows = [[cell.strip().strip('"').lower() for cell in line.split(mark)] for line in filled]
+        named = bool(rows) and bool(FILES & set(rows[0])) and bool(TEXTS & set(rows[0]))
+        # tabs are no part of a text; commas are
+        if named or (mark == "\t" and len(rows) > 1 and {len(row) for row in rows} == {max(len(rows[0]), 2)}):
+            columns = f", with the columns {', '.join(rows[0])}" if named else ""
+            raise UserError(
+                f"{path}: is a table (cut by {name}{columns}), not plain text; write its texts alone into a file, a line each, or a "
+                "manifest of JSON lines"
+            )

@@ -1,0 +1,128 @@
+"""Can the units write what the texts say? Asked before the first step, for a WER against other letters means nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from asr_kd.config import TrainSettings
+from asr_kd.errors import UserError
+from asr_kd.files import place
+from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.training.sources import Source
+from asr_kd.units import Units
+
+#: characters that a message names at most
+NAMED = 10
+#: utterances of a source that are looked at beforehand; the others are counted as they are read
+LOOKED_AT = 500
+
+
+@dataclass
+class Spelling:
+    """What the units make of texts: how many there are, (key, text) of those that they cannot write, the characters in the way, and
+    how many they write in another spelling, with the first of them.
+    """
+
+    total: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    odd: Counter[str] = field(default_factory=Counter)
+    changed: int = 0
+    first: str = ""
+
+
+def spelling_of(texts: Iterable[tuple[str, str]], units: Units) -> Spelling:
+    """Compare texts, each with its key, with the units."""
+    found = Spelling()
+    for key, text in texts:
+        found.total += 1
+        if odd := units.unwritable(text):
+            found.bad.append((key, text))
+            found.odd.update("".join(odd))
+        elif units.changes(text):
+            found.changed += 1
+            found.first = found.first or f"{key}: {text[:60]!a} is read as {units.written(text)[:60]!a}"
+    return found
+
+
+def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source]) -> list[str]:
+    """What `check_development` and, of every source once, `check_source` say."""
+    once = {
+        (source.plan.audio, source.plan.transcripts): source
+        for source in sources
+        if source.plan.ctc or source.plan.reads_lists
+    }
+    return check_development(settings, units) + [one for source in once.values() for one in check_source(source)]
+
+
+def check_development(settings: TrainSettings, units: Units) -> list[str]:
+    """Compare the texts of the development set with the units.
+
+    Returns:
+        a sentence each on the texts that hold a character that no unit covers, and on those that the units write otherwise.
+
+    Raises:
+        UserError: when a text is missing, or more of them than `max_bad_share` cannot be written.
+    """
+    folder = settings.development
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for shard in read_index(folder):
+            for sample in read_shard(place(folder) / shard.name):
+                if "text" not in sample.fields:
+                    raise UserError(f"{folder}: {sample.key} has no text; the development set must be labelled")
+                yield sample.key, sample.fields["text"]
+
+    found = spelling_of(texts(), units)
+    return _remarks(folder, found, units, settings, settings.max_bad_share * found.total, "their words count as errors")
+
+
+def check_source(source: Source) -> list[str]:
+    """The same of the first texts of a source that learns from texts; a text that cannot be written is left out.
+
+    Raises:
+        UserError: when none can be written, or so few that it must come to more than `max_bad_share` of the source.
+    """
+    name, first = source.plan.transcripts or source.plan.audio, source.shards[0]
+
+    def texts() -> Iterator[tuple[str, str]]:
+        samples = read_shard(place(source.plan.audio) / first.name)
+        for sample in itertools.islice(samples, LOOKED_AT):
+            text = sample.fields.get("text") if source.transcripts is None else source.transcripts.get(sample.key)
+            if text is not None:
+                yield sample.key, text
+
+    found = spelling_of(texts(), source.units)
+    most = source.settings.max_bad_share * source.shards.samples
+    if source.settings.max_bad_share < 1:
+        most = min(most, found.total - 1)
+    return _remarks(name, found, source.units, source.settings, most, "these utterances are left out")
+
+
+def _remarks(name: str, found: Spelling, units: Units, settings: TrainSettings, most: float, then: str) -> list[str]:
+    said = []
+    if found.bad:
+        named = ", ".join(repr(one) for one, _ in found.odd.most_common(NAMED)) + " …" * (len(found.odd) > NAMED)
+        what = (
+            f"{name}: the texts of {len(found.bad):,} of {found.total:,} utterances ({len(found.bad) / found.total:.1%}; first: "
+            f"{found.bad[0][0]}) hold characters that no unit covers: {named}"
+        )
+        if len(found.bad) > most:
+            remedy = _remedy(units, [text for _, text in found.bad])
+            raise UserError(f"{what}; {remedy}, or raise max_bad_share ({settings.max_bad_share})")
+        said.append(f"{what}; {then}")
+    if found.changed:
+        said.append(
+            f"{name}: {found.changed:,} of {found.total:,} texts are read in another spelling (first: {found.first})"
+        )
+    return said
+
+
+def _remedy(units: Units, texts: list[str]) -> str:
+    if sum(not units.unwritable(text.lower()) for text in texts) > len(texts) / 2:
+        return "the units know small letters alone: prepare this set again with normalizer=basic"
+    if sum(not units.unwritable(text.upper()) for text in texts) > len(texts) / 2:
+        return "the units know capitals alone: make units and all sets of shards again, with normalizer=basic for each"
+    return "write them as the texts that the units were made from (prepare both with the same normalizer), or make units from both"

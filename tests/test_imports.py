@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "asr_kd"
+#: rooms from the lowest up: each imports from those before its own line alone
+ORDER = """
+errors
+objects
+files
+progress allocator config
+text audio
+units
+shards
+targets models
+decoding distillation
+labeling training evaluation
+pipeline plan
+cli
+"""
+LEVELS = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Rooms that a file imports from, at its head or within."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "asr_kd":
+            yield from (alias.name for alias in node.names)
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name.split(".")[1] for name in names if name.startswith("asr_kd."))
+
+
+def test_imports_run_one_way() -> None:
+    rooms = {path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.rglob("*.py")} - {"__init__"}
+    assert rooms == LEVELS.keys(), "a new room needs its place in ORDER"
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {room}"
+        for path in ROOT.rglob("*.py")
+        for room in imported(path)
+        if (own := path.relative_to(ROOT).with_suffix("").parts[0]) != room and LEVELS[room] >= LEVELS[own]
+    ]
+    assert not wrong
