@@ -15,6 +15,7 @@ from asr_kd.config import (
     EvalSettings,
     InspectSettings,
     LabelSettings,
+    LmSettings,
     PlanSettings,
     PrepareSettings,
     Settings,
@@ -52,6 +53,12 @@ def _units(words: list[str]) -> None:
     from asr_kd.shards.texts import train_units
 
     train_units(_settings(UnitsSettings, words))
+
+
+def _lm(words: list[str]) -> None:
+    from asr_kd.decoding.estimate import estimate
+
+    estimate(_settings(LmSettings, words))
 
 
 def _train(words: list[str]) -> None:
@@ -146,6 +153,7 @@ def _run(words: list[str], dry_run: bool) -> None:
 VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "prepare": (_prepare, "a manifest of audio → audio shards"),
     "units": (_units, "labelled text → output units"),
+    "lm": (_lm, "labelled text → its words and an n-gram model of them, for a beam search"),
     "train": (_train, "train a teacher or a student"),
     "label": (_label, "run a teacher over audio shards → soft-target shards"),
     "plan": (_plan, "what a large job will take: bytes, hours, cost"),

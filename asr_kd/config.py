@@ -187,6 +187,19 @@ class UnitsSettings(Settings):
     size: Annotated[int, Field(ge=4, le=65000)] = Field(500, description="pieces at most; with char, an upper bound")
 
 
+class LmSettings(Settings):
+    """Labelled text → its vocabulary and a word n-gram model, for a beam search."""
+
+    source: str = Field(
+        description="audio shards with text, a manifest (JSON lines) or a text file (a line an utterance)"
+    )
+    output: str = Field(description="folder of lm.arpa and words.txt")
+    units: str | None = Field(
+        None, description="folder of units: words are written as these write them; null: as they are"
+    )
+    order: Annotated[int, Field(ge=1, le=6)] = Field(2, description="words of an n-gram at most")
+
+
 #: settings that decide what is kept of a teacher, and the modes in which they do
 SELECTION = {
     "k": ("mass", "top_k"),
@@ -839,7 +852,7 @@ class ScriptSettings(Settings):
 
 #: the settings of each job: of a verb of the command line, or of a stage of a pipeline
 SETTINGS: dict[str, type[Settings]] = {
-    "prepare": PrepareSettings, "units": UnitsSettings, "train": TrainSettings, "label": LabelSettings,
+    "prepare": PrepareSettings, "units": UnitsSettings, "lm": LmSettings, "train": TrainSettings, "label": LabelSettings,
     "transcribe": TranscribeSettings, "eval": EvalSettings, "script": ScriptSettings, "verify": VerifySettings,
     "inspect": InspectSettings, "plan": PlanSettings,
 }  # fmt: skip
@@ -848,7 +861,9 @@ SETTINGS: dict[str, type[Settings]] = {
 class StageSettings(Settings):
     """One stage of a pipeline."""
 
-    verb: Literal["script", "prepare", "units", "train", "label", "transcribe", "eval"] = Field(description="what runs")
+    verb: Literal["script", "prepare", "units", "lm", "train", "label", "transcribe", "eval"] = Field(
+        description="what runs"
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict, description="the verb's settings; for a script: file, output and arguments"
     )

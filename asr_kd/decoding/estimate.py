@@ -1,15 +1,43 @@
-"""Text → a small n-gram model as an ARPA file, in memory: for transcripts. For text by the gigabyte use KenLM's lmplz."""
+"""Text → its words and a small n-gram model as an ARPA file, in memory: for transcripts. For text by the gigabyte use KenLM's lmplz."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from asr_kd.config import LmSettings
 from asr_kd.decoding.ngram import END, START, UNKNOWN
-from asr_kd.files import Place, write_whole
+from asr_kd.errors import UserError
+from asr_kd.files import Place, claim_folder, place, write_whole
+from asr_kd.shards.texts import read_texts
+from asr_kd.units import load_units
 
+#: of the output: the model, and the vocabulary
+MODEL, WORDS = "lm.arpa", "words.txt"
 Gram = tuple[str, ...]
+
+
+def estimate(settings: LmSettings) -> None:
+    """Write the vocabulary of the labelled text of `settings.source`, and a word n-gram model of it, to `settings.output`.
+
+    Raises:
+        UserError: when there is no text.
+    """
+    texts = list(read_texts(settings.source))
+    if settings.units:
+        texts = [*map(load_units(settings.units).written, texts)]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError(f"{settings.source}: holds no text; give labelled audio shards, a manifest or a text file")
+    text_hash = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    claim_folder(settings.output, "lm", {**settings.model_dump(), "text": text_hash})
+    words = sorted({word for text in texts for word in text.split()})
+    with write_whole(place(settings.output) / WORDS, "w") as file:
+        file.writelines(f"{word}\n" for word in words)
+    write_arpa(place(settings.output) / MODEL, texts, settings.order)
+    print(f"{settings.output}: {len(words):,} words and their {settings.order}-grams from {len(texts):,} utterances")
 
 
 def write_arpa(path: Place | str, sentences: Iterable[str], order: int) -> None:
