@@ -30,9 +30,9 @@ def test_words_and_model_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_words_are_written_as_the_units_write_them(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("Don’t stop\n" * 3)
+    (tmp_path / "text.txt").write_text("don’t stop\n" * 3)
     text = str(tmp_path / "text.txt")
-    train_units(UnitsSettings(source=text, output=str(tmp_path / "units"), kind="char", size=20, normalizer="basic"))
+    train_units(UnitsSettings(source=text, output=str(tmp_path / "units"), kind="char", size=20))
     estimate(LmSettings(source=text, output=str(tmp_path / "out"), units=str(tmp_path / "units")))
     assert (tmp_path / "out" / "words.txt").read_text() == "don't\nstop\n"
 
