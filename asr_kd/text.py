@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 APOSTROPHES = frozenset("'’ʼ`´＇")
 #: what stands for an apostrophe anywhere, and what does between two letters only
-ALWAYS, WITHIN = "’ʼ＇", "‘`´"
+ALWAYS, WITHIN = "’ʼ＇", "‘‛`´′ꞌ"
 #: a character that shapes, joins or directs others and is never heard: soft hyphen, (zero-width) joiners and non-joiners, marks of
 #: direction, variation selectors, byte order mark. Not U+200B, the zero-width space, which parts words
 INVISIBLE = (
@@ -26,7 +26,7 @@ class Folding:
 
     - composed and decomposed letters (é, e + ´) are composed: Unicode NFC;
     - invisible characters are dropped, so that a joiner between letters parts no word;
-    - curly and other apostrophes become the straight one: ’ and ʼ anywhere, ‘, ` and ´ between letters;
+    - curly and other apostrophes become the straight one: ’ and ʼ anywhere, ‘, `, ´ and their like between letters;
     - ▁, ▅ and NUL, which sentencepiece keeps for itself, become spaces.
 
     Args:

@@ -190,6 +190,16 @@ def test_units_of_old_texts_keep_their_apostrophe(tmp_path: Path) -> None:
     assert old.written("on\u00adto on\u200dto") == "on\u00adto onto"
 
 
+def test_units_that_this_version_would_make_otherwise_are_not_replaced(tmp_path: Path) -> None:
+    other = trained(tmp_path / "other", ["one two"]).model
+    trained(tmp_path / "mine")
+    path = tmp_path / "mine" / "units" / "units.model"
+    path.write_bytes(other)
+    with pytest.raises(UserError, match=r"units\.model: other units of the same texts"):
+        trained(tmp_path / "mine")
+    assert path.read_bytes() == other
+
+
 @pytest.mark.parametrize("name", ["basic", "english"])
 def test_a_normaliser_goes_with_the_units(tmp_path: Path, name: str) -> None:
     made = trained(tmp_path, ["We DON’T know.", "Colour, please!"], normalizer=name)

@@ -39,7 +39,12 @@ def train_units(settings: UnitsSettings) -> Units:
     # units of plain texts are claimed as they were before there was a choice
     claim = settings.model_dump(exclude={"normalizer"} if settings.normalizer == "none" else None)
     claim_folder(settings.output, "units", {**claim, "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()})
-    with write_whole(place(settings.output) / MODEL_FILE) as file:
+    path = place(settings.output) / MODEL_FILE
+    if path.is_file() and path.read_bytes() != units.model:
+        raise UserError(
+            f"{path}: other units of the same texts, as another version of asr_kd or sentencepiece made them; choose another output folder"
+        )
+    with write_whole(path) as file:
         file.write(units.model)
     for remark in remarks(texts, units):
         print(f"{settings.source}: {remark}", file=sys.stderr)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.audio.features import versioned
 from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.errors import UserError
@@ -103,7 +104,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
     for remark in check_texts(settings, units, [source for stream in streams for source in stream.sources]):
         _say(ranks, remark)
-    claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
+    claim = {**settings.model_dump(), "features": versioned(settings.features), **_provenance(settings, units, init)}
+    claim_folder(run, "train", claim)
 
     model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
     if init:

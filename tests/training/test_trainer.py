@@ -467,6 +467,14 @@ def test_other_data_behind_the_same_paths_is_refused(job: Job, development: str,
         train(settings)
 
 
+def test_a_run_does_not_go_on_with_features_of_another_version(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = job(phase={"passes": 1})
+    train(settings)
+    monkeypatch.setattr("asr_kd.audio.features.FRONTEND_VERSION", 2)
+    with pytest.raises(UserError, match=r"run: belongs to other settings \(features\.frontend was null, now 2\)"):
+        train(settings)
+
+
 def test_the_curve_begins_before_the_first_step(job: Job) -> None:
     settings = job(phase={"passes": 1})
     train(settings)
