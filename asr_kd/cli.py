@@ -37,7 +37,7 @@ def _settings(kind: type[S], words: list[str]) -> S:
     files = [word for word in words if "=" not in word or os.path.isfile(word)]
     if len(files) > 1:
         raise UserError(f"{files[1]}: one settings file at most, then key=value")
-    values = load_yaml(files[0]) if files else {}
+    values = load_yaml(files[0], as_typed=True) if files else {}
     assignments = [word for word in words if word not in files]
     return build(kind, override(values, assignments), files[0] if files else "command line", assignments)
 
@@ -157,6 +157,13 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
 }
 
 
+#: how settings are typed, above the list of them
+TYPING = (
+    "A text is taken as it is typed, also 0012, on and null; an optional one is left out by an empty value (lm=), anything else by null. "
+    "Numbers, lists [a, b] and groups {a: 1} are YAML. ~ in front of a path is the home folder.\n"
+)
+
+
 def _keys(kind: type[Settings], indent: str = "  ") -> list[str]:
     """A line for each setting, with those of a group below it."""
     lines = []
@@ -191,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_text) in VERBS.items():
         kind = SETTINGS.get(name)
         verb = verbs.add_parser(
-            name, help=help_text, description=help_text, epilog="\n".join(["settings:", *_keys(kind)]) if kind else None,
+            name, help=help_text, description=help_text, epilog="\n".join([TYPING, "settings:", *_keys(kind)]) if kind else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == "run":

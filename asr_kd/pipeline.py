@@ -18,7 +18,8 @@ import yaml
 
 from asr_kd.config import SETTINGS, PipelineSettings, build, load_yaml, override
 from asr_kd.errors import UserError
-from asr_kd.files import hash_json, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import hash_json, local, read_json, sha256_file, write_json, write_whole
+from asr_kd.typed import Typed, read
 
 
 @dataclass
@@ -61,7 +62,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
 
 def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], list[Stage]]:
     """Read a pipeline: its variables, and its stages with everything validated before anything runs."""
-    values = load_yaml(file)
+    values = load_yaml(file, as_typed=True)
     pipeline = build(PipelineSettings, values, str(file))
     variables = pipeline.variables
     for assignment in assignments:
@@ -69,11 +70,14 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         if name not in variables:
             raise UserError(f"{assignment}: {file} has no variable {name}; it has {', '.join(variables) or 'none'}")
     variables = override(variables, assignments)
-    if not isinstance(variables.get("run"), str):
+    if not isinstance(variables.get("run"), str) or not variables["run"].strip():
         raise UserError(
             f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
         )
+    variables["run"] = str(local(str(variables["run"]), "run"))
     jobs = variables.setdefault("jobs", 1)
+    if isinstance(jobs, Typed):
+        jobs = variables["jobs"] = read(jobs)
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"{file}: variables.jobs: {jobs!r} is not a number of stages to run at once; set 1 or more")
     stages: list[Stage] = []
@@ -110,7 +114,7 @@ def _substitute(value: Any, variables: dict[str, Any], where: str) -> Any:
         return {key: _substitute(item, variables, where) for key, item in value.items()}
     if isinstance(value, list):
         return [_substitute(item, variables, where) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "${" not in value:
         return value
     unknown = [name for name in re.findall(r"\$\{(\w+)\}", value) if name not in variables]
     if unknown:

@@ -81,7 +81,7 @@ Refused = Callable[..., None]
         (["units", "a.yaml", "b.yaml"], ["b.yaml", "one settings file"]),
         (["units", "source"], ["source", "no such settings file"]),
         (["units", "=text.txt"], ["=text.txt", "key=value"]),
-        (["units", "source=["], ["source=[", "not valid YAML"]),
+        (["units", "size=["], ["size=[", "not valid YAML"]),
         (["units", "source=text.txt"], ["the key output is missing"]),
         (["units", "source=text.txt", "output=o", "sise=8"], ["unknown key sise", "did you mean size?"]),
         (["units", "source=text.txt", "output=o", "size=big"], ["size", "'big'"]),

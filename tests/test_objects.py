@@ -43,7 +43,7 @@ def test_a_url_is_taken_apart_like_a_path() -> None:
     assert (path.name, path.stem, path.suffix) == ("shard-000001.tar", "shard-000001", ".tar")
     assert str(path.parent / "index.json") == "s3://bucket/set/index.json"
     assert place("s3://bucket/set/") == path.parent and place(path) is path
-    for text in ("shards/a", "/shards/a", "a:b", "C://x"):
+    for text in ("shards/a", "/shards/a", "a:b"):
         assert place(text) == Path(text)
     with pytest.raises(UserError, match="names no bucket"):
         place("s3://")

@@ -231,10 +231,40 @@ def test_one_that_fails_stops_the_others(write: Write, ran: Ran) -> None:
 
 def test_variables_are_overridden_with_their_types(write: Write) -> None:
     variables, stages = load_pipeline(Path("pipeline.yaml"), ["size=25", "run=other", "more=a=b"])
-    assert (variables["size"], variables["run"], variables["more"]) == (25, "other", "a=b")
+    assert (variables["run"], variables["more"]) == ("other", "a=b")
     assert stages[1].settings["size"] == 25 and str(stages[1].output) == "other/units"
     assert stages[0].settings["arguments"] == ["words.txt", "a=b"]
     assert [stage.needs for stage in stages] == [[], ["text"], ["text"]]
+
+
+def test_a_variable_is_text_or_a_number_as_the_setting_is_that_it_lands_in(write: Write) -> None:
+    words = {"verb": "units", "settings": {"source": "${a}", "output": "${run}/${b}", "kind": "char", "size": "${e}"}}
+    write({"words": words, "tell": script("${run}/x", "${b}", "${c}", "${d}-${b}")}, a="a", b=30, c="c", d="d", e=30)
+    variables, stages = load_pipeline(
+        Path("pipeline.yaml"), ["run=runs/exp #2", "a=2024-11-28", "b=0012", "c=null", "d=on", "e=1_0"]
+    )
+    assert stages[0].settings == {"source": "2024-11-28", "output": "runs/exp #2/0012", "kind": "char", "size": 10}
+    assert stages[1].settings["arguments"] == ["0012", "null", "on-0012"]
+    assert variables["run"] == "runs/exp #2"
+    Path("pipeline.yaml").write_text(
+        "variables: {run: 0012, a: on}\nstages: {tell: {verb: script, settings: {file: f, output: '${run}/${a}'}}}\n"
+    )
+    assert load_pipeline(Path("pipeline.yaml"), [])[1][0].output == Path("0012/on")
+
+
+def test_another_run_with_a_hash_in_its_name_leaves_the_first_alone(write: Write, ran: Ran, tmp_path: Path) -> None:
+    ran()
+    before = (tmp_path / "out" / "units" / "units.model").read_bytes()
+    assert ran("run=out #2", "size=12") == ["text", "units", "copy"]
+    assert (tmp_path / "out" / "units" / "units.model").read_bytes() == before
+    assert (tmp_path / "out #2" / "units" / "units.model").exists()
+
+
+@pytest.mark.parametrize("run", ["s3://b/run", "S3://b", "s3:/b"])
+def test_a_run_in_a_store_is_refused(write: Write, ran: Ran, run: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"local disk|not quite a URL"):
+        ran(f"run={run}")
+    assert not (tmp_path / "s3:").exists() and not (tmp_path / "S3:").exists()
 
 
 @pytest.mark.parametrize(
