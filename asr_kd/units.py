@@ -105,12 +105,14 @@ def train_units(settings: UnitsSettings) -> Units:
         raise UserError(
             f"size: {settings.size} {settings.kind} pieces leave out a character of {lost[:60]!r}; choose a larger size"
         )
+    from asr_kd.shards.leases import sole_writer
+
     claim_folder(
         settings.output,
         "units",
         {**settings.model_dump(), "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()},
     )
-    with write_whole(place(settings.output) / MODEL_FILE) as file:
+    with sole_writer(settings.output), write_whole(place(settings.output) / MODEL_FILE, make_folder=False) as file:
         file.write(units.model)
     print(
         f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from asr_kd import cli
 from asr_kd.errors import UserError
 from asr_kd.pipeline import load_pipeline, run_pipeline
+from asr_kd.shards.leases import Leases
 
 #: a recipe's script: joins its inputs, and says in a list that it ran
 SCRIPT = """
@@ -314,6 +316,61 @@ def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> Non
         ran()
     with pytest.raises(UserError, match=r"nowhere: no such settings file"):
         run_pipeline("nowhere", [])
+
+
+def test_a_second_run_in_the_same_folder_ends_and_leaves_the_first_alone(
+    write: Write, ran: Ran, tmp_path: Path
+) -> None:
+    write({"waits": script("${run}/waits.txt", "--wait-for", "go")})
+    process = subprocess.Popen([sys.executable, "-m", "asr_kd.cli", "run", "."], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "ran.txt").exists():
+        time.sleep(0.02)
+    with pytest.raises(UserError, match=rf"^out: is being written by process {process.pid} on "):
+        ran("more=other")
+    (tmp_path / "go").write_text("")
+    assert process.wait(60) == 0
+    assert (tmp_path / "out" / "waits.txt").exists()
+    assert not (tmp_path / "out" / ".writer").exists()
+
+
+@pytest.mark.parametrize("leases", [".writer", ".leases"])
+def test_the_output_of_a_stage_whose_job_lives_is_not_removed(
+    write: Write, ran: Ran, tmp_path: Path, leases: str
+) -> None:
+    ran()
+    before = (tmp_path / "out" / "units" / "units.model").read_bytes()
+    with Leases(tmp_path / "out" / "units" / leases) as job:
+        job.take("writer")
+        with pytest.raises(UserError, match=rf"^stage units: out/units: is being written by process {os.getpid()} on"):
+            ran("size=12")
+    assert (tmp_path / "out" / "units" / "units.model").read_bytes() == before
+    assert ran() == [], "it is still the first run's"
+    assert ran("size=12") == ["units"]
+
+
+@pytest.mark.parametrize("change", ["removed", "of another job"])
+def test_a_stage_counts_only_while_its_own_claim_is_there(write: Write, ran: Ran, tmp_path: Path, change: str) -> None:
+    ran()
+    claim = tmp_path / "out" / "units" / "job.json"
+    text = claim.read_text()
+    claim.unlink()
+    if change == "of another job":
+        claim.write_text(text.replace('"size": 30', '"size": 31'))
+    run_pipeline(".", [], dry_run=True)
+    with pytest.raises(UserError, match=r"out/units: (is not empty|belongs to other settings)"):
+        ran()
+    claim.write_text(text)
+    assert ran() == ["units"]
+
+
+def test_a_record_of_an_older_version_counts(write: Write, ran: Ran, tmp_path: Path) -> None:
+    ran()
+    record = tmp_path / "out" / "stages" / "units.json"
+    value = json.loads(record.read_text())
+    del value["claim"]
+    record.write_text(json.dumps(value))
+    assert ran() == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

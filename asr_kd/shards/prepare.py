@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from asr_kd.files import (
     write_whole,
 )
 from asr_kd.progress import Progress
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 
@@ -53,6 +54,11 @@ def prepare(settings: PrepareSettings) -> None:
     total = sum(1 for _ in read_manifest(settings.manifest))  # all of it is checked before anything is written
     claim = settings.model_dump(exclude={"manifest", "output", "max_bad_share"})
     claim_folder(settings.output, "prepare", {**claim, "manifest": sha256_file(settings.manifest)})
+    with sole_writer(settings.output) as check:
+        _prepare(settings, total, began, check)
+
+
+def _prepare(settings: PrepareSettings, total: int, began: float, check: Callable[[], None]) -> None:
     output = place(settings.output)
     infos: list[ShardInfo] = []
     quarantined, first = 0, ""
@@ -60,7 +66,7 @@ def prepare(settings: PrepareSettings) -> None:
         Progress("prepare", total, "utterances") as progress,
         write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
     ):
-        for group in _groups(settings, output, progress):
+        for group in _groups(settings, output, progress, check):
             if group["shard"]:
                 infos.append(ShardInfo(**group["shard"]))
             for line in group["quarantined"]:
@@ -85,7 +91,9 @@ def prepare(settings: PrepareSettings) -> None:
     write_index(output, infos)
 
 
-def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Iterator[dict[str, Any]]:
+def _groups(
+    settings: PrepareSettings, output: Place, progress: Progress, check: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
     """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
     utterances = read_manifest(settings.manifest)
     for number in itertools.count():
@@ -101,6 +109,7 @@ def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Ite
                 progress.resume(len(group))
                 yield value
                 continue
+        check()
         quarantined: list[dict[str, str]] = []
         # a whole shard that is bad is no shard; its number stays free
         samples = _samples(settings, group, quarantined, progress)

@@ -24,6 +24,7 @@ from asr_kd.files import claim_folder, local, sha256_file
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device, save_checkpoint
 from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
 from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of, remove_others
@@ -38,6 +39,9 @@ from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
 from asr_kd.units import Units, load_units
 
+#: seconds between looks whether the run's folder is still there and this job's own
+CHECK_SECONDS = 1.0
+
 
 @dataclass
 class Learner:
@@ -45,6 +49,7 @@ class Learner:
 
     Attributes:
         average: of the weights, which is scored and kept in their place; None: the weights themselves.
+        check: refuses to go on when the run's folder is gone or in the hands of another job.
         position: where the run stands; ranks: this process among those of the run.
     """
 
@@ -53,6 +58,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     exchange: Exchange
     average: AveragedModel | None = None
+    check: Callable[[], None] = lambda: None
     ranks: Ranks = field(default_factory=Ranks)
     position: Position = field(default_factory=Position)
 
@@ -92,12 +98,25 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
     claim_folder(run, "train", {**settings.model_dump(), **_provenance(settings, units, init)})
+    with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # the other ranks are of the same job
+        _train_in(run, settings, ranks, units, init, streams, check)
 
+
+def _train_in(
+    run: Path,
+    settings: TrainSettings,
+    ranks: Ranks,
+    units: Units,
+    init: Checkpoint | None,
+    streams: list[PhaseStream],
+    check: Callable[[], None],
+) -> None:
+    """The run, in a folder that is this job's alone; `check` refuses to go on when it is not any more."""
     model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
     if init:
         _start_from(init, model, settings, units)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    learner = Learner(settings, model, optimizer, Exchange(model, ranks), ranks=ranks)
+    learner = Learner(settings, model, optimizer, Exchange(model, ranks), check=check, ranks=ranks)
     if settings.ema_decay:
         learner.average = AveragedModel(model)
     torch.manual_seed(settings.seed + ranks.rank)  # the same weights, but dropout of its own
@@ -184,7 +203,7 @@ def _run_phase(
     heard, alone = 0.0, 0  # audio and steps since the processes last met
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
         progress.resume(round(position.phase_seconds))
-        began = time.monotonic()
+        began = checked = time.monotonic()
         for batch, ended in _turns(ready):
             rate = _learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
             heard += batch.seconds if batch else 0.0
@@ -223,6 +242,9 @@ def _run_phase(
                     padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **_sent(exchange),
                 )  # fmt: skip
             progress.advance(round(everyone[1]), everyone[1], f"loss {loss:.3f}")
+            if began - checked > CHECK_SECONDS:
+                learner.check()
+                checked = began
             if position.step // settings.evaluate_every > position.scored // settings.evaluate_every:
                 _score(learner, units, metrics, run)
                 _save(learner, metrics, run)
@@ -418,6 +440,7 @@ def _try(learner: Learner, model: nn.Module, units: Units, run: Path, **made: An
 
 def _write(learner: Learner, model: nn.Module, units: Units, folder: Path, scores: Development, **made: Any) -> None:
     settings, position = learner.settings, learner.position
+    learner.check()
     training = {
         "step": position.step,
         "audio_hours": position.audio_seconds / 3600,
@@ -430,6 +453,7 @@ def _write(learner: Learner, model: nn.Module, units: Units, folder: Path, score
 
 def _save(learner: Learner, metrics: Metrics, run: Path) -> None:
     """Save the state to resume from, once the metrics that lead up to it are on the disk."""
+    learner.check()
     metrics.flush()
     position, ranks = learner.position, learner.ranks
     for phase, lanes in enumerate(position.lanes):  # each process knows of its own

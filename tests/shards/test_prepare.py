@@ -20,6 +20,7 @@ from asr_kd.audio.decode import decode
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import UserError
 from asr_kd.shards import prepare as prepare_module
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.prepare import prepare, to_flac
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
 
@@ -289,3 +290,16 @@ def test_killed_by_sigkill_and_started_again(job: Job, source: Path, tmp_path: P
             process.send_signal(signal.SIGKILL)
     subprocess.run(command, check=True, capture_output=True)
     assert tree(output) == expected
+
+
+def test_what_another_process_prepares_is_left_alone(job: Job) -> None:
+    settings = job()
+    prepare(settings)
+    expected = tree(settings.output)
+    with (
+        sole_writer(settings.output),
+        pytest.raises(UserError, match=f"shards: is being written by process {os.getpid()} on "),
+    ):
+        prepare(settings)
+    assert tree(settings.output) == expected
+    prepare(settings)

@@ -264,6 +264,47 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
     assert published(run) == expected
 
 
+def test_a_run_that_another_process_trains_is_left_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = job()
+    run = Path(settings.output)
+    real = trainer.step
+
+    def step(*arguments: Any) -> float:
+        monkeypatch.setattr(trainer, "step", real)
+        with pytest.raises(UserError, match=f"^{run}: is being written by process {os.getpid()} on "):
+            train(settings)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "step", step)
+    train(settings)
+    assert not (run / ".writer").exists()
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0.0, 3), (60.0, 10)])
+def test_a_folder_that_vanishes_ends_the_run(
+    job: Job, fickle: None, monkeypatch: pytest.MonkeyPatch, every: float, steps: int
+) -> None:
+    """Seen between the steps, or when there is something to save."""
+    settings = job(evaluate_every=10, phase={"passes": 12})
+    run = Path(settings.output)
+    real, made = trainer.step, 0
+
+    def step(*arguments: Any) -> float:
+        nonlocal made
+        made += 1
+        if made == 3:
+            shutil.rmtree(run)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "CHECK_SECONDS", every)
+    monkeypatch.setattr(trainer, "step", step)
+    with pytest.raises(UserError, match=f"^{run}: is gone, removed or unmounted since the job began"):
+        train(settings)
+    assert made <= steps + 1 and not run.exists()
+    train(settings)
+    assert lines(run)[-1]["step"] > 10
+
+
 def test_torn_metrics_are_cut_back_to_the_state(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = job()
     run = Path(settings.output)
