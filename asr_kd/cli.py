@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -27,6 +27,7 @@ from asr_kd.config import (
     load_yaml,
     override,
 )
+from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 
 S = TypeVar("S", bound=Settings)
@@ -79,7 +80,7 @@ def _verify(words: list[str]) -> int:
     settings = _settings(VerifySettings, words)
     from asr_kd.labeling.verify import verify
 
-    return 0 if verify(settings) else 1
+    return Status.DONE if verify(settings) else Status.DOES_NOT_HOLD
 
 
 def _inspect(words: list[str]) -> None:
@@ -109,7 +110,7 @@ def _eval(words: list[str], compare: list[str] | None, fail_if: str | None) -> i
 
         report = evaluate(settings)
         failed = gate is not None and gate.judge(report)
-    return 1 if failed else 0
+    return Status.DOES_NOT_HOLD if failed else Status.DONE
 
 
 def _transcribe(words: list[str], stream: bool) -> None:
@@ -185,7 +186,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line, not with its whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(Status.MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,45 +231,45 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 where `verify` finds a difference or `--fail-if` is true, 2 for what the user can mend."""
-    # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
-    # a core in every process beside them.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    """Run the command line; returns the exit status, see `Status`. Raises what is a defect of the program."""
     # a text or a file's name that the terminal or pipe cannot hold is shown escaped, as stderr does it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Network threads are set by a job's settings; without this the front end's matrix products would start one thread
+    # a core in every process beside them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
         parser.error(f"unknown option {unknown[0]}")
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
-    terminated: list[int] = []
+    with interruptible() as stopped:
+        try:
+            return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or Status.DONE
+        except UserError as error:
+            print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
+            return error.status if isinstance(error, Stopped) else Status.MISTAKE
+        except KeyboardInterrupt:
+            print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return stopped()
+        except BrokenPipeError:
+            return Status.NOBODY_READS
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+            return Status.MISTAKE
 
-    def terminate(number: int, _: object) -> None:
-        """SIGTERM, as schedulers send it, ends a job as Ctrl-C does (`train` takes both in its own way)."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-        terminated.append(number)
-        raise KeyboardInterrupt  # itself, and no kind of it: Ray would pass on no other
 
-    before = signal.signal(signal.SIGTERM, terminate)
+def command() -> NoReturn:
+    """`asr-kd` as a program: a defect has a status of its own, and is no `verify` that does not hold."""
     try:
-        return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or 0
-    except UserError as error:
-        print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 143 if terminated else 130
-    except BrokenPipeError:
-        return 141
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
-        return 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        status = int(main())
+    except Exception:
+        traceback.print_exc()
+        status = Status.DEFECT
+    sys.exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

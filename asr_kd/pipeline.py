@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from asr_kd.config import SETTINGS, PipelineSettings, build, load_yaml, override
+from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
 from asr_kd.files import CLAIM, clear_errors, hash_json, local, read_json, sha256_file, write_json, write_whole
 from asr_kd.shards.leases import check_unused, sole_writer
@@ -280,6 +281,8 @@ def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
             copy.write(line)
             copy.flush()
             print(f"[{stage.name}] {line.rstrip()}", flush=True)
+    if process.returncode in (Status.INTERRUPTED, Status.TERMINATED):
+        raise Stopped(f"stage {stage.name} was stopped; the same command goes on from there", process.returncode)
     if process.returncode != 0:
         raise UserError(
             f"stage {stage.name} failed ({last}); see {log}, then run the pipeline again: it goes on from there"

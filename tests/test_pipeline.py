@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from asr_kd import cli
+from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.pipeline import load_pipeline, run_pipeline
 from asr_kd.shards.leases import Leases
@@ -371,6 +372,17 @@ def test_a_record_of_an_older_version_counts(write: Write, ran: Ran, tmp_path: P
     del value["claim"]
     record.write_text(json.dumps(value))
     assert ran() == []
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_stage_that_was_stopped_stops_the_run_with_its_status(
+    write: Write, ran: Ran, tmp_path: Path, status: int
+) -> None:
+    (tmp_path / "end.py").write_text(f"import sys; sys.exit({status})")
+    write({"ends": {"verb": "script", "settings": {"file": "end.py", "output": "${run}/ends.txt"}}})
+    with pytest.raises(Stopped, match="stage ends was stopped; the same command goes on from there") as caught:
+        ran()
+    assert caught.value.status == status
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

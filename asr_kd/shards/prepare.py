@@ -15,6 +15,7 @@ import soundfile
 
 from asr_kd.audio.decode import read_audio
 from asr_kd.config import PrepareSettings
+from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import (
     Place,
@@ -126,6 +127,7 @@ def _samples(
     settings: PrepareSettings, group: list[Utterance], quarantined: list[dict[str, str]], progress: Progress
 ) -> Iterator[Sample]:
     for utterance in group:
+        stop_if_asked()
         seconds = 0.0
         try:
             sample = _sample(settings, utterance)

@@ -22,6 +22,7 @@ from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.noise import Corruption, Voice, generator, noise_files, read_noise
 from asr_kd.config import FeatureSettings, NoiseSettings, Settings
+from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, local, read_json, write_json, write_whole
 from asr_kd.shards.index import ShardInfo
@@ -85,6 +86,7 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
         samples = list(samples)  # what is heard in one is made of the others
         corruption = _corruption(wanted, wanted.noise, shard, samples)
     for sample in samples:
+        stop_if_asked()
         try:
             waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
             if corruption:

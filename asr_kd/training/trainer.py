@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
+from asr_kd.ending import Status, Stopped, stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local, sha256_file
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device, save_checkpoint
@@ -139,7 +139,7 @@ def _train_in(
         ranks,
         f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {ranks.device}{several}",
     )
-    with closing(metrics), _stop_requests() as stop_asked:
+    with closing(metrics), stop_requests() as stop_asked:
         if (
             saved is None
         ):  # the curve's first point, and an unfit development set is found before the work, not after it
@@ -190,7 +190,7 @@ def _begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor]
 
 
 def _run_phase(
-    learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], bool]
+    learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], int]
 ) -> None:
     """One phase, step after step, from wherever the run stands."""
     settings, plan, ranks, position = learner.settings, stream.plan, learner.ranks, learner.position
@@ -209,7 +209,7 @@ def _run_phase(
             heard += batch.seconds if batch else 0.0
             if exchange.meets:
                 frames = batch.frames if batch else 0
-                said = torch.tensor([frames, heard, not ended, stop_asked()], dtype=torch.float64)
+                said = torch.tensor([frames, heard, not ended, bool(stop_asked())], dtype=torch.float64)
                 everyone = total(said, ranks).tolist()
                 exchange.traffic.reduced += said.nbytes
                 stop = everyone[3] > 0
@@ -251,8 +251,9 @@ def _run_phase(
                 began = time.monotonic()
             if stop or (ranks.world == 1 and stop_asked()):  # alone, there is nobody to agree with first
                 _save(learner, metrics, run)
-                raise UserError(
-                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
+                raise Stopped(
+                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there",
+                    stop_asked() or Status.TERMINATED,  # another process of the run was asked
                 )
         exchange.settle()
         if alone:
@@ -494,17 +495,3 @@ def _start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, un
         raise UserError(
             f"init: {settings.init} is another network than this run's model; use the same model settings"
         ) from None
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT ask for a stop after the present step instead of ending the process."""
-    asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -18,6 +18,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.config import TrainSettings
+from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
@@ -183,7 +184,8 @@ def test_asked_to_stop_at_any_step_and_started_again(
         try:
             train(settings)
             break
-        except UserError as error:
+        except Stopped as error:
+            assert error.status == 128 + asked[len(stops) % 2]
             stops.append(str(error))
             assert f"stopped at step {len(stops)} as asked" in stops[-1]
     assert len(stops) == expected["metrics.jsonl"][-1]["step"] > 10
