@@ -301,8 +301,8 @@ class _Quarantined:
 
 
 def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
-    """Raise UserError when more than `max_bad_share` of all utterances is quarantined; they are listed by now."""
-    if not bad.first or bad.count <= settings.max_bad_share * total:
+    """Raise UserError when more than `max_bad_share` of all utterances is quarantined, or all are; they are listed by now."""
+    if not bad.first or (bad.count <= settings.max_bad_share * total and bad.count < total):
         return
     key, reason = bad.first
     advice = "mend the audio"
@@ -310,10 +310,14 @@ def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
     elif settings.mode == "alignment" and reason.startswith("text "):
         advice = "mend the texts"
+    which = f"{bad.count} of {total} utterances cannot be labelled, more than max_bad_share {settings.max_bad_share}"
+    if bad.count == total:
+        which = f"none of {total} utterances can be labelled"
+    else:
+        advice += ", or raise max_bad_share"
     raise UserError(
-        f"{settings.audio}: {bad.count} of {total} utterances cannot be labelled, more than max_bad_share "
-        f"{settings.max_bad_share} (first: {key}: {reason.removeprefix(f'{key}: ')}); "
-        f"see {place(settings.output) / QUARANTINE}, {advice}, or raise max_bad_share"
+        f"{settings.audio}: {which} (first: {key}: {reason.removeprefix(f'{key}: ')}); "
+        f"see {place(settings.output) / QUARANTINE}, {advice}"
     )
 
 

@@ -89,6 +89,10 @@ def verify(settings: VerifySettings) -> bool:
             f"{settings.targets}: in {found.top1} of {found.frames} frames the best unit is not the teacher's, more than "
             f"max_top1_share {settings.max_top1_share}"
         )
+    if not found.utterances and not found.problems:
+        raise UserError(
+            f"{settings.targets}: no utterance could be labelled again, so nothing was verified; see their quarantine.jsonl"
+        )
     for problem in found.problems[:SHOWN]:
         print(problem)
     if len(found.problems) > SHOWN:

@@ -84,11 +84,13 @@ def _prepare(settings: PrepareSettings, total: int, began: float, check: Callabl
     )
     if quarantined > settings.max_bad_share * total or not written:
         (output / INDEX).unlink(missing_ok=True)
-        raise UserError(
-            f"{settings.manifest}: {quarantined} of {total} utterances cannot be used, more than max_bad_share "
-            f"{settings.max_bad_share} (first: {first}); see {output / 'quarantine.jsonl'}, mend the audio and remove {output}, "
-            "or raise max_bad_share"
-        )
+        which = f"{quarantined} of {total} utterances cannot be used, more than max_bad_share {settings.max_bad_share}"
+        advice = f"mend the audio and remove {output}"
+        if written:
+            advice += ", or raise max_bad_share"
+        else:
+            which = f"none of {total} utterances can be used"
+        raise UserError(f"{settings.manifest}: {which} (first: {first}); see {output / 'quarantine.jsonl'}, {advice}")
     write_index(output, infos)
 
 

@@ -309,6 +309,8 @@ def _account(learner: Learner, stream: PhaseStream) -> None:
             ("without every teacher", incomplete, source.first_incomplete),
         ):
             example = f" (first: {key}: {reason})" if key else ""
+            if what == "left out" and 0 < seen == count:
+                raise UserError(f"{source.plan.audio}: none of {seen} utterances can be used{example}; mend the data")
             if count > settings.max_bad_share * seen:
                 raise UserError(
                     f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}, more than max_bad_share "

@@ -194,6 +194,16 @@ def with_bad_audio(job: Job, tmp_path: Path) -> str:
     return write_shards(tmp_path / "audio", shards)
 
 
+def test_nothing_labelled_is_a_failure(job: Job, tmp_path: Path) -> None:
+    shards = [[Sample(f"bad-{number}", b"", "flac", {}) for number in range(2)]]
+    settings = job(audio=write_shards(tmp_path / "audio", shards), max_bad_share=1.0)
+    with pytest.raises(
+        UserError, match=r"none of 2 utterances can be labelled \(first: bad-0: .*; see .*mend the audio$"
+    ):
+        label(settings)
+    assert not (Path(settings.output) / "report.json").exists()
+
+
 def test_bad_audio_is_quarantined_and_reconciled(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = job(audio=with_bad_audio(job, tmp_path), max_bad_share=0.4)
     label(settings)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -551,6 +552,37 @@ def test_bad_utterances_are_counted(job: Job, audio: str, tmp_path: Path, capsys
     assert capsys.readouterr().err.count("left out: 6 of 20 utterances (first: u") == 1
     with pytest.raises(UserError, match=r"3 of 10 utterances cannot be used, more than max_bad_share 0\.2 .first: u"):
         train(job(source=plain, max_bad_share=0.2, output=str(tmp_path / "strict")))
+
+
+@pytest.mark.parametrize("phase", [{"passes": 2}, {"passes": None, "hours": 0.01}])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_source_that_nothing_can_be_learned_from_is_a_failure(
+    job: Job, audio: str, tmp_path: Path, phase: dict[str, Any], lanes: int
+) -> None:
+    """Whatever share may be bad, beside a good source too; a slice of hours would never end."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"key": "u{number}", "text": "{"ab" * 200}"}}\n' for number in range(10)))
+    good = job().phases[0].sources[0].model_dump()
+    bad = {**good, "targets": None, "soft": 0.0, "ctc": 1.0, "transcripts": str(texts)}
+    for sources in ([bad], [good, bad]):
+        settings = job(phase={**phase, "sources": sources}, max_bad_share=1.0, lanes=lanes)
+        with pytest.raises(UserError, match=rf"{audio}: none of \d+ utterances can be used \(first: u"):
+            train(settings)
+        shutil.rmtree(settings.output)
+
+
+def test_a_set_of_unknown_length_is_refused(job: Job, audio: str, tmp_path: Path) -> None:
+    """Its share of what is done would be wrong: the first step would have the last rate."""
+    copy = tmp_path / "audio"
+    copy.mkdir()
+    shards = [write_shard(copy / info.name, read_shard(Path(audio) / info.name)) for info in read_index(audio)]
+    write_index(copy, [shards[0], dataclasses.replace(shards[1], seconds=0.0), shards[2]])
+    source = {"audio": str(copy), "targets": None, "soft": 0.0, "ctc": 1.0}
+    with pytest.raises(UserError, match=f"{copy}: index.json says nothing of the length of shard-000001.tar, by which"):
+        train(job(source=source))
+    slices = job(source=source, phase={"passes": None, "hours": 0.001}, output=str(tmp_path / "slices"))
+    train(slices)  # the hours are the settings' own
+    assert lines(Path(slices.output))[-1]["step"] > 1
 
 
 def test_init_takes_over_a_network_and_refuses_others(job: Job, tmp_path: Path) -> None:
