@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
@@ -26,7 +25,7 @@ from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import map_ordered, serve_parent
+from asr_kd.shards.stream import map_ordered, process_pool, serve_parent
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
@@ -158,11 +157,10 @@ class LocalEngine:
     ) -> None:
         self.settings, self.teacher, self.transcripts, self.progress = settings, teacher, transcripts, progress
         self.device = str(teacher.device)
-        self.behind = ThreadPoolExecutor(1)
         self.encoders = None
         if settings.loader_workers:
-            spawn = multiprocessing.get_context("spawn")
-            self.encoders = ProcessPoolExecutor(settings.loader_workers, spawn, serve_parent)
+            self.encoders = process_pool(settings.loader_workers, "loader_workers", serve_parent)
+        self.behind = ThreadPoolExecutor(1)
 
     def __enter__(self) -> LocalEngine:
         return self

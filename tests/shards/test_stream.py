@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import itertools
@@ -309,3 +310,21 @@ def test_ctrl_c_leaves_the_workers_to_the_main_process(tmp_path: Path) -> None:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (ImportError("This platform lacks a functioning sem_open"), "semaphores do not work on this system"),
+    ],
+)
+def test_no_shared_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str) -> None:
+    def semaphore(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", semaphore)
+    with pytest.raises(UserError, match=f"^/dev/shm: {reason}; .* set workers=0, .*--shm-size=1g"):
+        map_ordered(abs, [1], 2, "workers")
+    assert list(map_ordered(abs, [-1], 0, "workers")) == [1]
