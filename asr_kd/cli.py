@@ -235,8 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     # a text or a file's name that the terminal or pipe cannot hold is shown escaped, as stderr does it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    # Network threads are set by a job's settings; without this the front end's matrix products would start one thread
-    # a core in every process beside them.
+    # what `one_thread` would leave idle is not even started, here and in the processes of a job
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option

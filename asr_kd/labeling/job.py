@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.audio.blas import one_thread
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
@@ -40,6 +41,7 @@ READERS = 16
 FEW = 16
 
 
+@one_thread()
 def label(settings: LabelSettings) -> None:
     """Label every shard of `settings.audio` with the teacher's posteriors, or its alignment to the text.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from asr_kd.audio.blas import one_thread
 from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
 from asr_kd.errors import UserError
 from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_json
@@ -43,6 +44,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
+@one_thread()
 def verify(settings: VerifySettings) -> bool:
     """Compare a set of soft targets with its audio and its teacher, and print what differs.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.audio.blas import one_thread
 from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.ending import Status, Stopped, stop_requests
@@ -68,6 +69,7 @@ class Learner:
         return next(self.model.parameters()).device
 
 
+@one_thread()
 def train(settings: TrainSettings) -> None:
     """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
 
