@@ -75,8 +75,7 @@ def train(settings: TrainSettings) -> None:
 
     Writes into `settings.output`: `best/`, the checkpoint with the lowest WER on the development set;
     `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
-    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network (`settings.distributed`);
-    they share the folder.
+    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network in it (`settings.distributed`).
 
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.

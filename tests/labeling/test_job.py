@@ -321,7 +321,7 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
     output = Path(settings.output)
     for shards in (1, 2):
         process = subprocess.Popen([sys.executable, "-c", SLOW_JOB, settings.model_dump_json()], stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(output.glob("*.tar"))) < shards and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -352,7 +352,7 @@ def test_sigterm_is_one_line_and_gives_the_leases_back(job: Job, tmp_path: Path)
     settings = job()
     words = [f"{name}={value}" for name, value in settings.model_dump(exclude_unset=True).items()]
     command = [sys.executable, "-c", TERMINATED, "label", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr.splitlines() == ["asr-kd label: interrupted; the same command goes on where it stopped"]
     assert not (Path(settings.output) / ".leases").exists()

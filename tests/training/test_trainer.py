@@ -254,7 +254,7 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
     expected = published(run)
     run.rename(tmp_path / "whole")
     process = subprocess.Popen([sys.executable, "-c", SLOW_JOB, settings.model_dump_json()], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (run / "last").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.1)
