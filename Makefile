@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make digits` and `make test`. Both can be run again.
 PYTHON ?= python3.11
 
-.PHONY: digits test lint clean
+.PHONY: digits test quick lint clean
 
 digits: .venv/installed
 	.venv/bin/asr-kd run pipelines/digits
@@ -9,6 +9,10 @@ digits: .venv/installed
 
 test: .venv/installed
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+# what a developer runs every few minutes: no whole jobs, no processes
+quick: .venv/installed
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -q -m "not slow"
 
 lint: .venv/installed
 	.venv/bin/ruff check .

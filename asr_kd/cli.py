@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -28,6 +28,7 @@ from asr_kd.config import (
     load_yaml,
     override,
 )
+from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 
 S = TypeVar("S", bound=Settings)
@@ -38,7 +39,7 @@ def _settings(kind: type[S], words: list[str]) -> S:
     files = [word for word in words if "=" not in word or os.path.isfile(word)]
     if len(files) > 1:
         raise UserError(f"{files[1]}: one settings file at most, then key=value")
-    values = load_yaml(files[0]) if files else {}
+    values = load_yaml(files[0], as_typed=True) if files else {}
     assignments = [word for word in words if word not in files]
     return build(kind, override(values, assignments), files[0] if files else "command line", assignments)
 
@@ -86,7 +87,7 @@ def _verify(words: list[str]) -> int:
     settings = _settings(VerifySettings, words)
     from asr_kd.labeling.verify import verify
 
-    return 0 if verify(settings) else 1
+    return Status.DONE if verify(settings) else Status.DOES_NOT_HOLD
 
 
 def _inspect(words: list[str]) -> None:
@@ -116,7 +117,7 @@ def _eval(words: list[str], compare: list[str] | None, fail_if: str | None) -> i
 
         report = evaluate(settings)
         failed = gate is not None and gate.judge(report)
-    return 1 if failed else 0
+    return Status.DOES_NOT_HOLD if failed else Status.DONE
 
 
 def _transcribe(words: list[str], stream: bool) -> None:
@@ -165,6 +166,13 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
 }
 
 
+#: how settings are typed, above the list of them
+TYPING = (
+    "A text is taken as it is typed, also 0012, on and null; an optional one is left out by an empty value (lm=), anything else by null. "
+    "Numbers, lists [a, b] and groups {a: 1} are YAML. ~ in front of a path is the home folder.\n"
+)
+
+
 def _keys(kind: type[Settings], indent: str = "  ") -> list[str]:
     """A line for each setting, with those of a group below it."""
     lines = []
@@ -186,7 +194,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line, not with its whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(Status.MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, help_text) in VERBS.items():
         kind = SETTINGS.get(name)
         verb = verbs.add_parser(
-            name, help=help_text, description=help_text, epilog="\n".join(["settings:", *_keys(kind)]) if kind else None,
+            name, help=help_text, description=help_text, epilog="\n".join([TYPING, "settings:", *_keys(kind)]) if kind else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == "run":
@@ -231,45 +239,44 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 where `verify` finds a difference or `--fail-if` is true, 2 for what the user can mend."""
-    # A job's network threads are set by its settings; without this the front end's matrix products would start one thread
-    # a core in every process beside them.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    """Run the command line; returns the exit status, see `Status`. Raises what is a defect of the program."""
     # a text or a file's name that the terminal or pipe cannot hold is shown escaped, as stderr does it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # what `one_thread` would leave idle is not even started, here and in the processes of a job
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
         parser.error(f"unknown option {unknown[0]}")
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
-    terminated: list[int] = []
+    with interruptible() as stopped:
+        try:
+            return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or Status.DONE
+        except UserError as error:
+            print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
+            return error.status if isinstance(error, Stopped) else Status.MISTAKE
+        except KeyboardInterrupt:
+            print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return stopped()
+        except BrokenPipeError:
+            return Status.NOBODY_READS
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+            return Status.MISTAKE
 
-    def terminate(number: int, _: object) -> None:
-        """SIGTERM, as schedulers send it, ends a job as Ctrl-C does (`train` takes both in its own way)."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-        terminated.append(number)
-        raise KeyboardInterrupt  # itself, and no kind of it: Ray would pass on no other
 
-    before = signal.signal(signal.SIGTERM, terminate)
+def command() -> NoReturn:
+    """`asr-kd` as a program: a defect has a status of its own, and is no `verify` that does not hold."""
     try:
-        return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or 0
-    except UserError as error:
-        print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 143 if terminated else 130
-    except BrokenPipeError:
-        return 141
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
-        return 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        status = int(main())
+    except Exception:
+        traceback.print_exc()
+        status = Status.DEFECT
+    sys.exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from asr_kd.errors import UserError
-from asr_kd.files import read_text
+from asr_kd.files import read_text, spelled
+from asr_kd.typed import Typed, landed, parse_yaml, read
 
 
 class Settings(BaseModel):
@@ -27,6 +27,17 @@ Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 #: of texts, `text.NORMALIZERS`
 Normalizing = Literal["none", "basic", "english"]
+
+
+def _spelled(text: str) -> str:
+    try:
+        return spelled(text)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{text}: ").removeprefix(f"{text!r}: ")) from None
+
+
+#: of a file or folder: `~` in front is the home folder, a URL is known by its scheme and refused where it is misspelt
+Location = Annotated[str, AfterValidator(_spelled)]
 #: of a set of shards; it names a folder too
 SET_NAME = r"[A-Za-z0-9_-]{1,100}"
 
@@ -154,10 +165,10 @@ class DistributedSettings(Settings):
 class PrepareSettings(Settings):
     """Manifest → audio shards."""
 
-    manifest: str = Field(
+    manifest: Location = Field(
         description="JSONL: audio (a path or a URL), key, and optionally text, speaker, anything else"
     )
-    output: str = Field(description="folder of the shards, or its URL (s3://…, gs://…)")
+    output: Location = Field(description="folder of the shards, or its URL (s3://…, gs://…)")
     samples_per_shard: Count = Field(500, description="utterances in a shard")
     sample_rate: Annotated[int, Field(ge=4000, le=48000)] | None = Field(
         None, description="convert to this rate in Hz; null keeps each file's own"
@@ -175,10 +186,10 @@ class PrepareSettings(Settings):
 class UnitsSettings(Settings):
     """Labelled text → sentencepiece model."""
 
-    source: str = Field(
+    source: Location = Field(
         description="audio shards with text, a manifest (JSON lines) or a text file (a line an utterance)"
     )
-    output: str = Field(description="folder of the units")
+    output: Location = Field(description="folder of the units")
     normalizer: Normalizing = Field(
         "none",
         description="what texts go through before they are spelt, here and wherever the units are used; as of eval",
@@ -190,12 +201,12 @@ class UnitsSettings(Settings):
 class LmSettings(Settings):
     """Labelled text → its vocabulary and a word n-gram model, for a beam search."""
 
-    source: str = Field(
+    source: Location = Field(
         description="audio shards with text, a manifest (JSON lines) or a text file (a line an utterance)"
     )
-    output: str = Field(description="folder of lm.arpa and words.txt")
-    units: str | None = Field(
-        None, description="folder of units: words are written as these write them; null: as they are"
+    output: Location = Field(description="folder of lm.arpa and words.txt")
+    units: Location | None = Field(
+        None, description="folder of units: words are written as these write them; without: as they are"
     )
     order: Annotated[int, Field(ge=1, le=6)] = Field(2, description="words of an n-gram at most")
 
@@ -219,15 +230,15 @@ RAY = ("ray_address", "min_workers", "max_workers", "worker_cpus", "worker_gpus"
 class LabelSettings(Settings):
     """Teacher over audio shards → soft-target shards."""
 
-    teacher: str = Field(description="checkpoint folder, or its URL")
-    audio: str = Field(description="folder of audio shards, or its URL (s3://…, gs://…)")
-    output: str = Field(description="folder of the soft-target shards, or its URL")
+    teacher: Location = Field(description="checkpoint folder, or its URL")
+    audio: Location = Field(description="folder of audio shards, or its URL (s3://…, gs://…)")
+    output: Location = Field(description="folder of the soft-target shards, or its URL")
     mode: Literal["mass", "top_k", "sampled", "alignment"] = Field(
         "mass",
         description="of the teacher's distribution the fewest units that reach a mass, the k best, or draws from it; "
         "or its forced alignment to the text",
     )
-    transcripts: str | None = Field(
+    transcripts: Location | None = Field(
         None, description="alignment: JSONL of key and text in place of the text in the shards"
     )
     hold_frames: Count = Field(
@@ -260,7 +271,8 @@ class LabelSettings(Settings):
         "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
     )
     ray_address: str | None = Field(
-        None, description="ray: auto or host:port of the cluster; null takes RAY_ADDRESS, or starts Ray on this machine"
+        None,
+        description="ray: auto or host:port of the cluster; without it RAY_ADDRESS, or Ray is started on this machine",
     )
     min_workers: Count = Field(1, description="ray: workers asked for at once, and kept to the end")
     max_workers: Count | None = Field(
@@ -290,13 +302,13 @@ class PlanSettings(Settings):
     """What a large job will take, from a small one that was measured."""
 
     hours: Annotated[float, Field(gt=0)] = Field(description="hours of audio to plan for")
-    audio: str = Field(description="folder of audio shards like those to come")
-    targets: str = Field(description="folder of a finished label job over them, on a machine like those to come")
+    audio: Location = Field(description="folder of audio shards like those to come")
+    targets: Location = Field(description="folder of a finished label job over them, on a machine like those to come")
     workers: Count = Field(1, description="devices that label at the same time")
     label_speed: Annotated[float, Field(gt=0)] | None = Field(
         None, description="audio hours an hour that one worker labels; null takes the measured"
     )
-    student: str | None = Field(None, description="folder of a measured training run, to plan the training too")
+    student: Location | None = Field(None, description="folder of a measured training run, to plan the training too")
     train_speed: Annotated[float, Field(gt=0)] | None = Field(
         None, description="audio hours an hour that one worker trains on; null takes the measured"
     )
@@ -311,7 +323,7 @@ class PlanSettings(Settings):
     passes: Count = Field(1, description="of the training over the audio")
     train_workers: Count = Field(1, description="devices that train at the same time")
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(None, description="of one device")
-    report: str | None = Field(None, description="JSON file for the figures; null writes none")
+    report: Location | None = Field(None, description="JSON file for the figures")
 
     @model_validator(mode="after")
     def _fits(self) -> PlanSettings:
@@ -330,15 +342,15 @@ class PlanSettings(Settings):
 class VerifySettings(Settings):
     """Soft targets against their audio and their teacher."""
 
-    targets: str = Field(description="folder of the soft-target shards, or its URL")
-    audio: str = Field(description="folder of the audio shards that they answer, or its URL")
-    teacher: str = Field(description="checkpoint folder of the teacher, or its URL")
+    targets: Location = Field(description="folder of the soft-target shards, or its URL")
+    audio: Location = Field(description="folder of the audio shards that they answer, or its URL")
+    teacher: Location = Field(description="checkpoint folder of the teacher, or its URL")
     shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="which shards are drawn")
-    transcripts: str | None = Field(None, description="of an alignment: the texts that it was made from")
+    transcripts: Location | None = Field(None, description="of an alignment: the texts that it was made from")
     max_difference: Share = Field(0.03, description="largest difference of a probability that still holds")
     max_top1_share: Share = Field(0.001, description="share of frames whose best unit may differ")
-    report: str | None = Field(None, description="JSON file for all that was found; null writes none")
+    report: Location | None = Field(None, description="JSON file for all that was found")
     batch_frames: Count = Field(4000, description="frames in a batch at most")
     max_seconds: Annotated[float, Field(gt=0)] = Field(
         60.0, description="of the labelling: longer audio is quarantined"
@@ -350,11 +362,11 @@ class VerifySettings(Settings):
 class InspectSettings(Settings):
     """Soft targets for a person to look at."""
 
-    targets: str = Field(description="a soft-target shard, or a folder of them, or a URL")
-    key: str | None = Field(None, description="utterance to show; null lists the shard")
-    units: str | None = Field(None, description="folder of the units, for their names in place of numbers")
-    audio: str | None = Field(None, description="folder of the audio shards, for the spectrogram")
-    png: str | None = Field(None, description="file for a picture of the utterance")
+    targets: Location = Field(description="a soft-target shard, or a folder of them, or a URL")
+    key: str | None = Field(None, description="utterance to show; without it the shard is listed")
+    units: Location | None = Field(None, description="folder of the units, for their names in place of numbers")
+    audio: Location | None = Field(None, description="folder of the audio shards, for the spectrogram")
+    png: Location | None = Field(None, description="file for a picture of the utterance")
     rows: Count = Field(20, description="lines of the table at most")
 
     @model_validator(mode="after")
@@ -380,7 +392,7 @@ class NoiseSettings(Settings):
     snr_max: Annotated[float, Field(ge=-30, le=60)] = Field(20.0, description="highest signal-to-noise ratio in dB")
     talkers_min: Count = Field(3, description="babble: voices at least")
     talkers_max: Count = Field(7, description="babble: voices at most")
-    folder: str | None = Field(
+    folder: Location | None = Field(
         None, description="files: a folder with noises (WAV, FLAC, MP3, Ogg, Opus; any rate; ten minutes each at most)"
     )
     reverb: Share = Field(0.3, description="share of the utterances that are put into a room")
@@ -476,8 +488,8 @@ class MwerSettings(Settings):
 class SourceSettings(Settings):
     """One stream of utterances to learn from, and what is learned from it."""
 
-    audio: str = Field(description="folder of audio shards, or its URL (s3://…, gs://…)")
-    targets: str | list[str] | None = Field(
+    audio: Location = Field(description="folder of audio shards, or its URL (s3://…, gs://…)")
+    targets: Location | list[Location] | None = Field(
         None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
     )
     combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
@@ -485,7 +497,7 @@ class SourceSettings(Settings):
         False,
         description="lay targets of another frame period or offset on the learner's frames, by the time they share",
     )
-    transcripts: str | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
+    transcripts: Location | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the CTC loss on the text")
     mwer: MwerSettings | None = Field(
         None, description="minimise the expected word errors too, with weight 1 beside ctc's; null leaves them out"
@@ -634,9 +646,9 @@ class AverageSettings(Settings):
 class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
-    output: str = Field(description="folder of the run, on a local disk")
-    units: str = Field(description="folder of the units")
-    development: str = Field(
+    output: Location = Field(description="folder of the run, on a local disk")
+    units: Location = Field(description="folder of the units")
+    development: Location = Field(
         description="labelled audio shards that choose the best checkpoint and calibrate its blank (folder or URL)"
     )
     phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
@@ -648,7 +660,9 @@ class TrainSettings(Settings):
     lanes: Count = Field(
         1, description="parts in which every stream is read side by side; the number of processes must divide it"
     )
-    init: str | None = Field(None, description="checkpoint folder (or URL) to start from; null draws fresh weights")
+    init: Location | None = Field(
+        None, description="checkpoint folder (or URL) to start from; without it fresh weights are drawn"
+    )
     features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     model: ModelSettings = Field(default_factory=lambda: ModelSettings())
     batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
@@ -683,9 +697,9 @@ class TrainSettings(Settings):
         description="the best checkpoint has the lowest WER on the development set (then CTC loss), loss (then WER), or product "
         "of the two",
     )
-    feature_cache: str | None = Field(
+    feature_cache: Location | None = Field(
         None,
-        description="local folder that keeps computed features between passes and runs; null computes them every time",
+        description="local folder that keeps computed features between passes and runs; without it they are computed every time",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="fixes weights, order, dropout and masks")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -718,14 +732,14 @@ class DecodingSettings(Settings):
     )
     beam: Count = Field(8, description="hypotheses kept by a beam search from frame to frame")
     nbest: Count = Field(1, description="hypotheses given at most")
-    lm: str | None = Field(
+    lm: Location | None = Field(
         None,
         description="word n-gram model for a beam search: an ARPA file, or a KenLM binary (asr-kd[lm], with a lexicon)",
     )
-    lexicon: str | None = Field(
+    lexicon: Location | None = Field(
         None,
         description="the words that a beam search may find, a line each, behind a word its pieces where they are not "
-        "those of the units; null: any",
+        "those of the units; without it any",
     )
     lm_weight: Annotated[float, Field(ge=0)] = Field(
         0.5, description="factor on the language model's log-probabilities (natural logarithm, as the network's)"
@@ -751,14 +765,14 @@ class DecodingSettings(Settings):
 class EvalSettings(DecodingSettings):
     """Checkpoints over test shards → WER report."""
 
-    systems: dict[str, str] = Field(min_length=1, description="name: checkpoint folder, or its URL")
-    audio: str | dict[str, str] = Field(
+    systems: dict[str, Location] = Field(min_length=1, description="name: checkpoint folder, or its URL")
+    audio: Location | dict[str, Location] = Field(
         description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder"
     )
-    output: str = Field(description="folder of the report")
+    output: Location = Field(description="folder of the report")
     baseline: str | None = Field(None, description="system that changes are counted from")
     teacher: str | None = Field(None, description="system that sets the gap to recover")
-    student: str | None = Field(None, description="system the verdict is about; null takes the best one")
+    student: str | None = Field(None, description="system the verdict is about; without it the best one")
     normalizer: Normalizing = Field(
         "basic",
         description="basic: lower case, punctuation removed, spaces joined; english: as Whisper, also figures and spelling",
@@ -800,9 +814,9 @@ class EvalSettings(DecodingSettings):
 class TranscribeSettings(DecodingSettings):
     """Audio → text, with any checkpoint: of files given on the command line, of sound as it arrives, or of a whole set of shards."""
 
-    checkpoint: str = Field(description="checkpoint or run folder, or its URL")
-    audio: str | None = Field(None, description="folder of audio shards (or its URL), in place of files")
-    output: str | None = Field(None, description="JSONL of key and text, for a set of shards")
+    checkpoint: Location = Field(description="checkpoint or run folder, or its URL")
+    audio: Location | None = Field(None, description="folder of audio shards (or its URL), in place of files")
+    output: Location | None = Field(None, description="JSONL of key and text, for a set of shards")
     details: bool = Field(
         False,
         description="JSON lines with the words, their times and confidences, and the n-best texts, in place of text",
@@ -845,8 +859,8 @@ class TranscribeSettings(DecodingSettings):
 class ScriptSettings(Settings):
     """A recipe's own Python script; it is called with --output and these arguments."""
 
-    file: str = Field(description="the script")
-    output: str = Field(description="folder or file that it writes")
+    file: Location = Field(description="the script")
+    output: Location = Field(description="folder or file that it writes")
     arguments: list[str | int | float] = Field(default_factory=list, description="further arguments")
 
 
@@ -882,13 +896,17 @@ class PipelineSettings(Settings):
 S = TypeVar("S", bound=Settings)
 
 
-def load_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a YAML mapping, safely: no tags that build objects.
+def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
+    """Read a YAML mapping, safely: no tags that build objects, and every key once.
+
+    Args:
+        as_typed: words keep their spelling, for `build` to take them as the settings do that they belong to.
 
     Raises:
         UserError: when the file is missing, not YAML or not a mapping.
     """
-    value = _parse_yaml(read_text(path, "settings file"), str(path))
+    value = parse_yaml(read_text(path, "settings file"), str(path), as_typed)
+    value = read(value) if isinstance(value, Typed) else value
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -896,34 +914,13 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     return value
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, to which 1e-3 is a text, and numbers as everybody writes them."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "unreadable"
-    except ValueError as error:  # a date or number that looks right and is not
-        line, reason = "", str(error)
-    except RecursionError:
-        line, reason = "", "nested too deeply"
-    raise UserError(f"{where}: not valid YAML{line} ({reason}); mend it")
-
-
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Apply `a.b=value` assignments (the value in YAML; a number steps into a list) to a copy of `values`.
+    """Apply `a.b=value` assignments (a number steps into a list) to a copy of `values`.
+
+    The value is kept as it was typed, for `build` to take as text, or as YAML, as its setting does.
 
     Raises:
-        UserError: when an assignment has no `=`, is not YAML, or steps into something that has no keys.
+        UserError: when an assignment has no `=`, or steps into something that has no keys.
     """
     import copy
 
@@ -932,29 +929,38 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise UserError(f"{assignment}: not an override; write key=value, e.g. seed=1 or model.layers=3")
-        value = _parse_yaml(text, assignment)
         here: Any = values
         *parents, last = path.split(".")
         for step in parents:
             here = _step(here, step, assignment)
         if isinstance(here, list):
             _step(here, last, assignment)
-            here[int(last)] = value
+            here[int(last)] = Typed(text, source=assignment)
         elif isinstance(here, dict):
-            here[last] = value
+            here[last] = Typed(text, source=assignment)
         else:
-            raise UserError(f"{assignment}: {last} cannot be set inside a {type(here).__name__}")
+            raise UserError(f"{assignment}: {last} cannot be set inside a {_kind(here)}")
     return values
+
+
+def _kind(value: Any) -> str:
+    return type(read(value) if isinstance(value, Typed) else value).__name__
 
 
 def _step(here: Any, step: str, assignment: str) -> Any:
     if isinstance(here, list):
         if not step.isdigit() or int(step) >= len(here):
             raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
-        return here[int(step)]
-    if isinstance(here, dict):
-        return here.setdefault(step, {})
-    raise UserError(f"{assignment}: {step} cannot be looked up inside a {type(here).__name__}")
+        place: Any = int(step)
+    elif isinstance(here, dict):
+        place = step
+        here.setdefault(step, {})
+    else:
+        raise UserError(f"{assignment}: {step} cannot be looked up inside a {_kind(here)}")
+    if isinstance(here[place], Typed) and here[place].source:  # a group given whole just before
+        inside = read(here[place])
+        here[place] = inside if isinstance(inside, dict | list) else here[place]
+    return here[place]
 
 
 def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterable[str] = ()) -> S:
@@ -967,11 +973,14 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
         UserError: naming the first wrong key or value, with the nearest valid key for an unknown one.
     """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(landed(values, kind))
+    except RecursionError:  # a YAML alias within itself
+        raise UserError(f"{where}: nested too deeply; mend it") from None
     except ValidationError as error:
         # a misspelt key is also a missing one: name the misspelling
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-    path = [str(step) for step in first["loc"]]
+    # without what pydantic calls the alternatives of a type
+    path = [str(step) for step in first["loc"] if not re.fullmatch(r"str|(list|dict|function-after)\[.*\]", str(step))]
     # of settings that do not fit together the job is named, not a class
     name = ".".join(path) or next((verb for verb, one in SETTINGS.items() if one is kind), kind.__name__)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):

@@ -8,31 +8,74 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 from asr_kd.errors import UserError
 from asr_kd.objects import URL, ObjectPath
 
 #: of a file or folder: on a local disk, or in an object store
 Place = Path | ObjectPath
+#: what a URL begins with: a scheme, a colon and slashes; all of them or some, perhaps behind a quote
+NEARLY_URL = re.compile(r"""([\s'"<]*)([a-z][a-z0-9+.-]*)(:?)(/*)(.*)""", re.IGNORECASE | re.DOTALL)
+SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https", "file")
 #: file of an output folder that says which job and settings it belongs to
 CLAIM = "job.json"
 
 
 def place(text: Place | str) -> Place:
-    """What a setting names: a local path, or a URL of an object store.
+    """What a setting names: a local path, or a URL of an object store, read as `spelled` says.
 
     Raises:
-        UserError: when a URL names no bucket.
+        UserError: when it is nearly a URL, or one that names no bucket.
     """
-    if isinstance(text, str) and URL.fullmatch(text):
-        return ObjectPath.parse(text)
-    return Path(text) if isinstance(text, str) else text
+    if not isinstance(text, str):
+        return text
+    text = spelled(text)
+    return ObjectPath.parse(text) if URL.fullmatch(text) else Path(text)
+
+
+def spelled(text: str) -> str:
+    """The name of a file or folder as it is meant: `~` in front is the home folder, `S3://` is `s3://`, `file:///x` is `/x`.
+
+    A local name that looks like a URL is written with `./` in front.
+
+    Raises:
+        UserError: when it is empty, or nearly a URL; with the right spelling.
+    """
+    if not text.strip():
+        raise UserError(f"{text!r}: is empty where a file or folder belongs; a variable of the shell may be empty")
+    if text[0] in "/.":
+        return text
+    if text[0] == "~":
+        try:
+            return str(Path(text).expanduser())
+        except RuntimeError:
+            raise UserError(f"{text}: there is no such user; write ./{text} for a name that begins with ~") from None
+    found = NEARLY_URL.fullmatch(text)
+    before, scheme, colon, slashes, rest = found.groups() if found else ("", "", "", "", "")
+    scheme = scheme.lower()
+    if not (colon and slashes) and not (scheme in SCHEMES and (colon or len(slashes) > 1)):
+        if "://" in text:
+            raise UserError(f"{text}: is no URL that is known; use a local path, s3://… or gs://…")
+        return text
+    if scheme == "file":
+        host, slash, rest = rest.partition("/") if len(slashes) == 2 else ("", slashes, rest)
+        if before or not colon or not slash or host not in ("", "localhost"):
+            raise UserError(
+                f"{text}: is no URL of a file on this machine; write file:///FOLDER/FILE, or the path alone"
+            )
+        return "/" + unquote(rest)
+    if before or not colon or len(slashes) < 2:
+        right = f"{scheme}://{rest}" if scheme in SCHEMES else "s3://… or gs://… for a store"
+        raise UserError(f"{text}: is not quite a URL; write {right}, or ./{text} for a local name")
+    return f"{scheme}:{slashes}{rest}"
 
 
 def local(text: str, key: str) -> Path:

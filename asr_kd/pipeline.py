@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,22 @@ from typing import Any
 import yaml
 
 from asr_kd.config import SETTINGS, PipelineSettings, build, load_yaml, override
+from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
-from asr_kd.files import hash_json, place, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import (
+    CLAIM,
+    clear_errors,
+    hash_json,
+    local,
+    place,
+    read_json,
+    sha256_file,
+    write_json,
+    write_whole,
+)
 from asr_kd.models.origin import won_nothing
+from asr_kd.shards.leases import check_unused, sole_writer
+from asr_kd.typed import Typed, read
 
 
 @dataclass
@@ -57,7 +71,11 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
         return
     if due:
         began = time.monotonic()
-        _run_stages(run, stages, due, variables["jobs"])
+        with clear_errors(run / "any"):
+            run.mkdir(parents=True, exist_ok=True)
+        with sole_writer(run) as check:
+            due = [stage for stage in due if not _is_current(run, stage)]  # another may have run just before
+            _run_stages(run, stages, due, variables["jobs"], check)
         print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
     for line in _outcome(stages):
         print(line)
@@ -79,7 +97,7 @@ def _outcome(stages: list[Stage]) -> list[str]:
 
 def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], list[Stage]]:
     """Read a pipeline: its variables, and its stages with everything validated before anything runs."""
-    values = load_yaml(file)
+    values = load_yaml(file, as_typed=True)
     pipeline = build(PipelineSettings, values, str(file))
     variables = pipeline.variables
     for assignment in assignments:
@@ -87,11 +105,14 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         if name not in variables:
             raise UserError(f"{assignment}: {file} has no variable {name}; it has {', '.join(variables) or 'none'}")
     variables = override(variables, assignments)
-    if not isinstance(variables.get("run"), str):
+    if not isinstance(variables.get("run"), str) or not variables["run"].strip():
         raise UserError(
             f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
         )
+    variables["run"] = str(local(str(variables["run"]), "run"))
     jobs = variables.setdefault("jobs", 1)
+    if isinstance(jobs, Typed):
+        jobs = variables["jobs"] = read(jobs)
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"{file}: variables.jobs: {jobs!r} is not a number of stages to run at once; set 1 or more")
     stages: list[Stage] = []
@@ -128,7 +149,7 @@ def _substitute(value: Any, variables: dict[str, Any], where: str) -> Any:
         return {key: _substitute(item, variables, where) for key, item in value.items()}
     if isinstance(value, list):
         return [_substitute(item, variables, where) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "${" not in value:
         return value
     unknown = [name for name in re.findall(r"\$\{(\w+)\}", value) if name not in variables]
     if unknown:
@@ -175,17 +196,31 @@ def _record(run: Path, stage: Stage) -> Path:
     return run / "stages" / f"{stage.name}.json"
 
 
-def _recorded(record: Path, finished: bool = False) -> str | None:
-    """The fingerprint of the stage as it last began, or finished."""
+def _recorded(record: Path) -> dict[str, Any]:
+    """Of a stage: its fingerprint as it last began; once it has finished also the `seconds` that it took, and its `claim`."""
     value = read_json(record, "stage record") if record.exists() else {}
-    return value.get("fingerprint") if "seconds" in value or not finished else None
+    return value if isinstance(value, dict) else {}
+
+
+def _claim(stage: Stage) -> str | None:
+    """A hash of what the stage's output says of the job that wrote it, None where it says nothing."""
+    claim = stage.output / CLAIM
+    return sha256_file(claim) if claim.is_file() else None
 
 
 def _is_current(run: Path, stage: Stage) -> bool:
-    return stage.output.exists() and _recorded(_record(run, stage), finished=True) == stage.fingerprint
+    """Whether the stage has finished, and its output is still the one that it wrote."""
+    known, claim = _recorded(_record(run, stage)), _claim(stage)
+    if "seconds" not in known or known.get("fingerprint") != stage.fingerprint or not stage.output.exists():
+        return False
+    return (claim or not _claims(stage)) and known.get("claim", claim) == claim  # older records hold none
 
 
-def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> None:
+def _claims(stage: Stage) -> bool:
+    return stage.verb in ("prepare", "units", "lm", "train", "label", "eval")
+
+
+def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int, check: Callable[[], None]) -> None:
     done = {stage.name for stage in stages if stage not in due}
     waiting = list(due)
     running: dict[concurrent.futures.Future[None], Stage] = {}
@@ -194,6 +229,7 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int) -> 
         try:
             while waiting or running:
                 for stage in [stage for stage in waiting if set(stage.needs) <= done][: jobs - len(running)]:
+                    check()
                     waiting.remove(stage)
                     running[pool.submit(_run_stage, run, stage, stop)] = stage
                 finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -217,14 +253,27 @@ def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
     if run in stage.output.parents and stage.output.exists():
         if not record.exists():
             raise UserError(f"stage {stage.name}: {stage.output} is there, and this run did not write it; remove it")
-        if _recorded(record) != stage.fingerprint:
-            write_json(record, {"fingerprint": None})  # half removed is stale too
-            shutil.rmtree(stage.output, ignore_errors=True)
-            stage.output.unlink(missing_ok=True)
+        if _recorded(record).get("fingerprint") != stage.fingerprint:
+            _remove(stage, record)
     write_json(record, {"fingerprint": stage.fingerprint})
     began = time.monotonic()
     _call(run, stage, stop)
-    write_json(record, {"fingerprint": stage.fingerprint, "seconds": round(time.monotonic() - began, 1)})
+    finished = {"fingerprint": stage.fingerprint, "seconds": round(time.monotonic() - began, 1), "claim": _claim(stage)}
+    write_json(record, finished)
+
+
+def _remove(stage: Stage, record: Path) -> None:
+    """Remove what a stage wrote with other settings or inputs, unless a job is at work there."""
+    if not stage.output.is_dir():
+        stage.output.unlink()
+        return
+    try:
+        check_unused(stage.output)
+        with sole_writer(stage.output):
+            write_json(record, {"fingerprint": None})  # half removed is stale too
+            shutil.rmtree(stage.output, ignore_errors=True)
+    except UserError as error:
+        raise UserError(f"stage {stage.name}: {error}") from None
 
 
 def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
@@ -260,6 +309,8 @@ def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
             copy.write(line)
             copy.flush()
             print(f"[{stage.name}] {line.rstrip()}", flush=True)
+    if process.returncode in (Status.INTERRUPTED, Status.TERMINATED):
+        raise Stopped(f"stage {stage.name} was stopped; the same command goes on from there", process.returncode)
     if process.returncode != 0:
         raise UserError(
             f"stage {stage.name} failed ({last}); see {log}, then run the pipeline again: it goes on from there"

@@ -15,10 +15,35 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
-import s3fs
 
 from asr_kd.objects import ObjectPath
+
+# No test depends on how fast a machine is, or on how busy; where CI is set, every run tries the same examples.
+hypothesis.settings.register_profile(
+    "anywhere",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    database=None if os.environ.get("CI") else hypothesis.settings.default.database,
+)
+hypothesis.settings.load_profile("anywhere")
+
+#: what `make quick` leaves out (as `slow`), by the beginning of its name below this folder: whole jobs, processes, clusters, disks that fail
+SLOW = (
+    "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_memory", "evaluation/test_sharing",
+    "labeling/", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
+    "training/test_processes", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_stream",
+)  # fmt: skip
+NEEDS = "is not installed; `pip install -e '.[dev]'` does it"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if f"{item.path.relative_to(Path(__file__).parent)}::{item.name}".startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 #: an S3 server that answers one request at a time (so that its conditional puts are atomic) until its input ends
 SERVER = """
@@ -70,12 +95,15 @@ class S3:
 
     def content(self, url: str) -> dict[str, bytes]:
         """Every object of a folder of the bucket, also those below."""
+        import s3fs
+
         store = s3fs.S3FileSystem(use_listings_cache=False)
         return {path.removeprefix(url.removeprefix("s3://") + "/"): store.cat_file(path) for path in store.find(url)}
 
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
+    pytest.importorskip("moto", reason=f"moto, an S3 server, {NEEDS}")
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:  # fmt: skip
@@ -87,6 +115,7 @@ def s3_port() -> Iterator[int]:
 @pytest.fixture
 def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """An empty bucket; this process and its children find it by `s3.url`."""
+    s3fs = pytest.importorskip("s3fs", reason=f"s3fs {NEEDS}")
     bucket = f"b{uuid.uuid4().hex}"
     s3 = S3(f"s3://{bucket}")
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", s3_port)) as connection:

@@ -100,7 +100,7 @@ class Job:
     def run(self, output: Path, disturb: Disturb | None = None) -> int:
         """Exit status; negative where a signal ended it."""
         process = self.start(output, disturb)
-        process.join(60)
+        process.join(300)
         assert process.exitcode is not None, "it hangs"
         return process.exitcode
 

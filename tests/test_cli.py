@@ -18,6 +18,7 @@ import torch
 
 from asr_kd import cli
 from asr_kd.config import SETTINGS, FeatureSettings, ModelSettings, UnitsSettings
+from asr_kd.ending import Stopped
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.shards.tarset import read_index
 from asr_kd.shards.texts import train_units
@@ -81,7 +82,7 @@ Refused = Callable[..., None]
         (["units", "a.yaml", "b.yaml"], ["b.yaml", "one settings file"]),
         (["units", "source"], ["source", "no such settings file"]),
         (["units", "=text.txt"], ["=text.txt", "key=value"]),
-        (["units", "source=["], ["source=[", "not valid YAML"]),
+        (["units", "size=["], ["size=[", "not valid YAML"]),
         (["units", "source=text.txt"], ["the key output is missing"]),
         (["units", "source=text.txt", "output=o", "sise=8"], ["unknown key sise", "did you mean size?"]),
         (["units", "source=text.txt", "output=o", "size=big"], ["size", "'big'"]),
@@ -249,13 +250,30 @@ def test_sigterm_is_one_line_and_its_handler_goes_with_the_job(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def wrong(_: list[str]) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setitem(cli.VERBS, "label", (wrong, *cli.VERBS["label"][1:]))
     with pytest.raises(ZeroDivisionError):
         cli.main(["label"])
+    monkeypatch.setattr(sys, "argv", ["asr-kd", "label"])
+    with pytest.raises(SystemExit) as end:
+        cli.command()
+    assert end.value.code == 3, "1 is of a verify that does not hold"
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_job_that_stopped_as_asked_says_so_with_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    def stopped(_: list[str]) -> None:
+        raise Stopped("run: stopped at step 3 as asked; the same command goes on from there", status)
+
+    monkeypatch.setitem(cli.VERBS, "train", (stopped, *cli.VERBS["train"][1:]))
+    assert cli.main(["train"]) == status
+    assert capsys.readouterr().err.startswith("asr-kd train: run: stopped at step 3")
 
 
 @pytest.mark.parametrize("verb", VERBS)

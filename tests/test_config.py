@@ -55,7 +55,7 @@ def test_yaml_and_overrides_make_settings(tmp_path: Path) -> None:
     ("text", "value"), [("1e-3", 1e-3), ("5.E+2", 500.0), ("-2E3", -2000.0), ("0x1e3", 483), ("1e3a", "1e3a")]
 )
 def test_numbers_with_an_exponent_need_no_dot(tmp_path: Path, text: str, value: object) -> None:
-    assert load_yaml(yaml_file(tmp_path, f"rate: {text}")) == {"rate": value} == override({}, [f"rate={text}"])
+    assert load_yaml(yaml_file(tmp_path, f"rate: {text}")) == {"rate": value}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,6 @@ def test_empty_yaml_holds_no_settings(tmp_path: Path) -> None:
         ("a: b: c\n", "not valid YAML in line 1"),
         ("- a\n- b\n", "must hold `key: value` settings, not a list"),
         ("just words\n", "not a str"),
-        ("a: 2020-13-45\n", "not valid YAML"),
         ("a: \x01\n", "not valid YAML"),
         ("[" * 3000, "nested too deeply"),
         (b"a: \xff\xfe\n", "not UTF-8"),
@@ -114,7 +113,7 @@ def test_yaml_never_builds_objects(tmp_path: Path) -> None:
         ("seed", "not an override; write key=value"),
         ("=3", "not an override"),
         ("seed=[", "not valid YAML"),
-        ("seed=2020-13-45", "not valid YAML"),
+        ("phases=[{sources: 1, sources: 2}]", "the key sources stands twice"),
         ("phases.1.passes=3", "1 is not a position in a list of 1"),
         ("phases.first.passes=3", "first is not a position"),
         ("phases.7=3", "7 is not a position"),
@@ -124,7 +123,7 @@ def test_yaml_never_builds_objects(tmp_path: Path) -> None:
 )
 def test_bad_overrides_are_named(assignment: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        override(TRAIN, [assignment])
+        build(TrainSettings, override(TRAIN, [assignment]), "here")
     assert assignment in str(caught.value)
 
 
@@ -206,7 +205,7 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
         (
             SourceSettings,
             {"audio": "a", "soft": 1.0, "targets": 3},
-            r"targets\.str: input should be a valid string \(given: 3\)",
+            r"targets: input should be a valid string \(given: 3\)",
         ),
         (SourceSettings, {"audio": "a", "ctc": 1.0, "ctc_within_targets": True}, "targets go together with"),
         (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "ctc_within_targets": True}, "needs a ctc weight"),

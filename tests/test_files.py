@@ -16,9 +16,11 @@ from asr_kd.files import (
     create,
     hash_json,
     parse_json,
+    place,
     read_json,
     read_text,
     sha256_file,
+    spelled,
     write_json,
     write_whole,
 )
@@ -180,3 +182,35 @@ def test_a_damaged_claim_is_refused(tmp_path: Path, claim: str) -> None:
 def test_a_claim_is_plain_json(tmp_path: Path) -> None:
     claim_folder(tmp_path / "out", "units", {"size": 8})
     assert json.loads((tmp_path / "out" / "job.json").read_text()) == {"job": "units", "settings": {"size": 8}}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("a/b", "a/b"), ("/a b#c", "/a b#c"), ("12:30", "12:30"), ("a:b/c", "a:b/c"), ("./s3:/b", "./s3:/b"), ("a~", "a~"), ("s3", "s3"),
+        ("s3/b", "s3/b"), ("file.txt", "file.txt"), ("s3://b/c", "s3://b/c"), ("S3://b/C", "s3://b/C"), ("HTTP://a/b", "http://a/b"),
+        ("file:///a/b", "/a/b"), ("FILE:///a%20b", "/a b"), ("file://localhost/a", "/a"), ("file:/a", "/a"), ("~/a", "/home/me/a"), ("~", "/home/me"),
+        ("./~/a", "./~/a"), ("memory://a", "memory://a"),
+    ],
+)  # fmt: skip
+def test_a_name_is_what_is_meant(monkeypatch: pytest.MonkeyPatch, text: str, meant: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert spelled(text) == meant == spelled(meant)
+    assert str(place(text)) == meant.removeprefix("./")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("s3:/bucket/x", "is not quite a URL; write s3://bucket/x, or ./s3:/bucket/x for a local name"),
+        ("S3:/b", "write s3://b,"), ("s3:b/c", "write s3://b/c,"), ("gs//b/c", "write gs://b/c,"), (" s3://b", "write s3://b,"),
+        ("'s3://b", "write s3://b,"), ("host:/data", "not quite a URL"), ("http:/a.b/c", "write http://a.b/c,"),
+        ("file://host/a", "write file:///FOLDER/FILE"), ("file:a", "no URL of a file on this machine"), ("simplecache::s3://b", "no URL that is known"),
+        ("~nobody-here/a", "there is no such user; write ./~nobody-here/a"), ("", "is empty where a file or folder belongs"), (" ", "is empty"),
+        ("s3://", "names no bucket"),
+    ],
+)  # fmt: skip
+def test_nearly_a_url_is_no_folder(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        place(text)
+    assert message in str(caught.value)

@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent / "asr_kd"
 #: rooms from the lowest up: each imports from those before its own line alone
 ORDER = """
 errors
+ending typed
 objects
 files
 progress allocator config

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 
 from asr_kd import files, objects
 from asr_kd.errors import UserError
@@ -43,7 +42,7 @@ def test_a_url_is_taken_apart_like_a_path() -> None:
     assert (path.name, path.stem, path.suffix) == ("shard-000001.tar", "shard-000001", ".tar")
     assert str(path.parent / "index.json") == "s3://bucket/set/index.json"
     assert place("s3://bucket/set/") == path.parent and place(path) is path
-    for text in ("shards/a", "/shards/a", "a:b", "C://x"):
+    for text in ("shards/a", "/shards/a", "a:b"):
         assert place(text) == Path(text)
     with pytest.raises(UserError, match="names no bucket"):
         place("s3://")
@@ -156,6 +155,8 @@ def test_a_store_that_stays_away_is_named(s3: S3, quick: None, fault: int | str,
 
 def test_nothing_listens(s3: S3, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    import s3fs
+
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError, match="the store failed 10 times"):
         read_text(f"{s3.url}/a")
@@ -183,6 +184,8 @@ def test_a_listing_goes_over_all_pages(s3: S3, monkeypatch: pytest.MonkeyPatch) 
     for number in range(7):
         (folder / f"{number}").write(b"")
     (folder / "below" / "x").write(b"")
+    import s3fs
+
     real = s3fs.S3FileSystem.call_s3
     monkeypatch.setattr(
         s3fs.S3FileSystem, "call_s3", lambda self, *words, **more: real(self, *words, **more, MaxKeys=3)
@@ -207,6 +210,8 @@ def test_what_the_user_can_mend_is_said(s3: S3, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    import s3fs
+
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError, match="no credentials for this store were found"):
         read_text(f"{s3.url}/a")

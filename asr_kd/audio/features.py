@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 
+from asr_kd.audio.blas import one_thread
 from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
@@ -162,6 +163,7 @@ class FeatureStream:
         self._skip = 0  # samples to come that lie before it, where hops are longer than windows
         self._hops = 0
 
+    @one_thread()
     def push(self, waveform: np.ndarray) -> np.ndarray:
         """Hear float32 [samples] more; returns the frames that they fill, float16 [frames, mels * stack]."""
         front, stack = self._frontend, self._frontend.settings.stack

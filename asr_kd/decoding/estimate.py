@@ -11,6 +11,7 @@ from asr_kd.config import LmSettings
 from asr_kd.decoding.ngram import END, START, UNKNOWN
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, write_whole
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.texts import read_texts
 from asr_kd.units import load_units
 
@@ -34,9 +35,10 @@ def estimate(settings: LmSettings) -> None:
     text_hash = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     claim_folder(settings.output, "lm", {**settings.model_dump(), "text": text_hash})
     words = sorted({word for text in texts for word in text.split()})
-    with write_whole(place(settings.output) / WORDS, "w") as file:
-        file.writelines(f"{word}\n" for word in words)
-    write_arpa(place(settings.output) / MODEL, texts, settings.order)
+    with sole_writer(settings.output):
+        with write_whole(place(settings.output) / WORDS, "w") as file:
+            file.writelines(f"{word}\n" for word in words)
+        write_arpa(place(settings.output) / MODEL, texts, settings.order)
     print(f"{settings.output}: {len(words):,} words and their {settings.order}-grams from {len(texts):,} utterances")
 
 

@@ -271,10 +271,10 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                     yield {"key": item.key, **_of_set(found[index], settings)}
         for line in bad:
             print(f"left out {line}", file=sys.stderr)
-        if len(bad) > settings.max_bad_share * total:
+        if len(bad) > settings.max_bad_share * total or len(bad) == total:
+            advice = "mend them" if len(bad) == total else "mend them or raise max_bad_share"
             raise UserError(
-                f"{settings.audio}: {len(bad)} of {total} utterances could not be read (first: {bad[0]}); "
-                "mend them or raise max_bad_share"
+                f"{settings.audio}: {len(bad)} of {total} utterances could not be read (first: {bad[0]}); {advice}"
             )
 
     with write_whole(output, "w") as file:

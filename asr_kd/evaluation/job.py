@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from asr_kd.audio.blas import one_thread
 from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.parts import Shard, read_part
@@ -22,6 +23,7 @@ from asr_kd.models.acoustic import load_checkpoint, pick_device
 from asr_kd.shards.tarset import read_index
 
 
+@one_thread()
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
     """Decode the shards with every system, write the WER report and return it.
 

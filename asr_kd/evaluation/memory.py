@@ -34,14 +34,18 @@ def peak_memory(settings: EvalSettings, system: System, shard: Shard) -> dict[st
 
     Returns:
         in bytes: `peak_memory_bytes`, what weights, features, activations, posteriors and decoder add to the process at
-        their height; null where it was killed, or where the system does not tell (not Linux). `peak_device_bytes`, what was
+        their height; null where it was killed or there is no shared memory for it, or where the system does not tell (not Linux). `peak_device_bytes`, what was
         allocated on a GPU at most; null without one.
     """
     # forked for each system from a server that has imported this module and run nothing: a fork of this process would hide
     # what it takes in the memory that is free here, and a spawned one would import torch each time
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(1, context, serve_parent) as pool:
+    try:
+        pools = ProcessPoolExecutor(1, context, serve_parent)
+    except (OSError, ImportError):  # no semaphores: /dev/shm is full, or not there
+        return {"peak_memory_bytes": None, "peak_device_bytes": None}
+    with pools as pool:
         try:
             found = system.checkpoint  # its settings alone are sent: what it takes begins with loading it
             mine = dict(os.environ)  # the server's is of the time when it began

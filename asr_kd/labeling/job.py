@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
@@ -27,7 +27,7 @@ from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import map_ordered, serve_parent
+from asr_kd.shards.stream import map_ordered, process_pool, serve_parent
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
@@ -42,6 +42,7 @@ READERS = 16
 FEW = 16
 
 
+@one_thread()
 def label(settings: LabelSettings) -> None:
     """Label every shard of `settings.audio` with the teacher's posteriors, or its alignment to the text.
 
@@ -159,11 +160,10 @@ class LocalEngine:
     ) -> None:
         self.settings, self.teacher, self.transcripts, self.progress = settings, teacher, transcripts, progress
         self.device = str(teacher.device)
-        self.behind = ThreadPoolExecutor(1)
         self.encoders = None
         if settings.loader_workers:
-            spawn = multiprocessing.get_context("spawn")
-            self.encoders = ProcessPoolExecutor(settings.loader_workers, spawn, serve_parent)
+            self.encoders = process_pool(settings.loader_workers, "loader_workers", serve_parent)
+        self.behind = ThreadPoolExecutor(1)
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -303,8 +303,8 @@ class _Quarantined:
 
 
 def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
-    """Raise UserError when more than `max_bad_share` of all utterances is quarantined; they are listed by now."""
-    if not bad.first or bad.count <= settings.max_bad_share * total:
+    """Raise UserError when more than `max_bad_share` of all utterances is quarantined, or all are; they are listed by now."""
+    if not bad.first or (bad.count <= settings.max_bad_share * total and bad.count < total):
         return
     key, reason = bad.first
     advice = "mend the audio"
@@ -312,10 +312,14 @@ def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
     elif settings.mode == "alignment" and reason.startswith("text "):
         advice = "mend the texts"
+    which = f"{bad.count} of {total} utterances cannot be labelled, more than max_bad_share {settings.max_bad_share}"
+    if bad.count == total:
+        which = f"none of {total} utterances can be labelled"
+    else:
+        advice += ", or raise max_bad_share"
     raise UserError(
-        f"{settings.audio}: {bad.count} of {total} utterances cannot be labelled, more than max_bad_share "
-        f"{settings.max_bad_share} (first: {key}: {reason.removeprefix(f'{key}: ')}); "
-        f"see {place(settings.output) / QUARANTINE}, {advice}, or raise max_bad_share"
+        f"{settings.audio}: {which} (first: {key}: {reason.removeprefix(f'{key}: ')}); "
+        f"see {place(settings.output) / QUARANTINE}, {advice}"
     )
 
 

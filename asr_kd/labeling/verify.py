@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from asr_kd.audio.blas import one_thread
 from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
 from asr_kd.errors import UserError
 from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_json
@@ -49,6 +50,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
+@one_thread()
 def verify(settings: VerifySettings) -> bool:
     """Compare a set of soft targets with its audio and its teacher, and print what differs.
 
@@ -94,6 +96,10 @@ def verify(settings: VerifySettings) -> bool:
         found.problems.append(
             f"{settings.targets}: in {found.top1} of {found.frames} frames the best unit is not the teacher's, more than "
             f"max_top1_share {settings.max_top1_share}"
+        )
+    if not found.utterances and not found.problems:
+        raise UserError(
+            f"{settings.targets}: no utterance could be labelled again, so nothing was verified; see their quarantine.jsonl"
         )
     for problem in found.problems[:SHOWN]:
         print(problem)

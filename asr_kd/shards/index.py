@@ -114,6 +114,12 @@ class ShardList(Sequence[ShardInfo]):
         return int(self._table["samples"].sum())
 
     @property
+    def without_seconds(self) -> str:
+        """The first shard that has utterances and no length in the index, if there is one; else empty."""
+        found = np.flatnonzero((self._table["seconds"] <= 0) & (self._table["samples"] > 0))
+        return self._table["name"][found[0]].decode() if len(found) else ""
+
+    @property
     def seconds(self) -> float:
         """Seconds of audio of all shards."""
         return float(self._table["seconds"].sum())

@@ -1,8 +1,8 @@
-"""Who works on which shard: leases that any number of processes take from one folder, without a coordinator.
+"""Who works on which shard, or alone on a folder: leases that any number of processes take from one folder, without a coordinator.
 
 A lease is a file (or an object of a store) that its holder keeps fresh. Whoever finds one whose holder is dead, or has not been heard of for a while,
-takes it over. Leases only keep work from being done twice: what is published is the same whoever made it, and published
-whole, so a lease lost or held twice costs time and nothing else.
+takes it over. Leases of shards only keep work from being done twice: what is published is the same whoever made it, and published
+whole, so such a lease lost or held twice costs time and nothing else. A `sole_writer` looks whether its lease is still its own.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, check_there, clear_errors, create, names_in, place
@@ -27,6 +28,8 @@ from asr_kd.objects import ObjectPath
 PATIENCE = 60.0
 #: leases in a row that others hold, after which they have gone over the rest as well
 REFUSALS = 16
+#: folders of leases in an output folder: of the one process that may write there, and of those that share the work
+WRITER, SHARED = ".writer", ".leases"
 A = TypeVar("A")
 
 
@@ -42,7 +45,12 @@ class Leases:
 
     def __init__(self, folder: Place | str, patience: float = PATIENCE) -> None:
         self.folder, self.patience = place(folder), patience
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self._me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "space": _space(),
+        }
         self._me["holder"] = uuid.uuid4().hex  # two in a process are two
         self._held: set[Place] = set()
         self._seen: dict[Place, tuple[object, float]] = {}
@@ -63,7 +71,8 @@ class Leases:
         # not empty: others are still at work; a store that is gone: what is left there will count as abandoned
         with contextlib.suppress(OSError, UserError):
             for path in list(self._held):
-                self.give_back(path.name)
+                if self.holds(path.name):
+                    self.give_back(path.name)
             self.folder.rmdir()
 
     def take(self, name: str) -> bool:
@@ -99,6 +108,10 @@ class Leases:
             self._held.discard(path)
         path.unlink(missing_ok=True)
 
+    def holds(self, name: str) -> bool:
+        """Whether the lease of this name is still this process's."""
+        return self._holder(self.folder / name).get("holder") == self._me["holder"]
+
     def clear(self) -> None:
         """Remove all leases, also those of the dead, when there is nothing left to do."""
         self._held.clear()
@@ -118,22 +131,65 @@ class Leases:
         with clear_errors(self.folder / "any"):
             self.folder.mkdir(exist_ok=True)
 
-    def _abandoned(self, path: Place) -> bool:
+    def wait_for_death(self, name: str, busy: str) -> None:
+        """Return once nobody living holds the lease of this name: at once, or when a holder on another machine has been silent for `patience`.
+
+        Raises:
+            UserError: as soon as it is known that the holder lives: `busy`, and who it is.
+        """
+        path, asked = self.folder / name, False
+        while (state := self._state(path)) not in ("free", "dead"):
+            holder = self._holder(path)
+            who = f"process {holder.get('pid', '?')} on {holder.get('host', 'another machine')}"
+            if state == "alive":
+                raise UserError(f"{busy} {who}; wait for its end, or stop it")
+            if not asked:
+                print(f"{busy} {who}; looking for {self.patience:.0f} s whether it lives", file=sys.stderr)
+            asked = True
+            time.sleep(min(0.5, self.patience / 10))
+
+    def check(self, name: str) -> None:
+        """Refuse to go on where the lease of this name is not this process's any more.
+
+        Raises:
+            UserError: when its folder is gone, or another process has taken it.
+        """
+        if self.holds(name):
+            return
+        holder = self._holder(self.folder / name)
+        check_there(self.folder.parent)
+        who = f"process {holder['pid']} on {holder['host']} has" if {"pid", "host"} <= holder.keys() else "somebody has"
+        raise UserError(f"{self.folder.parent}: {who} taken this folder over or cleared it; this process stops")
+
+    def _holder(self, path: Place) -> dict[str, Any]:
+        """Who holds a lease, as its file says; empty when there is none, or it is damaged."""
+        try:
+            holder = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _state(self, path: Place) -> Literal["free", "dead", "alive", "silent"]:
+        """Of a lease; `silent`: its holder is on another machine and has given no sign of life yet."""
+        state: object
         try:
             text = path.read_text()
             state = (_time(path), text)
             holder = json.loads(text)
-            if holder["host"] == self._me["host"] and _started(holder["pid"]) != holder["started"]:
-                return True
+            if holder["host"] == self._me["host"] and holder["space"] == self._me["space"] and self._me["started"]:
+                return "alive" if _started(holder["pid"]) == holder["started"] else "dead"
         except FileNotFoundError:
-            return False
+            return "free"
         except (ValueError, KeyError, TypeError):
             state = (_time(path), "damaged")
         known, since = self._seen.get(path, (None, 0.0))
         if known != state:
             self._seen[path] = (state, time.monotonic())
-            return False
-        return time.monotonic() - since > self.patience
+            return "alive" if known else "silent"
+        return "dead" if time.monotonic() - since > self.patience else "silent"
+
+    def _abandoned(self, path: Place) -> bool:
+        return self._state(path) == "dead"
 
     def _remove(self, path: Place) -> bool:
         """Remove an abandoned lease; of several that try, one succeeds, or in a store nearly always one."""
@@ -145,8 +201,23 @@ class Leases:
             os.rename(path, aside)
         except FileNotFoundError:
             return False
-        aside.unlink(missing_ok=True)
-        return True
+        try:
+            if self._abandoned_aside(path, aside):
+                return True
+            with contextlib.suppress(OSError):  # another was faster, and what was moved is its new lease
+                os.link(aside, path)
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _abandoned_aside(self, path: Place, aside: Place) -> bool:
+        """Whether what was moved aside is what was judged."""
+        if path in self._seen:
+            self._seen[aside] = self._seen.pop(path)
+        try:
+            return self._abandoned(aside)
+        finally:
+            self._seen.pop(aside, None)
 
     def _beat(self) -> None:
         while not self._ended.wait(self.patience / 4):
@@ -163,6 +234,42 @@ class Leases:
             os.utime(path)
 
 
+@contextlib.contextmanager
+def sole_writer(folder: Place | str, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
+    """Be the only process that writes into a folder, which is there: on this machine and on all that share it.
+
+    Yields:
+        what looks whether it still is, and raises UserError when the folder is gone or was taken over by others.
+
+    Raises:
+        UserError: when another process writes there; it is named. One that is dead is followed at once, on another
+            machine when it has been silent for `patience` seconds.
+    """
+    folder = place(folder)
+    with Leases(folder / WRITER, patience) as leases:
+        while True:
+            leases.wait_for_death("writer", f"{folder}: is being written by")
+            if leases.take("writer"):
+                break
+        try:
+            yield lambda: leases.check("writer")
+        finally:
+            with contextlib.suppress(OSError, UserError):
+                if leases.holds("writer"):
+                    leases.clear()
+
+
+def check_unused(folder: Place) -> None:
+    """Refuse to touch a folder that processes share the work in.
+
+    Raises:
+        UserError: naming one of them.
+    """
+    leases = Leases(folder / SHARED)
+    for name in sorted(name for name in names_in(leases.folder) if not name.startswith(".")):
+        leases.wait_for_death(name, f"{folder}: is being written by")
+
+
 def _time(path: Place) -> int:
     """When a lease was last changed; of an object, whose content tells, always 0."""
     return 0 if isinstance(path, ObjectPath) else path.stat().st_mtime_ns
@@ -175,3 +282,11 @@ def _started(pid: int) -> str | None:
         return None if fields[0] in "ZX" else fields[19]  # a zombie is dead, only not yet buried
     except (OSError, IndexError):
         return None
+
+
+def _space() -> str:
+    """What the process numbers of this process belong to: a boot, and in it a container; empty where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

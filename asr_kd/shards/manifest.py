@@ -12,7 +12,6 @@ from typing import Any
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, write_whole
-from asr_kd.objects import URL
 
 KEY_BYTES = 200
 
@@ -63,7 +62,12 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
             raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}")
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
-        yield Utterance(key, place(audio) if URL.fullmatch(audio) else path.parent / audio, text, value)
+        try:
+            named = place(audio)
+        except UserError as error:
+            raise UserError(f"{where}: `audio`: {error}") from None
+        # a path counts from the manifest's folder, also one in a store
+        yield Utterance(key, path.parent / audio if named == Path(audio) else named, text, value)
     if not found:
         raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio and key")
 

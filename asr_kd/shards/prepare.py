@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import soundfile
 
 from asr_kd.audio.decode import read_audio
 from asr_kd.config import PrepareSettings
+from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import (
     Place,
@@ -28,6 +29,7 @@ from asr_kd.files import (
     write_whole,
 )
 from asr_kd.progress import Progress
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.manifest import Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 from asr_kd.text import NORMALIZERS
@@ -56,6 +58,11 @@ def prepare(settings: PrepareSettings) -> None:
     if settings.normalizer != "none":  # texts as they stand are claimed as they were before there was a choice
         claim["normalizer"] = NORMALIZERS[settings.normalizer].name
     claim_folder(settings.output, "prepare", {**claim, "manifest": sha256_file(settings.manifest)})
+    with sole_writer(settings.output) as check:
+        _prepare(settings, total, began, check)
+
+
+def _prepare(settings: PrepareSettings, total: int, began: float, check: Callable[[], None]) -> None:
     output = place(settings.output)
     infos: list[ShardInfo] = []
     quarantined, first = 0, ""
@@ -63,7 +70,7 @@ def prepare(settings: PrepareSettings) -> None:
         Progress("prepare", total, "utterances") as progress,
         write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
     ):
-        for group in _groups(settings, output, progress):
+        for group in _groups(settings, output, progress, check):
             if group["shard"]:
                 infos.append(ShardInfo(**group["shard"]))
             for line in group["quarantined"]:
@@ -80,15 +87,19 @@ def prepare(settings: PrepareSettings) -> None:
     )
     if quarantined > settings.max_bad_share * total or not written:
         (output / INDEX).unlink(missing_ok=True)
-        raise UserError(
-            f"{settings.manifest}: {quarantined} of {total} utterances cannot be used, more than max_bad_share "
-            f"{settings.max_bad_share} (first: {first}); see {output / 'quarantine.jsonl'}, mend the audio and remove {output}, "
-            "or raise max_bad_share"
-        )
+        which = f"{quarantined} of {total} utterances cannot be used, more than max_bad_share {settings.max_bad_share}"
+        advice = f"mend the audio and remove {output}"
+        if written:
+            advice += ", or raise max_bad_share"
+        else:
+            which = f"none of {total} utterances can be used"
+        raise UserError(f"{settings.manifest}: {which} (first: {first}); see {output / 'quarantine.jsonl'}, {advice}")
     write_index(output, infos)
 
 
-def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Iterator[dict[str, Any]]:
+def _groups(
+    settings: PrepareSettings, output: Place, progress: Progress, check: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
     """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
     utterances = read_manifest(settings.manifest)
     for number in itertools.count():
@@ -104,6 +115,7 @@ def _groups(settings: PrepareSettings, output: Place, progress: Progress) -> Ite
                 progress.resume(len(group))
                 yield value
                 continue
+        check()
         quarantined: list[dict[str, str]] = []
         # a whole shard that is bad is no shard; its number stays free
         samples = _samples(settings, group, quarantined, progress)
@@ -120,6 +132,7 @@ def _samples(
     settings: PrepareSettings, group: list[Utterance], quarantined: list[dict[str, str]], progress: Progress
 ) -> Iterator[Sample]:
     for utterance in group:
+        stop_if_asked()
         seconds = 0.0
         try:
             sample = _sample(settings, utterance)

@@ -22,6 +22,7 @@ from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend, versioned
 from asr_kd.audio.noise import Corruption, Voice, generator, noise_files, read_noise
 from asr_kd.config import FeatureSettings, NoiseSettings, Settings
+from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, local, read_json, write_json, write_whole
 from asr_kd.shards.index import ShardInfo
@@ -85,6 +86,7 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
         samples = list(samples)  # what is heard in one is made of the others
         corruption = _corruption(wanted, wanted.noise, shard, samples)
     for sample in samples:
+        stop_if_asked()
         try:
             waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
             if corruption:
@@ -151,12 +153,11 @@ def map_ordered(
         setting: the name under which the user has set `workers`.
 
     Raises:
-        UserError: when a process is killed.
+        UserError: when a process is killed, or there is no shared memory for them.
     """
     if workers == 0:
         return map(function, arguments)
-    # spawn, not fork: a fork of a process with torch's threads may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function,))
+    pool = process_pool(workers, setting, _begin, function)
     pool.submit(int)  # the processes start now, while the first argument is made
     arguments = iter(arguments)
     waiting = collections.deque(pool.submit(_apply, argument) for argument in itertools.islice(arguments, workers))
@@ -174,6 +175,23 @@ def map_ordered(
             pool.shutdown(wait=False, cancel_futures=True)
 
     return results()
+
+
+def process_pool(workers: int, setting: str, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
+    """A pool of that many processes, each of which calls `begin` first; `setting` is the name under which the user has set their number.
+
+    Raises:
+        UserError: when there is no shared memory for what the processes agree by.
+    """
+    try:
+        # spawn, not fork: a fork of a process with torch's threads may hang
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, arguments)
+    except (OSError, ImportError) as error:  # no semaphores
+        reason = getattr(error, "strerror", None) or "semaphores do not work on this system"
+        raise UserError(
+            f"/dev/shm: {reason}; processes that work side by side need some shared memory: set {setting}=0, remove what a crashed job "
+            "left in /dev/shm, or give a container more of it (docker run --shm-size=1g)"
+        ) from None
 
 
 def killed(workers: int, setting: str = "loader_workers") -> str:

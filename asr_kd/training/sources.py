@@ -21,7 +21,7 @@ from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, bucketed, load_features, map_ordered
-from asr_kd.shards.tarset import read_index
+from asr_kd.shards.tarset import INDEX, read_index
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.training.teachers import ShardTargets
 from asr_kd.units import Units
@@ -126,6 +126,13 @@ class Source:
             check_noise_files(self.plan.augment.noise.folder)
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
+        phase = self.settings.phases[self.phase]
+        steered = phase.hours is None or (self.plan.weight is None and len(phase.sources) > 1)
+        if steered and (silent := self.shards.without_seconds):
+            raise UserError(
+                f"{self.plan.audio}: {INDEX} says nothing of the length of {silent}, by which learning rate and mixture are steered; "
+                "prepare the audio shards again, or write `seconds` into their JSON and index them anew"
+            )
 
     def batches(self, lane: int, start: Cursor, passes: int | None) -> Iterator[tuple[list[Example], Cursor]]:
         """Batches of a lane from `start` on, each with the cursor behind it; without `passes` they never end.
@@ -136,7 +143,7 @@ class Source:
         cursor = start
         for block in self._blocks(lane, start, passes):
             if block[0].number != cursor.number:
-                self._refuse_bad(cursor)
+                self._refuse_bad(cursor, endless=passes is None)
                 cursor = replace(cursor, number=block[0].number, shard=0, item=0, block=0)
             rng = self._rng(cursor.number, 2, lane, cursor.block)
             held = [example for reading in block for example in reading.examples]
@@ -159,8 +166,13 @@ class Source:
         self._refuse_bad(cursor)
         self.ends[lane] = cursor
 
-    def _refuse_bad(self, cursor: Cursor) -> None:
-        """Refuse what the other lanes cannot make good."""
+    def _refuse_bad(self, cursor: Cursor, endless: bool = False) -> None:
+        """Refuse what the other lanes cannot make good, and a lane that would be read again and again in vain."""
+        if cursor.seen and cursor.unused == cursor.seen and (endless or self.settings.lanes == 1):
+            key, reason = self.first_unused
+            raise UserError(
+                f"{self.plan.audio}: none of {cursor.seen} utterances can be used (first: {key}: {reason}), so there is nothing to learn; mend the data"
+            )
         read = self.utterances * (cursor.number + 1)
         for count, (key, reason), what in (
             (cursor.unused, self.first_unused, "cannot be used"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
 from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
+from asr_kd.ending import Status, Stopped, stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local, sha256_file
 from asr_kd.models.acoustic import (
@@ -33,6 +34,7 @@ from asr_kd.models.acoustic import (
 )
 from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
 from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of, remove_others
@@ -49,6 +51,9 @@ from asr_kd.training.outcome import concluded, phase_lost, said_of
 from asr_kd.training.texts import check_texts
 from asr_kd.units import Units, load_units
 
+#: seconds between looks whether the run's folder is still there and this job's own
+CHECK_SECONDS = 1.0
+
 
 @dataclass
 class Learner:
@@ -56,6 +61,7 @@ class Learner:
 
     Attributes:
         average: of the weights, which is scored and kept in their place; None: the weights themselves.
+        check: refuses to go on when the run's folder is gone or in the hands of another job.
         position: where the run stands; ranks: this process among those of the run.
     """
 
@@ -64,6 +70,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     exchange: Exchange
     average: AveragedModel | None = None
+    check: Callable[[], None] = lambda: None
     ranks: Ranks = field(default_factory=Ranks)
     position: Position = field(default_factory=Position)
 
@@ -73,13 +80,13 @@ class Learner:
         return next(self.model.parameters()).device
 
 
+@one_thread()
 def train(settings: TrainSettings) -> None:
     """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
 
     Writes into `settings.output`: `best/`, the checkpoint with the best score on the development set (`settings.choose`);
     `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
-    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network (`settings.distributed`);
-    they share the folder.
+    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network in it (`settings.distributed`).
 
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
@@ -106,12 +113,25 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         _say(ranks, remark)
     claim = {**settings.model_dump(), "features": versioned(settings.features), **_provenance(settings, units, init)}
     claim_folder(run, "train", claim)
+    with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # the other ranks are of the same job
+        _train_in(run, settings, ranks, units, init, streams, check)
 
+
+def _train_in(
+    run: Path,
+    settings: TrainSettings,
+    ranks: Ranks,
+    units: Units,
+    init: Checkpoint | None,
+    streams: list[PhaseStream],
+    check: Callable[[], None],
+) -> None:
+    """The run, in a folder that is this job's alone; `check` refuses to go on when it is not any more."""
     model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
     if init:
         _start_from(init, model, settings, units)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    learner = Learner(settings, model, optimizer, Exchange(model, ranks), ranks=ranks)
+    learner = Learner(settings, model, optimizer, Exchange(model, ranks), check=check, ranks=ranks)
     if settings.ema_decay:
         learner.average = AveragedModel(model)
     torch.manual_seed(settings.seed + ranks.rank)  # the same weights, but dropout of its own
@@ -132,7 +152,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         ranks,
         f"{run}: {settings.model.kind}, {parameters(model):,} parameters, {units.size} units, on {ranks.device}{several}",
     )
-    with closing(metrics), _stop_requests() as stop_asked:
+    with closing(metrics), stop_requests() as stop_asked:
         if (
             saved is None
         ):  # the curve's first point, and an unfit development set is found before the work, not after it
@@ -184,7 +204,7 @@ def _begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor]
 
 
 def _run_phase(
-    learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], bool]
+    learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], int]
 ) -> None:
     """One phase, step after step, from wherever the run stands."""
     settings, plan, ranks, position = learner.settings, stream.plan, learner.ranks, learner.position
@@ -197,13 +217,13 @@ def _run_phase(
     heard, alone = 0.0, 0  # audio and steps since the processes last met
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
         progress.resume(round(position.phase_seconds))
-        began = time.monotonic()
+        began = checked = time.monotonic()
         for batch, ended in _turns(ready):
             rate = _learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
             heard += batch.seconds if batch else 0.0
             if exchange.meets:
                 frames = batch.frames if batch else 0
-                said = torch.tensor([frames, heard, not ended, stop_asked()], dtype=torch.float64)
+                said = torch.tensor([frames, heard, not ended, bool(stop_asked())], dtype=torch.float64)
                 everyone = total(said, ranks).tolist()
                 exchange.traffic.reduced += said.nbytes
                 stop = everyone[3] > 0
@@ -236,14 +256,18 @@ def _run_phase(
                     padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **_sent(exchange),
                 )  # fmt: skip
             progress.advance(round(everyone[1]), everyone[1], f"loss {loss:.3f}")
+            if began - checked > CHECK_SECONDS:
+                learner.check()
+                checked = began
             if position.step // settings.evaluate_every > position.scored // settings.evaluate_every:
                 _score(learner, units, metrics, run)
                 _save(learner, metrics, run)
                 began = time.monotonic()
             if stop or (ranks.world == 1 and stop_asked()):  # alone, there is nobody to agree with first
                 _save(learner, metrics, run)
-                raise UserError(
-                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there"
+                raise Stopped(
+                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there",
+                    stop_asked() or Status.TERMINATED,  # another process of the run was asked
                 )
         exchange.settle()
         if alone:
@@ -299,6 +323,8 @@ def _account(learner: Learner, stream: PhaseStream) -> None:
             ("without every teacher", incomplete, source.first_incomplete),
         ):
             example = f" (first: {key}: {reason})" if key else ""
+            if what == "left out" and 0 < seen == count:
+                raise UserError(f"{source.plan.audio}: none of {seen} utterances can be used{example}; mend the data")
             if count > settings.max_bad_share * seen:
                 raise UserError(
                     f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}, more than max_bad_share "
@@ -429,6 +455,7 @@ def _try(learner: Learner, model: nn.Module, units: Units, run: Path, **made: An
 
 
 def _write(learner: Learner, model: nn.Module, units: Units, folder: Path, scores: Development, **made: Any) -> None:
+    learner.check()
     settings, training = learner.settings, said_of(learner.position, learner.settings, scores) | made
     with blank_held_back(model, scores.blank_offset):  # in what is written alone: training goes on without
         save_checkpoint(folder, model, units, settings.features, settings.model, training)
@@ -436,6 +463,7 @@ def _write(learner: Learner, model: nn.Module, units: Units, folder: Path, score
 
 def _save(learner: Learner, metrics: Metrics, run: Path) -> None:
     """Save the state to resume from, once the metrics that lead up to it are on the disk."""
+    learner.check()
     metrics.flush()
     position, ranks = learner.position, learner.ranks
     for phase, lanes in enumerate(position.lanes):  # each process knows of its own
@@ -476,17 +504,3 @@ def _start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, un
         raise UserError(
             f"init: {settings.init} is another network than this run's model; use the same model settings"
         ) from None
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT ask for a stop after the present step instead of ending the process."""
-    asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -173,6 +173,19 @@ def test_texts_are_json_lines_of_unicode(folder: str, shards: str, tmp_path: Pat
     assert all(set(json.loads(line)) == {"key", "text"} for line in output.read_text().splitlines())
 
 
+def test_nothing_transcribed_is_a_failure(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    shard = write_shard(tmp_path / "bad" / "shard-000000.tar", [Sample("a", b"", "wav", {})])
+    write_index(tmp_path / "bad", [shard])
+    output = tmp_path / "texts.jsonl"
+    settings = TranscribeSettings(
+        checkpoint=folder, audio=str(tmp_path / "bad"), output=str(output), max_bad_share=1.0, device="cpu"
+    )
+    with pytest.raises(UserError, match=r"1 of 1 utterances could not be read \(first: a: .*mend them$"):
+        transcribe_shards(settings)
+    assert not output.exists()
+
+
 def test_details_are_json_lines(folder: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.wav").write_bytes(wav(1.0))
     settings = TranscribeSettings(checkpoint=folder, decoder="beam", nbest=3, details=True, device="cpu")

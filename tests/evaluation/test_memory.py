@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+import pytest
 
 from asr_kd.config import EvalSettings, FeatureSettings, ModelSettings
 from asr_kd.evaluation.memory import peak_memory
@@ -27,3 +30,16 @@ def test_a_system_takes_its_weights_and_more(checkpoints: dict[str, Path], audio
         took.append(found["peak_memory_bytes"])
     assert took[0] is not None and took[1] is not None
     assert took[0] < 20e6 < weights < took[1]
+
+
+def test_without_shared_memory_it_is_not_known(
+    checkpoints: dict[str, Path], audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def semaphore(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", semaphore)
+    settings = EvalSettings(systems={"a": "a"}, audio=str(audio), output="-", device="cpu")
+    system = System("a", checkpoints["student"], load_checkpoint(checkpoints["student"]))
+    found = peak_memory(settings, system, Shard("test", str(audio), read_index(audio)[0]))
+    assert found == {"peak_memory_bytes": None, "peak_device_bytes": None}

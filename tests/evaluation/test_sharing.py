@@ -94,7 +94,7 @@ def test_killed_at_any_moment_it_goes_on_with_what_is_missing(job: Job, tmp_path
         process = start(settings, tmp_path / "log", 0.02)
         process.join(rng.uniform(0.05, 0.4))
         process.kill()
-        process.join(60)
+        process.join(300)
         now = parts(settings)
         assert before.items() <= now.items(), "a finished shard was done again"
         before = now
@@ -112,7 +112,7 @@ def test_processes_share_the_shards_and_none_is_done_twice(job: Job, tmp_path: P
     evaluate(job("alone"))
     processes = [start(job(), tmp_path / "log", 0.05) for _ in range(count)]
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     assert sorted((tmp_path / "log").read_text().split()) == sorted(parts(job()))
     assert len(parts(job())) == COUNT
@@ -149,7 +149,7 @@ def test_one_that_is_killed_is_replaced_by_the_other(job: Job, tmp_path: Path) -
     assert doomed.pid is not None
     os.kill(doomed.pid, signal.SIGKILL)
     for process in (doomed, survivor):
-        process.join(60)
+        process.join(300)
     assert survivor.exitcode == 0
     for torn in Path(job().output).rglob(".*.tmp"):  # newer than the survivor: the next run clears it away
         torn.unlink()

@@ -70,7 +70,7 @@ def test_processes_share_the_shards_and_none_is_done_twice(job: Job, many: str, 
     label(job(audio=many, output=str(tmp_path / "alone")))
     settings = job(audio=many)
     for process in start(settings, count, tmp_path / "log", 0.05):
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     assert sorted((tmp_path / "log").read_text().split()) == [f"shard-{number:06d}.tar" for number in range(COUNT)]
     assert published(settings.output) == published(tmp_path / "alone")
@@ -107,8 +107,8 @@ def test_killed_processes_are_replaced_by_the_others(job: Job, many: str, tmp_pa
         time.sleep(rng.uniform(0.0, 0.4))
         assert doomed.pid is not None
         os.kill(doomed.pid, signal.SIGKILL)
-        survivor.join(60)
-        doomed.join(60)
+        survivor.join(300)
+        doomed.join(300)
         assert survivor.exitcode == 0
         for torn in Path(settings.output).glob(".shard*.tmp"):  # newer than the survivor: the next run clears it away
             torn.unlink()

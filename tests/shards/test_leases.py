@@ -3,12 +3,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import socket
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from asr_kd.shards.leases import Leases
+from asr_kd.errors import UserError
+from asr_kd.shards.leases import SHARED, WRITER, Leases, check_unused, sole_writer
 
 FORK = multiprocessing.get_context("fork")
 
@@ -77,3 +82,111 @@ def test_it_is_not_asked_for_ever_for_what_others_hold(tmp_path: Path) -> None:
     with Leases(tmp_path / "leases") as mine:
         assert list(mine.free(range(1000), str, lambda item: asked.append(item) or True)) == []
     assert len(asked) < 20
+
+
+def write_alone(folder: Path, ready: Any) -> None:
+    with sole_writer(folder):
+        ready.set()
+        time.sleep(600)
+
+
+def test_a_folder_has_one_writer_and_the_second_learns_who_it_is(tmp_path: Path) -> None:
+    ready = FORK.Event()
+    process = FORK.Process(target=write_alone, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(300)
+    with (
+        pytest.raises(
+            UserError, match=f"^{tmp_path}: is being written by process {process.pid} on {socket.gethostname()}; "
+        ),
+        sole_writer(tmp_path),
+    ):
+        pass
+    process.kill()
+    process.join()
+    with sole_writer(tmp_path) as check:  # at once: its holder is dead
+        check()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"host": "elsewhere", "pid": 7, "started": "2", "space": "x"})])  # fmt: skip
+def test_a_writer_on_another_machine_is_followed_once_it_is_silent(tmp_path: Path, content: str) -> None:
+    lease = tmp_path / WRITER / "writer"
+    lease.parent.mkdir()
+    lease.write_text(content)
+    with sole_writer(tmp_path, patience=0.3) as check:
+        assert json.loads(lease.read_text())["pid"] == os.getpid()
+        check()
+    assert not lease.parent.exists()
+
+
+def test_a_writer_on_another_machine_that_lives_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lease = tmp_path / WRITER / "writer"
+    lease.parent.mkdir()
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "2", "space": "x", "holder": "h"}))
+    ended = threading.Event()
+
+    def live() -> None:
+        while not ended.wait(0.1):
+            os.utime(lease)
+
+    beat = threading.Thread(target=live)
+    beat.start()
+    with pytest.raises(UserError, match="is being written by process 7 on elsewhere; wait"), sole_writer(tmp_path, 90):
+        pass
+    ended.set()
+    beat.join()
+    assert "process 7 on elsewhere; looking for 90 s whether it lives" in capsys.readouterr().err
+    assert lease.exists(), "the other goes on"
+
+
+def test_the_same_numbers_in_another_container_are_another_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lease = tmp_path / WRITER / "writer"
+    lease.parent.mkdir()
+    lease.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": "0", "space": "other"}))
+    with sole_writer(tmp_path, patience=0.3):
+        assert "looking for" in capsys.readouterr().err, "it cannot be looked up here"
+
+
+def test_a_writer_learns_that_its_folder_is_gone_or_not_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(UserError, match="folder: is gone, removed or unmounted"), sole_writer(folder) as check:
+        shutil.rmtree(folder)
+        check()
+    assert not folder.exists()
+    folder.mkdir()
+    lease = folder / WRITER / "writer"
+    with pytest.raises(UserError, match="folder: process 7 on far has taken this folder over"), sole_writer(folder) as check:  # fmt: skip
+        lease.write_text(json.dumps({"host": "far", "pid": 7, "holder": "h"}))
+        check()
+    assert json.loads(lease.read_text())["pid"] == 7, "the lease of the other is not given back"
+
+
+def test_a_lease_taken_anew_meanwhile_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "leases"
+    process = FORK.Process(target=hold, args=(folder,))
+    process.start()
+    process.join()
+    real = os.rename
+    with Leases(folder) as faster, Leases(folder) as slower:
+
+        def late(source: Path, target: Path) -> None:
+            monkeypatch.setattr(os, "rename", real)
+            assert faster.take("a")  # between the other's judgement and its hand
+            real(source, target)
+
+        monkeypatch.setattr(os, "rename", late)
+        assert not slower.take("a")
+        assert faster.holds("a") and not slower.holds("a")
+
+
+def test_a_folder_whose_work_is_shared_is_in_use_while_one_lives(tmp_path: Path) -> None:
+    check_unused(tmp_path)
+    with Leases(tmp_path / SHARED) as leases:
+        leases.take("shard")
+        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"):
+            check_unused(tmp_path)
+    check_unused(tmp_path)

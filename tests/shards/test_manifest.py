@@ -143,3 +143,19 @@ def test_a_key_that_passes_is_one_plain_name(key: str) -> None:
         assert "\n" not in str(error)
     else:
         assert Path(key).name == key and "." not in key and key.encode().decode() == key
+
+
+def test_audio_elsewhere_than_beside_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "list.jsonl"
+    audio = ["~/a.wav", "file:///data/b%20b.wav", "S3://bucket/c.wav", "./~/d.wav", "a:b/e.wav"]
+    path.write_text("".join(json.dumps({"audio": one}) + "\n" for one in audio))
+    found = [str(utterance.audio) for utterance in read_manifest(path)]
+    assert found[:3] == ["/home/me/a.wav", "/data/b b.wav", "s3://bucket/c.wav"]
+    assert found[3:] == [f"{tmp_path}/~/d.wav", f"{tmp_path}/a:b/e.wav"]
+    path.write_text(f'{GOOD}\n{{"audio": "s3:/bucket/c.wav"}}\n')
+    with pytest.raises(
+        UserError,
+        match=r"list.jsonl, line 2: `audio`: s3:/bucket/c.wav: is not quite a URL; write s3://bucket/c.wav",
+    ):
+        list(read_manifest(path))

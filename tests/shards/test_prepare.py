@@ -20,6 +20,7 @@ from asr_kd.audio.decode import decode
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import UserError
 from asr_kd.shards import prepare as prepare_module
+from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.prepare import prepare, to_flac
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
 
@@ -196,7 +197,7 @@ def test_too_much_bad_audio_fails_after_the_account(job: Job, source: Path, caps
 def test_nothing_left_is_a_failure(job: Job, source: Path) -> None:
     for path in source.parent.glob("u*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="10 of 10 utterances cannot be used"):
+    with pytest.raises(UserError, match=r"none of 10 utterances can be used .first: u0: "):
         prepare(job(max_bad_share=1.0))
     assert not (Path(job().output) / "index.json").exists()
 
@@ -301,3 +302,16 @@ def test_killed_by_sigkill_and_started_again(job: Job, source: Path, tmp_path: P
             process.send_signal(signal.SIGKILL)
     subprocess.run(command, check=True, capture_output=True)
     assert tree(output) == expected
+
+
+def test_what_another_process_prepares_is_left_alone(job: Job) -> None:
+    settings = job()
+    prepare(settings)
+    expected = tree(settings.output)
+    with (
+        sole_writer(settings.output),
+        pytest.raises(UserError, match=f"shards: is being written by process {os.getpid()} on "),
+    ):
+        prepare(settings)
+    assert tree(settings.output) == expected
+    prepare(settings)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import itertools
@@ -297,7 +298,7 @@ if __name__ == "__main__":
 def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(ABANDONED)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], start_new_session=True)
-    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert process.wait(timeout=300) == -signal.SIGKILL
     try:
         for _ in range(100):
             os.killpg(process.pid, 0)
@@ -318,7 +319,25 @@ def test_ctrl_c_leaves_the_workers_to_the_main_process(tmp_path: Path) -> None:
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     try:
-        assert process.communicate(timeout=10)[0] == b"done\n"
+        assert process.communicate(timeout=300)[0] == b"done\n"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (ImportError("This platform lacks a functioning sem_open"), "semaphores do not work on this system"),
+    ],
+)
+def test_no_shared_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str) -> None:
+    def semaphore(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", semaphore)
+    with pytest.raises(UserError, match=f"^/dev/shm: {reason}; .* set workers=0, .*--shm-size=1g"):
+        map_ordered(abs, [1], 2, "workers")
+    assert list(map_ordered(abs, [-1], 0, "workers")) == [1]

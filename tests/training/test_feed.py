@@ -62,7 +62,7 @@ def test_a_mistake_in_the_data_is_one_sentence_from_a_process_too(job: Job, unit
     audio = write_audio(tmp_path / "odd", [[Sample("bad", b"no sound", "flac", {"seconds": 1.0, "text": "a"})]])
     source = {"audio": audio, "targets": None, "soft": 0.0, "ctc": 1.0}
     settings = job(phase={"sources": [source]}, loader_workers=1)
-    with pytest.raises(UserError, match=r"1 of 1 utterances cannot be used, more than max_bad_share .* \(first: bad: "):
+    with pytest.raises(UserError, match=r"none of 1 utterances can be used \(first: bad: "):
         all_of(settings, units)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.config import TrainSettings
+from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
@@ -183,7 +185,8 @@ def test_asked_to_stop_at_any_step_and_started_again(
         try:
             train(settings)
             break
-        except UserError as error:
+        except Stopped as error:
+            assert error.status == 128 + asked[len(stops) % 2]
             stops.append(str(error))
             assert f"stopped at step {len(stops)} as asked" in stops[-1]
     assert len(stops) == expected["metrics.jsonl"][-1]["step"] > 10
@@ -251,7 +254,7 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
     expected = published(run)
     run.rename(tmp_path / "whole")
     process = subprocess.Popen([sys.executable, "-c", SLOW_JOB, settings.model_dump_json()], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (run / "last").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.1)
@@ -262,6 +265,47 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
         path.unlink()
     train(settings)
     assert published(run) == expected
+
+
+def test_a_run_that_another_process_trains_is_left_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = job()
+    run = Path(settings.output)
+    real = trainer.step
+
+    def step(*arguments: Any) -> float:
+        monkeypatch.setattr(trainer, "step", real)
+        with pytest.raises(UserError, match=f"^{run}: is being written by process {os.getpid()} on "):
+            train(settings)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "step", step)
+    train(settings)
+    assert not (run / ".writer").exists()
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0.0, 3), (60.0, 10)])
+def test_a_folder_that_vanishes_ends_the_run(
+    job: Job, fickle: None, monkeypatch: pytest.MonkeyPatch, every: float, steps: int
+) -> None:
+    """Seen between the steps, or when there is something to save."""
+    settings = job(evaluate_every=10, phase={"passes": 12})
+    run = Path(settings.output)
+    real, made = trainer.step, 0
+
+    def step(*arguments: Any) -> float:
+        nonlocal made
+        made += 1
+        if made == 3:
+            shutil.rmtree(run)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "CHECK_SECONDS", every)
+    monkeypatch.setattr(trainer, "step", step)
+    with pytest.raises(UserError, match=f"^{run}: is gone, removed or unmounted since the job began"):
+        train(settings)
+    assert made <= steps + 1 and not run.exists()
+    train(settings)
+    assert lines(run)[-1]["step"] > 10
 
 
 def test_torn_metrics_are_cut_back_to_the_state(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,6 +560,37 @@ def test_bad_utterances_are_counted(job: Job, audio: str, tmp_path: Path, capsys
     assert capsys.readouterr().err.count("left out: 6 of 20 utterances (first: u") == 1
     with pytest.raises(UserError, match=r"3 of 10 utterances cannot be used, more than max_bad_share 0\.2 .first: u"):
         train(job(source=plain, max_bad_share=0.2, output=str(tmp_path / "strict")))
+
+
+@pytest.mark.parametrize("phase", [{"passes": 2}, {"passes": None, "hours": 0.01}])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_source_that_nothing_can_be_learned_from_is_a_failure(
+    job: Job, audio: str, tmp_path: Path, phase: dict[str, Any], lanes: int
+) -> None:
+    """Whatever share may be bad, beside a good source too; a slice of hours would never end."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"key": "u{number}", "text": "{"ab" * 200}"}}\n' for number in range(10)))
+    good = job().phases[0].sources[0].model_dump()
+    bad = {**good, "targets": None, "soft": 0.0, "ctc": 1.0, "transcripts": str(texts)}
+    for sources in ([bad], [good, bad]):
+        settings = job(phase={**phase, "sources": sources}, max_bad_share=1.0, lanes=lanes)
+        with pytest.raises(UserError, match=rf"{audio}: none of \d+ utterances can be used \(first: u"):
+            train(settings)
+        shutil.rmtree(settings.output)
+
+
+def test_a_set_of_unknown_length_is_refused(job: Job, audio: str, tmp_path: Path) -> None:
+    """Its share of what is done would be wrong: the first step would have the last rate."""
+    copy = tmp_path / "audio"
+    copy.mkdir()
+    shards = [write_shard(copy / info.name, read_shard(Path(audio) / info.name)) for info in read_index(audio)]
+    write_index(copy, [shards[0], dataclasses.replace(shards[1], seconds=0.0), shards[2]])
+    source = {"audio": str(copy), "targets": None, "soft": 0.0, "ctc": 1.0}
+    with pytest.raises(UserError, match=f"{copy}: index.json says nothing of the length of shard-000001.tar, by which"):
+        train(job(source=source))
+    slices = job(source=source, phase={"passes": None, "hours": 0.001}, output=str(tmp_path / "slices"))
+    train(slices)  # the hours are the settings' own
+    assert lines(Path(slices.output))[-1]["step"] > 1
 
 
 def test_init_takes_over_a_network_and_refuses_others(job: Job, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""How a command ends: the exit statuses of all verbs, and being asked to stop by Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import enum
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from asr_kd.errors import UserError
+
+#: seconds within which a request to stop that comes again is the same one: `timeout` sends SIGTERM to a process and to its group
+SAME = 1.0
+
+
+class Status(enum.IntEnum):
+    """Exit statuses, the same for every verb."""
+
+    DONE = 0
+    #: `verify` found a difference, or the condition of `--fail-if` is true
+    DOES_NOT_HOLD = 1
+    #: what the user can fix: input, settings, space, access
+    MISTAKE = 2
+    #: of the program itself, with a traceback
+    DEFECT = 3
+    #: SIGINT; like the next one: the same command goes on where it stopped
+    INTERRUPTED = 128 + signal.SIGINT
+    #: SIGTERM, as schedulers send it
+    TERMINATED = 128 + signal.SIGTERM
+    #: who read the output has closed it
+    NOBODY_READS = 141
+
+
+class Stopped(UserError):
+    """A job has stopped because it was asked to, and everything that it needs to go on is on the disk.
+
+    Attributes:
+        status: that the command ends with.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = Status(status)
+
+
+#: requests that this process got since `interruptible` was entered
+_asked: list[int] = []
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], Status]]:
+    """While open, Ctrl-C and SIGTERM raise KeyboardInterrupt; yields what tells the status that this comes to.
+
+    An exception that is raised while C code calls Python is lost there, so a later request raises again, and
+    `stop_if_asked` looks between two pieces of work.
+    """
+    last = 0.0
+
+    def ask(number: int, _: object) -> None:
+        nonlocal last
+        _asked.append(number)
+        if (now := time.monotonic()) - last > SAME:
+            last = now
+            raise KeyboardInterrupt  # itself, and no kind of it: Ray would pass on no other
+
+    _asked.clear()
+    # a job in the background of a shell has no Ctrl-C
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield lambda: Status(128 + (_asked[0] if _asked else signal.SIGINT))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()
+
+
+def stop_if_asked() -> None:
+    """Raise KeyboardInterrupt when this process was asked to stop and has not: for between two pieces of work."""
+    if _asked:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """While open, Ctrl-C and SIGTERM ask for a stop instead of ending the process; yields what tells the status to stop with, 0: go on."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda: 128 + asked[0] if asked else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,177 @@
+"""Settings as they were typed: words of YAML files and of `key=value`, which the setting that they land in takes as text or as a value.
+
+YAML makes a number of `0012` and nothing of `null`, and cuts a value off at ` #`. So a word keeps its spelling (`Typed`) until it is known where it
+lands: a setting that holds text takes it as it was typed, every other one as YAML reads it.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from asr_kd.errors import UserError
+
+
+class Typed(str):
+    """A word as it was typed, where YAML makes something else than text of it, or where it stood on the command line.
+
+    Attributes:
+        value: what YAML makes of a word in a file: a number, true, false or None.
+        source: the assignment whose whole value the word is, not read as YAML yet; None: it stands in a file.
+    """
+
+    value: Any
+    source: str | None
+
+    def __new__(cls, text: str, value: Any = None, source: str | None = None) -> Typed:
+        self = super().__new__(cls, text)
+        self.value, self.source = value, source
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with numbers as everybody writes them (there 1e-3 is none, and 0012 is ten), without dates, and with every key once."""
+
+    where = "YAML"
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:  # before `<<` is merged: that gives keys which may stand here too
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise UserError(
+                        f"{self.where}: line {line}: the key {key.value} stands twice (first in line {lines[key.value]}); remove one"
+                    )
+                lines[key.value] = line
+        return node
+
+
+class _TypedLoader(_Loader):
+    """The same, whose words keep their spelling."""
+
+
+_TAG = "tag:yaml.org,2002:"
+#: of YAML 1.1 without base 60 (12:30), and without base 8 for what begins with a zero (0012)
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$",
+    "float": r"[-+]?(([0-9][0-9_]*)?\.[0-9_]+|[0-9][0-9_]*\.)([eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) not in (*_NUMBERS, "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list("-+.0123456789"))
+
+
+def _keep_spelling(name: str) -> None:
+    tag = _TAG + name
+    read = yaml.SafeLoader.yaml_constructors[tag]
+    _TypedLoader.add_constructor(tag, lambda loader, node: Typed(node.value, read(loader, node)))
+
+
+for _name in ("int", "float", "bool", "null"):
+    _keep_spelling(_name)
+
+
+def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
+    """Read YAML, safely: no tags that build objects.
+
+    Args:
+        where: opens a message. as_typed: words that are no text to YAML are given as `Typed`.
+
+    Raises:
+        UserError: when `text` is not YAML, or holds a key twice.
+    """
+    try:
+        loader = (_TypedLoader if as_typed else _Loader)(text)
+        loader.where = where
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "unreadable"
+    except ValueError as error:  # a number that looks right and is not
+        line, reason = "", str(error)
+    except RecursionError:
+        line, reason = "", "nested too deeply"
+    raise UserError(f"{where}: not valid YAML{line} ({reason}); mend it")
+
+
+def read(word: Typed) -> Any:
+    """What a word means where it is no text: as YAML reads it; in lists and mappings words are still `Typed`.
+
+    Raises:
+        UserError: when it stood on the command line and is not YAML.
+    """
+    if word.source is None:
+        return word.value
+    value = parse_yaml(word, word.source, as_typed=True)
+    return value.value if isinstance(value, Typed) else value
+
+
+def landed(value: Any, annotation: Any) -> Any:
+    """`value` as a setting of this type takes it: words as text where it holds text, else as YAML reads them.
+
+    A text that may be left out is left out by an empty value, and in a file by YAML's `null`. What does not fit is given back
+    as it is, for the validation to say so.
+
+    Raises:
+        UserError: when a list, a mapping or a number on the command line is not YAML.
+    """
+    arms = list(_arms(annotation))
+    if Any in arms:
+        return value
+    if isinstance(value, Typed):
+        opening = value.strip()[:1] if value.source else ""
+        groups = any(_is_mapping(arm) for arm in arms) and opening == "{"
+        if str in arms and not groups and not (opening == "[" and any(get_origin(arm) is list for arm in arms)):
+            return _text(value, arms)
+        value = read(value)
+    if isinstance(value, dict):
+        for arm in arms:
+            if isinstance(arm, type) and issubclass(arm, BaseModel):
+                fields = arm.model_fields
+                return {
+                    str(key): landed(item, fields[key].annotation) if key in fields else item
+                    for key, item in value.items()
+                }
+            if get_origin(arm) is dict:
+                return {str(key): landed(item, get_args(arm)[1]) for key, item in value.items()}
+    if isinstance(value, list):
+        for arm in arms:
+            if get_origin(arm) is list:
+                return [landed(item, get_args(arm)[0]) for item in value]
+    return value
+
+
+def _text(word: Typed, arms: list[Any]) -> Any:
+    if types.NoneType in arms and (word.value is None if word.source is None else not word):
+        return None
+    # what may be a number too is one where nothing of the spelling is lost
+    value = read(word) if {int, float} & set(arms) and not word.strip().startswith(("[", "{")) else None
+    return value if type(value) in arms and str(value) == word else str(word)
+
+
+def _is_mapping(arm: Any) -> bool:
+    return get_origin(arm) is dict or (isinstance(arm, type) and issubclass(arm, BaseModel))
+
+
+def _arms(annotation: Any) -> Any:
+    """The types that a setting may have, one by one; those of its words in place of a Literal."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _arms(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for arm in get_args(annotation):
+            yield from _arms(arm)
+    elif origin is Literal:
+        yield from {type(choice) for choice in get_args(annotation)}
+    else:
+        yield annotation
