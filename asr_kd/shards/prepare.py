@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import json
 import time
@@ -11,9 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from asr_kd.audio.decode import read_audio
+from asr_kd.audio.decode import encode, read_audio
 from asr_kd.config import PrepareSettings
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import (
@@ -40,8 +38,8 @@ MAX_BYTES = (
 def prepare(settings: PrepareSettings) -> None:
     """Write the audio of a manifest as shards of `samples_per_shard` utterances, and print the account.
 
-    Every file is decoded once. Its bytes are kept when it is mono and of the wanted rate; else it becomes FLAC with 16 bits. What
-    cannot be decoded is left out of its shard and listed with its reason in `quarantine.jsonl`. Killed at any moment and
+    Every file is decoded once. Its bytes are kept when it is mono, of the wanted rate and found whole by every reader (not joined, its
+    header right); else it becomes FLAC with 16 bits. What cannot be decoded is left out of its shard and listed with its reason in `quarantine.jsonl`. Killed at any moment and
     started again, it goes on with the first shard that is not there, and ends in the same bytes. A shard that is there is not
     made again, even when its audio files have changed since: remove the folder for that.
 
@@ -143,7 +141,7 @@ def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
         ) from None
     audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
     extension = audio.extension
-    if audio.source_channels > 1 or audio.source_rate != audio.rate:
+    if audio.source_channels > 1 or audio.source_rate != audio.rate or not audio.plain:
         extension, data = "flac", to_flac(audio.waveform, audio.rate)
     fields: dict[str, Any] = {"seconds": round(len(audio.waveform) / audio.rate, 6)}
     if utterance.text is not None and not settings.drop_text:
@@ -155,6 +153,4 @@ def to_flac(waveform: np.ndarray, rate: int) -> bytes:
     """A waveform [samples] as FLAC with 16 bits; one that goes beyond full scale is turned down, not clipped."""
     peak = max(float(np.abs(waveform).max()), 1.0)
     samples = np.clip(np.rint(waveform.astype(np.float64) / peak * 32768), -32768, 32767).astype(np.int16)
-    data = io.BytesIO()
-    soundfile.write(data, samples, rate, format="FLAC", subtype="PCM_16")
-    return data.getvalue()
+    return encode(samples, rate, "FLAC", "PCM_16")

@@ -48,8 +48,8 @@ def heard(data: bytes, sizes: list[int] | None = None, rate: int = 8000, raw_rat
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 700), min_size=1, max_size=4), channels=st.integers(1, 3), samples=st.integers(1, 2000),
-    subtype=st.sampled_from(["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"]), rate=st.sampled_from([8000, 16000]),
-    kind=st.sampled_from(["WAV", "WAVEX"]),
+    subtype=st.sampled_from(["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "ULAW", "ALAW", "FLOAT", "DOUBLE"]), rate=st.sampled_from([8000, 16000]),
+    kind=st.sampled_from(["WAV", "WAVEX", "RF64"]),
 )  # fmt: skip
 def test_a_wav_in_a_pipe_is_what_the_file_is(
     sizes: list[int], channels: int, samples: int, subtype: str, rate: int, kind: str
@@ -83,13 +83,16 @@ def test_raw_sound_has_the_rate_that_is_said(samples: int) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda: wav(100, kind="FLAC"), "neither raw PCM nor WAV; convert it"),
-        (lambda: wav(100, subtype="ULAW"), "WAV of encoding 7 with 8 bits; send 16-bit PCM"),
+        (
+            lambda: wav(100, kind="FLAC"),
+            "FLAC, where WAV or raw PCM is heard as it comes; pipe WAV: ffmpeg -i FILE.flac -f wav -, or give the file",
+        ),
+        (lambda: wav(100, subtype="IMA_ADPCM"), "WAV with IMA ADPCM of 4 bits is not read here; pipe 16-bit PCM"),
         (lambda: wav(100)[:30], "without sound behind it"),
         (lambda: wav(100)[:-1], "ends before the length that its WAV header states"),
         (lambda: b"\1" * 15, "ends within a sample"),
         (lambda: wav(100, subtype="FLOAT")[:-400] + b"\0\0\xc0\x7f" * 100, "not numbers"),
-        (lambda: wav(100)[:22] + b"\0\0" + wav(100)[24:], "its WAV header is damaged"),
+        (lambda: wav(100)[:22] + b"\0\0" + wav(100)[24:], "its header says 8000 Hz and 0 channels; it is damaged"),
     ],
 )
 def test_what_cannot_be_heard_is_said(data: Callable[[], bytes], message: str) -> None:
