@@ -9,7 +9,7 @@ from asr_kd.audio.parts import Buffer, Container, Part, before_tags, behind_tags
 from asr_kd.errors import AudioError
 
 BITS = (8, 16, 24)  # libsndfile reads no others
-SEARCHED, BEHIND = (
+SEARCHED = 1 << 20  # bytes before the end in which the last frame must begin
     1 << 20,
     1 << 14,
 )  # bytes before the end in which the last frame must begin, where frames may be of any size; and padding
@@ -135,8 +135,9 @@ def _last_frame(data: Buffer, info: _Info, end: int, name: str) -> int | None:
     Raises:
         AudioError: when something else follows it.
     """
-    at, least = end, max(info.frames, end - (2 * info.max_frame + BEHIND if info.max_frame else SEARCHED))
-    while (at := max(data.rfind(b"\xff\xf8", least, at + 1), data.rfind(b"\xff\xf9", least, at + 1))) >= 0:
+    at, least, most = end, max(info.frames, end - SEARCHED), 0
+    sync = data[info.frames : info.frames + 2]  # the same in every frame
+    while sync in (b"\xff\xf8", b"\xff\xf9") and (at := data.rfind(sync, least, at + 1)) >= 0:
         samples = _frame_end(data[at : at + 20], info)
         if samples is not None and samples == info.total and info.max_frame:
             stop = at + info.max_frame
@@ -147,7 +148,10 @@ def _last_frame(data: Buffer, info: _Info, end: int, name: str) -> int | None:
             return samples
         if samples is not None and not _crc16(bytes(data[at:end])):
             return samples
+        most = max(most, samples or 0)
         at -= 1
+    if most > info.total > 0:
+        raise AudioError(f"{name}: damaged, more FLAC frames follow than its header states, and no whole one ends it; {keep('flac')}")
     return 0 if info.frames == end else None
 
 

@@ -226,6 +226,12 @@ def test_a_cut_flac_that_states_nothing_is_refused(data: st.DataObject) -> None:
         refused(whole[:at], "truncated or damaged, it does not end with a whole FLAC frame; fetch .*ffmpeg -i bad.flac")
 
 
+def test_a_flac_that_states_less_and_does_not_end_with_a_frame_is_refused() -> None:
+    for behind in (bytes(30000), b"junk" * 9):
+        refused(flac(3000) + behind, "damaged, more FLAC frames follow than its header states")
+        assert len(heard(encoded("flac", 20000) + bytes(30000))) == 20000
+
+
 @pytest.mark.parametrize("total", [20001, 1 << 35])
 def test_a_flac_that_states_more_is_refused(total: int) -> None:
     refused(flac(total), r"truncated, its header says \S+ s and 2\.500 s are there")
