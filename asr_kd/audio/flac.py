@@ -10,9 +10,6 @@ from asr_kd.errors import AudioError
 
 BITS = (8, 16, 24)  # libsndfile reads no others
 SEARCHED = 1 << 20  # bytes before the end in which the last frame must begin
-    1 << 20,
-    1 << 14,
-)  # bytes before the end in which the last frame must begin, where frames may be of any size; and padding
 _STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
 
 
@@ -151,7 +148,9 @@ def _last_frame(data: Buffer, info: _Info, end: int, name: str) -> int | None:
         most = max(most, samples or 0)
         at -= 1
     if most > info.total > 0:
-        raise AudioError(f"{name}: damaged, more FLAC frames follow than its header states, and no whole one ends it; {keep('flac')}")
+        raise AudioError(
+            f"{name}: damaged, more FLAC frames follow than its header states, and no whole one ends it; {keep('flac')}"
+        )
     return 0 if info.frames == end else None
 
 
