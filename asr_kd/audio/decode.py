@@ -148,13 +148,23 @@ def seconds_of(path: Path, name: str) -> float:
     Raises:
         AudioError: when it is not audio, or not as long as it says.
     """
+    return measure(path, name)[0]
+
+
+def measure(path: Path, name: str) -> tuple[float, int, str]:
+    """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local audio file, without decoding it.
+
+    Raises:
+        AudioError: as `seconds_of`.
+    """
     with _opened(path, name) as (source, container):
-        total = 0.0
+        total, rate = 0, 0
         for part in container.parts:
             with ExitStack() as stack:
                 one = _open(part, source, container, name, stack)
-                total += one.length / one.rate
-        return total
+                rate = _one_rate([one], name, rate)
+                total += one.length
+        return total / max(rate, 1), rate, container.extension
 
 
 @dataclass
