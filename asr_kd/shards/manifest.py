@@ -31,7 +31,9 @@ _OTHER_NAMES = (
 )  # fmt: skip
 _WANTED = 'this wants a JSON object on each line, such as {"audio": "a.wav", "text": "one two"}'
 #: the first bytes of files that must be unpacked, and how
-_PACKED = {b"\x1f\x8b": ("gzip", "gunzip"), b"PK\3\4": ("zip", "unzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz"), b"(\xb5/\xfd": ("Zstandard", "unzstd")}  # fmt: skip
+PACKED = (
+    (b"\x1f\x8b", "gzip", "gunzip"), (b"PK\3\4", "zip", "unzip"), (b"BZh", "bzip2", "bunzip2"), (b"\xfd7zXZ", "xz", "unxz"), (b"(\xb5/\xfd", "Zstandard", "unzstd"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _check_kind(head: bytes, path: Place) -> None:
-    for mark, (what, command) in _PACKED.items():
+    for mark, what, command in PACKED:
         if head.startswith(mark):
             raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path}")
 
