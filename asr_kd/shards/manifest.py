@@ -30,9 +30,9 @@ _OTHER_NAMES = (
     "audio_filepath", "audio_file", "audio_path", "wav", "wav_path", "wav_filename", "path", "file", "filename", "file_name", "recording", "recording_id",
 )  # fmt: skip
 _WANTED = 'this wants a JSON object on each line, such as {"audio": "a.wav", "text": "one two"}'
-#: the first bytes of files that must be unpacked, and how
-PACKED = (
-    (b"\x1f\x8b", "gzip", "gunzip"), (b"PK\3\4", "zip", "unzip"), (b"BZh", "bzip2", "bunzip2"), (b"\xfd7zXZ", "xz", "unxz"), (b"(\xb5/\xfd", "Zstandard", "unzstd"),
+#: the first bytes of files that must be unpacked, what packed them, and what unpacks them
+_PACKED = (
+    (b"\x1f\x8b", "gzip", "gunzip <"), (b"PK\3\4", "zip", "unzip -p"), (b"BZh", "bzip2", "bunzip2 <"), (b"\xfd7zXZ", "xz", "unxz <"), (b"(\xb5/\xfd", "Zstandard", "unzstd <"),
 )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
 def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with local_copy(path) as copy, open(copy, "rb") as file:
-            _check_kind(file.read(6), path)
+            check_unpacked(file.read(6), path)
             file.seek(0)
             for number, line in enumerate(file, 1):
                 try:
@@ -289,10 +289,15 @@ def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from None
 
 
-def _check_kind(head: bytes, path: Place) -> None:
-    for mark, what, command in PACKED:
+def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:
+    """Refuse a file that is packed, by its first bytes.
+
+    Raises:
+        UserError: naming what packed it and the command that unpacks it, with `remedy` behind it.
+    """
+    for mark, what, command in _PACKED:
         if head.startswith(mark):
-            raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path}")
+            raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path.name} > NEW{remedy}")
 
 
 def _shown(value: object) -> str:

@@ -21,7 +21,7 @@ from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
-from asr_kd.shards.manifest import KEY_BYTES, PACKED, check_key
+from asr_kd.shards.manifest import KEY_BYTES, check_key, check_unpacked
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
@@ -102,7 +102,8 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
     remedy = "fetch or make this shard again"
     end = 0
     try:
-        _check_unpacked(path, file)
+        check_unpacked(file.read(6), path, f", and write its bytes and SHA-256 into {INDEX}")
+        file.seek(0)
         for name, length, plain in _headers(file):
             start = file.tell()
             end = start + -(-length // BLOCK) * BLOCK
@@ -128,17 +129,6 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
             raise UserError(f"{damaged} (what follows byte {end} is not a member); {remedy}")
     if zeros < 2 * BLOCK or size % BLOCK:
         raise UserError(f"{damaged} (the end of the archive is missing); {remedy}")
-
-
-def _check_unpacked(path: Place, file: IO[bytes]) -> None:
-    head = file.read(6)
-    file.seek(0)
-    for mark, what, command in PACKED:
-        if head.startswith(mark):
-            raise UserError(
-                f"{path}: is packed by {what}; shards are read as they lie: unpack it ({command} -c {path.name} > NEW.tar) and write bytes and "
-                f"SHA-256 of the new one into {INDEX}"
-            )
 
 
 def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool | None]]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.audio.containers import examine, recognise
-from asr_kd.audio.decode import decode, read_audio, read_blocks, seconds_of
+from asr_kd.audio.decode import decode, encode, read_audio, read_blocks, seconds_of
 from asr_kd.errors import AudioError
 
 KINDS = {
@@ -410,6 +410,25 @@ def test_block_by_block_it_is_the_same(kind: str, front: object, twice: bool, se
     found = np.concatenate(list(read_blocks(path, "a", RATE, seconds)))
     np.testing.assert_allclose(found, expected, atol=2e-4 if kind == "mp3" else 0)
     assert seconds_of(path, "a") == pytest.approx(len(expected) / RATE, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_libsndfile_never_calls_back_into_python(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler that raises within such a call is lost: Ctrl-C would not end the job."""
+    data = encoded(kind)
+    (Path(STORE) / "sound").write_bytes(id3v2(9) + data)
+    (Path(STORE) / "plain").write_bytes(data)
+    expected = heard(data)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("libsndfile was given a Python object to read or write")
+
+    monkeypatch.setattr(soundfile.SoundFile, "_init_virtual_io", refuse)
+    np.testing.assert_array_equal(heard(data), expected)
+    for name in ("sound", "plain"):
+        assert len(np.concatenate(list(read_blocks(Path(STORE) / name, "a", RATE)))) == len(expected)
+        assert seconds_of(Path(STORE) / name, "a") > 0
+    np.testing.assert_array_equal(heard(encode(expected, RATE, "WAV", "FLOAT")), expected)
 
 
 STORE = ""

@@ -163,8 +163,8 @@ def test_bounds_are_read_under_the_names_that_others_give_them(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(GOOD.encode()), r"is packed by gzip; unpack it first: gunzip \S+list"),
-        (b"PK\3\4\0\0", "is packed by zip; unpack it first: unzip"),
+        (gzip.compress(GOOD.encode()), r"is packed by gzip; unpack it first: gunzip < list > NEW"),
+        (b"PK\3\4\0\0", "is packed by zip; unpack it first: unzip -p list > NEW"),
         (
             b"client_id\tpath\tsentence\nx\ta.wav\tone\n",
             r'line 1: not JSON but a table, with tabs between its columns; this wants a JSON object on each line, such as \{"audio"',

@@ -145,7 +145,7 @@ def test_a_packed_tar_is_named(shard: Path, tmp_path: Path, pack: Callable[[byte
     path.write_bytes(pack(shard.read_bytes()))
     with pytest.raises(
         UserError,
-        match=rf"p\.tar: is packed by {what}; .*unpack it \(\w+ -c p\.tar > NEW\.tar\) and write bytes and SHA-256",
+        match=rf"p\.tar: is packed by {what}; unpack it first: \w+ < p\.tar > NEW, and write its bytes and SHA-256 into index",
     ):
         list(read_shard(path))
 
