@@ -123,7 +123,8 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
     marks = _marks(data, start + opening.size, end)
     at, frames, split = start, 0, 0
     while one := frame(data, at):
-        if at != start and ((one.header ^ opening.header) & SAME or (at in marks and _info(data, at, one))):
+        other = (one.header ^ opening.header) & SAME or one.side != opening.side
+        if at != start and (other or (at in marks and _info(data, at, one))):
             break  # another recording begins
         if info and info.frames and frames == info.frames + 1:
             split = at

@@ -34,7 +34,7 @@ CHUNKS = frozenset(
     b"LIST|id3 |ID3 |ID32|bext|iXML|cue |smpl|fact|PEAK|JUNK|junk|FLLR|PAD |pad |_PMX|axml|cart|inst|plst|note|labl|ltxt|DISP|acid|strc|afsp|umid|minf|"
     b"elm1|regn|levl|chna|dbmd|ubxt|bxml|SAUR|r64m|CSET|ICMT|wavl|slnt|link|MEXT|qlty|SNDM".split(b"|")
 )
-_ANOTHER = re.compile(rb"(RIFF|RIFX|RF64|BW64)....WAVE(fmt |JUNK|junk|bext|LIST|ds64|FLLR|PAD )", re.DOTALL)
+_ANOTHER = re.compile(rb"WAVE(fmt |JUNK|junk|bext|LIST|ds64|FLLR|PAD )")
 
 
 @dataclass
@@ -203,9 +203,9 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
         following = _behind(data, stop, found.size % 2, end, found.big)
     if following is None:  # what follows is sound: the recorder died, or 4 GiB were too many for the header
         as_stated = False
-        another = _ANOTHER.search(data, sound, end)
-        following = another.start() if another else end
-        stop = following if another else before_tags(data, sound, end)
+        another = _another(data, sound, end)
+        following = end if another is None else another
+        stop = before_tags(data, sound, end) if another is None else another
         if not found.bare:
             raise AudioError(
                 f"{name}: its header does not state the length of its sound ({CODECS[found.tag]}); repair it: {convert('wav')}"
@@ -247,5 +247,11 @@ def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
     # chunks of unknown names count as such when they lead to the end
     if at == first or not (known or at in (end, end + 1)):
         return None
-    another = _ANOTHER.search(data, first, end)  # behind one that is cut, or not padded
-    return another.start() if another else end
+    another = _another(data, first, end)  # behind one that is cut, or not padded
+    return end if another is None else another
+
+
+def _another(data: Buffer, start: int, end: int) -> int | None:
+    """Where another WAV begins, if one does."""
+    found = (match.start() - 8 for match in _ANOTHER.finditer(data, start + 8, end))
+    return next((at for at in found if data[at : at + 4] in RIFFS), None)

@@ -275,6 +275,9 @@ def test_mp3s_with_and_without_a_length_are_joined() -> None:
     found = heard(first[1] + second[0] + second[1])
     np.testing.assert_array_equal(found[-len(right) :], right)
     near(found[: -len(right)], left)
+    stereo = encoded("mp3", 12000, 2)
+    size = stereo.index(stereo[:2], 4)
+    near(heard(first[1] + stereo[size:])[-len(heard(stereo)) - 1105 :], heard(stereo))  # neither states its length
     # of another rate: never half of it
     other = io.BytesIO()
     soundfile.write(other, sound(16000), 16000, format="MP3")
