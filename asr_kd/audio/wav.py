@@ -141,9 +141,9 @@ def samples(data: bytes, pcm: Pcm) -> np.ndarray:
         values = padded.view("<i4")[:, 0]
     else:
         values = np.frombuffer(data, (">" if pcm.big else "<") + kind)
-    with np.errstate(over="ignore"):  # doubles beyond the range of floats become infinite, and are refused as that
-        floats = values.astype(np.float32)
-    return (floats / np.float32(scale)).reshape(-1, pcm.channels)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number, or none that a float holds, is refused as that
+        floats = values.astype(np.float32) / np.float32(scale)
+    return floats.reshape(-1, pcm.channels)
 
 
 def _a_law() -> np.ndarray:
