@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from asr_kd.audio import flac, mpeg, ogg, wav
-from asr_kd.audio.parts import Buffer, Container, behind_tags, convert
+from asr_kd.audio.parts import Buffer, Container, behind_tags, convert, keep
 from asr_kd.errors import AudioError
 
 READ = "WAV, FLAC, MP3, Ogg Vorbis or Opus"
@@ -70,6 +70,8 @@ def recognise(head: bytes) -> Found | None:
         return Found(reason="not audio but JSON; give the sound")
     if one := mpeg.recognise(head):
         return Found(*one, reader="mpeg" if one[0] == "MP3" else "", certain=False)
+    if head[:1] == b"\x47" and head[188:189] == head[376:377] == b"\x47":
+        return Found("an MPEG transport stream", "ts")
     if head[:2] == b"\x0b\x77":
         return Found("AC-3", "ac3", certain=False)
     return None
@@ -77,6 +79,21 @@ def recognise(head: bytes) -> Found | None:
 
 def _is_text(head: bytes) -> bool:
     return bool(head) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f]", head)
+
+
+def _first_mp3(head: bytes) -> int:
+    """Where four MP3 frames in a row begin behind other bytes, as in a broadcast that was recorded; 0 where none do."""
+    at = 0
+    while (at := head.find(b"\xff", at + 1)) > 0:
+        follows = at
+        for _ in range(4):
+            one = mpeg.frame(head, follows)
+            if one is None:
+                break
+            follows += one.size
+        else:
+            return at
+    return 0
 
 
 def examine(data: Buffer, name: str) -> Container:
@@ -101,6 +118,8 @@ def examine(data: Buffer, name: str) -> Container:
         found = recognise(data[start + padding : start + padding + HEAD])
         start += padding
         found = found if found and found.reader == "mpeg" else None
+    if found is None and (at := _first_mp3(data[start : start + PADDING])):
+        raise AudioError(f"{name}: damaged, {at} bytes stand before its first MP3 frame; {keep('mp3')}")
     if found is None:
         what = "not audio but text" if start == 0 and _is_text(data[:HEAD]) else "not audio that can be read"
         raise AudioError(f"{name}: {what}; give {READ}")

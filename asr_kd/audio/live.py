@@ -118,7 +118,7 @@ def _is_wav(pipe: _Pipe, name: str, raw_rate: int | None) -> bool:
     head = pipe.peek(12)
     if size := mpeg.first_size(head):  # certain once a second frame follows the first
         head = pipe.peek(size + 6)
-    elif head[:1] in (b"<", b"\n", b"{", b"[") or head[:4] in (b"NIST", b"OggS"):
+    elif head[:1] in (b"<", b"\n", b"{", b"[", b"G") or head[:4] in (b"NIST", b"OggS"):
         head = pipe.peek(HEAD)
     found = recognise(head)
     if found is None or (raw_rate and not found.certain):

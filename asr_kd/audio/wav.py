@@ -141,7 +141,8 @@ def samples(data: bytes, pcm: Pcm) -> np.ndarray:
         values = padded.view("<i4")[:, 0]
     else:
         values = np.frombuffer(data, (">" if pcm.big else "<") + kind)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is no number, or none that a float holds, is refused as that
+    # what is no number, or none that a float holds, is refused as that
+    with np.errstate(over="ignore", invalid="ignore"):
         floats = values.astype(np.float32) / np.float32(scale)
     return floats.reshape(-1, pcm.channels)
 

@@ -22,9 +22,10 @@ STARTS, ENDS, LENGTHS = ("offset", "start", "begin", "start_time", "begin_time")
 BOUNDS = (*STARTS, *ENDS, *LENGTHS)
 #: seconds by which `end` may differ from start and `duration` together
 ROUNDING = 0.05
-_OTHER_UNITS = re.compile(
-    r"(segment_|audio_)?(start|begin|offset|end|stop)_(ms|msec|millis|s|sec|secs|seconds|samples?|frames?)"
-)
+#: other names of bounds, in whatever unit; and of lengths, which say something only behind a start
+_UNITS = "(_(at|time|ms|msec|millis|milliseconds|s|sec|secs|seconds|samples?|frames?))?"
+_OTHER_BOUNDS = re.compile(f"((seg|segment|audio)_)?(start|begin|offset|end|stop){_UNITS}")
+_OTHER_LENGTHS = re.compile(f"((seg|segment|audio)_)?(duration|dur|length){_UNITS}")
 #: what others call `audio`
 _OTHER_NAMES = (
     "audio_filepath", "audio_file", "audio_path", "wav", "wav_path", "wav_filename", "path", "file", "filename", "file_name", "recording", "recording_id",
@@ -154,12 +155,18 @@ def span_of(fields: dict[str, Any], where: str) -> Span | None:
     Raises:
         UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
     """
-    for name in fields:
-        if _OTHER_UNITS.fullmatch(name):
+    # startTime counts as start_time
+    others = {name: re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in fields if name not in BOUNDS}
+    for name, plain in others.items():
+        if _OTHER_BOUNDS.fullmatch(plain) and fields[name] is not None:
             raise UserError(f"{where}: {name} is not known; give the bounds of a segment in seconds, as start and end")
     start, end, length = (_bound(fields, names, where) for names in (STARTS, ENDS, LENGTHS))
     if start is None and end is None and length is None:
         return None
+    if start is not None and end is None and length is None:
+        for name, plain in others.items():
+            if _OTHER_LENGTHS.fullmatch(plain) and fields[name] is not None:
+                raise UserError(f"{where}: {name} is not known; give the length of a segment in seconds, as duration")
     if length is not None and end is not None and abs((start or 0.0) + length - end) > ROUNDING:
         raise UserError(
             f"{where}: start {start or 0:g}, end {end:g} and duration {length:g} contradict each other; leave one out"
@@ -245,6 +252,8 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
         inner = next((name for name in ("path", "file", "url") if isinstance(audio.get(name), str)), "path")
         return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {_shown(audio.get(inner, "…"))}'
     name = next((name for name in _OTHER_NAMES if audio is None and name in fields), None)
+    if name and not isinstance(fields[name], str):
+        return f"; {name} is an object there: give the path of its file as audio"
     return f"; the audio file is called {name} there: call it audio" if name else ""
 
 

@@ -211,7 +211,7 @@ def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
         extension = extension.lower()
         if extension != "json" and extension not in EXTENSIONS:
             raise UserError(
-                f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json; make this shard again"
+                f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json (a key ends at its first dot); make this shard again"
             )
         if head != key:
             if parts:

@@ -284,6 +284,11 @@ def test_mp3s_with_and_without_a_length_are_joined() -> None:
     refused(first[0] + first[1] + other.getvalue(), r"different sample rates were joined in it \(8000, 16000 Hz\)")
 
 
+def test_an_mp3_that_begins_within_a_frame_is_refused() -> None:
+    frames = mp3()[1]
+    refused(frames[50:], r"damaged, \d+ bytes stand before its first MP3 frame; fetch .* ffmpeg -i bad\.mp3")
+
+
 def test_mp3_behind_padding() -> None:
     head, frames = mp3()
     np.testing.assert_array_equal(heard(bytes(500) + head + frames), heard(head + frames))
@@ -326,7 +331,7 @@ OTHERS = {
     "AMR-WB": b"#!AMR-WB\n", "WMA": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "WebM": bytes.fromhex("1a45dfa39f428681"), "MP4": b"\0\0\0\x20ftypM4A ",
     "Wave64": b"riff\x2e\x91\xcf\x11\xa5\xd6", "Monkey's Audio": b"MAC \x96\x0f", "WavPack": b"wvpk\0\0", "VOC": b"Creative Voice File\x1a", "AVI": b"RIFF\0\0\0\0AVI LIST",
     "AC-3": b"\x0b\x77\1\2", "AAC": b"\xff\xf1\x50\x80\x04\x1f\xfc" + bytes(25) + b"\xff\xf1\x50\x80\x04\x1f\xfc", "layer II": (b"\xff\xfd\x40\xc4" + bytes(204)) * 3,
-    "Shorten": b"ajkg\2",
+    "Shorten": b"ajkg\2", "MPEG transport stream": (b"\x47\x40" + bytes(186)) * 3,
 }  # fmt: skip
 
 

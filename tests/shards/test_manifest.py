@@ -74,6 +74,19 @@ BAD_LINES = {
         '{"key": "b", "audio": "b.wav", "start_ms": 1}',
         "start_ms is not known; give the bounds of a segment in seconds",
     ),
+    "a stop": ('{"key": "b", "audio": "b.wav", "start": 1, "stop": 2}', "stop is not known; give the bounds"),
+    "a bound in camel case": (
+        '{"key": "b", "audio": "b.wav", "startTime": 1}',
+        "startTime is not known; give the bounds",
+    ),
+    "a length in samples": (
+        '{"key": "b", "audio": "b.wav", "start": 1, "length": 8000}',
+        "length is not known; give the length of a segment in seconds",
+    ),
+    "Lhotse's cut": (
+        '{"id": "b", "start": 1, "recording": {"sources": []}}',
+        "recording is an object there: give the path of its file as audio",
+    ),
     "an object": (
         '{"audio": {"path": "a/b.wav", "bytes": null}, "text": "x"}',
         "`audio` is an object, .* give its path alone, \"audio\": 'a/b.wav'",
@@ -153,7 +166,7 @@ def test_bounds_are_read_under_the_names_that_others_give_them(tmp_path: Path) -
     for fields, expected in [
         ({"offset": 1, "duration": 2.5}, Span(1.0, 3.5)), ({"start": 1.0, "duration": 2}, Span(1.0, 3.0)), ({"start": 1, "end": 2}, Span(1.0, 2.0)),
         ({"begin": 1, "end": 2, "duration": 1.04}, Span(1.0, 2.0)), ({"start_time": 1, "end_time": 2}, Span(1.0, 2.0)), ({"start": 1, "offset": 1}, Span(1.0, None)),
-        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x"}, None),
+        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x", "duration_ms": 2, "endpoint": 1}, None),
     ]:  # fmt: skip
         path.write_text(json.dumps({"audio": "a.wav", **fields}))
         (utterance,) = read_manifest(path)
