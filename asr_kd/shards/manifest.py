@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from asr_kd.errors import UserError
@@ -155,17 +156,15 @@ def span_of(fields: dict[str, Any], where: str) -> Span | None:
     Raises:
         UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
     """
-    # startTime counts as start_time
-    others = {name: re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in fields if name not in BOUNDS}
-    for name, plain in others.items():
-        if _OTHER_BOUNDS.fullmatch(plain) and fields[name] is not None:
+    for name in fields:
+        if _other(name) == "bound" and fields[name] is not None:
             raise UserError(f"{where}: {name} is not known; give the bounds of a segment in seconds, as start and end")
     start, end, length = (_bound(fields, names, where) for names in (STARTS, ENDS, LENGTHS))
     if start is None and end is None and length is None:
         return None
     if start is not None and end is None and length is None:
-        for name, plain in others.items():
-            if _OTHER_LENGTHS.fullmatch(plain) and fields[name] is not None:
+        for name in fields:
+            if _other(name) == "length" and fields[name] is not None:
                 raise UserError(f"{where}: {name} is not known; give the length of a segment in seconds, as duration")
     if length is not None and end is not None and abs((start or 0.0) + length - end) > ROUNDING:
         raise UserError(
@@ -174,6 +173,15 @@ def span_of(fields: dict[str, Any], where: str) -> Span | None:
     if end is None and length is not None:
         end = (start or 0.0) + length
     return Span(start or 0.0, end)
+
+
+@functools.lru_cache(1000)
+def _other(name: str) -> str:
+    """What a field looks like that is none of BOUNDS."""
+    plain = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()  # startTime counts as start_time
+    if name in BOUNDS:
+        return ""
+    return "bound" if _OTHER_BOUNDS.fullmatch(plain) else "length" if _OTHER_LENGTHS.fullmatch(plain) else ""
 
 
 def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float | None:
@@ -193,9 +201,9 @@ def made_key(fields: dict[str, Any], where: str, folders: bool = False) -> str:
     Args:
         folders: put the folders in front, with `-` between them: for lines whose keys would be the same.
     """
-    audio = Path(fields["audio"])
-    parts = [part for part in audio.parts[:-1] if part not in ("/", ".", "..")] if folders else []
-    key = "-".join([*parts, audio.stem])
+    *parents, name = fields["audio"].rstrip("/").split("/")
+    parts = [part for part in parents if part not in ("", ".", "..")] if folders else []
+    key = "-".join([*parts, os.path.splitext(name)[0]])
     span = span_of(fields, where)
     if span and any(fields.get(name) is not None for name in (*STARTS, *ENDS)) and span != Span():
         key += "".join(f"-{round(1000 * bound)}" for bound in (span.start, span.end) if bound is not None)
