@@ -166,7 +166,7 @@ class PrepareSettings(Settings):
     """Manifest → audio shards."""
 
     manifest: Location = Field(
-        description="JSONL: audio (a path or a URL), key, and optionally text, speaker, anything else"
+        description="JSONL: audio (a path or a URL), and optionally text, key, start and end in seconds, anything else"
     )
     output: Location = Field(description="folder of the shards, or its URL (s3://…, gs://…)")
     samples_per_shard: Count = Field(500, description="utterances in a shard")

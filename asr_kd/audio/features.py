@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from asr_kd.audio.blas import one_thread
+from asr_kd.audio.waveform import checked
 from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
@@ -125,7 +126,7 @@ class Frontend:
             float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; what does not fill a frame is dropped.
 
         Raises:
-            AudioError: when the audio is shorter than one frame.
+            AudioError: when the audio is shorter than one frame, or no mono waveform of full scale 1 (`checked`).
         """
         features = self.start().push(waveform)
         if not len(features):
@@ -165,7 +166,12 @@ class FeatureStream:
 
     @one_thread()
     def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Hear float32 [samples] more; returns the frames that they fill, float16 [frames, mels * stack]."""
+        """Hear float32 [samples] more; returns the frames that they fill, float16 [frames, mels * stack].
+
+        Raises:
+            AudioError: when they are no mono waveform of full scale 1 (`checked`).
+        """
+        waveform = checked(waveform)
         front, stack = self._frontend, self._frontend.settings.stack
         skipped = min(self._skip, len(waveform))
         self._skip -= skipped

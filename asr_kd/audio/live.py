@@ -3,109 +3,168 @@
 from __future__ import annotations
 
 import queue
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
 import soxr
 
-from asr_kd.audio.decode import STREAMED_WAV
+from asr_kd.audio import mpeg, wav
+from asr_kd.audio.containers import HEAD, recognise
+from asr_kd.audio.parts import Pcm, tag_size
+from asr_kd.audio.waveform import Mixer
 from asr_kd.errors import AudioError, UserError
 
-# WAV's format tag and bits a sample → how numpy reads it, and what full scale is; 24 bits are widened to 32
-ENCODINGS = {
-    (1, 16): ("<i2", 2.0**15), (1, 24): ("<i4", 2.0**31), (1, 32): ("<i4", 2.0**31), (3, 32): ("<f4", 1.0), (3, 64): ("<f8", 1.0),
-}  # fmt: skip
-EXTENSIBLE = 0xFFFE
+PIECE = 1 << 16  # bytes of a pipe that are passed over at once
 
 
-@dataclass
-class Format:
-    """How the sound in a pipe is written."""
+def pipe_sound(
+    stream: IO[bytes], name: str, sample_rate: int, raw_rate: int | None, seconds: float
+) -> Iterator[np.ndarray]:
+    """Sound from a pipe, without waiting for more than has come: WAV, or raw 16-bit little-endian mono.
 
-    rate: int
-    channels: int = 1
-    kind: tuple[int, int] = (1, 16)
-    bytes: int | None = None  # of the sound; None where the writer could not know
-
-
-def pipe_sound(stream: IO[bytes], name: str, sample_rate: int, raw_rate: int, seconds: float) -> Iterator[np.ndarray]:
-    """Sound from a pipe, without waiting for more than has come: WAV, or raw 16-bit little-endian mono at `raw_rate`.
+    Every other container that is known is refused by its name. What begins like none of them is raw; with `raw_rate`, so is what
+    two or three bytes alone would call a container.
 
     Args:
         stream: a buffered binary stream (`read1`).
         sample_rate: wanted rate in Hz.
+        raw_rate: of raw sound, in Hz; None takes `sample_rate`.
         seconds: length of a piece at most.
 
     Returns:
         pieces float32 [samples], mono, full scale 1, at `sample_rate`.
 
     Raises:
-        AudioError: when it is neither (FLAC, MP3, Ogg; WAV of another encoding), is cut within a sample, or is no number.
+        AudioError: when it is neither (FLAC, MP3, MP4; WAV of another encoding), is cut, is no number, or its channels cancel out.
     """
-    head = stream.read(12)
-    if head[:4] in (b"fLaC", b"OggS", b"RIFX") or head[:3] == b"ID3" or head[:2] in (b"\xff\xfb", b"\xff\xf3"):
-        raise AudioError(
-            f"{name}: neither raw PCM nor WAV; convert it, e.g. ffmpeg -i FILE -f s16le -ac 1 -ar {raw_rate} -"
-        )
-    wav = head[:4] == b"RIFF" and head[8:] == b"WAVE"
-    found = _wav_format(stream, name) if wav else Format(raw_rate)
-    resample = soxr.ResampleStream(found.rate, sample_rate, 1, dtype="float32") if found.rate != sample_rate else None
-    size = found.channels * found.kind[1] // 8  # bytes of a sample of all channels
-    piece = max(1, int(seconds * found.rate)) * size
-    read = getattr(stream, "read1", stream.read)
-    left, waiting = found.bytes, b"" if wav else head
-    while data := waiting[:0] if left == 0 else read(piece if left is None else min(left, piece)):
+    pipe = _Pipe(stream)
+    pipe.pass_tag()
+    is_wav, rate, resample, mixer = _is_wav(pipe, name, raw_rate), 0, None, Mixer(name)
+    following = True
+    while following:
+        header = wav.header(pipe.read, name) if is_wav else None
+        if header:
+            wav.check_bare(header, name, "pipe 16-bit PCM: ffmpeg -i FILE.wav -c:a pcm_s16le -f wav -")
+        pcm = header.pcm if header else Pcm(raw_rate or sample_rate, 1, wav.PCM, 16)
+        if rate and pcm.rate != rate:
+            raise AudioError(f"{name}: a WAV of another sample rate follows ({pcm.rate} Hz); send each by itself")
+        if not rate and pcm.rate != sample_rate:
+            resample = soxr.ResampleStream(pcm.rate, sample_rate, 1, dtype="float32")
+        rate = pcm.rate
+        for samples in _samples(pipe, pcm, header, seconds, name):
+            waveform = mixer.mix(samples)
+            yield resample.resample_chunk(waveform) if resample else waveform
+        following = header is not None and pipe.pass_chunks(header.big)
+    mixer.finish()
+    if resample:
+        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+class _Pipe:
+    """A pipe of which some bytes may be looked at before they are read."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._held = stream, b""
+        self._read1: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, waited for; fewer where the pipe ends."""
+        while len(self._held) < size and (more := self._stream.read(size - len(self._held))):
+            self._held += more
+        return self._held[:size]
+
+    def read(self, size: int) -> bytes:
+        """So many bytes, waited for; fewer where the pipe ends."""
+        taken = self.peek(size)
+        self._held = self._held[size:]
+        return taken
+
+    def arrived(self, size: int) -> bytes:
+        """What has come, so many bytes at most; none where the pipe has ended."""
+        if self._held:
+            return self.read(min(size, len(self._held)))
+        return self._read1(size)
+
+    def skip(self, size: int) -> None:
+        """Pass over so many bytes, or to the end."""
+        while size and (gone := self.read(min(size, PIECE))):
+            size -= len(gone)
+
+    def pass_tag(self) -> bool:
+        """Pass over a tag, if one follows."""
+        head = self.peek(32 if self.peek(3) in (b"ID3", b"APE") else 3)
+        size = tag_size(head)
+        self.skip(size)
+        return size > 0
+
+    def pass_chunks(self, big: bool) -> bool:
+        """Pass over what may stand behind the sound of a WAV; says whether another WAV follows."""
+        while head := self.peek(8):
+            if head[:4] in wav.RIFFS:
+                return True
+            if not self.pass_tag():
+                size = int.from_bytes(head[4:], "big" if big else "little")
+                self.skip(8 + size + size % 2)
+        return False
+
+
+def _is_wav(pipe: _Pipe, name: str, raw_rate: int | None) -> bool:
+    """Whether a WAV comes, as opposed to raw sound.
+
+    Raises:
+        AudioError: when it is another container, by its name.
+    """
+    head = pipe.peek(12)
+    if size := mpeg.first_size(head):  # certain once a second frame follows the first
+        head = pipe.peek(size + 6)
+    elif head[:1] in (b"<", b"\n", b"{", b"[", b"G") or head[:4] in (b"NIST", b"OggS"):
+        head = pipe.peek(HEAD)
+    found = recognise(head)
+    if found is None or (raw_rate and not found.certain):
+        return False
+    if found.reader == "wav":
+        return True
+    if not found.what:
+        raise AudioError(f"{name}: {found.reason}")
+    raise AudioError(
+        f"{name}: {found.what}, where WAV or raw PCM is heard as it comes; pipe WAV: ffmpeg -i FILE.{found.ending} -f wav -"
+        + (", or give the file itself in place of -" if found.reader else "")
+    )
+
+
+def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float, name: str) -> Iterator[np.ndarray]:
+    """The sound up to its stated length, or further where what follows it is no chunk."""
+    piece = max(1, int(seconds * pcm.rate)) * pcm.step
+    left, waiting = header.size if header else None, b""
+    while True:
+        if left == 0 and (header is None or _ends(pipe, header.size or 0)):
+            break
+        if left == 0:
+            left = None  # the header states less than there is: a recorder that died, or 4 GiB and more
+        data = pipe.arrived(piece if left is None else min(left, piece))
+        if not data:
+            break
         left = None if left is None else left - len(data)
         data = waiting + data
-        waiting = data[len(data) - len(data) % size :]
-        waveform = _waveform(data[: len(data) - len(waiting)], found, name)
-        yield resample.resample_chunk(waveform) if resample else waveform
-    if wav and (waiting or left):
+        whole = len(data) - len(data) % pcm.step
+        waiting = data[whole:]
+        yield wav.samples(data[:whole], pcm)
+    if header and left:
         raise AudioError(f"{name}: ends before the length that its WAV header states; send the whole file")
-    if len(waiting) % size:
+    if not header and waiting:
         raise AudioError(f"{name}: ends within a sample; raw sound must be 16-bit mono")
-    last = _waveform(waiting, found, name)  # raw sound that is shorter than a header
-    yield resample.resample_chunk(last, last=True) if resample else last
 
 
-def _waveform(data: bytes, found: Format, name: str) -> np.ndarray:
-    dtype, scale = ENCODINGS[found.kind]
-    if found.kind[1] == 24:  # the three bytes are the upper ones of four
-        padded = np.zeros((len(data) // 3, 4), np.uint8)
-        padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        data = padded.tobytes()
-    samples = np.frombuffer(data, dtype).astype(np.float64) / scale
-    waveform = samples.reshape(-1, found.channels).mean(axis=1).astype(np.float32)
-    if not np.isfinite(waveform).all():
-        raise AudioError(f"{name}: holds samples that are not numbers; it is not what its format says")
-    return waveform
-
-
-def _wav_format(stream: IO[bytes], name: str) -> Format:
-    """Read a WAV header up to its sound."""
-    found, size = None, 0
-    while len(header := stream.read(8)) == 8:
-        size = struct.unpack("<I", header[4:])[0]
-        if header[:4] == b"data":
-            break
-        body = stream.read(size + size % 2)
-        if header[:4] == b"fmt " and len(body) >= 16:
-            tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
-            if tag == EXTENSIBLE and len(body) >= 26:
-                tag = struct.unpack_from("<H", body, 24)[0]
-            found = Format(rate, channels, (tag, bits))
-    else:
-        raise AudioError(f"{name}: a WAV header without sound behind it; send the whole file")
-    if found is None or not 1000 <= found.rate <= 768000 or not 1 <= found.channels <= 32:
-        raise AudioError(f"{name}: its WAV header is damaged; make it again")
-    if found.kind not in ENCODINGS:
-        raise AudioError(f"{name}: WAV of encoding {found.kind[0]} with {found.kind[1]} bits; send 16-bit PCM")
-    if 0 < size < STREAMED_WAV:
-        found.bytes = size
-    return found
+def _ends(pipe: _Pipe, size: int) -> bool:
+    """Whether the stated sound is all: nothing follows it, or a chunk, or another WAV."""
+    head = pipe.peek(9)
+    for shift in (1, 0) if size % 2 else (0,):
+        begin = head[shift:]
+        if not begin or begin[:4] in wav.CHUNKS or begin[:4] in wav.RIFFS or begin[:3] in (b"ID3", b"TAG", b"APE"):
+            pipe.skip(shift)
+            return True
+    return False
 
 
 def microphone_sound(sample_rate: int, seconds: float) -> Iterator[np.ndarray]:

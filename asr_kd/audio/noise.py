@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from asr_kd.audio.decode import EXTENSIONS, decode
+from asr_kd.audio.decode import EXTENSIONS, decode, seconds_of
 from asr_kd.config import NoiseSettings
 from asr_kd.errors import AudioError, UserError
 
@@ -163,9 +162,9 @@ def check_noise_files(folder: str) -> None:
     noise_files.cache_clear()  # the folder may have changed since this process last looked
     for path in noise_files(folder):
         try:
-            seconds = soundfile.info(path).duration
-        except (soundfile.SoundFileError, RuntimeError):
-            raise UserError(f"{path}: this noise file is not audio that can be read; mend or remove it") from None
+            seconds = seconds_of(path, str(path))
+        except (AudioError, OSError) as error:
+            raise UserError(f"noise file {error}") from None
         if seconds > LONGEST_FILE:
             raise UserError(
                 f"{path}: {seconds / 60:.0f} minutes, a noise file has {LONGEST_FILE / 60:.0f} at most; cut it"

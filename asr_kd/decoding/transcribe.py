@@ -19,6 +19,7 @@ import torch
 from asr_kd.audio.decode import decode, read_blocks, seconds_of
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.live import microphone_sound, pipe_sound
+from asr_kd.audio.waveform import from_array
 from asr_kd.config import TranscribeSettings
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, Network, StreamingNetwork, WindowedNetwork, streams
@@ -32,19 +33,27 @@ from asr_kd.shards.tarset import INDEX, read_index
 
 
 def transcribe(
-    checkpoint: Checkpoint, decoder: Decoder, data: bytes, name: str, max_seconds: float = 3600.0
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    data: bytes | tuple[np.ndarray, int],
+    name: str,
+    max_seconds: float = 3600.0,
 ) -> list[Hypothesis]:
     """What was said in one recording, the best hypothesis first.
 
     Args:
-        data: an audio file's bytes.
+        data: an audio file's bytes; or an array, [samples] or [samples, channels], and its rate in Hz (`from_array`).
         name: the recording in messages.
         max_seconds: longer audio is refused.
 
     Raises:
         AudioError: when the recording cannot be used.
     """
-    waveform, _ = decode(data, name, checkpoint.features.sample_rate, max_seconds)
+    rate = checkpoint.features.sample_rate
+    if isinstance(data, tuple) and len(data) == 2:
+        waveform = from_array(*data, rate, name)
+    else:
+        waveform, _ = decode(data, name, rate, max_seconds)
     try:
         if streams(checkpoint):  # as it would be heard in pieces, to the bit
             network = StreamingNetwork(checkpoint)
@@ -129,9 +138,7 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
     if source == "-":
         if sys.stdin is None:
             raise UserError("standard input: is closed; pipe sound in, or give a file")
-        sound = _until_interrupted(
-            pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate or rate, piece)
-        )
+        sound = _until_interrupted(pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate, piece))
     elif source == "microphone":
         sound = _until_interrupted(microphone_sound(rate, piece))
     else:

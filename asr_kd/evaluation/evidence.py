@@ -9,9 +9,8 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
-import soundfile
 
-from asr_kd.audio.decode import decode
+from asr_kd.audio.decode import decode, encode
 from asr_kd.audio.features import Frontend
 from asr_kd.errors import AudioError, UserError
 from asr_kd.evaluation.charts import Heat
@@ -97,9 +96,7 @@ def _fetch(audio: str | dict[str, str], one: dict[str, Any]) -> Sample:
 
 
 def _mp3(waveform: np.ndarray, rate: int) -> str:
-    data = io.BytesIO()
-    soundfile.write(data, waveform, rate, format="MP3")
-    return base64.b64encode(data.getvalue()).decode()
+    return base64.b64encode(encode(waveform, rate, "MP3")).decode()
 
 
 def _pictures(settings: dict[str, Any], sample: Sample, drawn: list[str]) -> list[Heat]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
+import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,16 +18,46 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, write_whole
 
 KEY_BYTES = 200
+#: fields that say, in seconds, where in a recording an utterance begins and ends, and how long it is: as NeMo, Lhotse, Kaldi's users and others name them
+STARTS, ENDS, LENGTHS = ("offset", "start", "begin", "start_time", "begin_time"), ("end", "end_time"), ("duration",)
+BOUNDS = (*STARTS, *ENDS, *LENGTHS)
+#: seconds by which `end` may differ from start and `duration` together
+ROUNDING = 0.05
+#: other names of bounds, in whatever unit; and of lengths, which say something only behind a start
+_UNITS = "(_(at|time|ms|msec|millis|milliseconds|s|sec|secs|seconds|samples?|frames?))?"
+_OTHER_BOUNDS = re.compile(f"((seg|segment|audio)_)?(start|begin|offset|end|stop){_UNITS}")
+_OTHER_LENGTHS = re.compile(f"((seg|segment|audio)_)?(duration|dur|length){_UNITS}")
+#: what others call `audio`
+_OTHER_NAMES = (
+    "audio_filepath", "audio_file", "audio_path", "wav", "wav_path", "wav_filename", "path", "file", "filename", "file_name", "recording", "recording_id",
+)  # fmt: skip
+_WANTED = 'this wants a JSON object on each line, such as {"audio": "a.wav", "text": "one two"}'
+#: the first bytes of files that must be unpacked, what packed them, and what unpacks them
+_PACKED = (
+    (b"\x1f\x8b", "gzip", "gunzip <"), (b"PK\3\4", "zip", "unzip -p"), (b"BZh", "bzip2", "bunzip2 <"), (b"\xfd7zXZ", "xz", "unxz <"), (b"(\xb5/\xfd", "Zstandard", "unzstd <"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a recording, in seconds: `end` None is the recording's end."""
+
+    start: float = 0.0
+    end: float | None = None
 
 
 @dataclass
 class Utterance:
-    """A line of a manifest: `audio` as a path from here, `text` if it is known, and every other field of the line."""
+    """A line of a manifest: `audio` as a path from here, `text` if it is known, and every other field of the line.
+
+    `span` is where in the recording it lies, None where the line says nothing of it: then it is the whole recording.
+    """
 
     key: str
     audio: Place
     text: str | None
     fields: dict[str, Any]
+    span: Span | None = None
 
 
 def check_key(key: object, where: str) -> str:
@@ -47,7 +81,7 @@ def check_key(key: object, where: str) -> str:
 
 def read_manifest(path: Place | str) -> Iterator[Utterance]:
     """Read a manifest: on each line a JSON object with `audio` (a path from the manifest's folder), and optionally `key`
-    (else the name of the audio file, without its extension), `text` and anything else. Empty lines are passed over.
+    (else one is made, see `made_key`), `text`, the bounds of a segment (`span_of`) and anything else. Empty lines are passed over.
 
     Raises:
         UserError: naming the file and the line: not JSON, a key or path that is missing or wrong, a key that was there
@@ -59,15 +93,16 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
         found = True
         audio, text = value.pop("audio", None), value.pop("text", None)
         if not isinstance(audio, str) or not audio or "\0" in audio:
-            raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}")
+            raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}{_hint(value, audio)}")
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
+        span = span_of(value, where)
         try:
             named = place(audio)
         except UserError as error:
             raise UserError(f"{where}: `audio`: {error}") from None
         # a path counts from the manifest's folder, also one in a store
-        yield Utterance(key, path.parent / audio if named == Path(audio) else named, text, value)
+        yield Utterance(key, path.parent / audio if named == Path(audio) else named, text, value, span)
     if not found:
         raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio and key")
 
@@ -155,16 +190,90 @@ def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> No
             file.write(json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
 
 
+def span_of(fields: dict[str, Any], where: str) -> Span | None:
+    """Where in a recording an utterance lies, by the fields of its line; None where none of BOUNDS says anything.
+
+    Raises:
+        UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
+    """
+    for name in fields:
+        if _other(name) == "bound" and fields[name] is not None:
+            raise UserError(f"{where}: {name} is not known; give the bounds of a segment in seconds, as start and end")
+    start, end, length = (_bound(fields, names, where) for names in (STARTS, ENDS, LENGTHS))
+    if start is None and end is None and length is None:
+        return None
+    if start is not None and end is None and length is None:
+        for name in fields:
+            if _other(name) == "length" and fields[name] is not None:
+                raise UserError(f"{where}: {name} is not known; give the length of a segment in seconds, as duration")
+    if length is not None and end is not None and abs((start or 0.0) + length - end) > ROUNDING:
+        raise UserError(
+            f"{where}: start {start or 0:g}, end {end:g} and duration {length:g} contradict each other; leave one out"
+        )
+    if end is None and length is not None:
+        end = (start or 0.0) + length
+    return Span(start or 0.0, end)
+
+
+@functools.lru_cache(1000)
+def _other(name: str) -> str:
+    """What a field looks like that is none of BOUNDS."""
+    plain = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()  # startTime counts as start_time
+    if name in BOUNDS:
+        return ""
+    return "bound" if _OTHER_BOUNDS.fullmatch(plain) else "length" if _OTHER_LENGTHS.fullmatch(plain) else ""
+
+
+def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float | None:
+    given = {name: fields[name] for name in names if fields.get(name) is not None}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{where}: {name} must be a number of seconds, not {_shown(value)}; rename it where it means something else")  # fmt: skip
+    if len(set(given.values())) > 1:
+        raise UserError(f"{where}: {' and '.join(given)} contradict each other; leave one out")
+    return float(next(iter(given.values()))) if given else None
+
+
+def made_key(fields: dict[str, Any], where: str, folders: bool = False) -> str:
+    """The key of a line that has none: the name of its audio file without extension, then `-` and start and end in milliseconds where it
+    names a segment by its start or end. What a key may not hold (dots, control characters, …) becomes `_`.
+
+    Args:
+        folders: put the folders in front, with `-` between them: for lines whose keys would be the same.
+    """
+    *parents, name = fields["audio"].rstrip("/").split("/")
+    parts = [part for part in parents if part not in ("", ".", "..")] if folders else []
+    key = "-".join([*parts, os.path.splitext(name)[0]])
+    span = span_of(fields, where)
+    if span and any(fields.get(name) is not None for name in (*STARTS, *ENDS)) and span != Span():
+        key += "".join(f"-{round(1000 * bound)}" for bound in (span.start, span.end) if bound is not None)
+    return "".join(
+        "_" if character in "./\\" or not character.isprintable() else character for character in key
+    ).strip()
+
+
 def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Where, object without its key, and key of every line."""
     # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
-    with contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen:
+    with (
+        contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen,
+        contextlib.ExitStack() as stack,
+    ):
+        repeated: sqlite3.Connection | None = None
         for number, value in _lines(path, what):
             where = f"{path}, line {number}"
             audio = value.get("audio")
             if "key" not in value and not (isinstance(audio, str) and audio):
-                raise UserError(f"{where}: has neither `audio` nor `key`; add them, or remove the line")
-            key = check_key(value.pop("key") if "key" in value else Path(str(audio)).stem, where)
+                hint = _hint(value, audio)
+                raise UserError(f"{where}: has neither `audio` nor `key`{hint or '; add them, or remove the line'}")
+            if "key" in value:
+                key = check_key(value.pop("key"), where)
+            else:
+                repeated = repeated or stack.enter_context(contextlib.closing(_repeated(path, what)))
+                key = made_key(value, where)
+                if repeated.execute("SELECT 1 FROM keys WHERE key = ? AND lines > 1", (key,)).fetchone():
+                    key = made_key(value, where, folders=True)
+                check_key(key, f"{where} (give it a `key`)")
             try:
                 seen.execute("INSERT INTO lines VALUES (?, ?)", (key, number))
             except sqlite3.IntegrityError:
@@ -173,9 +282,34 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
             yield where, value, key
 
 
+def _repeated(path: Place, what: str) -> sqlite3.Connection:
+    """In how many lines each key stands or would be made: the whole file is read for it, before the first key is made."""
+    keys = _database("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
+    for number, value in _lines(path, what):
+        key, audio = value.get("key"), value.get("audio")
+        if key is None and isinstance(audio, str) and audio:
+            key = made_key(value, f"{path}, line {number}")
+        if isinstance(key, str):
+            keys.execute("INSERT INTO keys VALUES (?, 1) ON CONFLICT DO UPDATE SET lines = lines + 1", (key,))
+    return keys
+
+
+def _hint(fields: dict[str, Any], audio: object) -> str:
+    """What to do where `audio` is an object or has another name."""
+    if isinstance(audio, dict):
+        inner = next((name for name in ("path", "file", "url") if isinstance(audio.get(name), str)), "path")
+        return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {_shown(audio.get(inner, "…"))}'
+    name = next((name for name in _OTHER_NAMES if audio is None and name in fields), None)
+    if name and not isinstance(fields[name], str):
+        return f"; {name} is an object there: give the path of its file as audio"
+    return f"; the audio file is called {name} there: call it audio" if name else ""
+
+
 def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with local_copy(path) as copy, open(copy, "rb") as file:
+            check_unpacked(file.read(6), path)
+            file.seek(0)
             for number, line in enumerate(file, 1):
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -183,6 +317,15 @@ def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file to UTF-8") from None
                 if not text:
                     continue
+                if number == 1 and text[0] not in '{["':
+                    columns = next(
+                        (what for mark, what in (("\t", "tabs"), (",", "commas"), (";", "semicolons")) if mark in text),
+                        "",
+                    )
+                    kind = f"a table, with {columns} between its columns" if columns else "plain text"
+                    raise UserError(f"{path}, line 1: not JSON but {kind}; {_WANTED}")
+                if number == 1 and text[0] == "[":
+                    raise UserError(f"{path}, line 1: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
                 value = parse_json(text, f"{path}, line {number}")
                 if not isinstance(value, dict):
                     raise UserError(f"{path}, line {number}: must be a JSON object {{…}}, not {_shown(value)}")
@@ -201,6 +344,17 @@ def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(
             f"{path}: this {what} cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
+
+
+def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:
+    """Refuse a file that is packed, by its first bytes.
+
+    Raises:
+        UserError: naming what packed it and the command that unpacks it, with `remedy` behind it.
+    """
+    for mark, what, command in _PACKED:
+        if head.startswith(mark):
+            raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path.name} > NEW{remedy}")
 
 
 def _shown(value: object) -> str:

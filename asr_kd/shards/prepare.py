@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import soundfile
 
-from asr_kd.audio.decode import read_audio
+from asr_kd.audio.decode import encode, read_audio
+from asr_kd.audio.recording import Recording
 from asr_kd.config import PrepareSettings
 from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
@@ -22,6 +24,7 @@ from asr_kd.files import (
     claim_folder,
     clear_errors,
     clear_torn,
+    local_copy,
     place,
     read_json,
     sha256_file,
@@ -30,7 +33,7 @@ from asr_kd.files import (
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import sole_writer
-from asr_kd.shards.manifest import Utterance, read_manifest
+from asr_kd.shards.manifest import BOUNDS, Utterance, read_manifest
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 from asr_kd.text import NORMALIZERS
 
@@ -43,8 +46,8 @@ MAX_BYTES = (
 def prepare(settings: PrepareSettings) -> None:
     """Write the audio of a manifest as shards of `samples_per_shard` utterances, and print the account.
 
-    Every file is decoded once. Its bytes are kept when it is mono and of the wanted rate; else it becomes FLAC with 16 bits. What
-    cannot be decoded is left out of its shard and listed with its reason in `quarantine.jsonl`. Killed at any moment and
+    Every file is decoded once; a recording of which the manifest names segments, once for each shard at most, and segment by segment. Its bytes are kept when it is mono, of the wanted rate and found whole by every reader (not joined, its
+    header right); else it becomes FLAC with 16 bits. What cannot be decoded is left out of its shard and listed with its reason in `quarantine.jsonl`. Killed at any moment and
     started again, it goes on with the first shard that is not there, and ends in the same bytes. A shard that is there is not
     made again, even when its audio files have changed since: remove the folder for that.
 
@@ -68,9 +71,10 @@ def _prepare(settings: PrepareSettings, total: int, began: float, check: Callabl
     quarantined, first = 0, ""
     with (
         Progress("prepare", total, "utterances") as progress,
+        contextlib.closing(_Source()) as source,
         write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
     ):
-        for group in _groups(settings, output, progress, check):
+        for group in _groups(settings, output, source, progress, check):
             if group["shard"]:
                 infos.append(ShardInfo(**group["shard"]))
             for line in group["quarantined"]:
@@ -98,7 +102,7 @@ def _prepare(settings: PrepareSettings, total: int, began: float, check: Callabl
 
 
 def _groups(
-    settings: PrepareSettings, output: Place, progress: Progress, check: Callable[[], None]
+    settings: PrepareSettings, output: Place, source: _Source, progress: Progress, check: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
     utterances = read_manifest(settings.manifest)
@@ -118,7 +122,7 @@ def _groups(
         check()
         quarantined: list[dict[str, str]] = []
         # a whole shard that is bad is no shard; its number stays free
-        samples = _samples(settings, group, quarantined, progress)
+        samples = _samples(settings, group, source, quarantined, progress)
         start = next(samples, None)
         info = write_shard(path, itertools.chain([start], samples)) if start else None
         value = {"shard": dataclasses.asdict(info) if info else None, "quarantined": quarantined}
@@ -128,50 +132,150 @@ def _groups(
         yield value
 
 
+class _Source:
+    """The recording that is open: one at a time, kept for the segments of it that follow."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._audio: Place | None = None
+        self._found: Recording | AudioError
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def recording(self, audio: Place) -> Recording:
+        """A recording, opened unless it is.
+
+        Raises:
+            AudioError: when it cannot be read.
+        """
+        if self._audio != audio:
+            self._stack.close()
+            self._audio = audio
+            try:
+                _check_file(audio)
+                self._found = Recording(self._stack.enter_context(local_copy(audio)), str(audio))
+            except AudioError as error:
+                self._found = error
+            except OSError as error:
+                self._found = _unreadable(audio, error)
+        if isinstance(self._found, AudioError):
+            raise self._found
+        return self._found
+
+
 def _samples(
-    settings: PrepareSettings, group: list[Utterance], quarantined: list[dict[str, str]], progress: Progress
+    settings: PrepareSettings,
+    group: list[Utterance],
+    source: _Source,
+    quarantined: list[dict[str, str]],
+    progress: Progress,
 ) -> Iterator[Sample]:
-    for utterance in group:
-        stop_if_asked()
-        seconds = 0.0
-        try:
-            sample = _sample(settings, utterance)
-            seconds = sample.fields["seconds"]
-            yield sample
-        except AudioError as error:
-            quarantined.append({"key": utterance.key, "reason": str(error)})
-        progress.advance(1, seconds)
+    with tempfile.TemporaryFile() as spool:
+        cut: dict[
+            str, tuple[Sample, int, int] | AudioError
+        ] = {}  # by key; the audio lies in the spool, from a place on
+        for utterance in group:
+            stop_if_asked()
+            seconds = 0.0
+            try:
+                if utterance.span and utterance.key not in cut:
+                    same = [one for one in group if one.span and one.audio == utterance.audio]
+                    for one in sorted(same, key=lambda one: one.span.start if one.span else 0.0):
+                        cut[one.key] = _cut(settings, one, source, spool)
+                sample = (
+                    _taken(cut.pop(utterance.key), spool)
+                    if utterance.span
+                    else _sample(settings, utterance, utterance.audio)
+                )
+                seconds = sample.fields["seconds"]
+                yield sample
+            except AudioError as error:
+                quarantined.append({"key": utterance.key, "reason": str(error)})
+            progress.advance(1, seconds)
 
 
-def _sample(settings: PrepareSettings, utterance: Utterance) -> Sample:
+def _cut(
+    settings: PrepareSettings, utterance: Utterance, source: _Source, spool: IO[bytes]
+) -> tuple[Sample, int, int] | AudioError:
+    """A segment, its audio at the end of the spool, or why there is none; the whole file where the bounds are its ends."""
+    assert utterance.span is not None
+    try:
+        recording = source.recording(utterance.audio)
+        start, end = recording.bounds(utterance.span.start, utterance.span.end)
+        if start == 0.0 and end >= recording.seconds - recording.slack:
+            sample = _sample(settings, utterance, recording.path)
+        else:
+            if end - start > settings.max_seconds:
+                raise AudioError(
+                    f"{utterance.audio}: the segment from {start:g} to {end:g} s is longer than max_seconds {settings.max_seconds:g}; cut "
+                    "it or raise max_seconds"
+                )
+            waveform, rate = recording.cut(start, end, settings.sample_rate)
+            known = {name: value for name, value in utterance.fields.items() if name not in BOUNDS}
+            known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
+            sample = _described(
+                settings,
+                dataclasses.replace(utterance, fields=known),
+                to_flac(waveform, rate),
+                "flac",
+                len(waveform) / rate,
+            )
+    except AudioError as error:
+        return error
+    except OSError as error:
+        return _unreadable(utterance.audio, error)
+    spool.seek(0, io.SEEK_END)
+    spool.write(sample.audio)
+    return dataclasses.replace(sample, audio=b""), spool.tell() - len(sample.audio), len(sample.audio)
+
+
+def _taken(cut: tuple[Sample, int, int] | AudioError, spool: IO[bytes]) -> Sample:
+    if isinstance(cut, AudioError):
+        raise cut
+    sample, at, size = cut
+    spool.seek(at)
+    return dataclasses.replace(sample, audio=spool.read(size))
+
+
+def _sample(settings: PrepareSettings, utterance: Utterance, audio_file: Place) -> Sample:
+    """An utterance that is a whole file, which may be a local copy."""
     name = str(utterance.audio)
     try:
-        if not utterance.audio.exists():
-            raise AudioError(f"{name}: no such audio file; check `audio` in the manifest")
-        if not utterance.audio.is_file():  # reading a pipe might never end
-            raise AudioError(f"{name}: is a folder, a pipe or a device; check `audio` in the manifest")
-        if (size := utterance.audio.stat().st_size) > MAX_BYTES:
+        _check_file(audio_file)
+        if (size := audio_file.stat().st_size) > MAX_BYTES:
             raise AudioError(f"{name}: has {size} bytes, more than one utterance may have ({MAX_BYTES}); cut it")
-        data = utterance.audio.read_bytes()
+        data = audio_file.read_bytes()
     except OSError as error:
-        raise AudioError(
-            f"{name}: cannot be read ({error.strerror or error}); check the file and its permissions"
-        ) from None
+        raise _unreadable(utterance.audio, error) from None
     audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
     extension = audio.extension
-    if audio.source_channels > 1 or audio.source_rate != audio.rate:
+    if audio.source_channels > 1 or audio.source_rate != audio.rate or not audio.plain:
         extension, data = "flac", to_flac(audio.waveform, audio.rate)
-    fields: dict[str, Any] = {"seconds": round(len(audio.waveform) / audio.rate, 6)}
+    return _described(settings, utterance, data, extension, len(audio.waveform) / audio.rate)
+
+
+def _described(settings: PrepareSettings, utterance: Utterance, data: bytes, extension: str, seconds: float) -> Sample:
+    fields: dict[str, Any] = {"seconds": round(seconds, 6)}
     if utterance.text is not None and not settings.drop_text:
         apply = NORMALIZERS[settings.normalizer].apply
         fields["text"] = utterance.text if settings.normalizer == "none" else apply(utterance.text)
     return Sample(utterance.key, data, extension, {**utterance.fields, **fields})
 
 
+def _check_file(audio: Place) -> None:
+    if not audio.exists():
+        raise AudioError(f"{audio}: no such audio file; check `audio` in the manifest")
+    if not audio.is_file():  # reading a pipe might never end
+        raise AudioError(f"{audio}: is a folder, a pipe or a device; check `audio` in the manifest")
+
+
+def _unreadable(audio: Place, error: OSError) -> AudioError:
+    return AudioError(f"{audio}: cannot be read ({error.strerror or error}); check the file and its permissions")
+
+
 def to_flac(waveform: np.ndarray, rate: int) -> bytes:
     """A waveform [samples] as FLAC with 16 bits; one that goes beyond full scale is turned down, not clipped."""
     peak = max(float(np.abs(waveform).max()), 1.0)
     samples = np.clip(np.rint(waveform.astype(np.float64) / peak * 32768), -32768, 32767).astype(np.int16)
-    data = io.BytesIO()
-    soundfile.write(data, samples, rate, format="FLAC", subtype="PCM_16")
-    return data.getvalue()
+    return encode(samples, rate, "FLAC", "PCM_16")

@@ -21,7 +21,7 @@ from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
-from asr_kd.shards.manifest import KEY_BYTES, check_key
+from asr_kd.shards.manifest import KEY_BYTES, check_key, check_unpacked
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
@@ -30,6 +30,9 @@ _PLAIN = re.compile(rb"(.{100}).{24}([0-7]{11})\0.{12}([0-7]{6})\0 0.{100}ustar\
 _EXTENSION = re.compile(r"[A-Za-z0-9]+(\.[A-Za-z0-9]+)*")
 #: a name of a member that is certainly right
 _NAME = re.compile(rf"([A-Za-z0-9_-]{{1,{KEY_BYTES}}})\.({_EXTENSION.pattern})")
+
+#: what macOS puts into a tar beside the files: their attributes, and how a folder was looked at
+_OF_MACOS = re.compile(r"\._|\.DS_Store$")
 
 
 @dataclass
@@ -99,9 +102,15 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
     remedy = "fetch or make this shard again"
     end = 0
     try:
+        check_unpacked(file.read(6), path, f", and write its bytes and SHA-256 into {INDEX}")
+        file.seek(0)
         for name, length, plain in _headers(file):
             start = file.tell()
             end = start + -(-length // BLOCK) * BLOCK
+            name = name.removeprefix("./")  # as `tar cf x.tar .` writes them
+            if (plain is None and "." not in name.strip("./")) or _OF_MACOS.match(name):
+                file.seek(end)
+                continue
             check_name(name, f"{path}: the member")
             if not plain:
                 raise UserError(f"{path}: the member {name} is not a plain file; {remedy}")
@@ -122,8 +131,8 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
         raise UserError(f"{damaged} (the end of the archive is missing); {remedy}")
 
 
-def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool]]:
-    """Of each member of a tar its name, its size and whether it is a plain file.
+def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool | None]]:
+    """Of each member of a tar its name, its size and whether it is a plain file; None for a folder.
 
     The file stands where the member's content begins when this yields, and must stand at the next header when this goes on.
     """
@@ -145,7 +154,7 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool]]:
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
         while member := tar.next():
             file.seek(member.offset_data)
-            yield member.name, member.size, member.isreg() and not member.issparse()
+            yield member.name, member.size, None if member.isdir() else member.isreg() and not member.issparse()
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
 
 
@@ -202,7 +211,7 @@ def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
         extension = extension.lower()
         if extension != "json" and extension not in EXTENSIONS:
             raise UserError(
-                f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json; make this shard again"
+                f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json (a key ends at its first dot); make this shard again"
             )
         if head != key:
             if parts:

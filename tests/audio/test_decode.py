@@ -73,17 +73,6 @@ def test_conversion_keeps_the_tone_and_the_length() -> None:
     assert np.argmax(np.abs(np.fft.rfft(waveform))) == 600  # 300 Hz in bins of half a hertz
 
 
-def test_a_wav_from_a_pipe_is_read_and_a_flac_refused() -> None:
-    wav = bytearray(encoded("wav"))
-    wav[40:44] = b"\xff" * 4  # what ffmpeg writes to a pipe
-    assert len(decode(bytes(wav), "a", None, 10)[0]) == 32000
-    flac = bytearray(encoded("flac"))
-    flac[21] &= 0xF0
-    flac[22:26] = bytes(4)
-    with pytest.raises(AudioError, match="does not state its length"):
-        decode(bytes(flac), "a", None, 10)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.75, 0.9, 0.99, 0.999])
 def test_cut_files_are_refused(kind: str, share: float) -> None:
@@ -148,11 +137,6 @@ def other(container: str) -> Callable[[], bytes]:
     return make
 
 
-def mp3_without_length() -> bytes:
-    data = encoded("mp3")
-    return data[data.index(data[:2], 4) :]
-
-
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", r"empty \(0 bytes\)"),
     "one byte": (lambda: b"R", "not audio"),
@@ -178,7 +162,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "500 channels": (lambda: wav(b"\1\0" * 50000, channels=500), "500 channels"),
     "0 bits": (lambda: wav(bits=0), "damaged|cannot be decoded"),
     "77 bits": (lambda: wav(bits=77), "damaged|cannot be decoded"),
-    "an unknown codec": (lambda: wav(kind=0x7777), "damaged|cannot be decoded"),
+    "an unknown codec": (
+        lambda: wav(kind=0x7777),
+        "WAV with codec 0x7777 of 16 bits is not read here; convert it: ffmpeg",
+    ),
     "NaN": (lambda: floats(0.0, float("nan")), r"not numbers \(NaN or infinite\)"),
     "infinite": (lambda: floats(0.0, float("inf")), "not numbers"),
     "minus infinite": (lambda: floats(float("-inf"), 0.1), "not numbers"),
@@ -188,15 +175,20 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "too long FLAC": (lambda: encoded("flac", 10.1), "longer than max_seconds"),
     "too long Opus": (lambda: encoded("opus", 10.1), "longer than max_seconds"),
     "too long at a low rate": (lambda: wav(b"\1\0" * 20000, rate=1000), "longer than max_seconds"),
-    "AIFF": (other("AIFF"), "AIFF PCM_16 is not read here; give WAV"),
-    "AU": (other("AU"), "AU PCM_16 is not read here"),
-    "CAF": (other("CAF"), "CAF PCM_16 is not read here"),
-    "two Ogg streams": (lambda: encoded("ogg") + encoded("opus"), "several Ogg streams"),
+    "AIFF": (other("AIFF"), "AIFF is not read here; give WAV.*ffmpeg -i bad.aiff "),
+    "AU": (other("AU"), "AU is not read here; give WAV.*ffmpeg -i bad.au "),
+    "CAF": (other("CAF"), "CAF is not read here; give WAV.*ffmpeg -i bad.caf "),
+    "two rates": (
+        lambda: encoded("ogg") + encoded("opus", rate=8000),
+        r"different sample rates were joined in it \(8000, 16000 Hz\)",
+    ),
     "an Ogg page torn out": (lambda: torn(encoded("ogg", 8.0)), "truncated or damaged"),
-    "MP3 without length": (mp3_without_length, "does not state its length; convert it to FLAC"),
-    "MP3 with a hole": (lambda: encoded("mp3")[:3000] + bytes(4000) + encoded("mp3")[7000:], "truncated or damaged"),
+    "MP3 with a hole": (lambda: encoded("mp3")[:3000] + bytes(4000) + encoded("mp3")[7000:], "damaged at byte 3"),
     "FLAC with a hole": (lambda: encoded("flac")[:9000] + bytes(4000) + encoded("flac")[13000:], "damaged"),
-    "FLAC that promises a day": (lambda: promising(24 * 3600 * 16000), "longer than max_seconds"),
+    "FLAC that promises a day": (
+        lambda: promising(24 * 3600 * 16000),
+        r"truncated, its header says 86400\.000 s and 2\.000 s are there; fetch .*ffmpeg",
+    ),
     "FLAC that promises more": (lambda: promising(40000), "truncated|damaged"),
 }
 
@@ -270,7 +262,5 @@ def test_block_by_block_it_finds_what_is_bad(case: str, tmp_path: Path) -> None:
     make, message = BAD[case]
     path = tmp_path / "sound"
     path.write_bytes(make())
-    # a file that promises a day is not too long here: it is found to be cut
-    message = "truncated|damaged" if case == "FLAC that promises a day" else message
     with pytest.raises(AudioError, match=message):
         list(read_blocks(path, "clip", 16000, 0.5))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import types
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def wav(samples: int, channels: int = 1, subtype: str = "PCM_16", rate: int = 80
     return data.getvalue()
 
 
-def heard(data: bytes, sizes: list[int] | None = None, rate: int = 8000, raw_rate: int = 8000) -> np.ndarray:
+def heard(data: bytes, sizes: list[int] | None = None, rate: int = 8000, raw_rate: int | None = 8000) -> np.ndarray:
     return np.concatenate(
         [np.empty(0, np.float32), *pipe_sound(Pipe(data, sizes or [4096]), "pipe", rate, raw_rate, 0.1)]
     )
@@ -48,8 +49,8 @@ def heard(data: bytes, sizes: list[int] | None = None, rate: int = 8000, raw_rat
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 700), min_size=1, max_size=4), channels=st.integers(1, 3), samples=st.integers(1, 2000),
-    subtype=st.sampled_from(["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"]), rate=st.sampled_from([8000, 16000]),
-    kind=st.sampled_from(["WAV", "WAVEX"]),
+    subtype=st.sampled_from(["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "ULAW", "ALAW", "FLOAT", "DOUBLE"]), rate=st.sampled_from([8000, 16000]),
+    kind=st.sampled_from(["WAV", "WAVEX", "RF64"]),
 )  # fmt: skip
 def test_a_wav_in_a_pipe_is_what_the_file_is(
     sizes: list[int], channels: int, samples: int, subtype: str, rate: int, kind: str
@@ -73,6 +74,94 @@ def test_what_follows_the_sound_is_no_sound() -> None:
     assert len(heard(wav(500) + b"LIST" + b"\4\0\0\0abcd")) == 500
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 700), min_size=1, max_size=3),
+    share=st.floats(0.05, 0.95),
+    front=st.booleans(),
+    chunk=st.booleans(),
+    count=st.integers(1, 3),
+)
+def test_all_of_joined_and_unfinished_wavs_is_heard(
+    sizes: list[int], share: float, front: bool, chunk: bool, count: int
+) -> None:
+    one, whole = wav(500), bytearray(wav(500))
+    whole[40:44] = struct.pack("<I", int(share * 500) * 2)  # the recorder died
+    tag = b"ID3\4\0\0\0\0\0\7\0\0\0\0\0\0\0" if front else b""
+    pieces = (tag + one + (b"LIST\3\0\0\0abc\0" if chunk else b"")) * count
+    found = heard(pieces + tag + bytes(whole), sizes)
+    np.testing.assert_array_equal(found, np.tile(heard(one), count + 1))
+
+
+def test_a_wav_of_another_rate_behind_is_refused() -> None:
+    with pytest.raises(AudioError, match=r"pipe: a WAV of another sample rate follows \(16000 Hz\)"):
+        heard(wav(100) + wav(100, rate=16000))
+
+
+OTHERS = {
+    "AIFF": wav(100, kind="AIFF"), "AU": wav(100, kind="AU"), "CAF": wav(100, kind="CAF"), "Wave64": wav(100, kind="W64"), "NIST SPHERE": wav(100, kind="NIST"),
+    "FLAC": wav(100, kind="FLAC"), "Ogg with Vorbis": wav(100, kind="OGG", subtype="VORBIS"), "Ogg with Opus": wav(100, kind="OGG", subtype="OPUS"),
+    "MP3": wav(3000, kind="MP3", subtype="MPEG_LAYER_III"), "MP4": b"\0\0\0\x1cftypM4A \0\0\2\0", "WebM": bytes.fromhex("1a45dfa39f4286810142f781"), "AMR": b"#!AMR\n\x04\x38\x67\xdf\x3f\x73",
+    "WMA": bytes.fromhex("3026b2758e66cf11a6d900aa"), "AAC": b"\xff\xf1\x50\x80\x04\x1f\xfc" + bytes(25) + b"\xff\xf1\x50\x80\x04\x1f\xfc",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_containers_are_never_heard_as_samples(what: str) -> None:
+    for front in (b"", b"ID3\3\0\0\0\0\0\3abc"):
+        with pytest.raises(
+            AudioError,
+            match=rf"^pipe: {what}.*, where WAV or raw PCM is heard as it comes; pipe WAV: ffmpeg -i FILE\.\w+ -f wav -",
+        ):
+            heard(front + OTHERS[what] + bytes(400), [7], raw_rate=None)
+    if what not in ("MP3", "AAC"):  # which two bytes tell
+        with pytest.raises(AudioError, match=what):
+            heard(OTHERS[what], raw_rate=8000)
+    else:
+        assert len(heard((OTHERS[what] + bytes(9))[:40], raw_rate=8000)) == 20
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\0\0\0", "not audio but gzip"),
+        (b"<!DOCTYPE html><title>404", "web page"),
+        (b'{"error": 1}  ', "JSON"),
+    ],
+)
+def test_what_is_no_sound_is_named(data: bytes, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        heard(data, raw_rate=None)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\xff\xfb\x90\x64",
+        b"\xff\xff\xff\xff",
+        b"\xff\xf1\0\0",
+        b"\xff\xfd\x40\0",
+        b"OggT",
+        b"RIFX",
+        b"\xff\xff\0\0",
+        b"fLa\0",
+        b"[\0\1\0",
+    ],
+)
+def test_raw_sound_that_begins_like_something_else_is_heard(head: bytes) -> None:
+    raw = head + (sound(600)[:, 0] * 32767).astype("<i2").tobytes()
+    np.testing.assert_array_equal(heard(raw, [7], raw_rate=None), np.frombuffer(raw, "<i2").astype(np.float32) / 32768)
+
+
+def test_channels_that_cancel_out_are_refused_at_the_end() -> None:
+    data = io.BytesIO()
+    left = sound(2000)[:, 0]
+    soundfile.write(data, np.stack([left, -left], axis=1), 8000, format="WAV")
+    pieces = pipe_sound(Pipe(data.getvalue(), [4096]), "pipe", 8000, None, 0.1)
+    with pytest.raises(AudioError, match="pipe: its 2 channels cancel out"):
+        list(pieces)
+
+
 @pytest.mark.parametrize("samples", [0, 1, 5, 6, 3000])
 def test_raw_sound_has_the_rate_that_is_said(samples: int) -> None:
     raw = (sound(samples)[:, 0] * 32767).astype("<i2")
@@ -83,13 +172,16 @@ def test_raw_sound_has_the_rate_that_is_said(samples: int) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda: wav(100, kind="FLAC"), "neither raw PCM nor WAV; convert it"),
-        (lambda: wav(100, subtype="ULAW"), "WAV of encoding 7 with 8 bits; send 16-bit PCM"),
+        (
+            lambda: wav(100, kind="FLAC"),
+            "FLAC, where WAV or raw PCM is heard as it comes; pipe WAV: ffmpeg -i FILE.flac -f wav -, or give the file",
+        ),
+        (lambda: wav(100, subtype="IMA_ADPCM"), "WAV with IMA ADPCM of 4 bits is not read here; pipe 16-bit PCM"),
         (lambda: wav(100)[:30], "without sound behind it"),
         (lambda: wav(100)[:-1], "ends before the length that its WAV header states"),
         (lambda: b"\1" * 15, "ends within a sample"),
         (lambda: wav(100, subtype="FLOAT")[:-400] + b"\0\0\xc0\x7f" * 100, "not numbers"),
-        (lambda: wav(100)[:22] + b"\0\0" + wav(100)[24:], "its WAV header is damaged"),
+        (lambda: wav(100)[:22] + b"\0\0" + wav(100)[24:], "its header says 8000 Hz and 0 channels; it is damaged"),
     ],
 )
 def test_what_cannot_be_heard_is_said(data: Callable[[], bytes], message: str) -> None:

@@ -265,6 +265,37 @@ def test_closed_standard_input(
     assert "standard input: is closed" in capsys.readouterr().err
 
 
+def test_a_container_on_standard_input_is_no_raw_sound(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = io.BytesIO()
+    soundfile.write(data, np.random.default_rng(0).normal(0, 0.1, 8000), 8000, format="AIFF")
+    for more in ([], ["raw_rate=8000"]):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data.getvalue())))
+        assert main(["transcribe", f"checkpoint={folder}", "device=cpu", "--stream", "-", *more]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and "standard input: AIFF, where WAV or raw PCM is heard" in shown.err
+
+
+def test_an_array_is_heard_with_its_rate_or_refused(folder: str) -> None:
+    checkpoint = load_checkpoint(folder, torch.device("cpu"))
+    decoder = make_decoder(TranscribeSettings(checkpoint=folder), checkpoint)
+    samples = np.random.default_rng(3).integers(-9000, 9000, (16000, 2)).astype(np.int16)
+    data = io.BytesIO()
+    soundfile.write(data, samples, 16000, format="WAV")
+    expected = transcribe(checkpoint, decoder, data.getvalue(), "a")[0].text
+    assert transcribe(checkpoint, decoder, (samples, 16000), "a")[0].text == expected != ""
+    for wrong in (
+        samples,
+        samples.astype(np.float32),
+        (samples, None),
+        (samples.T, 16000),
+        (samples.astype(np.int64), 16000),
+    ):
+        with pytest.raises(AudioError, match=r"^a: "):
+            transcribe(checkpoint, decoder, wrong, "a")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["index.json", "shard-000000.tar", "../{folder}/index.json"])
 def test_output_over_its_own_audio_is_refused(name: str, folder: str, shards: str, tmp_path: Path) -> None:
     copy = shutil.copytree(shards, tmp_path / "audio")

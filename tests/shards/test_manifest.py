@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_kd.errors import UserError
-from asr_kd.shards.manifest import Transcripts, check_key, read_manifest, read_transcripts, write_transcripts
+from asr_kd.shards.manifest import Span, Transcripts, check_key, read_manifest, read_transcripts, write_transcripts
 
 
 def test_reads_lines_with_paths_from_the_manifests_folder(tmp_path: Path) -> None:
@@ -51,13 +52,53 @@ BAD_LINES = {
     "a right-to-left mark": ('{"key": "a\\u202eb", "audio": "b.wav"}', "control character"),
     "an outer space": ('{"key": " b", "audio": "b.wav"}', "an outer space"),
     "a long key": (json.dumps({"key": "b" * 201, "audio": "b.wav"}), "longer than 200 bytes"),
-    "a dot in the file's name": ('{"audio": "b.1.wav"}', "the key 'b.1' has a dot"),
     "text a number": ('{"key": "b", "audio": "b.wav", "text": 7}', "`text` must be text, not 7"),
     "text a list": ('{"key": "b", "audio": "b.wav", "text": ["one"]}', "`text` must be text"),
     "half a character": ('{"key": "b", "audio": "b.wav", "text": "\\ud800"}', "half a character"),
     "NaN": ('{"key": "b", "audio": "b.wav", "snr": NaN}', "NaN"),
     "the same key": ('{"key": "a", "audio": "b.wav"}', "the key a was there before, in line 1"),
-    "the same name": ('{"audio": "other/a.flac"}', "the key a was there before, in line 1"),
+    "a bound that is text": (
+        '{"key": "b", "audio": "b.wav", "start": "1.5"}',
+        "start must be a number of seconds, not '1.5'; rename it",
+    ),
+    "a bound that is true": (
+        '{"key": "b", "audio": "b.wav", "end": true}',
+        "end must be a number of seconds, not True",
+    ),
+    "two starts": ('{"key": "b", "audio": "b.wav", "start": 1, "offset": 2}', "offset and start contradict each other"),
+    "two ends": (
+        '{"key": "b", "audio": "b.wav", "start": 1, "end": 2, "duration": 3}',
+        "start 1, end 2 and duration 3 contradict",
+    ),
+    "milliseconds": (
+        '{"key": "b", "audio": "b.wav", "start_ms": 1}',
+        "start_ms is not known; give the bounds of a segment in seconds",
+    ),
+    "a stop": ('{"key": "b", "audio": "b.wav", "start": 1, "stop": 2}', "stop is not known; give the bounds"),
+    "a bound in camel case": (
+        '{"key": "b", "audio": "b.wav", "startTime": 1}',
+        "startTime is not known; give the bounds",
+    ),
+    "a length in samples": (
+        '{"key": "b", "audio": "b.wav", "start": 1, "length": 8000}',
+        "length is not known; give the length of a segment in seconds",
+    ),
+    "Lhotse's cut": (
+        '{"id": "b", "start": 1, "recording": {"sources": []}}',
+        "recording is an object there: give the path of its file as audio",
+    ),
+    "an object": (
+        '{"audio": {"path": "a/b.wav", "bytes": null}, "text": "x"}',
+        "`audio` is an object, .* give its path alone, \"audio\": 'a/b.wav'",
+    ),
+    "NeMo's name": (
+        '{"audio_filepath": "b.wav", "text": "x"}',
+        "the audio file is called audio_filepath there: call it audio",
+    ),
+    "NeMo's name and a key": (
+        '{"key": "b", "audio_filepath": "b.wav"}',
+        "not None; the audio file is called audio_filepath there",
+    ),
     "deep": ('{"key": "b", "x": ' + "[" * 50000 + "]" * 50000 + "}", "too deep"),
 }
 
@@ -86,6 +127,72 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         list(read_manifest(tmp_path))
     with pytest.raises(UserError, match=r"cannot be read \(Not a directory\)"):
         list(read_manifest(tmp_path / "empty.jsonl" / "x"))
+
+
+def keys_of(path: Path, *lines: dict[str, object]) -> list[str]:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [utterance.key for utterance in read_manifest(path)]
+
+
+def test_keys_are_made_of_names_bounds_and_folders(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    assert keys_of(path, {"audio": "x/b.1.wav"}, {"audio": "s3://bucket/c d.flac"}, {"audio": "e\nf.wav"}) == [
+        "b_1",
+        "c d",
+        "e_f",
+    ]
+    assert keys_of(
+        path, {"audio": "r.wav", "start": 1.25, "end": 3}, {"audio": "r.wav", "offset": 3, "duration": 0.5}, {"audio": "r.wav", "begin": 2},
+        {"audio": "r.wav", "end": 2}, {"audio": "q.wav", "duration": 2}, {"audio": "p.wav", "offset": 0}, {"audio": "o.wav", "start": None},
+    ) == ["r-1250-3000", "r-3000-3500", "r-2000", "r-0-2000", "q", "p", "o"]  # fmt: skip
+    # all of those that would be the same, whatever their order; a key that is given stays
+    lines = [
+        {"audio": "dr1/f.0/sa1.wav"},
+        {"audio": "../dr2/sa1.wav"},
+        {"audio": "sa2.wav"},
+        {"audio": "dr3/sa3.wav"},
+        {"audio": "y.wav", "key": "sa3"},
+    ]
+    assert keys_of(path, *lines) == ["dr1-f_0-sa1", "dr2-sa1", "sa2", "dr3-sa3", "sa3"]
+    assert keys_of(path, *lines[::-1]) == ["sa3", "dr3-sa3", "sa2", "dr2-sa1", "dr1-f_0-sa1"]
+    with pytest.raises(UserError, match=r"line 2: the key x-a was there before, in line 1; keys must differ"):
+        keys_of(path, {"audio": "x/a.wav"}, {"audio": "x/a.flac"})
+    with pytest.raises(UserError, match=r"line 1 \(give it a `key`\): the key '\S+ is longer than 200 bytes"):
+        keys_of(path, {"audio": "a" * 210 + ".wav"})
+
+
+def test_bounds_are_read_under_the_names_that_others_give_them(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    for fields, expected in [
+        ({"offset": 1, "duration": 2.5}, Span(1.0, 3.5)), ({"start": 1.0, "duration": 2}, Span(1.0, 3.0)), ({"start": 1, "end": 2}, Span(1.0, 2.0)),
+        ({"begin": 1, "end": 2, "duration": 1.04}, Span(1.0, 2.0)), ({"start_time": 1, "end_time": 2}, Span(1.0, 2.0)), ({"start": 1, "offset": 1}, Span(1.0, None)),
+        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x", "duration_ms": 2, "endpoint": 1}, None),
+    ]:  # fmt: skip
+        path.write_text(json.dumps({"audio": "a.wav", **fields}))
+        (utterance,) = read_manifest(path)
+        assert utterance.span == expected and utterance.fields == fields
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(GOOD.encode()), r"is packed by gzip; unpack it first: gunzip < list > NEW"),
+        (b"PK\3\4\0\0", "is packed by zip; unpack it first: unzip -p list > NEW"),
+        (
+            b"client_id\tpath\tsentence\nx\ta.wav\tone\n",
+            r'line 1: not JSON but a table, with tabs between its columns; this wants a JSON object on each line, such as \{"audio"',
+        ),
+        (b"audio,text\na.wav,one\n", "not JSON but a table, with commas"),
+        (b"u1 a.wav\n", "not JSON but plain text; this wants"),
+        (b'[\n{"audio": "a.wav"}\n]\n', r"line 1: a list of JSON; this wants .* jq -c '\.\[\]' "),
+        (b'[{"audio": "a.wav"}]', "line 1: a list of JSON"),
+    ],
+)
+def test_manifests_of_others_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        list(read_manifest(tmp_path / "list"))
+    assert "\n" not in str(caught.value)
 
 
 KEYS = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="./\\"), min_size=1, max_size=40)

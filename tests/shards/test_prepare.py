@@ -315,3 +315,32 @@ def test_what_another_process_prepares_is_left_alone(job: Job) -> None:
         prepare(settings)
     assert tree(settings.output) == expected
     prepare(settings)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_job_whatever_it_is_doing(source: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Within libsndfile as elsewhere: nothing swallows it, and the job does not end as if it were done."""
+    soundfile.write(source.parent / "long.flac", hum(20.0), RATE)
+    lines = [
+        {"audio": "source/long.flac", "key": f"v{index}", **({"start": 1, "end": 9} if index % 2 else {})}
+        for index in range(4000)
+    ]
+    manifest = write_manifest(tmp_path, lines)
+    for attempt in range(3):
+        output = tmp_path / f"{number.name}-{attempt}"
+        command = [
+            sys.executable,
+            "-m",
+            "asr_kd.cli",
+            "prepare",
+            f"manifest={manifest}",
+            f"output={output}",
+            "samples_per_shard=5",
+        ]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and len(list(output.glob("*.tar"))) < 2 + attempt:
+                time.sleep(0.001)
+            process.send_signal(number)
+            _, said = process.communicate()
+        assert process.returncode == 128 + number and "interrupted" in said and "Traceback" not in said
+        assert not (output / "index.json").exists()

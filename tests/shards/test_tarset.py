@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import bz2
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +21,7 @@ from asr_kd.shards.tarset import (
     Sample,
     ShardInfo,
     check_shard,
+    first_member,
     read_index,
     read_members,
     read_shard,
@@ -118,6 +122,34 @@ def test_tars_of_other_writers_are_read(tmp_path: Path, kind: int) -> None:
     assert list(read_members(path)) == members
 
 
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_of_a_folder_is_read_and_what_macos_adds_is_passed_over(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w", format=kind) as tar:
+        folder = tarfile.TarInfo(".")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name in ("./._a.wav", "./a.wav", "./a.json", "./.DS_Store", "b.json", "._b.json", "b.wav", "._b.wav"):
+            member, data = tarfile.TarInfo(name), b"{}" if name.endswith("json") else b"sound"
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        folder.name = "./empty"
+        tar.addfile(folder)
+    assert list(read_shard(path)) == [Sample("a", b"sound", "wav", {}), Sample("b", b"sound", "wav", {})]
+    assert first_member(path) == ("a.wav", b"sound")
+
+
+@pytest.mark.parametrize(("pack", "what"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_a_packed_tar_is_named(shard: Path, tmp_path: Path, pack: Callable[[bytes], bytes], what: str) -> None:
+    path = tmp_path / "p.tar"
+    path.write_bytes(pack(shard.read_bytes()))
+    with pytest.raises(
+        UserError,
+        match=rf"p\.tar: is packed by {what}; unpack it first: \w+ < p\.tar > NEW, and write its bytes and SHA-256 into index",
+    ):
+        list(read_shard(path))
+
+
 def test_every_truncation_is_found(shard: Path) -> None:
     data = shard.read_bytes()
     cut = shard.with_name("cut.tar")
@@ -202,7 +234,7 @@ def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes) -> N
 FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "truncated or damaged tar"),
     "not a tar": (lambda data: b"one two three\n" * 1000, "truncated or damaged tar"),
-    "gzip": (lambda data: b"\x1f\x8b\x08" + data, "truncated or damaged tar"),
+    "gzip": (lambda data: b"\x1f\x8b\x08" + data, "is packed by gzip"),
     "a second tar behind": (lambda data: data + data, "what follows byte"),
     "rubbish behind": (lambda data: data + b"x" * 512, "what follows byte"),
     "a header overwritten": (lambda data: data[:1024] + b"\1" * 512 + data[1536:], "truncated or damaged tar"),

@@ -1,0 +1,134 @@
+"""What any bytes are: the container, how long it says it is, what really follows, and the command that repairs or converts it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from asr_kd.audio import flac, mpeg, ogg, wav
+from asr_kd.audio.parts import Buffer, Container, behind_tags, convert, keep
+from asr_kd.errors import AudioError
+
+READ = "WAV, FLAC, MP3, Ogg Vorbis or Opus"
+HEAD = 4096  # bytes from which a container is told
+PADDING = 1 << 16  # zeros that may stand before an MP3's first frame
+
+# what the first bytes say: their place, they themselves, what it is, and the ending of its files
+_SOUND: list[tuple[int, bytes, str, str]] = [
+    (8, b"AIFF", "AIFF", "aiff"), (8, b"AIFC", "AIFF", "aiff"), (8, b"8SVX", "Amiga 8SVX", "8svx"), (0, b"caff", "CAF", "caf"), (0, b".snd", "AU", "au"),
+    (0, b"dns.", "AU", "au"), (0, b"NIST_1A", "NIST SPHERE", "sph"), (0, b"ajkg", "Shorten", "shn"), (0, b"#!AMR-WB", "AMR-WB", "amr"), (0, b"#!AMR", "AMR", "amr"),
+    (0, b"#!SILK", "SILK", "silk"), (1, b"#!SILK", "SILK", "silk"), (0, bytes.fromhex("3026b2758e66cf11a6d9"), "WMA (ASF)", "wma"),
+    (0, bytes.fromhex("1a45dfa3"), "WebM or Matroska", "webm"), (4, b"ftyp", "MP4 (M4A, AAC)", "m4a"), (4, b"moov", "QuickTime", "mov"), (4, b"mdat", "QuickTime", "mov"),
+    (4, b"wide", "QuickTime", "mov"), (0, b"riff\x2e\x91\xcf\x11", "Wave64 (W64)", "w64"), (0, b"MAC ", "Monkey's Audio", "ape"), (0, b"wvpk", "WavPack", "wv"),
+    (0, b"TTA1", "True Audio", "tta"), (0, b"DSD ", "DSD", "dsf"), (0, b"FRM8", "DSD", "dff"), (0, b"MPCK", "Musepack", "mpc"), (0, b"MP+", "Musepack", "mpc"),
+    (0, b".RMF", "RealMedia", "rm"), (0, b".ra\xfd", "RealAudio", "ra"), (0, b"FLV\1", "Flash video", "flv"), (0, b"Creative Voice File", "VOC", "voc"), (0, b"ADIF", "AAC (ADIF)", "aac"),
+    (0, bytes.fromhex("7ffe8001"), "DTS", "dts"), (0, bytes.fromhex("000001ba"), "an MPEG film", "mpg"), (8, b"AVI ", "AVI", "avi"), (0, bytes.fromhex("64a30100"), "IRCAM", "sf"),
+    (0, bytes.fromhex("64a30200"), "IRCAM", "sf"), (0, bytes.fromhex("000002640000"), "IRCAM", "sf"),
+]  # fmt: skip
+_OTHER: list[tuple[int, bytes, str]] = [
+    (0, b"\x1f\x8b\x08", "gzip; unpack it first: gunzip"), (0, b"PK\3\4", "a zip archive; unpack it first: unzip"), (0, b"BZh", "bzip2; unpack it first: bunzip2"),
+    (0, bytes.fromhex("fd377a585a00"), "xz; unpack it first: unxz"), (0, bytes.fromhex("28b52ffd"), "Zstandard; unpack it first: unzstd"), (257, b"ustar", "a tar; unpack it first: tar xf"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first: 7z x"), (0, b"Rar!", "a RAR archive; unpack it first: unrar x"), (0, b"\x89PNG", "a picture; give the sound"),
+    (0, b"\xff\xd8\xff", "a picture; give the sound"), (0, b"GIF8", "a picture; give the sound"), (0, b"%PDF", "a PDF; give the sound"), (0, b"\x93NUMPY", "a NumPy array; write it as WAV"),
+    (0, b"MThd", "MIDI, notes without sound; give a recording"), (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file: git lfs pull"),
+    (0, b"\x80\4\x95", "a pickle; write its sound as WAV"), (0, b"\xef\xbb\xbf", "text with a byte-order mark; fetch the file again"),
+]  # fmt: skip
+_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body|error)", re.IGNORECASE)
+
+
+@dataclass
+class Found:
+    """What the first bytes are: sound (`what`, and the `ending` of its files), with a `reader` where it is read here; or a `reason` why it is none.
+
+    `certain` is False where a few bytes of raw sound could look the same.
+    """
+
+    what: str = ""
+    ending: str = ""
+    reader: str = ""
+    reason: str = ""
+    certain: bool = True
+
+
+def recognise(head: bytes) -> Found | None:
+    """Tell a container by its first bytes behind all tags; None where nothing is known that begins so."""
+    if head[:4] in wav.RIFFS and head[8:12] == b"WAVE":
+        return Found("WAV", "wav", "wav")
+    if head[:4] == b"fLaC":
+        return Found("FLAC", "flac", "flac")
+    if head[:4] == b"OggS":
+        return Found(f"Ogg with {ogg.codec(head)[0]}", "ogg", "ogg")
+    for at, mark, what, ending in _SOUND:
+        if head[at : at + len(mark)] == mark and (at != 8 or head[:4] in (b"FORM", b"RIFF")):
+            return Found(what, ending)
+    for at, mark, what in _OTHER:
+        if head[at : at + len(mark)] == mark:
+            return Found(reason=f"not audio but {what}")
+    if _PAGE.match(head):
+        return Found(reason="not audio but a web page or XML, perhaps a server's error; fetch the file again")
+    if head[:1] in (b"{", b"[") and _is_text(head):
+        return Found(reason="not audio but JSON; give the sound")
+    if one := mpeg.recognise(head):
+        return Found(*one, reader="mpeg" if one[0] == "MP3" else "", certain=False)
+    if head[:1] == b"\x47" and head[188:189] == head[376:377] == b"\x47":
+        return Found("an MPEG transport stream", "ts")
+    if head[:2] == b"\x0b\x77":
+        return Found("AC-3", "ac3", certain=False)
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    return bool(head) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f]", head)
+
+
+def _first_mp3(head: bytes) -> int:
+    """Where four MP3 frames in a row begin behind other bytes, as in a broadcast that was recorded; 0 where none do."""
+    at = 0
+    while (at := head.find(b"\xff", at + 1)) > 0:
+        follows = at
+        for _ in range(4):
+            one = mpeg.frame(head, follows)
+            if one is None:
+                break
+            follows += one.size
+        else:
+            return at
+    return 0
+
+
+def examine(data: Buffer, name: str) -> Container:
+    """Find the sound in a file, and whether what its header states is there.
+
+    Args:
+        data: the whole file.
+        name: opens every message.
+
+    Raises:
+        AudioError: in one sentence, with the command that repairs or converts it where there is one: it is not audio, of a
+            kind that is not read, cut or damaged.
+    """
+    end = len(data)
+    start = behind_tags(data, 0, end)
+    if start > end:
+        raise AudioError(f"{name}: truncated, it ends within the tag in front of its sound; fetch the file again")
+    found = recognise(data[start : start + HEAD])
+    if found is None and start + 4 < end and data[start] == 0:  # padding in front of an MP3
+        zeros = data[start : start + PADDING]
+        padding = len(zeros) - len(zeros.lstrip(b"\0"))
+        found = recognise(data[start + padding : start + padding + HEAD])
+        start += padding
+        found = found if found and found.reader == "mpeg" else None
+    if found is None and (at := _first_mp3(data[start : start + PADDING])):
+        raise AudioError(f"{name}: damaged, {at} bytes stand before its first MP3 frame; {keep('mp3')}")
+    if found is None:
+        what = "not audio but text" if start == 0 and _is_text(data[:HEAD]) else "not audio that can be read"
+        raise AudioError(f"{name}: {what}; give {READ}")
+    if found.reason:
+        raise AudioError(f"{name}: {found.reason}")
+    if not found.reader:
+        command = (
+            "sph2pipe -f wav bad.sph good.wav" if b"shorten" in data[start : start + 1024] else convert(found.ending)
+        )
+        raise AudioError(f"{name}: {found.what} is not read here; give {READ}, e.g. by {command}")
+    reader = {"wav": wav.examine, "flac": flac.examine, "ogg": ogg.examine, "mpeg": mpeg.examine}[found.reader]
+    return reader(data, start, end, name)

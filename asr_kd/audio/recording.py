@@ -1,0 +1,92 @@
+"""A recording of any length, from which stretches are cut in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.audio.decode import MP3_SLACK, measure, native_blocks
+from asr_kd.audio.waveform import Mixer, resampled
+from asr_kd.errors import AudioError
+
+BLOCK = 10.0  # seconds that are decoded at once
+FRAME = 0.1  # seconds by which bounds may miss the ends of a recording: they come from other tools, rounded
+
+
+class Recording:
+    """A local recording. Memory holds a stretch and a block; whoever asks for stretches by their starts has it decoded once.
+
+    Raises:
+        AudioError: when it is not audio, or not as long as it says.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self._name = path, name
+        self.seconds, rate, extension = measure(path, name)
+        self.slack = max(FRAME, MP3_SLACK / max(rate, 1)) if extension == "mp3" else FRAME
+        self._begin()
+
+    def _begin(self) -> None:
+        self._blocks: Iterator[tuple[int, np.ndarray]] = native_blocks(self.path, self._name, BLOCK)
+        self._failed: AudioError | None = None
+        self._rate, self._at = 0, 0  # `_at`: the first sample that is held
+        self._held = np.empty((0, 1), np.float32)
+
+    def bounds(self, start: float, end: float | None) -> tuple[float, float]:
+        """A stretch in seconds, from `start` to `end` (None: its end), within the recording.
+
+        Raises:
+            AudioError: when it is empty, or more than a frame of it lies outside.
+        """
+        stop = self.seconds if end is None else end
+        if stop <= start:
+            raise AudioError(
+                f"{self._name}: the segment from {start:g} to {stop:g} s is empty; it must end after it starts"
+            )
+        if start < -self.slack or stop > self.seconds + self.slack or start >= self.seconds:
+            raise AudioError(
+                f"{self._name}: the segment from {start:g} to {stop:g} s lies outside of the recording, which has {self.seconds:.3f} s"
+            )
+        return max(start, 0.0), min(stop, self.seconds)
+
+    def cut(self, start: float, end: float, sample_rate: int | None) -> tuple[np.ndarray, int]:
+        """The waveform float32 [samples], mono, from one second to another, and its rate: `sample_rate`, or the recording's own.
+
+        Raises:
+            AudioError: as `decode`, about the stretch and what comes before it.
+        """
+        name = f"{self._name}, {start:g} to {end:g} s"
+        if self._rate and round(start * self._rate) < self._at:
+            self._begin()
+        samples = self._samples(start, end)
+        if not len(samples):
+            raise AudioError(f"{name}: holds no samples (zero length); leave it out")
+        mixer = Mixer(name)
+        waveform = mixer.mix(samples)
+        mixer.finish()
+        wanted = sample_rate or self._rate
+        return resampled(waveform, self._rate, wanted, name), wanted
+
+    def _samples(self, start: float, end: float) -> np.ndarray:
+        """Float32 [samples, channels], which stay held with what was decoded beyond them."""
+        while not self._rate or self._at + len(self._held) < round(end * self._rate):
+            if self._failed:
+                raise self._failed
+            try:
+                block = next(self._blocks, None)
+            except AudioError as error:
+                self._failed = error
+                continue
+            if block is None:  # an MP3 may be a little shorter than it says
+                break
+            self._rate, samples = block
+            gone = min(max(0, round(start * self._rate) - self._at), len(self._held))
+            held = self._held[gone:]
+            if len(held) and held.shape[1] != samples.shape[1]:  # joined recordings of one and of two channels
+                held, samples = held.mean(axis=1, keepdims=True), samples.mean(axis=1, keepdims=True)
+            self._at += gone
+            self._held = np.concatenate([held, samples]) if len(held) else samples
+        first = round(start * self._rate) - self._at
+        return self._held[first : round(end * self._rate) - self._at]

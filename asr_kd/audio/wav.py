@@ -1,0 +1,258 @@
+"""WAV, RF64 and BW64: its header, its samples, and what follows them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from asr_kd.audio import mpeg
+from asr_kd.audio.parts import Buffer, Container, Part, Pcm, before_tags, behind_tags, convert, keep, only_zeros
+from asr_kd.errors import AudioError
+
+RATES = range(1000, 768001)  # Hz; what lies outside is a damaged header
+MAX_CHANNELS = 32
+RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
+EXTENSIBLE = 0xFFFE
+PCM, FLOAT, A_LAW, MU_LAW, MP3 = 1, 3, 6, 7, 0x55
+# encodings of bare samples: tag and bits → numpy's type (8 and 24 bits and the two laws are widened first) and full scale
+BARE = {
+    (PCM, 8): ("i1", 2.0**7), (PCM, 16): ("i2", 2.0**15), (PCM, 24): ("i4", 2.0**31), (PCM, 32): ("i4", 2.0**31),
+    (FLOAT, 32): ("f4", 1.0), (FLOAT, 64): ("f8", 1.0), (A_LAW, 8): ("i2", 2.0**15), (MU_LAW, 8): ("i2", 2.0**15),
+}  # fmt: skip
+CODECS = {
+    2: "Microsoft ADPCM", 0x11: "IMA ADPCM", 0x31: "GSM 6.10", 0x40: "G.721", 0x45: "G.726", 0x64: "G.726", 0x14: "G.723", 0x22: "TrueSpeech",
+    0x28: "G.723.1", 0x38: "Opus", 0x50: "MPEG layer I or II", MP3: "MP3", 0x57: "AMR", 0x61: "DUCK ADPCM", 0x83: "G.729", 0xFF: "AAC", 0x160: "WMA", 0x161: "WMA",
+    0x162: "WMA Pro", 0x163: "WMA lossless", 0x1600: "AAC (ADTS)", 0x2000: "AC-3", 0x2001: "DTS", 0x566F: "Vorbis", 0xA106: "AAC", 0xF1AC: "FLAC",
+}  # fmt: skip
+BY_LIBSNDFILE = (2, 0x11, 0x31)
+# what may stand behind the sound
+CHUNKS = frozenset(
+    b"LIST|id3 |ID3 |ID32|bext|iXML|cue |smpl|fact|PEAK|JUNK|junk|FLLR|PAD |pad |_PMX|axml|cart|inst|plst|note|labl|ltxt|DISP|acid|strc|afsp|umid|minf|"
+    b"elm1|regn|levl|chna|dbmd|ubxt|bxml|SAUR|r64m|CSET|ICMT|wavl|slnt|link|MEXT|qlty|SNDM".split(b"|")
+)
+_ANOTHER = re.compile(rb"WAVE(fmt |JUNK|junk|bext|LIST|ds64|FLLR|PAD )")
+
+
+@dataclass
+class Header:
+    """What stands before the sound. `size`: bytes of sound as stated, None where the writer did not know; `read`: of the header."""
+
+    tag: int
+    bits: int
+    rate: int
+    channels: int
+    block: int
+    big: bool
+    size: int | None
+    fact: int | None
+    read: int
+
+    @property
+    def bare(self) -> bool:
+        return (self.tag, self.bits) in BARE
+
+    @property
+    def pcm(self) -> Pcm:
+        return Pcm(self.rate, self.channels, self.tag, self.bits, self.big)
+
+
+def header(read: Callable[[int], bytes], name: str, riff: bytes = b"") -> Header:
+    """Read the header of a WAV up to its sound.
+
+    Args:
+        read: gives so many bytes more, fewer where it ends.
+        riff: the first 12 bytes, when they were read already.
+
+    Raises:
+        AudioError: when it is cut or damaged; what it holds may still be a codec that is not read here.
+    """
+    riff = riff or read(12)
+    order = ">" if riff[:4] == b"RIFX" else "<"
+    taken = len(riff)
+    format_chunk, fact, long_size, size = b"", None, None, None
+    while len(head := read(8)) == 8:
+        taken += 8
+        length = struct.unpack(order + "I", head[4:])[0]
+        if head[:4] == b"data":
+            size = length
+            break
+        body = read(min(left := length + length % 2, 128))
+        taken += len(body)
+        left -= len(body)
+        while left and (more := read(min(left, 1 << 16))):
+            taken, left = taken + len(more), left - len(more)
+        if left:
+            raise AudioError(f"{name}: truncated, a WAV header without sound behind it; fetch the file again")
+        if head[:4] == b"fmt ":
+            format_chunk = body
+        elif head[:4] == b"fact" and len(body) >= 4:
+            fact = struct.unpack_from(order + "I", body)[0]
+        elif head[:4] == b"ds64" and len(body) >= 24:
+            long_size = struct.unpack_from("<Q", body, 8)[0]
+    if size is None:
+        raise AudioError(f"{name}: truncated, a WAV header without sound behind it; fetch the file again")
+    if len(format_chunk) < 16:
+        raise AudioError(f"{name}: damaged, its WAV header does not say the format of the sound; make it again")
+    tag, channels, rate, _, block, bits = struct.unpack_from(order + "HHIIHH", format_chunk)
+    if tag == EXTENSIBLE and len(format_chunk) >= 26:
+        tag = struct.unpack_from(order + "H", format_chunk, 24)[0]
+    if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again")
+    if tag in (PCM, FLOAT) and (not bits or bits > 64 or block not in (0, channels * -(-bits // 8))):
+        raise AudioError(
+            f"{name}: its header says {bits} bits a sample in {block} bytes for {channels} channels; it is damaged, make it again"
+        )
+    if size == 0xFFFFFFFF and long_size:
+        size = long_size
+    elif 0x7FFFF000 <= size <= 0x80000000 or size >= 0xFFFF0000 or size == 0:  # what writers to a pipe put there
+        size = None
+    return Header(tag, bits, rate, channels, block, order == ">", size, fact, taken)
+
+
+def check_bare(found: Header, name: str, remedy: str) -> None:
+    """Refuse a codec by its name.
+
+    Raises:
+        AudioError: when the samples do not lie bare.
+    """
+    if not found.bare:
+        codec = CODECS.get(found.tag, "PCM" if found.tag == PCM else "floats" if found.tag == FLOAT else f"codec 0x{found.tag:04X}")  # fmt: skip
+        bits = f" of {found.bits} bits" if found.bits else ""
+        raise AudioError(f"{name}: WAV with {codec}{bits} is not read here; {remedy}")
+
+
+def samples(data: bytes, pcm: Pcm) -> np.ndarray:
+    """Bare samples, as many as are whole → float32 [samples, channels], full scale 1."""
+    data = data[: len(data) // pcm.step * pcm.step]
+    kind, scale = BARE[pcm.tag, pcm.bits]
+    width = -(-pcm.bits // 8)
+    if pcm.tag in (A_LAW, MU_LAW):
+        values = _LAWS[pcm.tag][np.frombuffer(data, np.uint8)]
+    elif width == 1:
+        values = (np.frombuffer(data, np.uint8) ^ 128).view(np.int8)
+    elif width == 3:  # the three bytes are the upper ones of four
+        padded = np.zeros((len(data) // 3, 4), np.uint8)
+        three = np.frombuffer(data, np.uint8).reshape(-1, 3)
+        padded[:, 1:] = three[:, ::-1] if pcm.big else three
+        values = padded.view("<i4")[:, 0]
+    else:
+        values = np.frombuffer(data, (">" if pcm.big else "<") + kind)
+    # what is no number, or none that a float holds, is refused as that
+    with np.errstate(over="ignore", invalid="ignore"):
+        floats = values.astype(np.float32) / np.float32(scale)
+    return floats.reshape(-1, pcm.channels)
+
+
+def _a_law() -> np.ndarray:
+    code = np.arange(256) ^ 0x55
+    step, segment = (code & 15) * 16 + 8, code >> 4 & 7
+    size = np.where(segment == 0, step, (step + 256) << np.maximum(segment - 1, 0))
+    return np.where(code & 128, size, -size).astype(np.int16)
+
+
+def _mu_law() -> np.ndarray:
+    code = ~np.arange(256)
+    size = (((code & 15) * 8 + 132) << (code >> 4 & 7)) - 132
+    return np.where(code & 128, -size, size).astype(np.int16)
+
+
+_LAWS = {A_LAW: _a_law(), MU_LAW: _mu_law()}
+
+
+def examine(data: Buffer, start: int, end: int, name: str) -> Container:
+    """The sound of a WAV: as much as is there, where the header was never finished or states less than what follows it.
+
+    Raises:
+        AudioError: when it is cut, damaged or of a codec that is not read.
+    """
+    parts: list[Part] = []
+    plain, at = start == 0, start
+    while at < end:
+        found, as_stated, at = _one(data, at, end, name)
+        plain = plain and as_stated and not parts
+        parts += found
+    return Container("wav", parts, plain)
+
+
+def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], bool, int]:
+    """The parts of a recording, whether it is what its header says, and where the next one begins that was joined to it (or the end)."""
+    at = start
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return bytes(data[at - size : min(at, end)])
+
+    found = header(read, name)
+    if not found.bare and found.tag not in (*BY_LIBSNDFILE, MP3):
+        check_bare(found, name, f"convert it: {convert('wav')}")
+    sound = start + found.read
+    as_stated = True
+    if found.size is None:
+        stop = sound
+        following = _chunks(data, sound, end, found.big)  # no sound at all, and a chunk behind it
+    elif found.size > end - sound:
+        raise AudioError(
+            f"{name}: truncated, its header says {found.size} bytes of sound and {end - sound} are there; {keep('wav')}"
+        )
+    else:
+        stop = sound + found.size
+        following = _behind(data, stop, found.size % 2, end, found.big)
+    if following is None:  # what follows is sound: the recorder died, or 4 GiB were too many for the header
+        as_stated = False
+        another = _another(data, sound, end)
+        following = end if another is None else another
+        stop = before_tags(data, sound, end) if another is None else another
+        if not found.bare:
+            raise AudioError(
+                f"{name}: its header does not state the length of its sound ({CODECS[found.tag]}); repair it: {convert('wav')}"
+            )
+    if found.bare:
+        step = found.pcm.step
+        return [Part(sound, sound + (stop - sound) // step * step, pcm=found.pcm)], as_stated, following
+    if found.tag == MP3:
+        return mpeg.examine(data, sound, stop, name).parts, False, following
+    return [Part(start, stop, samples=found.fact)], as_stated, following
+
+
+def _behind(data: Buffer, at: int, odd: int, end: int, big: bool) -> int | None:
+    """What follows the stated sound: the place of another recording, `end` after chunks, tags or padding, None when it is sound."""
+    rest = before_tags(data, at, end)
+    if rest - at <= odd or (only_zeros(data, at, min(at + 64, rest)) and only_zeros(data, at, rest)):
+        return end
+    for place in (at + 1, at) if odd else (at,):  # padded to an even size, as it should be, or not
+        place = behind_tags(data, place, rest)
+        found = end if place >= rest else _chunks(data, place, rest, big)
+        if found is not None:
+            return end if found == rest else found
+    return None
+
+
+def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
+    """Pass over chunks: the place of another recording behind them, else the end; None where no chunk begins."""
+    first = at
+    known = False
+    while at + 8 <= end:
+        name = bytes(data[at : at + 4])
+        if name in RIFFS and data[at + 8 : at + 12] == b"WAVE":
+            return at
+        if not re.fullmatch(rb"[A-Za-z][A-Za-z0-9 _]{3}", name) or name == b"data":
+            break
+        known = known or name in CHUNKS
+        size = int.from_bytes(data[at + 4 : at + 8], "big" if big else "little")
+        at += 8 + size + size % 2
+    # chunks of unknown names count as such when they lead to the end
+    if at == first or not (known or at in (end, end + 1)):
+        return None
+    another = _another(data, first, end)  # behind one that is cut, or not padded
+    return end if another is None else another
+
+
+def _another(data: Buffer, start: int, end: int) -> int | None:
+    """Where another WAV begins, if one does."""
+    found = (match.start() - 8 for match in _ANOTHER.finditer(data, start + 8, end))
+    return next((at for at in found if data[at : at + 4] in RIFFS), None)

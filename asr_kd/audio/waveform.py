@@ -1,0 +1,134 @@
+"""Samples of any shape → a mono waveform, once they are numbers of a sensible size and their channels do not cancel out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import soxr
+
+from asr_kd.audio.wav import MAX_CHANNELS, RATES
+from asr_kd.errors import AudioError
+
+MAX_AMPLITUDE = 100.0  # full scale is 1; far beyond it are integers that were stored as floats, or noise
+# Channels cancel out whose mean has less than this share of the power that it would have if they had nothing in common.
+CANCELLED = 0.1
+AUDIBLE = 1e-8  # mean power (full scale is 1) below which nothing can be said of channels
+
+
+class Mixer:
+    """The mean of the channels of a recording (`name` in messages) that comes in pieces."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._count, self._channels = 0, 1
+        # sums and sums of squares: of each channel, and of their mean
+        self._sums, self._squares = np.zeros(MAX_CHANNELS + 1), np.zeros(MAX_CHANNELS + 1)
+
+    def mix(self, samples: np.ndarray) -> np.ndarray:
+        """Float32 [samples, channels] → float32 [samples].
+
+        Raises:
+            AudioError: when a sample is not a number or far beyond full scale.
+        """
+        peak = max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))  # both are NaN where a sample is
+        if not np.isfinite(peak):
+            raise AudioError(f"{self._name}: holds samples that are not numbers (NaN or infinite); make the file again")
+        if peak > MAX_AMPLITUDE:
+            raise AudioError(
+                f"{self._name}: its samples reach {peak:.3g} where full scale is 1; scale them and write the file again"
+            )
+        channels = samples.shape[1]
+        if channels == 1:
+            return samples[:, 0]
+        mean = samples.mean(axis=1, dtype=np.float32)
+        self._count, self._channels = self._count + len(samples), max(channels, self._channels)
+        for at, one in enumerate([*samples.T, mean]):
+            at = at if at < channels else -1
+            self._sums[at] += one.sum(dtype=np.float64)
+            self._squares[at] += np.dot(one.astype(np.float64), one)
+        return mean
+
+    def finish(self) -> None:
+        """The recording is over.
+
+        Raises:
+            AudioError: when its channels cancel out, as where one is the other inverted: their mean is not what was said.
+        """
+        if not self._count:
+            return
+        powers = self._squares / self._count - (self._sums / self._count) ** 2
+        mean = powers[:-1].sum() / self._channels
+        if mean > AUDIBLE and powers[-1] * self._channels < CANCELLED * mean:
+            raise AudioError(
+                f"{self._name}: its {self._channels} channels cancel out (one is the other inverted), their mean is not what was said; "
+                "take one of them: ffmpeg -i bad.wav -af 'pan=mono|c0=c0' good.wav"
+            )
+
+
+def checked(waveform: Any) -> np.ndarray:
+    """A waveform as float32 [samples].
+
+    Raises:
+        AudioError: when it is no array of floats with one axis, or its samples are no numbers around full scale, which is 1.
+    """
+    if not isinstance(waveform, np.ndarray) or waveform.ndim != 1 or waveform.dtype.kind != "f":
+        what = (
+            f"{waveform.dtype} {list(waveform.shape)}" if isinstance(waveform, np.ndarray) else type(waveform).__name__
+        )
+        raise AudioError(
+            f"a waveform must be float32 [samples], mono, not {what}; make it one with asr_kd.audio.waveform.from_array"
+        )
+    peak = max(float(waveform.max(initial=0.0)), -float(waveform.min(initial=0.0)))
+    if not peak <= MAX_AMPLITUDE:
+        raise AudioError(f"the samples of a waveform reach {peak:.3g} where full scale is 1; scale them")
+    return waveform if waveform.dtype == np.float32 else waveform.astype(np.float32)
+
+
+def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "the array") -> np.ndarray:
+    """A waveform of samples that lie in memory, as soundfile, SciPy or torchaudio (transposed) read them.
+
+    Args:
+        samples: [samples] or [samples, channels]; floats of full scale 1, or integers (int16, int32, uint8) of their own full scale.
+        rate: of the samples, in Hz.
+        sample_rate: wanted rate in Hz.
+
+    Returns:
+        float32 [samples], mono (the mean of the channels), full scale 1.
+
+    Raises:
+        AudioError: when its shape, type or rate cannot be those of sound, and as `Mixer`.
+    """
+    samples = np.asarray(samples)
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
+        raise AudioError(f"{name}: needs its sample rate in Hz, not {rate!r}")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
+        raise AudioError(
+            f"{name}: must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
+        )
+    scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
+    if samples.dtype.kind != "f" and samples.dtype.name not in scales:
+        raise AudioError(f"{name}: must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
+    if not samples.size:
+        raise AudioError(f"{name}: holds no samples (zero length); leave it out")
+    values = samples.astype(np.float32)
+    if samples.dtype.kind != "f":
+        values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])
+    mixer = Mixer(name)
+    waveform = mixer.mix(values.reshape(len(values), -1))
+    mixer.finish()
+    return resampled(waveform, int(rate), sample_rate, name)
+
+
+def resampled(waveform: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
+    """A whole waveform at another rate: float32 [samples].
+
+    Raises:
+        AudioError: when nothing is left of it.
+    """
+    if rate != wanted:
+        before = len(waveform)
+        waveform = soxr.resample(np.ascontiguousarray(waveform), rate, wanted)
+        if not len(waveform):
+            raise AudioError(f"{name}: too short to be converted to {wanted} Hz ({before} samples); leave it out")
+    return np.ascontiguousarray(waveform, dtype=np.float32)
