@@ -18,11 +18,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
-from asr_kd.audio.noise import noise_files
 from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.ending import Status, Stopped, stop_requests
 from asr_kd.errors import UserError
-from asr_kd.files import claim_folder, local, sha256_file
+from asr_kd.files import claim_folder, local
 from asr_kd.models.acoustic import (
     Checkpoint,
     blank_held_back,
@@ -35,8 +34,6 @@ from asr_kd.models.acoustic import (
 from asr_kd.models.lstm import LstmModel
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import sole_writer
-from asr_kd.shards.tarset import read_index
-from asr_kd.targets.store import teacher_of
 from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of, remove_others
 from asr_kd.training.batches import Batch, Lane, PhaseStream
 from asr_kd.training.checkpoints import STATE, Position, load_state, save_state
@@ -48,6 +45,7 @@ from asr_kd.training.feed import ready_batches
 from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
 from asr_kd.training.outcome import concluded, phase_lost, said_of
+from asr_kd.training.provenance import provenance, start_from
 from asr_kd.training.texts import check_texts
 from asr_kd.units import Units, load_units
 
@@ -111,7 +109,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
     for remark in check_texts(settings, units, [source for stream in streams for source in stream.sources]):
         _say(ranks, remark)
-    claim = {**settings.model_dump(), "features": versioned(settings.features), **_provenance(settings, units, init)}
+    claim = {**settings.model_dump(), "features": versioned(settings.features), **provenance(settings, units, init)}
     claim_folder(run, "train", claim)
     with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # the other ranks are of the same job
         _train_in(run, settings, ranks, units, init, streams, check)
@@ -129,7 +127,7 @@ def _train_in(
     """The run, in a folder that is this job's alone; `check` refuses to go on when it is not any more."""
     model = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
     if init:
-        _start_from(init, model, settings, units)
+        start_from(init, model, settings, units)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     learner = Learner(settings, model, optimizer, Exchange(model, ranks), check=check, ranks=ranks)
     if settings.ema_decay:
@@ -474,33 +472,3 @@ def _save(learner: Learner, metrics: Metrics, run: Path) -> None:
     save_state(run, ranks, learner.model, learner.optimizer, position, learner.average, learner.exchange.state_dict())
     if ranks.first:
         remove_others(run, position.kept)
-
-
-def _provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:
-    """What the run's data is, so that resuming on other data is refused."""
-    sources = [source for phase in settings.phases for source in phase.sources]
-    audio = sorted({settings.development, *(source.audio for source in sources)})
-    noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
-    return {
-        "units_hash": units.hash,
-        "data": {folder: read_index(folder).hash for folder in audio},
-        "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
-        "noises": {folder: [str(path.relative_to(folder)) for path in noise_files(folder)] for folder in noises},
-        "teachers": {folder: teacher_of(folder) for source in sources for folder in source.target_sets},
-        "init_fingerprint": init and init.fingerprint,
-    }
-
-
-def _start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, units: Units) -> None:
-    if other.units.hash != units.hash:
-        raise UserError(
-            f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units"
-        )
-    if other.features != settings.features:
-        raise UserError(f"init: {settings.init} was trained on other feature settings; use the same features")
-    try:
-        model.load_state_dict(other.model.state_dict())
-    except RuntimeError:
-        raise UserError(
-            f"init: {settings.init} is another network than this run's model; use the same model settings"
-        ) from None

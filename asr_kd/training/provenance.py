@@ -1,0 +1,51 @@
+"""What a run rests on: the content of its data, and the checkpoint that it starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from asr_kd.audio.noise import noise_files
+from asr_kd.config import TrainSettings
+from asr_kd.errors import UserError
+from asr_kd.files import sha256_file
+from asr_kd.models.acoustic import Checkpoint
+from asr_kd.shards.tarset import read_index
+from asr_kd.targets.store import teacher_of
+from asr_kd.units import Units
+
+
+def provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:
+    """What the run's data is, so that resuming on other data is refused."""
+    sources = [source for phase in settings.phases for source in phase.sources]
+    audio = sorted({settings.development, *(source.audio for source in sources)})
+    noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
+    return {
+        "units_hash": units.hash,
+        "data": {folder: read_index(folder).hash for folder in audio},
+        "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
+        "noises": {folder: [str(path.relative_to(folder)) for path in noise_files(folder)] for folder in noises},
+        "teachers": {folder: teacher_of(folder) for source in sources for folder in source.target_sets},
+        "init_fingerprint": init and init.fingerprint,
+    }
+
+
+def start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, units: Units) -> None:
+    """Give a network the weights of `init`.
+
+    Raises:
+        UserError: when it has other units, other features or another shape.
+    """
+    if other.units.hash != units.hash:
+        raise UserError(
+            f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units"
+        )
+    if other.features != settings.features:
+        raise UserError(f"init: {settings.init} was trained on other feature settings; use the same features")
+    try:
+        model.load_state_dict(other.model.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"init: {settings.init} is another network than this run's model; use the same model settings"
+        ) from None
