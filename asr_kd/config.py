@@ -456,10 +456,8 @@ class SequenceSettings(Settings):
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
     )
-    certainty: Annotated[float, Field(ge=0)] = Field(
-        0.0,
-        description="of n-best lists: an utterance weighs as much as the probability of its best transcript, to this power; 0 weighs all "
-        "alike",
+    draws: Count = Field(
+        1, description="transcripts drawn each time; the loss is their mean, steadier the more there are"
     )
 
 
@@ -537,8 +535,6 @@ class SourceSettings(Settings):
             raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
         if self.sequences and bool(self.targets) == bool(self.transcripts):
             raise ValueError("sequences are drawn from targets or from transcripts (n-best lists); give one of the two")
-        if self.sequences and self.sequences.certainty and not self.transcripts:
-            raise ValueError("sequences.certainty is of n-best lists; give them as transcripts, or leave it out")
         if self.reads_targets != bool(self.targets):
             raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
         if self.resample and not self.targets:

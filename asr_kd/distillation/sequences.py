@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asr_kd.config import SequenceSettings
 from asr_kd.units import Units
 
 
 def draw_sequences(
-    units: Tensor, probs: Tensor, lengths: Tensor, temperature: float, rng: np.random.Generator
+    units: Tensor, probs: Tensor, lengths: Tensor, settings: SequenceSettings, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw a transcript of each utterance from soft targets.
+    """Draw transcripts of each utterance from soft targets.
 
     What the targets did not keep is never drawn: the kept units share its mass.
 
@@ -35,44 +36,44 @@ def draw_sequences(
         units: int64 [frames, k], kept units of the utterances one after the other; probs: float [frames, k], their
             probabilities, 0 where there is none.
         lengths: int64 [utterances], frames of each.
-        temperature: each frame is drawn by the power of 1 / temperature of its probabilities.
+        settings: how many are drawn, and the temperature: each frame's unit is drawn by the power of 1 / temperature of
+            its probabilities.
 
     Returns:
-        int64 unit ids of all utterances in a row, and int64 [utterances], how many each has. They fit into its frames.
+        int64 unit ids in a row, of a transcript of each utterance, then of a second one of each, and so on, and int64
+        [draws * utterances], how many each has. They fit into the frames.
     """
     weights = probs.double()
-    if temperature != 1.0:
-        weights = (weights / weights.amax(1, keepdim=True)) ** (1 / temperature)
+    if settings.temperature != 1.0:
+        weights = (weights / weights.amax(1, keepdim=True)) ** (1 / settings.temperature)
     reached = weights.cumsum(1)
-    points = torch.from_numpy(rng.random((len(reached), 1))) * reached[:, -1:]
-    path = units.gather(1, (points >= reached).sum(1, keepdim=True))[:, 0]
     utterance = torch.arange(len(lengths)).repeat_interleave(lengths)
-    spoken = path != Units.blank
-    spoken[1:] &= (path[1:] != path[:-1]) | (utterance[1:] != utterance[:-1])
-    return path[spoken], utterance[spoken].bincount(minlength=len(lengths))
+    ids, sizes = [], []
+    for _ in range(settings.draws):
+        points = torch.from_numpy(rng.random((len(reached), 1))) * reached[:, -1:]
+        path = units.gather(1, (points >= reached).sum(1, keepdim=True))[:, 0]
+        spoken = path != Units.blank
+        spoken[1:] &= (path[1:] != path[:-1]) | (utterance[1:] != utterance[:-1])
+        ids.append(path[spoken])
+        sizes.append(utterance[spoken].bincount(minlength=len(lengths)))
+    return torch.cat(ids), torch.cat(sizes)
 
 
 def draw_from_lists(
-    lists: Sequence[Sequence[tuple[list[int], float]]], temperature: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a transcript of each utterance from its n-best list, by the softmax of the scores / temperature.
+    lists: list[Sequence[tuple[list[int], float]]], settings: SequenceSettings, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw transcripts of each utterance from its n-best list, by the softmax of the scores / temperature.
 
     Args:
         lists: of each utterance at least one transcript, as unit ids and with its score in nat.
 
     Returns:
-        as `draw_sequences`, and float32 [utterances], the probability of the best transcript of each list.
+        as `draw_sequences`.
     """
-    drawn, best = [], []
-    for choices in lists:
-        scores = np.array([score for _, score in choices]) / temperature
-        probs = np.exp(scores - np.logaddexp.reduce(scores))
-        reached = probs.cumsum()
+    drawn = []
+    for choices in lists * settings.draws:
+        scores = np.array([score for _, score in choices]) / settings.temperature
+        reached = np.exp(scores - scores.max()).cumsum()
         drawn.append(choices[int((rng.random() * reached[-1] >= reached).sum())][0])
-        best.append(probs.max())
     ids = [unit for one in drawn for unit in one]
-    return (
-        torch.tensor(ids, dtype=torch.int64),
-        torch.tensor([len(one) for one in drawn]),
-        torch.tensor(best, dtype=torch.float32),
-    )
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor([len(one) for one in drawn])

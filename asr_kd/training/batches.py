@@ -45,8 +45,8 @@ class Batch:
         first, last: int64 [batch], the frames that are learned: from first to before last; the others are context.
         source: which source of the phase it came from; seconds: of audio to learn, before any stretch.
         labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
-        drawn, drawn_lengths: the same of transcripts that were drawn; None without `sequences`. drawn_weights: float32 [batch],
-            how much each of them counts; None where all do alike.
+        drawn, drawn_lengths: the same of transcripts that were drawn, one of each utterance, then a second of each, and so on; None
+            without `sequences`.
         units, probs: [learned frames of all utterances, k], tail: [learned frames]; None without soft targets.
         priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [learned frames],
             which of them is the frame's; None unless `missing_mass` is prior.
@@ -63,7 +63,6 @@ class Batch:
     label_lengths: Tensor | None = None
     drawn: Tensor | None = None
     drawn_lengths: Tensor | None = None
-    drawn_weights: Tensor | None = None
     units: Tensor | None = None
     probs: Tensor | None = None
     tail: Tensor | None = None
@@ -174,9 +173,7 @@ class PhaseStream:
             batch.spelling = self.sources[source].units
         sequences = self.plan.sources[source].sequences
         if sequences and self.plan.sources[source].reads_lists:
-            lists = [example.choices for example in examples]
-            batch.drawn, batch.drawn_lengths, best = draw_from_lists(lists, sequences.temperature, rng)
-            batch.drawn_weights = best**sequences.certainty
+            batch.drawn, batch.drawn_lengths = draw_from_lists([one.choices for one in examples], sequences, rng)
         if self.plan.sources[source].reads_targets:
             targets: list[Any] = [example.targets for example in examples]
             k = max(int(target.counts.max()) for target in targets)
@@ -190,9 +187,7 @@ class PhaseStream:
             batch.probs = torch.from_numpy(np.concatenate(probs))
             batch.tail = torch.from_numpy(np.concatenate(tails))
             if sequences:
-                batch.drawn, batch.drawn_lengths = draw_sequences(
-                    batch.units, batch.probs, lengths, sequences.temperature, rng
-                )
+                batch.drawn, batch.drawn_lengths = draw_sequences(batch.units, batch.probs, lengths, sequences, rng)
             shards = {id(example.prior): example.prior for example in examples if example.prior is not None}
             if shards:
                 places = {name: place for place, name in enumerate(shards)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -42,10 +40,10 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
         loss = loss + errors.sum() / batch.frames
     if source.sequences:
         assert batch.drawn is not None and batch.drawn_lengths is not None
-        losses = _ctc(logits.log_softmax(-1), lengths, batch.drawn, batch.drawn_lengths, "none")
-        if batch.drawn_weights is not None:
-            losses = losses * batch.drawn_weights.to(losses.device)
-        loss = loss + source.soft * losses.sum() / batch.frames
+        draws = len(batch.drawn_lengths) // len(lengths)
+        log_probs = logits.log_softmax(-1).repeat(draws, 1, 1)
+        total = _ctc(log_probs, lengths.repeat(draws), batch.drawn, batch.drawn_lengths) / draws
+        loss = loss + source.soft * total / batch.frames
     elif source.soft:
         rows = logits[learned]
         losses = soft_losses(rows, batch, settings)
@@ -61,18 +59,11 @@ def batch_loss(logits: Tensor, lengths: Tensor, batch: Batch, plan: PhaseSetting
     return loss
 
 
-def _ctc(
-    log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """The CTC loss of log-probabilities [batch, frames, units], of each utterance or of all together."""
+def _ctc(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    """The CTC loss of all utterances together, of log-probabilities [batch, frames, units]."""
     device = log_probs.device
     return nn.functional.ctc_loss(
-        log_probs.transpose(0, 1),
-        labels.to(device),
-        lengths.to(device),
-        label_lengths.to(device),
-        Units.blank,
-        reduction,
+        log_probs.transpose(0, 1), labels.to(device), lengths.to(device), label_lengths.to(device), Units.blank, "sum"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asr_kd.config import SequenceSettings
 from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
 
 
@@ -35,7 +36,7 @@ def test_transcripts_are_drawn_as_often_as_ctc_says(temperature: float) -> None:
         units,
         torch.from_numpy(np.tile(probs, (count, 1))),
         torch.full((count,), 3),
-        temperature,
+        SequenceSettings(temperature=temperature),
         np.random.default_rng(0),
     )
     found = Counter(drawn(labels, lengths))
@@ -47,7 +48,9 @@ def test_transcripts_are_drawn_as_often_as_ctc_says(temperature: float) -> None:
 def test_units_of_neighbouring_utterances_do_not_collapse_and_kept_units_share_the_rest() -> None:
     units = torch.tensor([[2, 0], [2, 1], [2, 1], [0, 0]])
     probs = torch.tensor([[0.9, 0.0], [0.0, 0.5], [0.7, 0.0], [0.1, 0.0]])
-    labels, lengths = draw_sequences(units, probs, torch.tensor([1, 1, 1, 1]), 1.0, np.random.default_rng(0))
+    labels, lengths = draw_sequences(
+        units, probs, torch.tensor([1, 1, 1, 1]), SequenceSettings(), np.random.default_rng(0)
+    )
     assert drawn(labels, lengths) == [(2,), (1,), (2,), ()]
 
 
@@ -55,7 +58,9 @@ def test_units_of_neighbouring_utterances_do_not_collapse_and_kept_units_share_t
 def test_what_is_drawn_fits_into_the_frames(frames: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     probs = torch.from_numpy(rng.dirichlet(np.full(4, 0.3), sum(frames)))
-    labels, lengths = draw_sequences(torch.arange(4).expand(sum(frames), 4), probs, torch.tensor(frames), 0.7, rng)
+    labels, lengths = draw_sequences(
+        torch.arange(4).expand(sum(frames), 4), probs, torch.tensor(frames), SequenceSettings(temperature=0.7), rng
+    )
     for sequence, room in zip(drawn(labels, lengths), frames, strict=True):
         assert len(sequence) + sum(a == b for a, b in itertools.pairwise(sequence)) <= room
 
@@ -63,17 +68,34 @@ def test_what_is_drawn_fits_into_the_frames(frames: list[int], seed: int) -> Non
 def test_towards_temperature_zero_the_best_is_drawn() -> None:
     probs = torch.tensor([[0.4, 0.6], [0.7, 0.3], [0.1, 0.9]])
     units = torch.tensor([[0, 3]]).expand(3, 2)
-    assert drawn(*draw_sequences(units, probs, torch.tensor([3]), 1e-3, np.random.default_rng(0))) == [(3, 3)]
+    assert drawn(
+        *draw_sequences(units, probs, torch.tensor([3]), SequenceSettings(temperature=1e-3), np.random.default_rng(0))
+    ) == [(3, 3)]
     lists = [[([1], -700.0), ([2, 2], -690.0)]]
-    assert draw_from_lists(lists, 1e-3, np.random.default_rng(0))[0].tolist() == [2, 2]
+    assert draw_from_lists(lists, SequenceSettings(temperature=1e-3), np.random.default_rng(0))[0].tolist() == [2, 2]
 
 
 def test_lists_are_drawn_by_their_scores() -> None:
     scores = {(1,): -5.0, (2, 1): -6.0, (): -8.0}
     lists = [[(list(ids), score) for ids, score in scores.items()]] * 20_000
-    labels, lengths, best = draw_from_lists(lists, 2.0, np.random.default_rng(0))
+    labels, lengths = draw_from_lists(lists, SequenceSettings(temperature=2.0), np.random.default_rng(0))
     weights = {ids: math.exp(score / 2) for ids, score in scores.items()}
     found = Counter(drawn(labels, lengths))
     for ids, weight in weights.items():
         assert found[ids] / 20_000 == pytest.approx(weight / sum(weights.values()), abs=0.015)
-    assert best.tolist() == pytest.approx([weights[1,] / sum(weights.values())] * 20_000)
+
+
+def test_several_are_drawn_one_of_each_utterance_after_the_other() -> None:
+    settings = SequenceSettings(draws=3)
+    certain = torch.tensor([[1.0], [1.0], [1.0]])
+    labels, lengths = draw_sequences(
+        torch.tensor([[1], [2], [0]]), certain, torch.tensor([2, 1]), settings, np.random.default_rng(0)
+    )
+    assert drawn(labels, lengths) == [(1, 2), ()] * 3
+    assert (
+        drawn(*draw_from_lists([[([1], 0.0)], [([2, 3], 0.0)]], settings, np.random.default_rng(0)))
+        == [(1,), (2, 3)] * 3
+    )
+    unsure = draw_from_lists([[([1], 0.0), ([2], 0.0)]] * 50, SequenceSettings(draws=2), np.random.default_rng(0))
+    first, second = drawn(*unsure)[:50], drawn(*unsure)[50:]
+    assert first != second

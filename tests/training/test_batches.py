@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -359,36 +358,38 @@ def test_transcripts_are_drawn_anew_each_pass_and_the_same_for_one_seed(job: Job
     }
 
 
-def test_n_best_lists_are_drawn_and_weighed(job: Job, units: Units, audio: str, tmp_path: Path) -> None:
+def test_n_best_lists_are_drawn_and_learned_by_ctc(job: Job, units: Units, audio: str, tmp_path: Path) -> None:
     keys = [item.key for info in read_index(Path(audio)) for item in read_shard(Path(audio) / info.name)]
     lists = tmp_path / "lists.jsonl"
-    lines = [{"key": keys[0], "text": "a"}]  # no list: the text alone
-    lines += [
-        {"key": key, "text": "a", "nbest": [{"text": "a", "score": -1.0}, {"text": "b", "score": -2.0}, {"text": "?", "score": 0}]}
-        for key in keys[1:]
-    ]  # fmt: skip
+    lines: list[dict[str, Any]] = [{"key": keys[0], "text": "a"}]  # no list: the text alone
+    nbest = [{"text": "a", "score": -1.0}, {"text": "b", "score": -1.5}, {"text": "?", "score": 0}]
+    lines += [{"key": key, "text": "a", "nbest": nbest} for key in keys[1:]]
     lists.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = {"targets": None, "transcripts": str(lists), "sequences": {"certainty": 2.0}}
-    settings = job(source=source)
+    settings = job(source={"targets": None, "transcripts": str(lists), "sequences": {"draws": 2}})
     stream, batches = all_batches(settings, units)
     assert unused(stream) == [(0, "", "")]
-    found: Counter[tuple[str, float]] = Counter()
+    found = set()
     for batch in batches:
-        assert batch.drawn is not None and batch.drawn_lengths is not None and batch.drawn_weights is not None
+        assert batch.drawn is not None and batch.drawn_lengths is not None
         ids = batch.drawn.split(batch.drawn_lengths.tolist())
-        found.update(
-            (units.decode(one.tolist()), round(weight, 4))
-            for one, weight in zip(ids, batch.drawn_weights.tolist(), strict=True)
-        )
-        # the loss is CTC's on what was drawn, weighed
+        assert len(ids) == 2 * len(batch.lengths)
+        found |= {units.decode(one.tolist()) for one in ids}
+        # the loss is the mean of CTC's on both
         logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0))
-        losses = torch.nn.functional.ctc_loss(
-            logits.log_softmax(-1).transpose(0, 1), batch.drawn, batch.lengths, batch.drawn_lengths, 0, "none"
-        )
-        expected = (losses * batch.drawn_weights).sum() / batch.frames
-        torch.testing.assert_close(batch_loss(logits, batch.lengths, batch, settings.phases[0], settings), expected)
-    share = 1 / (1 + math.exp(-1))  # of the better text that the units can write
-    assert {weight for _, weight in found} == {1.0, round(share**2, 4)} and {text for text, _ in found} == {"a", "b"}
+        expected = [
+            torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1).transpose(0, 1),
+                torch.cat(part),
+                batch.lengths,
+                torch.tensor([*map(len, part)]),
+                0,
+                "sum",
+            )
+            for part in (ids[: len(batch.lengths)], ids[len(batch.lengths) :])
+        ]
+        loss = batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
+        torch.testing.assert_close(loss, sum(expected) / 2 / batch.frames)
+    assert found == {"a", "b"}  # nothing that the units cannot write
 
 
 def test_an_utterance_of_whose_list_nothing_can_be_learned_is_named(
