@@ -21,7 +21,14 @@ from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shar
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("one", "six", "zero")
-SYSTEMS = ("student-supervised", "teacher", "student-pseudo-label", "student-distilled", "student-oracle")
+SYSTEMS = (
+    "student-supervised",
+    "teacher",
+    "student-pseudo-label",
+    "student-distilled",
+    "student-lists",
+    "student-oracle",
+)
 MINUTES = {"test": 0.8, "development": 0.3, "labelled": 0.8, "unlabelled": 1.2}
 TAKES = {"test": range(5), "development": range(5, 10), "labelled": range(10, 20), "unlabelled": range(20, 50)}
 STUDENT = {"kind": "lstm", "layers": 1, "size": 40, "dropout": 0.0, "delay_frames": 4}
@@ -100,6 +107,11 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
         call("transcribe", "checkpoint=teacher", "audio=shards/unlabelled", "output=pseudo-labels.jsonl")
         soft = {**unlabelled, "targets": "soft-targets", "soft": 1.0, "spikes": {"temperature": 1.5}}
         train("student-distilled", STUDENT, 8, 0.004, soft, labelled, **adapted)
+        call("lm", "source=shards/labelled", "units=units", "output=text")
+        search = ("decoder=beam", "nbest=4", "lexicon=text/words.txt", "lm=text/lm.arpa")
+        call("transcribe", "checkpoint=teacher", "audio=shards/unlabelled", "output=lists.jsonl", *search)
+        lists = {**unlabelled, "transcripts": "lists.jsonl", "soft": 1.0, "sequences": {"draws": 2}}
+        train("student-lists", STUDENT, 8, 0.004, lists, labelled, **adapted)
         pseudo = {**unlabelled, "transcripts": "pseudo-labels.jsonl", "ctc": 1.0}
         train("student-pseudo-label", STUDENT, 8, 0.004, pseudo, labelled, **adapted)
         oracle = {**unlabelled, "transcripts": "unlabelled-oracle.jsonl", "ctc": 1.0}
@@ -125,7 +137,7 @@ def test_the_report_has_every_system(road: Path) -> None:
     for name, system in report["systems"].items():
         assert 0 <= system["wer"] < 0.9 and system["words"] == words, (name, system["wer"])
         assert system["parameters"] == parameters(load_checkpoint(road / name).model)
-    assert report["systems"]["student-distilled"]["wer"] < 0.5
+    assert report["systems"]["student-distilled"]["wer"] < 0.5 and report["systems"]["student-lists"]["wer"] < 0.5
     page = (road / "report" / "report.html").read_text()
     assert all(name in page for name in SYSTEMS) and "http://" not in page.replace("http://www.w3.org", "")
 
@@ -141,6 +153,15 @@ def test_the_student_hears_what_the_teacher_hears(road: Path) -> None:
     counts = [count_errors(truth[key], texts[key]) for key in truth]
     wrong = sum(count.substitutions + count.deletions + count.insertions for count in counts)
     assert wrong < 0.6 * sum(count.words for count in counts), "the teacher knows most words"
+
+
+def test_lists_hold_words_of_the_labelled_text_alone(road: Path) -> None:
+    assert (road / "text" / "words.txt").read_text().split() == sorted(WORDS)
+    lines = [json.loads(line) for line in (road / "lists.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == list(read_transcripts(road / "unlabelled-oracle.jsonl"))
+    for line in lines:
+        assert line["nbest"][0]["text"] == line["text"]
+        assert {word for one in line["nbest"] for word in one["text"].split()} <= set(WORDS)
 
 
 def test_transcribe_reads_any_file(
