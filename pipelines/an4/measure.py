@@ -103,6 +103,13 @@ def with_parts(pipeline: dict[str, Any]) -> dict[str, Any]:
     return {**pipeline, "stages": {**pipeline["stages"], **more, "report-parts": report}}
 
 
+def without_oracle(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The recipe less the student that shows what there is to win."""
+    stages = {name: stage for name, stage in copy.deepcopy(pipeline["stages"]).items() if name != "student-oracle"}
+    del stages["report"]["settings"]["systems"]["student-oracle"]
+    return {**pipeline, "stages": stages}
+
+
 def folder(seed: int, condition: str = "") -> Path:
     """Where a run lies."""
     return Path("runs") / "-".join(["an4", *([condition] if condition else []), f"seed{seed}"])
@@ -140,13 +147,15 @@ def paired(ours: list[float], theirs: list[float]) -> str:
 
 def print_table(title: str, runs: list[dict[str, Any]], names: list[str]) -> None:
     """Systems over the seeds of one condition, each against the pseudo-label student."""
-    wers = {name: [run[name]["wer"] for run in runs] for name in names}
+    wers = {name: [run[name]["wer"] for run in runs if name in run] for name in names}
+    names = [name for name in names if wers[name]]
     print(f"\n| {title} | WER %, mean of {len(runs)} | each seed | sub / del / ins, mean | against the pseudo-label student | gap recovered |")  # fmt: skip
     print("|---|---|---|---|---|---|")
     mean = {name: statistics.mean(values) for name, values in wers.items()}
     for name in names:
-        counts = [statistics.mean(run[name][kind] for run in runs) for kind in ("substitutions", "deletions", "insertions")]  # fmt: skip
-        against = "–" if name == "student-pseudo-label" else paired(wers[name], wers["student-pseudo-label"])
+        counts = [statistics.mean(run[name][kind] for run in runs if name in run) for kind in ("substitutions", "deletions", "insertions")]  # fmt: skip
+        rival = [run["student-pseudo-label"]["wer"] for run in runs if name in run]
+        against = "–" if name == "student-pseudo-label" else paired(wers[name], rival)
         gap = mean.get("student-supervised", 0.0) - mean.get("teacher", 0.0)
         share = f"{100 * (mean['student-supervised'] - mean[name]) / gap:.0f} %" if gap > 0 and "student-" in name and name != "student-supervised" else "–"  # fmt: skip
         print(f"| {name} | {100 * mean[name]:.1f} | {each(wers[name])} | {' / '.join(f'{count:.0f}' for count in counts)} | {against} | {share} |")  # fmt: skip
@@ -160,6 +169,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds")
+    parser.add_argument("--oracle-seeds", type=int, default=6, help="seeds with the oracle student too")
     parser.add_argument("--conditions", nargs="*", default=[], choices=list(CONDITIONS))
     parser.add_argument("--condition-seeds", type=int, default=1)
     parser.add_argument("--parts-seeds", type=int, default=0, help="seeds in which the parts are measured one by one")
@@ -167,9 +177,10 @@ def main() -> None:
     pipeline, corpus = load_yaml(RECIPE), [f"corpus={chosen.corpus}"]
     seeds = range(chosen.first_seed, chosen.seeds)
     for seed in seeds:
-        measure(pipeline, folder(seed), [*corpus, f"seed={seed}", *more])
+        recipe = pipeline if seed < chosen.oracle_seeds else without_oracle(pipeline)
+        measure(recipe, folder(seed), [*corpus, f"seed={seed}", *more])
     for condition in chosen.conditions:
-        recipe = digits(pipeline) if condition == "digits" else pipeline
+        recipe = without_oracle(digits(pipeline) if condition == "digits" else pipeline)
         for seed in range(chosen.condition_seeds):
             measure(recipe, folder(seed, condition), [*corpus, f"seed={seed}", *CONDITIONS[condition], *more])
     for seed in range(chosen.parts_seeds):
