@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -208,7 +208,7 @@ def _open(part: Part, source: _Source, container: Container, name: str, stack: E
         os.lseek(handle, 0, os.SEEK_SET)
     else:
         handle = stack.enter_context(unnamed_file(part.end - part.start)).fileno()
-        os.write(handle, part.head)
+        _write(handle, part.head)
         for at in range(part.start, part.end, GAP):
             _write(handle, source.fetch(at, min(at + GAP, part.end)))
         os.lseek(handle, 0, os.SEEK_SET)
@@ -236,8 +236,9 @@ def _bare(part: Part, pcm: wav.Pcm, source: _Source) -> _Sound:
 
 def unnamed_file(size: int) -> IO[bytes]:
     """A file without a name, in memory where it is small, that libsndfile can be given."""
-    if size <= IN_MEMORY and hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("sound"), "w+b")
+    if size <= IN_MEMORY and hasattr(os, "memfd_create"):  # Linux
+        with suppress(OSError):
+            return os.fdopen(os.memfd_create("sound"), "w+b")
     return tempfile.TemporaryFile()
 
 

@@ -104,8 +104,10 @@ def header(read: Callable[[int], bytes], name: str, riff: bytes = b"") -> Header
         raise AudioError(f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again")
     if tag in (PCM, FLOAT) and (not bits or bits > 64 or block not in (0, channels * -(-bits // 8))):
         raise AudioError(
-            f"{name}: its header says {bits} bits a sample in {block} bytes for {channels} channels; it is damaged, make it again"
+            f"{name}: its header says {bits} bits a sample in {block} bytes for {channels} channels; it is damaged, or unusual: {convert('wav')}"
         )
+    if tag == PCM:  # 12 or 20 bits are the upper ones of two or three bytes
+        bits = 8 * -(-bits // 8)
     if size == 0xFFFFFFFF and long_size:
         size = long_size
     elif 0x7FFFF000 <= size <= 0x80000000 or size >= 0xFFFF0000 or size == 0:  # what writers to a pipe put there

@@ -171,28 +171,32 @@ def _samples(
     quarantined: list[dict[str, str]],
     progress: Progress,
 ) -> Iterator[Sample]:
+    segments: dict[str, list[Utterance]] = {}  # by their recordings
+    for utterance in group:
+        if utterance.span:
+            segments.setdefault(str(utterance.audio), []).append(utterance)
+    cut: dict[str, tuple[Sample, int, int] | AudioError] = {}  # by key; the audio lies in the spool, from a place on
     with tempfile.TemporaryFile() as spool:
-        cut: dict[
-            str, tuple[Sample, int, int] | AudioError
-        ] = {}  # by key; the audio lies in the spool, from a place on
         for utterance in group:
             stop_if_asked()
             seconds = 0.0
             try:
-                if utterance.span and utterance.key not in cut:
-                    same = [one for one in group if one.span and one.audio == utterance.audio]
-                    for one in sorted(same, key=lambda one: one.span.start if one.span else 0.0):
+                if utterance.span:
+                    # all segments of a recording at once, in the order of time: one pass over it
+                    for one in sorted(segments.pop(str(utterance.audio), []), key=_start):
                         cut[one.key] = _cut(settings, one, source, spool)
-                sample = (
-                    _taken(cut.pop(utterance.key), spool)
-                    if utterance.span
-                    else _sample(settings, utterance, utterance.audio)
-                )
+                    sample = _taken(cut.pop(utterance.key), spool)
+                else:
+                    sample = _sample(settings, utterance, utterance.audio)
                 seconds = sample.fields["seconds"]
                 yield sample
             except AudioError as error:
                 quarantined.append({"key": utterance.key, "reason": str(error)})
             progress.advance(1, seconds)
+
+
+def _start(utterance: Utterance) -> float:
+    return utterance.span.start if utterance.span else 0.0
 
 
 def _cut(

@@ -92,6 +92,13 @@ def test_bare_samples_are_those_that_libsndfile_reads(kind: str, channels: int) 
     )
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("wav", 12), ("wav24", 20), ("wav8", 7)])
+def test_odd_widths_are_the_upper_bits_of_their_bytes(kind: str, bits: int) -> None:
+    data = bytearray(encoded(kind))
+    data[34:36] = struct.pack("<H", bits)
+    np.testing.assert_array_equal(heard(bytes(data)), heard(encoded(kind)))
+
+
 @pytest.mark.parametrize("kind", BARE)
 def test_big_endian_wav(kind: str) -> None:
     if kind in ("rf64", "wavex"):
