@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.text import NORMALIZERS, Folding, basic, english, fold, none
+from asr_kd.text import NORMALIZERS, RESERVED, Folding, basic, english, fold, none
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,24 @@ def test_names_carry_a_version() -> None:
 @given(st.text(st.characters(codec="ascii")))
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert basic(basic(text)) == basic(text)
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_folding_twice_changes_nothing_and_parts_no_word(text: str) -> None:
+    folded = fold(text)
+    assert fold(folded) == folded == unicodedata.normalize("NFC", folded)
+    if not set(RESERVED) & set(text):
+        assert len(folded.split()) <= len(text.split())
+
+
+@pytest.mark.parametrize("name", list(NORMALIZERS))
+@settings(deadline=None)
+@given(
+    letters=st.text("aébдम", min_size=1),
+    joiner=st.sampled_from("\u00ad\u200c\u200d\u2060\ufeff\u200e"),
+    at=st.integers(0, 8),
+)
+def test_a_joiner_is_no_space_to_any_normaliser(name: str, letters: str, joiner: str, at: int) -> None:
+    apply = NORMALIZERS[name].apply
+    assert apply(letters[:at] + joiner + letters[at:]) == apply(letters)

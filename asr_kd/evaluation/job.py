@@ -11,6 +11,7 @@ import torch
 
 from asr_kd.audio.blas import one_thread
 from asr_kd.config import EvalSettings
+from asr_kd.decoding.decoder import make_decoder
 from asr_kd.errors import UserError
 from asr_kd.evaluation.parts import Shard, read_part
 from asr_kd.evaluation.report import system_table, write_report
@@ -18,7 +19,7 @@ from asr_kd.evaluation.score import System
 from asr_kd.evaluation.sharing import DECIDING, Work, refuse_bad, score_all
 from asr_kd.evaluation.summary import Scores, summarise
 from asr_kd.evaluation.texts import check_texts
-from asr_kd.files import Place, claim_folder, place, write_whole
+from asr_kd.files import Place, claim_folder, claimed_settings, place, write_whole
 from asr_kd.models.acoustic import load_checkpoint, pick_device
 from asr_kd.shards.tarset import read_index
 
@@ -50,6 +51,9 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
     check_texts(settings, systems, sets)
     output = place(settings.output)
+    if not claimed_settings(output):  # a language model that does not fit is refused before the folder is its
+        for system in systems:
+            system.decoder = make_decoder(settings, system.checkpoint)
     shards = [Shard(name, folder, info) for name, (folder, infos) in sets.items() for info in infos]
     # what is made of the scores may change, but not what decides them; a checkpoint or audio that changed is scored again
     claim_folder(output, "eval", settings.model_dump(include={"systems", "audio", *DECIDING}))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asr_kd.config import EvalSettings
-from asr_kd.decoding.decoder import make_decoder
+from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.evaluation.beside import Batch, Loaded, find_words, load_shard
 from asr_kd.evaluation.parts import TIMED, Part, Shard
@@ -25,12 +25,13 @@ from asr_kd.text import NORMALIZERS
 
 @dataclass
 class System:
-    """A checkpoint under test."""
+    """A checkpoint under test; its decoder, once it is made."""
 
     name: str
     folder: Place
     checkpoint: Checkpoint
     warm: bool = False
+    decoder: Decoder | None = None
 
     @property
     def frontend(self) -> str:
@@ -62,7 +63,7 @@ def score(
     load = functools.partial(
         load_shard, {system.frontend: system.checkpoint.features for system in systems}, settings.max_seconds
     )
-    find = functools.partial(find_words, [make_decoder(settings, system.checkpoint) for system in systems])
+    find = functools.partial(find_words, [one.decoder or make_decoder(settings, one.checkpoint) for one in systems])
     held: collections.deque[Pending] = collections.deque()
 
     def posteriors() -> Iterator[Batch | None]:

@@ -14,6 +14,7 @@ import yaml
 
 from asr_kd import cli
 from asr_kd.config import EvalSettings
+from asr_kd.decoding.estimate import write_arpa
 from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
 from asr_kd.evaluation.job import evaluate
@@ -105,6 +106,16 @@ def test_beam_and_no_bootstrap(job: Job) -> None:
     report = read(settings)
     assert report["normalizer"] == "none-2"
     assert report["systems"]["only"]["interval"] is None
+
+
+def test_texts_and_language_models_that_do_not_fit_leave_the_folder_free(job: Job, tmp_path: Path) -> None:
+    write_arpa(tmp_path / "upper.arpa", ["ONE TWO"], 2)
+    with pytest.raises(UserError, match=r"upper.arpa: none of its 2 words can be spelt by the units"):
+        evaluate(job(decoder="beam", lm=str(tmp_path / "upper.arpa")))
+    other = dataclasses.replace(good(0), fields={"text": "ЕДНО", "seconds": 0.75})
+    with pytest.raises(UserError, match=r"other: 1 of the 1 texts of .* that teacher cannot write: 'д', 'е'"):
+        evaluate(job(audio=shards_of(tmp_path / "other", [other])))
+    assert not Path(job().output).exists()
 
 
 def test_bad_audio_is_left_out_for_all_and_counted(job: Job, tmp_path: Path) -> None:
