@@ -971,7 +971,7 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     try:
         return kind.model_validate(landed(values, kind))
     except RecursionError:  # a YAML alias within itself
-        raise UserError(f"{where}: nested too deeply; mend it") from None
+        raise UserError(f"{where}: nested too deeply; fix it") from None
     except ValidationError as error:
         # a misspelt key is also a missing one: name the misspelling
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")

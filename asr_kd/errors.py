@@ -1,4 +1,4 @@
-"""What a user can cause and mend: one sentence that names the file, key or value and says what to do."""
+"""What a user can cause and fix: one sentence that names the file, key or value and says what to do."""
 
 
 class UserError(Exception):

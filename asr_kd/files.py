@@ -164,7 +164,7 @@ def clear_torn(folder: Place, began: float) -> None:
 
 @contextmanager
 def clear_errors(path: Place) -> Iterator[None]:
-    """Turn what the user can mend about writing `path` into a sentence."""
+    """Turn what the user can fix about writing `path` into a sentence."""
     try:
         yield
     except OSError as error:
@@ -269,9 +269,9 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); mend or remove it") from None
+        raise UserError(f"{where}: not JSON ({error}); fix or remove it") from None
     except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply; mend or remove it") from None
+        raise UserError(f"{where}: JSON nested too deeply; fix or remove it") from None
 
 
 def sha256_file(path: Place | str) -> str:

@@ -101,7 +101,7 @@ def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
         line, reason = "", str(error)
     except RecursionError:
         line, reason = "", "nested too deeply"
-    raise UserError(f"{where}: not valid YAML{line} ({reason}); mend it")
+    raise UserError(f"{where}: not valid YAML{line} ({reason}); fix it")
 
 
 def read(word: Typed) -> Any:

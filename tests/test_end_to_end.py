@@ -1,4 +1,4 @@
-"""The whole road in small, on real speech: three words of one speaker, from recordings to the WER report."""
+"""End to end in small, on real speech: three words of one speaker, from recordings to the WER report."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def train(name: str, model: dict[str, Any], passes: int, rate: float, *sources: 
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the whole road was run."""
+    """The folder in which everything was run."""
     folder = tmp_path_factory.mktemp("road")
     write_recordings(folder)
     labelled: dict[str, Any] = {"audio": "shards/labelled", "ctc": 1.0, "augment": {"stretch": 0.1}}

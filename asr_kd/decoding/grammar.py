@@ -51,7 +51,7 @@ def read_lexicon(name: str, units: Units) -> Lexicon:
                 f"{where}: cannot be spelled ({what}); leave the word out, or give pieces that the units have"
             )
         if [units.starts_word(unit) for unit in spelling] != [True] + [False] * (len(spelling) - 1):
-            raise UserError(f"{where}: its first piece, and no other, must begin with ▁; mend the spelling")
+            raise UserError(f"{where}: its first piece, and no other, must begin with ▁; fix the spelling")
         if (other := words.setdefault(tuple(spelling), word)) != word:
             raise UserError(f"{where}: spelled like {other}; no decoder can tell them apart, keep one of them")
     if not words:

@@ -279,7 +279,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
         for line in bad:
             print(f"left out {line}", file=sys.stderr)
         if len(bad) > settings.max_bad_share * total or len(bad) == total:
-            advice = "mend them" if len(bad) == total else "mend them or raise max_bad_share"
+            advice = "fix them" if len(bad) == total else "fix them or raise max_bad_share"
             raise UserError(
                 f"{settings.audio}: {len(bad)} of {total} utterances could not be read (first: {bad[0]}); {advice}"
             )

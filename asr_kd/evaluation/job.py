@@ -87,7 +87,7 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> S
             refuse_bad(settings, scores.quarantined, len(scores.words) + scores.quarantined, *bad)
         if bad and not len(scores.words):
             shard, (key, reason) = bad
-            raise UserError(f"{shard}: no utterance could be used (first: {key}: {reason}); mend them")
+            raise UserError(f"{shard}: no utterance could be used (first: {key}: {reason}); fix them")
         if not sum(scores.words):
             raise UserError(f"{', '.join(settings.sets.values())}: the texts hold no words; a WER needs labelled audio")
     return scores

@@ -136,7 +136,7 @@ def refuse_bad(settings: EvalSettings, bad: int, total: int, shard: Shard, examp
     if bad > settings.max_bad_share * total:
         raise UserError(
             f"{shard.folder}: {bad} of {total} utterances could not be used (first: {shard.info.name}, {example[0]}: "
-            f"{example[1]}); mend them or raise max_bad_share"
+            f"{example[1]}); fix them or raise max_bad_share"
         )
 
 

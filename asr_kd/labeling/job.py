@@ -307,11 +307,11 @@ def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
     if not bad.first or (bad.count <= settings.max_bad_share * total and bad.count < total):
         return
     key, reason = bad.first
-    advice = "mend the audio"
+    advice = "fix the audio"
     if reason == NO_TEXT:
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
     elif settings.mode == "alignment" and reason.startswith("text "):
-        advice = "mend the texts"
+        advice = "fix the texts"
     which = f"{bad.count} of {total} utterances cannot be labelled, more than max_bad_share {settings.max_bad_share}"
     if bad.count == total:
         which = f"none of {total} utterances can be labelled"

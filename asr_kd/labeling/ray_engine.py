@@ -70,7 +70,7 @@ class Labeler:
         device = pick_device(self.settings.device)
         if self.settings.worker_gpus and self.settings.device == "auto" and device.type == "cpu":
             raise UserError(
-                f"worker_gpus: PyTorch sees no GPU on {socket.gethostname()}, where a worker was given one; mend its "
+                f"worker_gpus: PyTorch sees no GPU on {socket.gethostname()}, where a worker was given one; fix its "
                 "driver, or set worker_gpus=0"
             )
         self.teacher = load_checkpoint(self.settings.teacher, device)

@@ -21,7 +21,7 @@ class ConformerModel(nn.Module):
         self.lookahead_frames: int | None = None
         self._within: Tensor | None = None
         # torchaudio masks padding in its attention but not in its convolutions, so that an utterance's output would
-        # depend on what it was batched with; zeroing the input of each depthwise convolution mends that.
+        # depend on what it was batched with; zeroing the input of each depthwise convolution fixes that.
         for layer in self.encoder.conformer_layers:
             layer.conv_module.sequential[2].register_forward_pre_hook(self._mask_padding)
 

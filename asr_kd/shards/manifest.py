@@ -333,7 +333,7 @@ def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
                 except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
                     raise UserError(
-                        f"{path}, line {number}: holds NaN, half a character or too deep JSON; mend or remove it"
+                        f"{path}, line {number}: holds NaN, half a character or too deep JSON; fix or remove it"
                     ) from None
                 yield number, value
     except FileNotFoundError:

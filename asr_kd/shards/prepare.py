@@ -92,7 +92,7 @@ def _prepare(settings: PrepareSettings, total: int, began: float, check: Callabl
     if quarantined > settings.max_bad_share * total or not written:
         (output / INDEX).unlink(missing_ok=True)
         which = f"{quarantined} of {total} utterances cannot be used, more than max_bad_share {settings.max_bad_share}"
-        advice = f"mend the audio and remove {output}"
+        advice = f"fix the audio and remove {output}"
         if written:
             advice += ", or raise max_bad_share"
         else:

@@ -283,7 +283,7 @@ def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
                 fields = json.dumps(sample.fields, ensure_ascii=False, allow_nan=False).encode()
             except (TypeError, ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{where}: its fields cannot be written as JSON ({error}); mend or remove them"
+                    f"{where}: its fields cannot be written as JSON ({error}); fix or remove them"
                 ) from None
             seen.add(sample.key)
             seconds.append(float(sample.fields.get("seconds", 0.0)))

@@ -84,7 +84,7 @@ def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[
         content = load_features(wanted, shard)
         if content.bad:
             raise UserError(
-                f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; mend the development set"
+                f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; fix the development set"
             )
         for positions in batches_by_length([len(item.features) for item in content.items], 2 * settings.batch_frames):
             items = [content.items[index] for index in positions]

@@ -171,7 +171,7 @@ class Source:
         if cursor.seen and cursor.unused == cursor.seen and (endless or self.settings.lanes == 1):
             key, reason = self.first_unused
             raise UserError(
-                f"{self.plan.audio}: none of {cursor.seen} utterances can be used (first: {key}: {reason}), so there is nothing to learn; mend the data"
+                f"{self.plan.audio}: none of {cursor.seen} utterances can be used (first: {key}: {reason}), so there is nothing to learn; fix the data"
             )
         read = self.utterances * (cursor.number + 1)
         for count, (key, reason), what in (
@@ -181,7 +181,7 @@ class Source:
             if count > self.settings.max_bad_share * read:
                 raise UserError(
                     f"{self.plan.audio}: {count} of {read} utterances {what}, more than max_bad_share "
-                    f"{self.settings.max_bad_share} (first: {key}: {reason}); mend the data or raise max_bad_share"
+                    f"{self.settings.max_bad_share} (first: {key}: {reason}); fix the data or raise max_bad_share"
                 )
 
     def _rng(self, *place: int) -> np.random.Generator:

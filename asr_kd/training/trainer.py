@@ -322,11 +322,11 @@ def _account(learner: Learner, stream: PhaseStream) -> None:
         ):
             example = f" (first: {key}: {reason})" if key else ""
             if what == "left out" and 0 < seen == count:
-                raise UserError(f"{source.plan.audio}: none of {seen} utterances can be used{example}; mend the data")
+                raise UserError(f"{source.plan.audio}: none of {seen} utterances can be used{example}; fix the data")
             if count > settings.max_bad_share * seen:
                 raise UserError(
                     f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}, more than max_bad_share "
-                    f"{settings.max_bad_share}; mend the data or raise max_bad_share"
+                    f"{settings.max_bad_share}; fix the data or raise max_bad_share"
                 )
             if count:
                 _say(ranks, f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}")

@@ -275,7 +275,7 @@ def write_conditions(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and run; returns the exit status: 0, or 2 for what the user can mend."""
+    """Parse and run; returns the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", type=Path, default=Path("data_manifests/digits"), help="shards of single digits")
     parser.add_argument("--output", type=Path, required=True, help="folder of the composed sets")

@@ -181,7 +181,7 @@ def test_nothing_transcribed_is_a_failure(folder: str, tmp_path: Path) -> None:
     settings = TranscribeSettings(
         checkpoint=folder, audio=str(tmp_path / "bad"), output=str(output), max_bad_share=1.0, device="cpu"
     )
-    with pytest.raises(UserError, match=r"1 of 1 utterances could not be read \(first: a: .*mend them$"):
+    with pytest.raises(UserError, match=r"1 of 1 utterances could not be read \(first: a: .*fix them$"):
         transcribe_shards(settings)
     assert not output.exists()
 

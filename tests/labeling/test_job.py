@@ -182,7 +182,7 @@ def test_text_that_the_units_cannot_spell_is_quarantined(
         "s0-u1": reason.format("T"),
         "s0-u3": reason.format("42"),
     }
-    with pytest.raises(UserError, match=r"first: s0-u1: text holds 'T'.*, mend the texts, or"):
+    with pytest.raises(UserError, match=r"first: s0-u1: text holds 'T'.*, fix the texts, or"):
         label(settings.model_copy(update={"max_bad_share": 0.0}))
 
 
@@ -198,7 +198,7 @@ def test_nothing_labelled_is_a_failure(job: Job, tmp_path: Path) -> None:
     shards = [[Sample(f"bad-{number}", b"", "flac", {}) for number in range(2)]]
     settings = job(audio=write_shards(tmp_path / "audio", shards), max_bad_share=1.0)
     with pytest.raises(
-        UserError, match=r"none of 2 utterances can be labelled \(first: bad-0: .*; see .*mend the audio$"
+        UserError, match=r"none of 2 utterances can be labelled \(first: bad-0: .*; see .*fix the audio$"
     ):
         label(settings)
     assert not (Path(settings.output) / "report.json").exists()
@@ -233,7 +233,7 @@ def test_too_much_bad_audio_fails_and_can_be_allowed_later(job: Job, tmp_path: P
 
 def test_what_was_quarantined_is_listed_when_the_job_gives_up(job: Job, tmp_path: Path) -> None:
     settings = job(audio=with_bad_audio(job, tmp_path), max_bad_share=0.0)
-    with pytest.raises(UserError, match=r"first: s0-u1: not audio.*see \S+targets/quarantine\.jsonl, mend the audio"):
+    with pytest.raises(UserError, match=r"first: s0-u1: not audio.*see \S+targets/quarantine\.jsonl, fix the audio"):
         label(settings)
     first = json.loads((tmp_path / "targets" / "quarantine.jsonl").read_text().splitlines()[0])
     assert first["key"] == "s0-u1" and first["shard"] == "shard-000000.tar"

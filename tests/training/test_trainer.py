@@ -535,7 +535,7 @@ def test_development_set_must_be_labelled_and_readable(
     with pytest.raises(UserError, match=r"silent: d1 has no text; the development set must be labelled"):
         train(job(development=silent))
     broken = rewritten(development, tmp_path / "broken", lambda shard: setattr(shard[1], "audio", b"noise"))
-    with pytest.raises(UserError, match=r"broken: d1: .*mend the development set"):
+    with pytest.raises(UserError, match=r"broken: d1: .*fix the development set"):
         train(job(development=broken, output=str(tmp_path / "run2")))
 
 
