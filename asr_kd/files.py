@@ -339,7 +339,7 @@ def claimed_settings(folder: Place | str) -> dict[str, Any]:
         UserError: when the claim is not JSON.
     """
     claim = place(folder) / CLAIM
-    value = read_json(claim) if claim.exists() else None
+    value = read_json(claim, "job claim") if claim.exists() else None
     settings = value.get("settings") if isinstance(value, dict) else None
     return settings if isinstance(settings, dict) else {}
 

@@ -57,7 +57,7 @@ def through(step: Step) -> None:
             return real_open(file, mode, *rest, **options)  # type: ignore[call-overload]
         if not isinstance(file, int):
             step("open")
-        raw = Raw(file, mode.replace("b", "").replace("t", ""))  # type: ignore[arg-type]
+        raw = Raw(file, mode.replace("b", "").replace("t", ""), opener=options.get("opener"))  # type: ignore[arg-type]
         buffered = io.BufferedRandom(raw, 4096) if "+" in mode else io.BufferedWriter(raw, 4096)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8")
 

@@ -20,6 +20,7 @@ from asr_kd.audio.containers import examine
 from asr_kd.audio.parts import GAP, Container, Part, convert
 from asr_kd.audio.waveform import Mixer, resampled
 from asr_kd.errors import AudioError
+from asr_kd.files import clear_errors
 
 EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 MP3_SLACK = 2304  # samples of encoder and decoder delay that an MP3's stated length may be off by
@@ -208,9 +209,10 @@ def _open(part: Part, source: _Source, container: Container, name: str, stack: E
         os.lseek(handle, 0, os.SEEK_SET)
     else:
         handle = stack.enter_context(unnamed_file(part.end - part.start)).fileno()
-        _write(handle, part.head)
-        for at in range(part.start, part.end, GAP):
-            _write(handle, source.fetch(at, min(at + GAP, part.end)))
+        with clear_errors(Path(name)):  # memory files too are bound by `ulimit -f`
+            _write(handle, part.head)
+            for at in range(part.start, part.end, GAP):
+                _write(handle, source.fetch(at, min(at + GAP, part.end)))
         os.lseek(handle, 0, os.SEEK_SET)
     stack.enter_context(_reasons(name, container.extension))
     # a handle, for libsndfile to read by itself: a signal that comes while it calls back into Python would be lost

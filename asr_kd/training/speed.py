@@ -51,7 +51,9 @@ def step_speed(
     """
     source = SourceSettings(audio="memory", targets="memory", soft=1.0)
     phase = PhaseSettings(sources=[source], passes=1)
-    settings = TrainSettings(output="", units="", development="", phases=[phase], model=model, features=features)
+    settings = TrainSettings(
+        output="none", units="none", development="none", phases=[phase], model=model, features=features
+    )
     network = build_model(model, features.dimension, num_units).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=settings.weight_decay)
     learner = Learner(settings, network, optimizer, Exchange(network, Ranks()))

@@ -326,6 +326,8 @@ def test_a_signal_ends_the_job_whatever_it_is_doing(source: Path, tmp_path: Path
         for index in range(4000)
     ]
     manifest = write_manifest(tmp_path, lines)
+    # started in the background, tests inherit that Ctrl-C is ignored
+    listening = functools.partial(signal.signal, number, signal.SIG_DFL)
     for attempt in range(3):
         output = tmp_path / f"{number.name}-{attempt}"
         command = [
@@ -337,7 +339,9 @@ def test_a_signal_ends_the_job_whatever_it_is_doing(source: Path, tmp_path: Path
             f"output={output}",
             "samples_per_shard=5",
         ]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+        ) as process:
             while process.poll() is None and len(list(output.glob("*.tar"))) < 2 + attempt:
                 time.sleep(0.001)
             process.send_signal(number)

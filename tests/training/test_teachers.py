@@ -42,7 +42,7 @@ def examples(settings: TrainSettings, units: Units) -> tuple[Source, dict[str, E
 
 def batches(settings: TrainSettings, units: Units) -> list[Batch]:
     stream = PhaseStream(settings, 0, units)
-    stream.plan = stream.plan.model_copy(update={"passes": 1})
+    stream.passes = 1
     return [batch for batch in stream.batches(stream.start(), 0) if batch is not None]
 
 
