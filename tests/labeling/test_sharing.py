@@ -110,6 +110,6 @@ def test_killed_processes_are_replaced_by_the_others(job: Job, many: str, tmp_pa
         survivor.join(300)
         doomed.join(300)
         assert survivor.exitcode == 0
-        for torn in Path(settings.output).glob(".shard*.tmp"):  # newer than the survivor: the next run clears it away
+        for torn in Path(settings.output).glob(".*.tmp"):  # newer than the survivor: the next run clears it away
             torn.unlink()
         assert published(settings.output) == published(tmp_path / "alone")
