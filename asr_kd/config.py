@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from asr_kd.errors import UserError
 from asr_kd.files import read_text, spelled
@@ -40,6 +50,11 @@ def _spelled(text: str) -> str:
 Location = Annotated[str, AfterValidator(_spelled)]
 #: of a set of shards; it names a folder too
 SET_NAME = r"[A-Za-z0-9_-]{1,100}"
+
+
+def _spelled_once(settings: Settings, frames: str, milliseconds: str) -> None:
+    if getattr(settings, milliseconds) is not None and frames in settings.model_fields_set:
+        raise ValueError(f"{frames} and {milliseconds} say the same; give one")
 
 
 class FeatureSettings(Settings):
@@ -75,6 +90,9 @@ class ModelSettings(Settings):
     delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(
         0, description="frames of future input an `lstm` sees before it answers for a frame"
     )
+    delay_ms: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="the same in milliseconds, whatever the frame period: as many frames as it takes"
+    )
     kernel: Annotated[int, Field(ge=1, le=10_000)] = Field(
         5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)"
     )
@@ -82,13 +100,27 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
-        if self.kind != "lstm" and self.delay_frames:
+        _spelled_once(self, "delay_frames", "delay_ms")
+        if self.kind != "lstm" and (self.delay_frames or self.delay_ms):
             raise ValueError("delay_frames belongs to kind lstm alone")
         if self.kind in ("conv", "conformer") and self.kernel % 2 == 0:
             raise ValueError("kernel must be odd")
         if self.kind == "conformer" and self.size % self.heads:
             raise ValueError("size must be a multiple of heads")
         return self
+
+    def in_frames(self, features: FeatureSettings) -> ModelSettings:
+        """The network with its delay in frames of these features.
+
+        Raises:
+            ValueError: the delay is too long.
+        """
+        if self.delay_ms is None:
+            return self
+        frames = math.ceil(self.delay_ms / features.frame_ms)
+        if frames > 32:
+            raise ValueError(f"delay_ms {self.delay_ms:g} is more than 32 frames of {features.frame_ms} ms; lower it")
+        return self.model_copy(update={"delay_frames": frames, "delay_ms": None})
 
 
 class BmufSettings(Settings):
@@ -312,11 +344,11 @@ class PlanSettings(Settings):
     train_speed: Annotated[float, Field(gt=0)] | None = Field(
         None, description="audio hours an hour that one worker trains on; null takes the measured"
     )
+    train_features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     train_model: ModelSettings | None = Field(
         None, description="a network whose training step is measured here, to plan the training without such a run"
     )
     train_units: Count | None = Field(None, description="output units of train_model")
-    train_features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     train_batch_frames: Count = Field(2000, description="frames in a batch of train_model")
     device: str = Field("auto", description="where train_model is measured: auto, cpu, cuda or cuda:N")
     threads: Threads = Field(1, description="CPU threads of train_model")
@@ -324,6 +356,11 @@ class PlanSettings(Settings):
     train_workers: Count = Field(1, description="devices that train at the same time")
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(None, description="of one device")
     report: Location | None = Field(None, description="JSON file for the figures")
+
+    @field_validator("train_model")
+    @classmethod
+    def _delayed(cls, model: ModelSettings | None, info: ValidationInfo) -> ModelSettings | None:
+        return model.in_frames(info.data["train_features"]) if model and "train_features" in info.data else model
 
     @model_validator(mode="after")
     def _fits(self) -> PlanSettings:
@@ -426,11 +463,23 @@ class AugmentSettings(Settings):
     )
     time_masks: Annotated[int, Field(ge=0)] = Field(0, description="time masks an utterance")
     time_frames: Annotated[int, Field(ge=0)] = Field(8, description="longest time mask, in network frames")
+    time_ms: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="the same in milliseconds, whatever the frame period"
+    )
     mel_masks: Annotated[int, Field(ge=0)] = Field(0, description="masks over mel bands an utterance")
     mel_bands: Annotated[int, Field(ge=0)] = Field(12, description="widest mel mask")
     noise: NoiseSettings | None = Field(
         None, description="noise and reverberation on the sound itself; null: the clean sound"
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> AugmentSettings:
+        _spelled_once(self, "time_frames", "time_ms")
+        return self
+
+    def mask_frames(self, frame_ms: int) -> int:
+        """Network frames of the longest time mask."""
+        return self.time_frames if self.time_ms is None else round(self.time_ms / frame_ms)
 
 
 class SpikeSettings(Settings):
@@ -711,6 +760,11 @@ class TrainSettings(Settings):
     )
     ready_batches: Count = Field(4, description="batches that are made ready while the network is at work")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+
+    @field_validator("model")
+    @classmethod
+    def _delayed(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        return model.in_frames(info.data["features"]) if "features" in info.data else model
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:

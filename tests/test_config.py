@@ -7,6 +7,7 @@ import pytest
 
 from asr_kd.config import (
     SETTINGS,
+    AugmentSettings,
     EvalSettings,
     FeatureSettings,
     LabelSettings,
@@ -154,6 +155,12 @@ def test_wrong_settings_are_named_by_their_path(changes: list[str], message: str
     assert str(caught.value).startswith("a.yaml: ") and message in str(caught.value)
 
 
+@pytest.mark.parametrize(("hop_ms", "frames"), [(10, 6), (20, 3), (8, 8)])
+def test_a_delay_in_milliseconds_is_as_many_frames_as_it_takes(hop_ms: int, frames: int) -> None:
+    settings = build(TrainSettings, override(TRAIN, ["model.delay_ms=180", f"features.hop_ms={hop_ms}"]), "here")
+    assert settings.model.delay_frames == frames and settings.model.delay_ms is None  # as it goes into checkpoints
+
+
 def test_a_missing_key_is_named_with_what_it_is_for() -> None:
     with pytest.raises(UserError, match=r"x: the key output is missing; set it \(folder of the units\)"):
         build(UnitsSettings, {"source": "a"}, "x")
@@ -170,6 +177,14 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
     ("kind", "values", "message"),
     [
         (ModelSettings, {"kind": "blstm", "delay_frames": 2}, "delay_frames belongs to kind lstm"),
+        (ModelSettings, {"kind": "blstm", "delay_ms": 20}, "delay_frames belongs to kind lstm"),
+        (ModelSettings, {"delay_frames": 6, "delay_ms": 180}, "delay_frames and delay_ms say the same; give one"),
+        (AugmentSettings, {"time_frames": 4, "time_ms": 120}, "time_frames and time_ms say the same; give one"),
+        (
+            TrainSettings,
+            {**TRAIN, "model": {"delay_ms": 3000}},
+            "delay_ms 3000 is more than 32 frames of 30 ms; lower it",
+        ),
         (ModelSettings, {"kind": "conv", "kernel": 4}, "kernel must be odd"),
         (ModelSettings, {"kind": "conformer", "size": 30, "heads": 4}, "multiple of heads"),
         (SourceSettings, {"audio": "a", "soft": 1.0}, "targets go together with"),

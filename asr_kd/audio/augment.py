@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asr_kd.config import AugmentSettings
+from asr_kd.config import AugmentSettings, FeatureSettings
 
 
 def stretched(
@@ -37,20 +37,22 @@ def _resampled(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     return rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share
 
 
-def spec_augment(features: np.ndarray, stack: int, settings: AugmentSettings, rng: np.random.Generator) -> np.ndarray:
+def spec_augment(
+    features: np.ndarray, like: FeatureSettings, settings: AugmentSettings, rng: np.random.Generator
+) -> np.ndarray:
     """Mask stretches of time and bands of mel filters with the features' mean, 0 (Park et al. 2019, arXiv 1904.08779).
 
     Args:
         features: float [frames, stack * mels].
-        stack: how many spectral frames one network frame joins; a band is masked in all of them.
+        like: how many spectral frames one network frame joins (a band is masked in all of them), and its period.
 
     Returns:
         a masked copy, same shape.
     """
-    features = features.copy()
+    features, stack = features.copy(), like.stack
     frames, mels = len(features), features.shape[1] // stack
     for _ in range(settings.time_masks):
-        width = int(rng.integers(0, min(settings.time_frames, frames) + 1))
+        width = int(rng.integers(0, min(settings.mask_frames(like.frame_ms), frames) + 1))
         start = int(rng.integers(0, frames - width + 1))
         features[start : start + width] = 0.0
     bands = features.reshape(frames, stack, mels)

@@ -158,9 +158,9 @@ class PhaseStream:
             yield batch
 
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
-        augment, stack = self.plan.sources[source].augment, self.settings.features.stack
-        changed = [stretched(example.features, stack, augment, rng) for example in examples]
-        features, lengths = collate([spec_augment(rows, stack, augment, rng) for rows, _ in changed])
+        augment, like = self.plan.sources[source].augment, self.settings.features
+        changed = [stretched(example.features, like.stack, augment, rng) for example in examples]
+        features, lengths = collate([spec_augment(rows, like, augment, rng) for rows, _ in changed])
         first = torch.tensor([example.first for example in examples])
         # a stretch changes how many frames there are; chunks have none
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])

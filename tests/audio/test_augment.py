@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.audio.augment import spec_augment, stretched
-from asr_kd.config import AugmentSettings
+from asr_kd.config import AugmentSettings, FeatureSettings
 
 STACK, MELS = 3, 10
+LIKE = FeatureSettings(mels=MELS, stack=STACK)
 
 
 def ramp(frames: int) -> np.ndarray:
@@ -25,7 +26,7 @@ def test_nothing_asked_nothing_changed() -> None:
     same, origin = stretched(features, STACK, AugmentSettings(), np.random.default_rng(0))
     np.testing.assert_array_equal(same, features)
     assert same.dtype == np.float32 and origin.tolist() == list(range(20))
-    np.testing.assert_array_equal(spec_augment(features, STACK, AugmentSettings(), np.random.default_rng(0)), features)
+    np.testing.assert_array_equal(spec_augment(features, LIKE, AugmentSettings(), np.random.default_rng(0)), features)
 
 
 @given(frames=st.integers(1, 60), share=st.sampled_from([0.05, 0.2, 0.49]), seed=st.integers(0, 200))
@@ -71,7 +72,7 @@ def test_masks_cover_stretches_and_bands_and_nothing_else(frames: int, seed: int
     features = noise(frames, seed)
     before = features.copy()
     wanted = AugmentSettings(time_masks=1, time_frames=6, mel_masks=1, mel_bands=4)
-    masked = spec_augment(features, STACK, wanted, np.random.default_rng(seed))
+    masked = spec_augment(features, LIKE, wanted, np.random.default_rng(seed))
     np.testing.assert_array_equal(features, before)  # a copy: targets and cache see nothing
     assert masked.shape == features.shape and masked.dtype == features.dtype
     hidden = (masked == 0).reshape(frames, STACK, MELS)
@@ -83,6 +84,15 @@ def test_masks_cover_stretches_and_bands_and_nothing_else(frames: int, seed: int
     np.testing.assert_array_equal(hidden, np.broadcast_to(rows[:, None, None] | bands, hidden.shape))
 
 
+def test_a_mask_in_milliseconds_is_as_long_whatever_the_frame_period() -> None:
+    for hop_ms in (5, 10, 20):
+        like = FeatureSettings(mels=MELS, stack=STACK, hop_ms=hop_ms)
+        asked = AugmentSettings(time_masks=1, time_ms=180)
+        rng = np.random.default_rng(0)
+        widths = [(spec_augment(noise(60), like, asked, rng) == 0).all(1).sum() for _ in range(300)]
+        assert max(widths) * like.frame_ms == 180
+
+
 @pytest.mark.parametrize("frames", [1, 2, 30])
 def test_the_seed_alone_decides(frames: int) -> None:
     wanted = AugmentSettings(
@@ -92,7 +102,7 @@ def test_the_seed_alone_decides(frames: int) -> None:
     def changed(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         rows, _ = stretched(noise(frames), STACK, wanted, rng)
-        return spec_augment(rows, STACK, wanted, rng)
+        return spec_augment(rows, LIKE, wanted, rng)
 
     np.testing.assert_array_equal(changed(1), changed(1))
     assert len({changed(seed).tobytes() for seed in range(5)}) > 1
