@@ -12,7 +12,6 @@ from asr_kd.decoding.decoder import Decoder, Transcript
 from asr_kd.decoding.words import Word
 from asr_kd.errors import AudioError
 from asr_kd.models.acoustic import Checkpoint, infer
-from asr_kd.models.lstm import LstmModel
 
 # A seam between two windows is sought where both hear the blank for this many frames on either side.
 SEAM_MARGIN = 5
@@ -52,7 +51,7 @@ class Network(ABC):
 
 def streams(checkpoint: Checkpoint) -> bool:
     """Whether a model answers while it hears: a unidirectional LSTM does."""
-    return isinstance(checkpoint.model, LstmModel) and checkpoint.model.lookahead_frames is not None
+    return checkpoint.model.streams
 
 
 class StreamingNetwork(Network):
@@ -64,9 +63,8 @@ class StreamingNetwork(Network):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        assert isinstance(checkpoint.model, LstmModel)
         self._model = checkpoint.model
-        self._state: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._state: Any = None
         self._early = self._model.delay  # outputs to come that belong to no frame
 
     @torch.inference_mode()

@@ -10,7 +10,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from asr_kd.distillation.knowledge import Knowledge, Seen
+from asr_kd.units import Units
+
 MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
+
+
+class Soft(Knowledge):
+    """`soft`: each learned frame's distribution."""
+
+    def loss(self, seen: Seen) -> Tensor:
+        """See `Knowledge`."""
+        return self.of_frames(seen, seen.rows).sum()
+
+    def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
+        """Weighted cross-entropy of each learned frame, of its logits `rows` [learned frames, units]."""
+        units, probs, tail = (seen.parts[f"soft.{name}"].values for name in ("units", "probs", "tail"))
+        priors, prior = (part.values if (part := seen.parts.get(f"soft.{name}")) else None for name in ("priors", "prior"))
+        losses = soft_cross_entropy(rows, units, probs, tail, self.task.missing_mass, priors, prior)
+        return losses * torch.where(units[:, 0] == Units.blank, self.task.blank_weight, 1.0)
 
 
 def soft_cross_entropy(

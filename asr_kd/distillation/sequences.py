@@ -22,7 +22,29 @@ import torch
 from torch import Tensor
 
 from asr_kd.config import SequenceSettings
+from asr_kd.distillation.batch import Batch, Example, Part
+from asr_kd.distillation.ctc import ctc_loss
+from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.units import Units
+
+
+class SoftSequences(Knowledge):
+    """`sequences`: transcripts drawn anew each time an utterance is heard, by CTC."""
+
+    def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
+        """See `Knowledge`."""
+        if examples[0].choices:
+            ids, sizes = draw_from_lists([one.choices for one in examples], self.settings, rng)
+        else:
+            units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values
+            ids, sizes = draw_sequences(units, probs, batch.lengths, self.settings, rng)
+        batch.parts["sequences"] = Part(ids, sizes)
+
+    def loss(self, seen: Seen) -> Tensor:
+        """See `Knowledge`."""
+        draws = self.settings.draws
+        log_probs = seen.logits.log_softmax(-1).repeat(draws, 1, 1)
+        return ctc_loss(log_probs, seen.lengths.repeat(draws), seen.parts["sequences"]) / draws
 
 
 def draw_sequences(

@@ -9,6 +9,7 @@ teacher's 1-best, held near its spikes; soft ones also say how sure the teacher 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,35 @@ import torch
 from torch import Tensor
 
 from asr_kd.config import SpikeSettings
+from asr_kd.distillation.batch import Batch, Example, Part
+from asr_kd.distillation.knowledge import Seen
+from asr_kd.distillation.response import Soft
 from asr_kd.units import Units
 
 #: a frame belongs to a spike when this much of its mass is on units other than the blank
 SPIKE = 0.1
 #: log-probability of what cannot be; finite, so that its gradient is 0 and not NaN
 NEVER = -1e4
+
+
+class SoftSpikes(Soft):
+    """`spikes`: each spike as one event, and frame by frame what lies outside the stretches in which the student may answer."""
+
+    def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
+        """See `Knowledge`."""
+        units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values
+        spikes = find_spikes(units, probs, batch.last - batch.first, self.settings)
+        batch.parts["spikes.outside"] = Part(spikes.outside(len(units)))
+        edges = torch.stack([spikes.start, spikes.end, spikes.first, spikes.last])
+        batch.parts["spikes.edges"] = Part(edges, whole=True)
+
+    def loss(self, seen: Seen) -> Tensor:
+        """See `Knowledge`."""
+        rows, spikes = seen.rows, Spikes(*seen.parts["spikes.edges"].values)
+        outside = self.of_frames(seen, rows)[seen.parts["spikes.outside"].values].sum()
+        targets = seen.parts["soft.units"].values, seen.parts["soft.probs"].values
+        events = spike_cross_entropy(rows, *targets, spikes, self.settings.temperature, self.settings.certainty)
+        return outside + events.sum()
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,7 @@ def spike_cross_entropy(
     """
     if not len(spikes.start):
         return logits.new_zeros(0)
-    start, end, first, last = (edge.to(logits.device) for edge in (spikes.start, spikes.end, spikes.first, spikes.last))
+    start, end, first, last = spikes.start, spikes.end, spikes.first, spikes.last
     with torch.no_grad():
         inside, at = _frames(start, end)
         spoken = torch.where(inside[..., None], probs.to(logits.dtype)[at], 0.0)  # [spikes, frames of a spike, k]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,31 +22,39 @@ from asr_kd.files import Place, hash_json, place, read_json, write_json, write_w
 from asr_kd.models.conformer import ConformerModel
 from asr_kd.models.conv import ConvModel
 from asr_kd.models.lstm import LstmModel
+from asr_kd.models.network import AcousticModel
 from asr_kd.units import MODEL_FILE, Units, load_units
 
 FORMAT, VERSION = "asr_kd-checkpoint", 1
 
 
-def build_model(settings: ModelSettings, inputs: int, units: int) -> nn.Module:
-    """A fresh network.
+def _lstm(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
+    both = settings.kind == "blstm"
+    return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, both, settings.delay_frames)
 
-    It maps features float32 [batch, frames, inputs] and lengths int64 [batch] to logits [batch, frames, units] and the
-    same lengths: a logit row answers for the input frame of the same index, whatever the network's delay. Padding
-    never changes the rows within an utterance's length.
-    """
-    match settings.kind:
-        case "lstm":
-            return LstmModel(
-                inputs, units, settings.layers, settings.size, settings.dropout, False, settings.delay_frames
-            )
-        case "blstm":
-            return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, True, 0)
-        case "conv":
-            return ConvModel(inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel)
-        case "conformer":
-            return ConformerModel(
-                inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel, settings.heads
-            )
+
+def _conv(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
+    return ConvModel(inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel)
+
+
+def _conformer(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
+    return ConformerModel(
+        inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel, settings.heads
+    )
+
+
+#: of each kind, what makes a fresh one of settings, number of inputs and number of units
+NETWORKS: dict[str, Callable[[ModelSettings, int, int], AcousticModel]] = {
+    "lstm": _lstm,
+    "blstm": _lstm,
+    "conv": _conv,
+    "conformer": _conformer,
+}
+
+
+def build_model(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
+    """A fresh network; see `AcousticModel` for what it maps to what."""
+    return NETWORKS[settings.kind](settings, inputs, units)
 
 
 def parameters(model: nn.Module) -> int:
@@ -74,13 +82,12 @@ def pick_device(wanted: str) -> torch.device:
 
 
 @contextmanager
-def blank_held_back(model: nn.Module, offset: float) -> Iterator[None]:
+def blank_held_back(model: AcousticModel, offset: float) -> Iterator[None]:
     """While open, the blank's log-probability is `offset` nat lower before all are normalised again: it is taken off its bias.
 
     Afterwards the weights are what they were, to the bit.
     """
-    output: Any = model.output  # every network ends in this linear layer
-    bias = output.bias
+    bias = model.output.bias
     before = bias.detach().clone()
     with torch.no_grad():
         bias[Units.blank] -= offset
@@ -99,7 +106,7 @@ class Checkpoint:
         training: what made it (steps, scores, settings); for people, never needed to run the model.
     """
 
-    model: nn.Module
+    model: AcousticModel
     units: Units
     features: FeatureSettings
     settings: ModelSettings
@@ -114,7 +121,7 @@ class Checkpoint:
     @property
     def lookahead_ms(self) -> int | None:
         """Audio after the end of a frame's own period that its output depends on, in milliseconds; None: all of it."""
-        frames: Any = self.model.lookahead_frames
+        frames = self.model.lookahead_frames
         return None if frames is None else frames * self.frame_ms + Frontend(self.features).overhang_ms
 
     @property
@@ -244,8 +251,7 @@ def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> li
         float32 [frames, units] of each utterance, natural logarithm.
     """
     batch, lengths = collate(features)
-    logits, _ = checkpoint.model(batch.to(checkpoint.device), lengths)
-    log_probs = logits.float().log_softmax(-1)
+    log_probs = checkpoint.model(batch.to(checkpoint.device), lengths).logits.float().log_softmax(-1)
     return [row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True)]
 
 

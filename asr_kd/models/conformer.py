@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from asr_kd.models.network import AcousticModel, Outputs
 
-class ConformerModel(nn.Module):
+
+class ConformerModel(AcousticModel):
     """Linear input, torchaudio's Conformer (Gulati et al. 2020, arXiv 2005.08100), linear output."""
 
     def __init__(
@@ -18,7 +22,8 @@ class ConformerModel(nn.Module):
         self.input = nn.Linear(inputs, size)
         self.encoder = Conformer(size, heads, 4 * size, layers, kernel, dropout)
         self.output = nn.Linear(size, units)
-        self.lookahead_frames: int | None = None
+        self.lookahead_frames = None
+        self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
         self._within: Tensor | None = None
         # torchaudio masks padding in its attention but not in its convolutions, so that an utterance's output would
         # depend on what it was batched with; zeroing the input of each depthwise convolution fixes that.
@@ -29,10 +34,22 @@ class ConformerModel(nn.Module):
         assert self._within is not None
         return inputs[0] * self._within
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
+        """See `AcousticModel`."""
         lengths_here = lengths.to(features.device)
         self._within = (torch.arange(features.shape[1], device=features.device)[None, :] < lengths_here[:, None])[
             :, None, :
         ]
-        hidden, _ = self.encoder(self.input(features), lengths_here)
-        return self.output(hidden), lengths
+        held: dict[str, Tensor] = {}
+        # torchaudio's encoder gives its last layer alone: the others are seen as they pass
+        hooks = [
+            layer.register_forward_hook(lambda _, __, out, tap=f"layer.{place}": held.update({tap: out.transpose(0, 1)}))
+            for place, layer in enumerate(self.encoder.conformer_layers, 1)
+            if f"layer.{place}" in taps
+        ]
+        try:
+            hidden, _ = self.encoder(self.input(features), lengths_here)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Outputs(self.output(hidden), lengths, held)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from asr_kd.models.network import AcousticModel, Outputs
 
-class ConvModel(nn.Module):
+
+class ConvModel(AcousticModel):
     """Convolutions over time with residual connections; context is layers * (kernel - 1) / 2 frames to each side."""
 
     def __init__(self, inputs: int, units: int, layers: int, size: int, dropout: float, kernel: int) -> None:
@@ -20,14 +23,18 @@ class ConvModel(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(size, units)
-        self.lookahead_frames: int | None = layers * (kernel // 2)
+        self.lookahead_frames = layers * (kernel // 2)
+        self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
+        """See `AcousticModel`."""
         within = torch.arange(features.shape[1], device=features.device)[None, :] < lengths.to(features.device)[:, None]
-        hidden = features
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+        hidden, held = features, {}
+        for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             # masked before each layer: what lies past the end must look like silence's zeros, not like activations
             new = convolution((hidden * within[..., None]).transpose(1, 2)).transpose(1, 2)
             new = self.dropout(torch.relu(norm(new)))
             hidden = new + hidden if new.shape == hidden.shape else new
-        return self.output(hidden), lengths
+            if (tap := f"layer.{layer}") in taps:
+                held[tap] = hidden
+        return Outputs(self.output(hidden), lengths, held)

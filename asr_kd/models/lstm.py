@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from asr_kd.models.network import AcousticModel, Outputs
 
-class LstmModel(nn.Module):
+
+class LstmModel(AcousticModel):
     """Stacked LSTM layers and a linear output.
 
     Args:
@@ -30,8 +34,9 @@ class LstmModel(nn.Module):
         self._initialise()
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, units)
-        #: how far the output looks ahead, in frames; None for the whole utterance
-        self.lookahead_frames: int | None = None if bidirectional else delay
+        self.lookahead_frames = None if bidirectional else delay
+        self.streams = not bidirectional
+        self.taps = {f"layer.{layer}": width for layer in range(1, layers + 1)}
 
     def _initialise(self) -> None:
         """Gates that remember from the start: with torch's default, CTC stays on the blank for hundreds of steps more."""
@@ -47,7 +52,9 @@ class LstmModel(nn.Module):
                     if "bias_ih" in name:
                         weight.data.chunk(4)[1].fill_(1.0)  # the forget gate
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
+        """See `AcousticModel`."""
+        held = {}
         hidden, position = features, torch.arange(features.shape[1], device=features.device)
         ends = lengths.to(features.device)[:, None]
         if self.delay:
@@ -60,20 +67,14 @@ class LstmModel(nn.Module):
             if self.backwards:
                 backwards = self.backwards[layer](_reordered(inputs, reversed_at))[0]
                 hidden = torch.cat([hidden, _reordered(backwards, reversed_at)], dim=-1)
-        return self.output(self.dropout(hidden[:, self.delay :])), lengths
+            if (tap := f"layer.{layer + 1}") in taps:
+                held[tap] = hidden[:, self.delay :]
+        return Outputs(self.output(self.dropout(hidden[:, self.delay :])), lengths, held)
 
     def stream(
         self, features: Tensor, state: list[tuple[Tensor, Tensor]] | None
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Go on with utterances of which earlier frames were heard (unidirectional only).
-
-        Args:
-            features: float32 [batch, frames, inputs], the next frames, behind an utterance's end zeros; state: what the
-                call before returned, None at the beginning.
-
-        Returns:
-            logits [batch, frames, units], of frames that lie `delay` behind the input, and the state behind it.
-        """
+        """See `AcousticModel`; unidirectional only."""
         hidden, after = features, []
         for layer, forwards in enumerate(self.forwards):
             hidden, one = forwards(self.dropout(hidden) if layer else hidden, None if state is None else state[layer])

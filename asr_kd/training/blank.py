@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from asr_kd.decoding.greedy import units_of
-from asr_kd.training.wer import word_errors
+from asr_kd.decoding.wer import word_errors
 from asr_kd.units import Units
 
 #: constants that are tried, nat; multiples of a power of two, so that a calibrated network is found calibrated

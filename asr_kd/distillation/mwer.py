@@ -33,11 +33,23 @@ from torch import Tensor, nn
 
 from asr_kd.config import MwerSettings
 from asr_kd.decoding.beam import prefix_beam_search
-from asr_kd.training.wer import word_errors
+from asr_kd.decoding.wer import word_errors
+from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.units import Units
 
 #: candidate unit sequences of an utterance and how often each was found
 Hypotheses = Counter[tuple[int, ...]]
+
+
+class Mwer(Knowledge):
+    """`mwer`: the word errors that the model expects to make."""
+
+    def loss(self, seen: Seen) -> Tensor:
+        """See `Knowledge`."""
+        text = seen.parts["text"]
+        assert text.lengths is not None
+        ids, sizes = text.values, text.lengths
+        return expected_word_errors(seen.logits, seen.lengths, ids, sizes, self.task.units, self.settings).sum()
 
 
 def expected_word_errors(
