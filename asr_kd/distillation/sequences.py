@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr_kd.config import SequenceSettings
+from asr_kd.distillation.settings import SequenceSettings
 from asr_kd.units import Units
 
 

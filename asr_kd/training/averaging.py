@@ -11,8 +11,8 @@ from typing import Literal
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from asr_kd.config import AverageSettings
 from asr_kd.models.acoustic import load_checkpoint
+from asr_kd.training.settings import AverageSettings
 
 #: in a run's folder: a checkpoint for each step that the mean is of
 SCORED = "scored"

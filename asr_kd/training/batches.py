@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from asr_kd.audio.augment import spec_augment, stretched
-from asr_kd.config import TrainSettings
 from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
 from asr_kd.models.acoustic import collate
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Example, Source
 from asr_kd.units import Units
 

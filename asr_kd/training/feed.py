@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import killed, read_ahead, serve_parent
 from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor
 from asr_kd.units import Units
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.distillation.response import soft_cross_entropy
 from asr_kd.distillation.spikes import find_spikes, spike_cross_entropy
 from asr_kd.training.batches import Batch
 from asr_kd.training.sequence import expected_word_errors
+from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.units import Units
 
 #: log-probability that CTC sees for a unit outside its targets: a path there is always worse, and never impossible

@@ -31,8 +31,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from asr_kd.config import MwerSettings
 from asr_kd.decoding.beam import prefix_beam_search
+from asr_kd.distillation.settings import MwerSettings
 from asr_kd.training.wer import word_errors
 from asr_kd.units import Units
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from asr_kd.audio.noise import check_noise_files
-from asr_kd.config import ChunkSettings, TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, bucketed, load_features, map_ordered
 from asr_kd.shards.tarset import INDEX, read_index
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.training.settings import ChunkSettings, TrainSettings
 from asr_kd.training.teachers import ShardTargets
 from asr_kd.units import Units
 

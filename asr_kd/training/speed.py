@@ -6,11 +6,14 @@ import time
 
 import torch
 
-from asr_kd.config import FeatureSettings, ModelSettings, PhaseSettings, SourceSettings, TrainSettings
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.models.acoustic import build_model
+from asr_kd.models.settings import ModelSettings
 from asr_kd.training.batches import Batch
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.training.trainer import Learner, step
 
 #: units kept of a frame of the made-up soft targets

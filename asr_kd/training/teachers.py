@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asr_kd.config import SourceSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, place
 from asr_kd.shards.index import ShardInfo

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.files import place
 from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Source
 from asr_kd.units import Units
 

@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
-from asr_kd.config import PhaseSettings, TrainSettings
 from asr_kd.ending import Status, Stopped, stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local
@@ -46,6 +45,7 @@ from asr_kd.training.losses import batch_loss, soft_losses
 from asr_kd.training.metrics import Metrics
 from asr_kd.training.outcome import concluded, phase_lost, said_of
 from asr_kd.training.provenance import provenance, start_from
+from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.training.texts import check_texts
 from asr_kd.units import Units, load_units
 

@@ -43,9 +43,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from asr_kd.config import BmufSettings
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks, broadcast
+from asr_kd.training.settings import BmufSettings
 
 
 class Bmuf(Exchange):

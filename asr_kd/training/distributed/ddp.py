@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asr_kd.config import DistributedSettings
 from asr_kd.training.distributed.compression import PlainGradients, PowerSgd, ThresholdCompression
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import DistributedSettings
 
 
 class DataParallel(Exchange):
