@@ -8,28 +8,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from asr_kd.config import (
-    SETTINGS,
-    EvalSettings,
-    InspectSettings,
-    LabelSettings,
-    LmSettings,
-    PlanSettings,
-    PrepareSettings,
-    Settings,
-    TrainSettings,
-    TranscribeSettings,
-    UnitsSettings,
-    VerifySettings,
-    build,
-    group_of,
-    load_yaml,
-    override,
-)
+from asr_kd.config.base import Settings, group_of
+from asr_kd.config.load import build, load_yaml, override
+from asr_kd.config.verbs import VERBS, Verb
+from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
+from asr_kd.evaluation.settings import EvalSettings
 
 S = TypeVar("S", bound=Settings)
 
@@ -44,57 +31,11 @@ def _settings(kind: type[S], words: list[str]) -> S:
     return build(kind, override(values, assignments), files[0] if files else "command line", assignments)
 
 
-def _prepare(words: list[str]) -> None:
-    from asr_kd.shards.prepare import prepare
-
-    prepare(_settings(PrepareSettings, words))
-
-
-def _units(words: list[str]) -> None:
-    from asr_kd.shards.texts import train_units
-
-    train_units(_settings(UnitsSettings, words))
-
-
-def _lm(words: list[str]) -> None:
-    from asr_kd.decoding.estimate import estimate
-
-    estimate(_settings(LmSettings, words))
-
-
-def _train(words: list[str]) -> None:
-    settings = _settings(TrainSettings, words)
-    from asr_kd.training.trainer import train
-
-    train(settings)
-
-
-def _label(words: list[str]) -> None:
-    settings = _settings(LabelSettings, words)
-    from asr_kd.labeling.job import label
-
-    label(settings)
-
-
-def _plan(words: list[str]) -> None:
-    settings = _settings(PlanSettings, words)
-    from asr_kd.plan import plan
-
-    plan(settings)
-
-
-def _verify(words: list[str]) -> int:
-    settings = _settings(VerifySettings, words)
-    from asr_kd.labeling.verify import verify
-
-    return Status.DONE if verify(settings) else Status.DOES_NOT_HOLD
-
-
-def _inspect(words: list[str]) -> None:
-    settings = _settings(InspectSettings, words)
-    from asr_kd.targets.inspect import inspect
-
-    inspect(settings)
+def _do(verb: Verb, words: list[str], **options: Any) -> int:
+    """Do what a verb is for with the settings in its words; those in `PARTICULAR` read more from the command line."""
+    if verb.name in PARTICULAR:
+        return PARTICULAR[verb.name](words, **options) or Status.DONE
+    return Status.DOES_NOT_HOLD if verb.do(_settings(verb.kind(), words)) is False else Status.DONE
 
 
 def _eval(words: list[str], compare: list[str] | None, fail_if: str | None) -> int:
@@ -151,20 +92,7 @@ def _run(words: list[str], dry_run: bool) -> None:
     run_pipeline(words[0], words[1:], dry_run)
 
 
-VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
-    "prepare": (_prepare, "a manifest of audio → audio shards"),
-    "units": (_units, "labelled text → output units"),
-    "lm": (_lm, "labelled text → its words and an n-gram model of them, for a beam search"),
-    "train": (_train, "train a teacher or a student"),
-    "label": (_label, "run a teacher over audio shards → soft-target shards"),
-    "plan": (_plan, "what a large job will take: bytes, hours, cost"),
-    "verify": (_verify, "soft targets against their audio and their teacher; status 1 when they do not hold"),
-    "inspect": (_inspect, "a soft-target shard or an utterance of it, as a table and a picture"),
-    "eval": (_eval, "checkpoints over test shards → WER report; or earlier reports side by side"),
-    "transcribe": (_transcribe, "audio files (or shards) → text, with any checkpoint"),
-    "run": (_run, "the stages of a pipeline, each where its inputs or settings changed"),
-}
-
+PARTICULAR: dict[str, Callable[..., int | None]] = {"eval": _eval, "transcribe": _transcribe, "run": _run}
 
 #: how settings are typed, above the list of them
 TYPING = (
@@ -204,11 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="asr-kd VERB --help lists the settings of a verb. Settings come from a YAML file, key=value overrides them.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, (_, help_text) in VERBS.items():
-        kind = SETTINGS.get(name)
+    for name, one in VERBS.items():
+        if not one.help:  # a stage of pipelines alone
+            continue
         verb = verbs.add_parser(
-            name, help=help_text, description=help_text, epilog="\n".join([TYPING, "settings:", *_keys(kind)]) if kind else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=one.help, description=one.help, formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="\n".join([TYPING, "settings:", *_keys(one.kind())]) if one.settings else None,
         )  # fmt: skip
         if name == "run":
             verb.add_argument(
@@ -252,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
     with interruptible() as stopped:
         try:
-            return VERBS[parsed.verb][0]([*parsed.words, *rest], **options) or Status.DONE
+            return _do(VERBS[parsed.verb], [*parsed.words, *rest], **options)
         except UserError as error:
             print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
             return error.status if isinstance(error, Stopped) else Status.MISTAKE

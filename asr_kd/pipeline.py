@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import Field
 
-from asr_kd.config import SETTINGS, PipelineSettings, build, load_yaml, override
+from asr_kd.config.base import Location, Settings
+from asr_kd.config.load import build, load_yaml, override
+from asr_kd.config.verbs import STAGES, VERBS
 from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
 from asr_kd.files import (
@@ -34,6 +37,33 @@ from asr_kd.files import (
 from asr_kd.models.origin import won_nothing
 from asr_kd.shards.leases import check_unused, sole_writer
 from asr_kd.typed import Typed, read
+
+
+class ScriptSettings(Settings):
+    """A recipe's own Python script; it is called with --output and these arguments."""
+
+    file: Location = Field(description="the script")
+    output: Location = Field(description="folder or file that it writes")
+    arguments: list[str | int | float] = Field(default_factory=list, description="further arguments")
+
+
+class StageSettings(Settings):
+    """One stage of a pipeline."""
+
+    verb: Literal[STAGES] = Field(description="what runs")  # type: ignore[valid-type]
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="the verb's settings; for a script: file, output and arguments"
+    )
+
+
+class PipelineSettings(Settings):
+    """Stages in order; a later one may read what an earlier one wrote."""
+
+    variables: dict[str, Any] = Field(
+        default_factory=dict, description="names for ${name} in the stages; overridden by name=value"
+    )
+    shared: dict[str, Any] = Field(default_factory=dict, description="a place for YAML anchors")
+    stages: dict[str, StageSettings] = Field(min_length=1, description="name: stage")
 
 
 @dataclass
@@ -118,7 +148,7 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
         settings = build(
-            SETTINGS[plan.verb],
+            VERBS[plan.verb].kind(),
             _substitute(plan.settings, variables, f"{file}: stages.{name}"),
             f"{file}: stages.{name}",
         )
@@ -213,11 +243,7 @@ def _is_current(run: Path, stage: Stage) -> bool:
     known, claim = _recorded(_record(run, stage)), _claim(stage)
     if "seconds" not in known or known.get("fingerprint") != stage.fingerprint or not stage.output.exists():
         return False
-    return (claim or not _claims(stage)) and known.get("claim", claim) == claim  # older records hold none
-
-
-def _claims(stage: Stage) -> bool:
-    return stage.verb in ("prepare", "units", "lm", "train", "label", "eval")
+    return (claim or not VERBS[stage.verb].claims) and known.get("claim", claim) == claim  # older records hold none
 
 
 def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int, check: Callable[[], None]) -> None:

@@ -5,24 +5,19 @@ from typing import Any
 
 import pytest
 
-from asr_kd.config import (
-    SETTINGS,
-    AugmentSettings,
-    EvalSettings,
-    FeatureSettings,
-    LabelSettings,
-    ModelSettings,
-    PipelineSettings,
-    Settings,
-    SourceSettings,
-    TrainSettings,
-    TranscribeSettings,
-    UnitsSettings,
-    build,
-    load_yaml,
-    override,
-)
+from asr_kd.audio.settings import AugmentSettings, FeatureSettings
+from asr_kd.config.base import Settings
+from asr_kd.config.load import build, load_yaml, override
+from asr_kd.config.verbs import VERBS
+from asr_kd.decoding.settings import TranscribeSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
+from asr_kd.evaluation.settings import EvalSettings
+from asr_kd.labeling.settings import LabelSettings
+from asr_kd.models.settings import ModelSettings
+from asr_kd.pipeline import PipelineSettings
+from asr_kd.shards.settings import UnitsSettings
+from asr_kd.training.settings import TrainSettings
 
 TRAIN: dict[str, Any] = {
     "output": "run", "units": "units", "development": "dev",
@@ -250,7 +245,7 @@ def test_settings_that_contradict_each_other(kind: type[Settings], values: dict[
 
 def test_a_contradiction_names_the_job_not_a_class() -> None:
     with pytest.raises(UserError, match=r"^command line: inspect: png and audio need a key$"):
-        build(SETTINGS["inspect"], {"targets": "t", "png": "p"}, "command line")
+        build(VERBS["inspect"].kind(), {"targets": "t", "png": "p"}, "command line")
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

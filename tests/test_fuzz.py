@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asr_kd.config import FeatureSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, sha256_file
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard, write_index, write_shard

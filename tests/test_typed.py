@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from asr_kd.config import InspectSettings, Location, ScriptSettings, Settings, UnitsSettings, build, load_yaml, override
+from asr_kd.config.base import Location, Settings
+from asr_kd.config.load import build, load_yaml, override
 from asr_kd.errors import UserError
+from asr_kd.pipeline import ScriptSettings
+from asr_kd.shards.settings import UnitsSettings
+from asr_kd.targets.settings import InspectSettings
 from asr_kd.typed import parse_yaml
 
 #: what YAML makes something else of, or nothing

@@ -11,8 +11,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.config import UnitsSettings
 from asr_kd.errors import UserError
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 from asr_kd.shards.texts import train_units
 from asr_kd.units import Units, load_units

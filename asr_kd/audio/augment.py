@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asr_kd.config import AugmentSettings, FeatureSettings
+from asr_kd.audio.settings import AugmentSettings, FeatureSettings
 
 
 def stretched(

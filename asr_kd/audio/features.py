@@ -7,8 +7,8 @@ import functools
 import numpy as np
 
 from asr_kd.audio.blas import one_thread
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.audio.waveform import checked
-from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
 #: of what the same settings make of the same sound. Raise it with every change of that: checkpoints, cached features and soft targets

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_kd.audio.decode import EXTENSIONS, decode, seconds_of
-from asr_kd.config import NoiseSettings
+from asr_kd.audio.settings import NoiseSettings
 from asr_kd.errors import AudioError, UserError
 
 # Power falls with frequency to this exponent.

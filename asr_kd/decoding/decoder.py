@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from asr_kd.config import DecodingSettings
 from asr_kd.decoding.beam import BeamSearch
 from asr_kd.decoding.flashlight import FlashlightSearch, KenLm, make_engine
 from asr_kd.decoding.grammar import Grammar, LanguageModel, Lexicon, compare_words, learn_spellings, read_lexicon
 from asr_kd.decoding.greedy import GreedySearch
 from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
 from asr_kd.errors import UserError
 from asr_kd.units import Units

@@ -7,8 +7,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from asr_kd.config import LmSettings
 from asr_kd.decoding.ngram import END, START, UNKNOWN
+from asr_kd.decoding.settings import LmSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, write_whole
 from asr_kd.shards.leases import sole_writer

@@ -20,9 +20,9 @@ from asr_kd.audio.decode import decode, read_blocks, seconds_of
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.live import microphone_sound, pipe_sound
 from asr_kd.audio.waveform import from_array
-from asr_kd.config import TranscribeSettings
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, Network, StreamingNetwork, WindowedNetwork, streams
+from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import Place, local_copy, place, write_whole

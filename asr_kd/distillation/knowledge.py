@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from asr_kd.config import FeatureSettings, ModelSettings, SourceSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Batch, Example, Part
-from asr_kd.models.network import Outputs
+from asr_kd.distillation.settings import MissingMass, SourceSettings
+from asr_kd.models.network import AcousticModel, Outputs
+from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
 
 
@@ -21,14 +23,15 @@ class Task:
     """What is trained, for kinds that must know.
 
     Attributes:
-        missing_mass: what a soft loss makes of the mass that targets did not keep.
+        units: of the student; None where nothing is spelled, as when a step is timed.
+        missing_mass: see `soft_cross_entropy`.
         blank_weight: weight in a soft loss of frames whose best target is the blank.
     """
 
-    units: Units
+    units: Units | None
     features: FeatureSettings
     model: ModelSettings
-    missing_mass: str
+    missing_mass: MissingMass
     blank_weight: float
 
 
@@ -96,8 +99,7 @@ def knowledge_of(source: SourceSettings, task: Task) -> list[Weighed]:
     """The kinds that a source asks for, in the order in which their losses are added."""
     made = []
     for asked in source.knowledge():
-        module, _, name = asked.settings.make.partition(":")
-        kind = getattr(importlib.import_module(module), name)
+        kind = pkgutil.resolve_name(asked.settings.make)
         made.append(Weighed(asked.weight, kind(asked.name, asked.settings, task)))
     return made
 
@@ -109,11 +111,11 @@ class Pupil(nn.Module):
     student alone.
 
     Attributes:
-        beside: by name of the kind; kinds of the same settings share one.
+        beside: by name of the kind, which all sources that ask for it share.
         taps: what any kind wants to see of the student.
     """
 
-    def __init__(self, student: nn.Module, kinds: Sequence[Knowledge] = ()) -> None:
+    def __init__(self, student: AcousticModel, kinds: Sequence[Knowledge] = ()) -> None:
         super().__init__()
         self.student = student
         self.beside = nn.ModuleDict()

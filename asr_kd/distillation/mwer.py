@@ -31,10 +31,10 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from asr_kd.config import MwerSettings
 from asr_kd.decoding.beam import prefix_beam_search
 from asr_kd.decoding.wer import word_errors
 from asr_kd.distillation.knowledge import Knowledge, Seen
+from asr_kd.distillation.settings import MwerSettings
 from asr_kd.units import Units
 
 #: candidate unit sequences of an utterance and how often each was found
@@ -47,7 +47,7 @@ class Mwer(Knowledge):
     def loss(self, seen: Seen) -> Tensor:
         """See `Knowledge`."""
         text = seen.parts["text"]
-        assert text.lengths is not None
+        assert text.lengths is not None and self.task.units is not None
         ids, sizes = text.values, text.lengths
         return expected_word_errors(seen.logits, seen.lengths, ids, sizes, self.task.units, self.settings).sum()
 

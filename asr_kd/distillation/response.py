@@ -5,15 +5,14 @@ The student's softmax always runs over every unit. Restricting it to the kept un
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asr_kd.distillation.knowledge import Knowledge, Seen
+from asr_kd.distillation.settings import MissingMass
 from asr_kd.units import Units
-
-MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
 
 
 class Soft(Knowledge):
@@ -26,7 +25,9 @@ class Soft(Knowledge):
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
         """Weighted cross-entropy of each learned frame, of its logits `rows` [learned frames, units]."""
         units, probs, tail = (seen.parts[f"soft.{name}"].values for name in ("units", "probs", "tail"))
-        priors, prior = (part.values if (part := seen.parts.get(f"soft.{name}")) else None for name in ("priors", "prior"))
+        priors, prior = (
+            part.values if (part := seen.parts.get(f"soft.{name}")) else None for name in ("priors", "prior")
+        )
         losses = soft_cross_entropy(rows, units, probs, tail, self.task.missing_mass, priors, prior)
         return losses * torch.where(units[:, 0] == Units.blank, self.task.blank_weight, 1.0)
 

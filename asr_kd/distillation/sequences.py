@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr_kd.config import SequenceSettings
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.ctc import ctc_loss
 from asr_kd.distillation.knowledge import Knowledge, Seen
+from asr_kd.distillation.settings import SequenceSettings
 from asr_kd.units import Units
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr_kd.config import SpikeSettings
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.knowledge import Seen
 from asr_kd.distillation.response import Soft
+from asr_kd.distillation.settings import SpikeSettings
 from asr_kd.units import Units
 
 #: a frame belongs to a spike when this much of its mass is on units other than the blank

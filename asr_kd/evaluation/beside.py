@@ -11,7 +11,7 @@ import numpy as np
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.decoding.decoder import Decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.errors import AudioError, UserError

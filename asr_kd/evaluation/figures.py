@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asr_kd.config import DecodingSettings
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.evaluation.charts import percent
 
 __all__ = [

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from asr_kd.audio.blas import one_thread
-from asr_kd.config import EvalSettings
 from asr_kd.decoding.decoder import make_decoder
 from asr_kd.errors import UserError
 from asr_kd.evaluation.parts import Shard, read_part
 from asr_kd.evaluation.report import system_table, write_report
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.sharing import DECIDING, Work, refuse_bad, score_all
 from asr_kd.evaluation.summary import Scores, summarise
 from asr_kd.evaluation.texts import check_texts

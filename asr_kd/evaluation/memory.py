@@ -15,13 +15,15 @@ import torch
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import EvalSettings, FeatureSettings, ModelSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.decoding.decoder import make_decoder
 from asr_kd.errors import AudioError
 from asr_kd.evaluation.parts import Shard
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.files import Place
 from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, pick_device
+from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.stream import batches_by_length, serve_parent
 from asr_kd.shards.tarset import Sample, read_checked
 

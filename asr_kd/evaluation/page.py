@@ -18,7 +18,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from asr_kd.config import EvalSettings
 from asr_kd.evaluation import figures
 from asr_kd.evaluation.charts import (
     Bar,
@@ -33,6 +32,7 @@ from asr_kd.evaluation.charts import (
     wer_bars,
 )
 from asr_kd.evaluation.evidence import Evidence
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 from asr_kd.evaluation.utterances import Group, Packed, edits_of
 from asr_kd.evaluation.verdict import below_it, student

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asr_kd.config import EvalSettings
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.evaluation.beside import Batch, Loaded, find_words, load_shard
 from asr_kd.evaluation.parts import TIMED, Part, Shard
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
 from asr_kd.models.acoustic import Checkpoint, infer

@@ -8,11 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from asr_kd.config import DecodingSettings, EvalSettings
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.memory import peak_memory
 from asr_kd.evaluation.parts import TIMED, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.files import (
     Place,
     check_there,

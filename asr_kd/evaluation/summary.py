@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr_kd.config import EvalSettings
 from asr_kd.evaluation.bootstrap import CONFIDENCE, blocks, interval, resampled
 from asr_kd.evaluation.calibration import Calibration, Delays, timed_words
 from asr_kd.evaluation.history import history
 from asr_kd.evaluation.report import FORMAT, VERSION
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS, Fields, Slicing
 from asr_kd.evaluation.tally import Tally, most_frequent

@@ -6,10 +6,10 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from asr_kd.config import EvalSettings
 from asr_kd.decoding.grammar import read_lexicon
 from asr_kd.errors import UserError
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.files import place
 from asr_kd.shards.index import ShardList
 from asr_kd.shards.tarset import read_shard

@@ -17,10 +17,10 @@ import torch
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import FRONTEND_VERSION
-from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
 from asr_kd.labeling.load import NO_TEXT, HeardShard, hear_shard, select
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress

@@ -9,8 +9,9 @@ import numpy as np
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, LabelSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import AudioError
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.tarset import read_checked
 from asr_kd.units import Units

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 from asr_kd.allocator import keep_freed_memory
-from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import place
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import label_shard, load_shard
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress

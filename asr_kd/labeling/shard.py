@@ -16,11 +16,11 @@ from torch import Tensor
 from torchaudio.functional import forced_align
 
 from asr_kd.audio.features import FRONTEND_VERSION
-from asr_kd.config import SELECTION, LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place
 from asr_kd.labeling.encode import Answer, Encoded, encode
 from asr_kd.labeling.load import Loaded, hear_shard, select
+from asr_kd.labeling.settings import SELECTION, LabelSettings
 from asr_kd.models.acoustic import Checkpoint, log_posteriors
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo

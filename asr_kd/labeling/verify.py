@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from asr_kd.audio.blas import one_thread
-from asr_kd.config import SELECTION, LabelSettings, VerifySettings, build
+from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_json
 from asr_kd.labeling.load import Loaded
+from asr_kd.labeling.settings import SELECTION, LabelSettings, VerifySettings
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posteriors, pick_device
 from asr_kd.progress import Progress

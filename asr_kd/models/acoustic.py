@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from asr_kd.audio.features import FRONTEND_VERSION, Frontend, versioned
-from asr_kd.config import FeatureSettings, ModelSettings, build
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.files import Place, hash_json, place, read_json, write_json, write_whole
 from asr_kd.models.conformer import ConformerModel
 from asr_kd.models.conv import ConvModel
 from asr_kd.models.lstm import LstmModel
 from asr_kd.models.network import AcousticModel
+from asr_kd.models.settings import ModelSettings
 from asr_kd.units import MODEL_FILE, Units, load_units
 
 FORMAT, VERSION = "asr_kd-checkpoint", 1

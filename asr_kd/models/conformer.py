@@ -43,7 +43,9 @@ class ConformerModel(AcousticModel):
         held: dict[str, Tensor] = {}
         # torchaudio's encoder gives its last layer alone: the others are seen as they pass
         hooks = [
-            layer.register_forward_hook(lambda _, __, out, tap=f"layer.{place}": held.update({tap: out.transpose(0, 1)}))
+            layer.register_forward_hook(
+                lambda _, __, out, tap=f"layer.{place}": held.update({tap: out.transpose(0, 1)})
+            )
             for place, layer in enumerate(self.encoder.conformer_layers, 1)
             if f"layer.{place}" in taps
         ]

@@ -16,7 +16,6 @@ import numpy as np
 
 from asr_kd.audio.decode import encode, read_audio
 from asr_kd.audio.recording import Recording
-from asr_kd.config import PrepareSettings
 from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import (
@@ -34,6 +33,7 @@ from asr_kd.files import (
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.manifest import BOUNDS, Utterance, read_manifest
+from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 from asr_kd.text import NORMALIZERS
 

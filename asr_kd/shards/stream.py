@@ -21,7 +21,8 @@ import numpy as np
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend, versioned
 from asr_kd.audio.noise import Corruption, Voice, generator, noise_files, read_noise
-from asr_kd.config import FeatureSettings, NoiseSettings, Settings
+from asr_kd.audio.settings import FeatureSettings, NoiseSettings
+from asr_kd.config.base import Settings
 from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, local, read_json, write_json, write_whole

@@ -9,10 +9,10 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from asr_kd.config import UnitsSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, read_text, write_whole
 from asr_kd.shards.manifest import read_manifest
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import read_index, read_shard
 from asr_kd.text import APOSTROPHES
 from asr_kd.units import MODEL_FILE, Units, learn_units

@@ -8,11 +8,12 @@ import numpy as np
 
 from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, InspectSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, names_in, place, write_whole
 from asr_kd.shards.tarset import read_shard
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.settings import InspectSettings
 from asr_kd.targets.store import TargetMetadata, read_target_shard
 from asr_kd.units import load_units
 

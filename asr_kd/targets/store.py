@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from asr_kd.config import FeatureSettings, Settings, build
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.base import Settings
+from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.files import Place, hash_json, names_in, parse_json, place, sha256_file
 from asr_kd.shards.tarset import Sample, first_member, read_members, read_shard, write_members

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from asr_kd.config import AverageSettings
 from asr_kd.models.acoustic import load_checkpoint
+from asr_kd.models.network import AcousticModel
+from asr_kd.training.settings import AverageSettings
 
 #: in a run's folder: a checkpoint for each step that the mean is of
 SCORED = "scored"
@@ -65,7 +65,7 @@ def remove_others(run: Path, kept: Sequence[Scored]) -> None:
         shutil.rmtree(folder)
 
 
-def mean_of(folders: Sequence[Path]) -> nn.Module:
+def mean_of(folders: Sequence[Path]) -> AcousticModel:
     """The network whose weights are the mean of those of several checkpoints, which are read one after the other.
 
     Running statistics (of a batch norm) are averaged too.
@@ -76,4 +76,5 @@ def mean_of(folders: Sequence[Path]) -> nn.Module:
     mean = AveragedModel(load_checkpoint(folders[0]).model, use_buffers=True)
     for folder in folders:
         mean.update_parameters(load_checkpoint(folder).model)
-    return mean.module
+    student: Any = mean.module
+    return student

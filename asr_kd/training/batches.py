@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from asr_kd.audio.augment import spec_augment, stretched
-from asr_kd.config import TrainSettings
-from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
+from asr_kd.distillation.batch import Batch, Example, Part
+from asr_kd.distillation.knowledge import Task, knowledge_of
 from asr_kd.models.acoustic import collate
-from asr_kd.training.sources import Cursor, Example, Source
+from asr_kd.training.settings import TrainSettings
+from asr_kd.training.sources import Cursor, Source
 from asr_kd.units import Units
 
 
@@ -36,49 +36,6 @@ class Lane:
         return cls(value["order"], [Cursor(**cursor) for cursor in value["cursors"]])
 
 
-@dataclass
-class Batch:
-    """One step's input.
-
-    Attributes:
-        features: float32 [batch, frames, inputs]; lengths: int64 [batch].
-        first, last: int64 [batch], the frames that are learned: from first to before last; the others are context.
-        source: which source of the phase it came from; seconds: of audio to learn, before any stretch.
-        labels, label_lengths: unit ids of all utterances in a row and how many each has; None without CTC.
-        drawn, drawn_lengths: the same of transcripts that were drawn, one of each utterance, then a second of each, and so on; None
-            without `sequences`.
-        units, probs: [learned frames of all utterances, k], tail: [learned frames]; None without soft targets.
-        priors, prior: float32 [shards, units], in whose proportions the tail is spread, and int64 [learned frames],
-            which of them is the frame's; None unless `missing_mass` is prior.
-        spelling: the units, by which labels become words; None without `mwer`.
-        lane, after: which lane gave it, and where that stands behind it.
-    """
-
-    features: Tensor
-    lengths: Tensor
-    first: Tensor
-    last: Tensor
-    source: int
-    labels: Tensor | None = None
-    label_lengths: Tensor | None = None
-    drawn: Tensor | None = None
-    drawn_lengths: Tensor | None = None
-    units: Tensor | None = None
-    probs: Tensor | None = None
-    tail: Tensor | None = None
-    priors: Tensor | None = None
-    prior: Tensor | None = None
-    spelling: Units | None = None
-    seconds: float = 0.0
-    lane: int = 0
-    after: Lane = field(default_factory=Lane)
-
-    @property
-    def frames(self) -> int:
-        """Frames that are learned; neither padding nor context."""
-        return int((self.last - self.first).sum())
-
-
 class PhaseStream:
     """The batches of one phase, lane by lane.
 
@@ -88,7 +45,9 @@ class PhaseStream:
         units: of the learner; soft targets over other units are refused.
 
     Attributes:
-        sources: of the phase; passes: over all of them in a cycle, None where hours are asked for.
+        sources: of the phase.
+        knowledge: of each source, what is learned of it.
+        passes: over all of them in a cycle, None where hours are asked for.
         seconds: of audio in one cycle of the phase, by all lanes.
     """
 
@@ -96,6 +55,8 @@ class PhaseStream:
         self.settings, self.phase, self.units = settings, phase, units
         self.plan = settings.phases[phase]
         self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
+        task = Task(units, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
+        self.knowledge = [knowledge_of(source, task) for source in self.plan.sources]
         self.passes = self.plan.passes
         if self.plan.hours is not None:
             self.seconds = self.plan.hours * 3600
@@ -165,33 +126,31 @@ class PhaseStream:
         # a stretch changes how many frames there are; chunks have none
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
         batch = Batch(features, lengths, first, last, source)
-        if self.plan.sources[source].ctc:
+        needs = self.plan.sources[source].needs
+        if "text" in needs:
             ids: list[list[int]] = [example.ids or [] for example in examples]
-            batch.labels = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
-            batch.label_lengths = torch.tensor([len(row) for row in ids])
-        if self.plan.sources[source].mwer:
-            batch.spelling = self.sources[source].units
-        sequences = self.plan.sources[source].sequences
-        if sequences and self.plan.sources[source].reads_lists:
-            batch.drawn, batch.drawn_lengths = draw_from_lists([one.choices for one in examples], sequences, rng)
-        if self.plan.sources[source].reads_targets:
-            targets: list[Any] = [example.targets for example in examples]
-            k = max(int(target.counts.max()) for target in targets)
-            padded = [(*target.padded(k), target.tail) for target in targets]
+            row = torch.tensor([unit for one in ids for unit in one], dtype=torch.int64)
+            batch.parts["text"] = Part(row, torch.tensor([len(one) for one in ids]))
+        if "targets" in needs:
             # a stretch takes the targets with it
-            shown = [origin if augment.stretch else slice(None) for _, origin in changed]
-            units, probs, tails = zip(
-                *([array[at] for array in arrays] for arrays, at in zip(padded, shown, strict=True)), strict=True
-            )
-            batch.units = torch.from_numpy(np.concatenate(units))
-            batch.probs = torch.from_numpy(np.concatenate(probs))
-            batch.tail = torch.from_numpy(np.concatenate(tails))
-            if sequences:
-                batch.drawn, batch.drawn_lengths = draw_sequences(batch.units, batch.probs, lengths, sequences, rng)
-            shards = {id(example.prior): example.prior for example in examples if example.prior is not None}
-            if shards:
-                places = {name: place for place, name in enumerate(shards)}
-                batch.priors = torch.from_numpy(np.stack(list(shards.values())))
-                which = torch.tensor([places[id(example.prior)] for example in examples])
-                batch.prior = which.repeat_interleave(torch.tensor([len(tail) for tail in tails]))
+            batch.parts |= _soft(examples, [origin if augment.stretch else slice(None) for _, origin in changed])
+        for one in self.knowledge[source]:
+            one.kind.prepare(examples, batch, rng)
         return batch
+
+
+def _soft(examples: list[Example], shown: list[Any]) -> dict[str, Part]:
+    """The soft targets of a batch, of each utterance those rows that are shown."""
+    targets: list[Any] = [example.targets for example in examples]
+    k = max(int(target.counts.max()) for target in targets)
+    padded = [(*target.padded(k), target.tail) for target in targets]
+    rows = [[array[at] for array in arrays] for arrays, at in zip(padded, shown, strict=True)]
+    units, probs, tail = (torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True))
+    parts = {"soft.units": Part(units), "soft.probs": Part(probs), "soft.tail": Part(tail)}
+    priors = {id(example.prior): example.prior for example in examples if example.prior is not None}
+    if priors:
+        numbers = {name: number for number, name in enumerate(priors)}
+        which = torch.tensor([numbers[id(example.prior)] for example in examples])
+        parts["soft.prior"] = Part(which.repeat_interleave(torch.tensor([len(row[2]) for row in rows])))
+        parts["soft.priors"] = Part(torch.from_numpy(np.stack(list(priors.values()))), whole=True)
+    return parts

@@ -69,9 +69,9 @@ def save_state(
     Of several processes each writes what is its own; the first one's file comes last, and says which of the others belong to it.
     """
     position.world = ranks.world
-    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = _named("model.", model)
     if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+        tensors |= _named("average.", average)
     tensors |= {f"exchange.{name}": value for name, value in (exchange or {}).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -126,7 +126,10 @@ def load_state(
     try:
         for owner, prefix in ((model, "model."), (average, "average.")):
             if owner is not None:
-                owner.load_state_dict(_part(tensors, prefix))
+                names = _named(prefix, owner)
+                if odd := {name for name in tensors if name.startswith(prefix)} ^ names.keys():
+                    raise KeyError(min(odd))
+                owner.load_state_dict(dict(zip(owner.state_dict(), (tensors[name] for name in names), strict=True)))
         states: dict[int, dict[str, Any]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
@@ -140,6 +143,11 @@ def load_state(
         return position, _part(tensors, "exchange.")
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
+
+
+def _named(prefix: str, owner: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a `Pupil`, or of its average, by their names in the file: the student's are as if it were trained alone."""
+    return {prefix + name.replace("student.", "", 1): value for name, value in owner.state_dict().items()}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

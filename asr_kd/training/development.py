@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, infer
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.blank import OFFSETS, BlankCurve
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 
 

@@ -6,17 +6,18 @@ import dataclasses
 import multiprocessing
 import pickle
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
 
-from asr_kd.config import TrainSettings
+from asr_kd.distillation.batch import Batch, Part
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import killed, read_ahead, serve_parent
-from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.batches import Lane, PhaseStream
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor
 from asr_kd.units import Units
 
@@ -56,8 +57,6 @@ def _from_process(stream: PhaseStream, *arguments: Any) -> Iterator[Batch | None
         while not isinstance(message := _receive(ours), _End):
             if isinstance(message, Exception):
                 raise message
-            if message and stream.plan.sources[message.source].mwer:
-                message.spelling = stream.units
             yield message
         for source, ends, unused, incomplete in zip(
             stream.sources, message.ends, message.first_unused, message.first_incomplete, strict=True
@@ -94,13 +93,11 @@ def _feed(connection: Connection, settings: TrainSettings, phase: int, units: Un
 def _send(connection: Connection, message: Batch | _End | Exception | None) -> None:
     """Pickled, with arrays sent behind as they are."""
     buffers: list[pickle.PickleBuffer] = []
-    if isinstance(message, Batch):
-        values = {field.name: getattr(message, field.name) for field in dataclasses.fields(Batch)} | {"spelling": None}
-        plain = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-        head = pickle.dumps(plain, protocol=5, buffer_callback=buffers.append)
-    else:
-        head = pickle.dumps(message)
-    connection.send_bytes(pickle.dumps((head, isinstance(message, Batch), [buffer.raw().nbytes for buffer in buffers])))
+    is_batch = isinstance(message, Batch)
+    head = pickle.dumps(
+        _arrays(message) if isinstance(message, Batch) else message, protocol=5, buffer_callback=buffers.append
+    )
+    connection.send_bytes(pickle.dumps((head, is_batch, [buffer.raw().nbytes for buffer in buffers])))
     for buffer in buffers:
         connection.send_bytes(buffer.raw())
 
@@ -111,9 +108,19 @@ def _receive(connection: Connection) -> Batch | _End | Exception | None:
     for buffer in buffers:
         connection.recv_bytes_into(buffer)
     value: Any = pickle.loads(head, buffers=buffers)
-    if not is_batch:
-        return value
-    values: dict[str, Any] = {
-        name: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for name, one in value.items()
-    }
+    return _tensors(value) if is_batch else value
+
+
+def _arrays(batch: Batch) -> Batch:
+    """The batch with NumPy arrays in place of its tensors: their memory can be sent as it is."""
+    return _changed(batch, lambda one: one.numpy() if isinstance(one, torch.Tensor) else one)
+
+
+def _tensors(batch: Batch) -> Batch:
+    return _changed(batch, lambda one: torch.from_numpy(one) if isinstance(one, np.ndarray) else one)
+
+
+def _changed(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    values = {field.name: change(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
+    values["parts"] = {name: Part(*map(change, part)) for name, part in batch.parts.items()}
     return Batch(**values)

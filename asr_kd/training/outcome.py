@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from asr_kd.config import TrainSettings
 from asr_kd.models.origin import figures
 from asr_kd.training.averaging import Scored
 from asr_kd.training.checkpoints import Position
 from asr_kd.training.development import Development
+from asr_kd.training.settings import TrainSettings
 
 
 def concluded(position: Position, settings: TrainSettings, again: bool = False) -> str:

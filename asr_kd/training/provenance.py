@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from asr_kd.audio.noise import noise_files
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.files import sha256_file
 from asr_kd.models.acoustic import Checkpoint
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.store import teacher_of
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 
 

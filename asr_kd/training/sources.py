@@ -16,43 +16,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from asr_kd.audio.noise import check_noise_files
-from asr_kd.config import ChunkSettings, TrainSettings
+from asr_kd.distillation.batch import Example
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, bucketed, load_features, map_ordered
 from asr_kd.shards.tarset import INDEX, read_index
-from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.training.settings import ChunkSettings, TrainSettings
 from asr_kd.training.teachers import ShardTargets
 from asr_kd.units import Units
-
-
-@dataclass
-class Example:
-    """Something to learn from: features, and unit ids or soft targets or both.
-
-    Attributes:
-        features: float16 [frames, dimension]; `targets` answer for those from `first` to before `last`, the others are context.
-        choices: transcripts to draw from, each as unit ids and with its score in nat.
-        prior: as of `Batch.priors`.
-    """
-
-    key: str
-    features: np.ndarray
-    ids: list[int] | None = None
-    choices: list[tuple[list[int], float]] = field(default_factory=list)
-    targets: SparsePosteriors | None = None
-    prior: np.ndarray | None = None
-    first: int = 0
-    last: int = 0
-
-    def __post_init__(self) -> None:
-        self.last = self.last or len(self.features)
-
-    @property
-    def frames(self) -> int:
-        """Frames that are learned."""
-        return self.last - self.first
 
 
 @dataclass
@@ -117,6 +89,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self.plan = self.settings.phases[self.phase].sources[self.index]
+        self.needs = self.plan.needs
         self.chunks = self.settings.phases[self.phase].chunks
         self.shards = read_index(self.plan.audio).filled
         self.transcripts = Transcripts(self.plan.transcripts) if self.plan.transcripts else None
@@ -220,7 +193,7 @@ class Source:
         for (number, index, shard, _), content in zip(ours, contents, strict=True):
             utterances: list[Item | tuple[str, str]] = [*content.bad, *content.items]
             utterances = utterances[slice(None) if whole else slice(lane, None, lanes)]
-            targets = self._targets(shard) if self.plan.reads_targets else None
+            targets = self._targets(shard) if "targets" in self.needs else None
             done = start.item if (number, index) == (start.number, start.shard) else 0
             for item, utterance in enumerate(utterances[done:], done):
                 reading = Reading(number, index, item, [])
@@ -254,9 +227,9 @@ class Source:
     def _learn(self, item: Item, targets: ShardTargets | None, reading: Reading) -> None:
         """Fill `reading` with what there is to learn from an utterance, or with what is in the way."""
         example = Example(item.key, item.features)
-        if self.plan.ctc:
+        if "text" in self.needs:
             reading.unused = self._label(item, example)
-        if self.plan.reads_lists:
+        if "lists" in self.needs:
             reading.unused = reading.unused or self._choices(item, example)
         if targets is not None and not reading.unused:
             found = targets.find(item.key, len(item.features))

@@ -6,12 +6,16 @@ import time
 
 import torch
 
-from asr_kd.config import FeatureSettings, ModelSettings, PhaseSettings, SourceSettings, TrainSettings
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.distillation.batch import Batch, Part
+from asr_kd.distillation.knowledge import Pupil, Task, knowledge_of
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.models.acoustic import build_model
-from asr_kd.training.batches import Batch
+from asr_kd.models.settings import ModelSettings
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
-from asr_kd.training.trainer import Learner, step
+from asr_kd.training.settings import PhaseSettings, TrainSettings
+from asr_kd.training.step import Learner, make_optimizer, step
 
 #: units kept of a frame of the made-up soft targets
 KEPT = 20
@@ -29,9 +33,7 @@ def made_up_batch(features: FeatureSettings, num_units: int, utterances: int, fr
         first=torch.zeros(utterances, dtype=torch.int64),
         last=torch.full((utterances,), frames),
         source=0,
-        units=units,
-        probs=probs,
-        tail=1 - probs.sum(-1),
+        parts={"soft.units": Part(units), "soft.probs": Part(probs), "soft.tail": Part(1 - probs.sum(-1))},
     )
     batch.seconds = total * features.frame_ms / 1000
     return batch
@@ -54,13 +56,13 @@ def step_speed(
     settings = TrainSettings(
         output="none", units="none", development="none", phases=[phase], model=model, features=features
     )
-    network = build_model(model, features.dimension, num_units).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=settings.weight_decay)
-    learner = Learner(settings, network, optimizer, Exchange(network, Ranks()))
+    pupil = Pupil(build_model(model, features.dimension, num_units).to(device))
+    learner = Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, Ranks()))
+    knowledge = [knowledge_of(source, Task(None, features, model, settings.missing_mass, settings.blank_weight))]
     times: list[float] = []
-    step(learner, batch, phase, 1e-4)
+    step(learner, batch, knowledge, 1e-4)
     while len(times) < 3 or sum(times) < seconds:
         began = time.perf_counter()
-        step(learner, batch, phase, 1e-4)  # its loss is read, so a device has finished
+        step(learner, batch, knowledge, 1e-4)  # its loss is read, so a device has finished
         times.append(time.perf_counter() - began)
     return batch.frames / sorted(times)[len(times) // 2]

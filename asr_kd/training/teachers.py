@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asr_kd.config import SourceSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, place
 from asr_kd.shards.index import ShardInfo
@@ -34,7 +34,7 @@ class TargetSet:
 
 @dataclass
 class Found:
-    """What there is for an utterance: its target, if any, `prior` as of `Batch.priors`, and the sets that lack the key."""
+    """What there is for an utterance: its target, if any, `prior` as of `Example.prior`, and the sets that lack the key."""
 
     target: SparsePosteriors | None
     prior: np.ndarray | None

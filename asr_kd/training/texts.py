@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.files import place
 from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Source
 from asr_kd.units import Units
 
@@ -50,9 +50,7 @@ def spelling_of(texts: Iterable[tuple[str, str]], units: Units) -> Spelling:
 def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source]) -> list[str]:
     """What `check_development` and, of every source once, `check_source` say."""
     once = {
-        (source.plan.audio, source.plan.transcripts): source
-        for source in sources
-        if source.plan.ctc or source.plan.reads_lists
+        (source.plan.audio, source.plan.transcripts): source for source in sources if source.needs & {"text", "lists"}
     }
     return check_development(settings, units) + [one for source in once.values() for one in check_source(source)]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from asr_kd.config import load_yaml
+from asr_kd.config.load import load_yaml
 from asr_kd.files import read_json
 
 RECIPE = Path("pipelines/an4/pipeline.yaml")

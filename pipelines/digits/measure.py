@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from asr_kd.config import FeatureSettings, load_yaml
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.load import load_yaml
 from asr_kd.files import read_json
 from asr_kd.shards.tarset import read_index
 

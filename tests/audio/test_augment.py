@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.audio.augment import spec_augment, stretched
-from asr_kd.config import AugmentSettings, FeatureSettings
+from asr_kd.audio.settings import AugmentSettings, FeatureSettings
 
 STACK, MELS = 3, 10
 LIKE = FeatureSettings(mels=MELS, stack=STACK)

@@ -11,7 +11,7 @@ import pytest
 from asr_kd.audio import blas
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings
+from asr_kd.audio.settings import FeatureSettings
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from asr_kd.audio.features import LOG_FLOOR, LOG_SCALE, PRIOR_HOPS, PRIOR_MEAN, CausalMean, Frontend
-from asr_kd.config import FeatureSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import AudioError
 
 SMALL = FeatureSettings(sample_rate=8000, mels=8)

@@ -24,7 +24,7 @@ from asr_kd.audio.noise import (
     read_noise,
     reverberate,
 )
-from asr_kd.config import NoiseSettings
+from asr_kd.audio.settings import NoiseSettings
 from asr_kd.errors import UserError
 
 RATE = 8000

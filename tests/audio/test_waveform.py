@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from asr_kd.audio.features import Frontend
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.audio.waveform import Mixer, from_array
-from asr_kd.config import FeatureSettings
 from asr_kd.errors import AudioError
 
 FLOATS = np.random.default_rng(0).uniform(-0.5, 0.5, (800, 2)).astype(np.float32)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from tables import print_rows
 
-from asr_kd.config import DecodingSettings, build, override
+from asr_kd.config.load import build, override
 from asr_kd.decoding.decoder import make_decoder
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.evaluation.wer import align, count_errors
 from asr_kd.models.acoustic import infer, load_checkpoint
 from asr_kd.shards.stream import ShardInput, batches_by_length, load_features

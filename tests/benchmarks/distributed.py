@@ -24,9 +24,10 @@ import torch
 import yaml
 from tables import print_rows
 
-from asr_kd.config import DistributedSettings, TrainSettings, build, load_yaml
+from asr_kd.config.load import build, load_yaml
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.training.development import score_development
+from asr_kd.training.settings import DistributedSettings, TrainSettings
 
 LANES = 4
 METHODS: dict[str, dict[str, Any]] = {

@@ -22,14 +22,17 @@ import soundfile
 import torch
 from tables import print_rows
 
-from asr_kd.config import EvalSettings, FeatureSettings, ModelSettings, UnitsSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.parts import Part, Shard, write_part
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.sharing import DECIDING, Work
 from asr_kd.evaluation.wer import align, counts_of
 from asr_kd.files import claim_folder, place
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
+from asr_kd.models.settings import ModelSettings
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, read_index, write_index, write_shard
 from asr_kd.shards.texts import train_units
 

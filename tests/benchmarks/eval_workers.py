@@ -18,9 +18,10 @@ def main() -> None:
     # here, as in asr-kd, for the processes import this file
     import torch
 
-    from asr_kd.config import EvalSettings, build, override
+    from asr_kd.config.load import build, override
     from asr_kd.evaluation.parts import Shard
     from asr_kd.evaluation.score import System, score
+    from asr_kd.evaluation.settings import EvalSettings
     from asr_kd.files import place
     from asr_kd.models.acoustic import load_checkpoint
     from asr_kd.shards.tarset import read_index

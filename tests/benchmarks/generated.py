@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.config import FeatureSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.tarset import Sample, shard_name, write_index, write_shard
 from asr_kd.targets.codec import LEVELS

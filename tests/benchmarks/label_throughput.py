@@ -25,10 +25,11 @@ from children import usage_of
 from tables import print_rows
 
 from asr_kd.allocator import keep_freed_memory
-from asr_kd.config import LabelSettings, ModelSettings
 from asr_kd.labeling.load import Loaded
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import load_shard
 from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, pick_device, save_checkpoint
+from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import read_index, write_index
 

@@ -23,8 +23,9 @@ from tables import print_rows
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import DecodingSettings, build, override
+from asr_kd.config.load import build, override
 from asr_kd.decoding.decoder import make_decoder
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.transcribe import transcribe, transcribe_long
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.files import place

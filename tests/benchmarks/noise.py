@@ -13,7 +13,7 @@ from typing import Any
 
 from tables import print_rows
 
-from asr_kd.config import FeatureSettings, NoiseSettings
+from asr_kd.audio.settings import FeatureSettings, NoiseSettings
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 

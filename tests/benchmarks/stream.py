@@ -40,10 +40,11 @@ from tables import print_rows
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, TrainSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import join
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Source
 from asr_kd.units import Units
 

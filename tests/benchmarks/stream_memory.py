@@ -24,12 +24,14 @@ from tables import print_rows
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, TrainSettings, UnitsSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import write_transcripts
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, write_index
 from asr_kd.shards.texts import train_units
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units, load_units
 
 FEATURES = FeatureSettings(sample_rate=8000, mels=16)

@@ -24,8 +24,9 @@ import torch
 from tables import print_rows
 
 from asr_kd.allocator import keep_freed_memory
-from asr_kd.config import ModelSettings, TrainSettings, build, load_yaml
+from asr_kd.config.load import build, load_yaml
 from asr_kd.models.acoustic import build_model, pick_device
+from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -34,6 +35,7 @@ from asr_kd.training.batches import Batch, PhaseStream
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.feed import ready_batches
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import Learner, step
 from asr_kd.units import Units, load_units
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.config import UnitsSettings
 from asr_kd.decoding.estimate import write_arpa
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.texts import train_units
 from asr_kd.units import Units
 

@@ -8,9 +8,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from asr_kd.config import DecodingSettings, build
+from asr_kd.config.load import build
 from asr_kd.decoding.decoder import Decoder, Transcript, make_decoder
 from asr_kd.decoding.estimate import write_arpa
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.errors import UserError
 from asr_kd.units import Units
 

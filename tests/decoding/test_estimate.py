@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.config import LmSettings, UnitsSettings
 from asr_kd.decoding.estimate import estimate
 from asr_kd.decoding.ngram import read_arpa
+from asr_kd.decoding.settings import LmSettings
 from asr_kd.errors import UserError
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.texts import train_units
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asr_kd.config import DecodingSettings
 from asr_kd.decoding.decoder import Decoder
 from asr_kd.decoding.flashlight import KenLm, align_spikes
 from asr_kd.decoding.ngram import read_arpa
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.words import Word
 from asr_kd.errors import UserError
 from asr_kd.units import Units

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.audio.features import Frontend
-from asr_kd.config import DecodingSettings, FeatureSettings, ModelSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.decoding import listening
 from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork, find_seam, streams
+from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.transcribe import follow
 from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import Checkpoint, build_model, infer
+from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
 
 RATE = 8000

@@ -15,13 +15,16 @@ import pytest
 import soundfile
 import torch
 
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.cli import main
-from asr_kd.config import DecodingSettings, FeatureSettings, ModelSettings, TranscribeSettings, UnitsSettings
 from asr_kd.decoding.decoder import make_decoder
+from asr_kd.decoding.settings import DecodingSettings, TranscribeSettings
 from asr_kd.decoding.transcribe import transcribe, transcribe_files, transcribe_shards
 from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
+from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.manifest import read_transcripts
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 from asr_kd.shards.texts import train_units
 

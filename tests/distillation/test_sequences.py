@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_kd.config import SequenceSettings
 from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
+from asr_kd.distillation.settings import SequenceSettings
 
 
 def collapsed(path: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,14 +7,15 @@ import math
 
 import pytest
 import torch
+from asr_kd.training.losses import batch_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asr_kd.config import SpikeSettings, TrainSettings
+from asr_kd.distillation.settings import SpikeSettings
 from asr_kd.distillation.spikes import Spikes, find_spikes, spike_cross_entropy
 from asr_kd.training.batches import Batch
-from asr_kd.training.losses import batch_loss
+from asr_kd.training.settings import TrainSettings
 
 UNITS = 4
 

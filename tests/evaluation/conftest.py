@@ -8,8 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from asr_kd.config import FeatureSettings, ModelSettings, UnitsSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
+from asr_kd.models.settings import ModelSettings
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 from asr_kd.shards.texts import train_units
 

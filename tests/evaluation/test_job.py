@@ -13,11 +13,11 @@ import soundfile
 import yaml
 
 from asr_kd import cli
-from asr_kd.config import EvalSettings
 from asr_kd.decoding.estimate import write_arpa
 from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
 from asr_kd.evaluation.job import evaluate
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import ErrorCounts, count_errors
 from asr_kd.files import sha256_file
 from asr_kd.shards.tarset import Sample, read_index, write_index, write_shard

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.config import EvalSettings, FeatureSettings, ModelSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.evaluation.memory import peak_memory
 from asr_kd.evaluation.parts import Shard
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
+from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.tarset import read_index
 
 

@@ -9,11 +9,12 @@ import shlex
 import xml.etree.ElementTree
 from typing import Any
 
-from asr_kd.config import EvalSettings, build, override
+from asr_kd.config.load import build, override
 from asr_kd.evaluation.charts import Heat
 from asr_kd.evaluation.evidence import Clip, Evidence
 from asr_kd.evaluation.page import command, drawn, leading, render_html
 from asr_kd.evaluation.report import render_markdown
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.utterances import Packed, pack
 from tests.evaluation.made import distilled, line, report_of, system
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.beside import load_shard
 from asr_kd.evaluation.parts import Shard
 from asr_kd.evaluation.score import System, score
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.shards.tarset import read_index
 

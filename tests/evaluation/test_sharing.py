@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation import sharing
 from asr_kd.evaluation.job import evaluate
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.objects import ObjectPath
 
 Job = Callable[..., EvalSettings]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from asr_kd.config import EvalSettings
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.significance import MatchedPairs, marks, segments
 from asr_kd.evaluation.summary import SAMPLES, Scores, summarise
 from asr_kd.evaluation.wer import align, character_errors, count_errors, edit_distance

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from asr_kd.config import EvalSettings
 from asr_kd.errors import UserError
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.texts import check_texts
 from asr_kd.shards.tarset import Sample, read_index, write_index, write_shard
 from asr_kd.units import Units, learn_units

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_kd.config import LabelSettings, PrepareSettings
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.shards.prepare import prepare
+from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.targets.store import join
 

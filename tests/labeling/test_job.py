@@ -16,10 +16,10 @@ import torch
 
 from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
-from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.labeling import shard as shard_module
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import infer, load_checkpoint, save_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_members, read_shard, write_index, write_shard
 from asr_kd.targets import posteriors
@@ -304,7 +304,7 @@ def test_killed_at_every_publish(job: Job, tmp_path: Path, monkeypatch: pytest.M
 
 SLOW_JOB = """
 import sys, time
-from asr_kd.config import LabelSettings
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling import job, shard
 infer = shard.log_posteriors
 def slow(*arguments):

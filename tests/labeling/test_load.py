@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from asr_kd.config import LabelSettings
 from asr_kd.labeling.load import hear_shard
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index

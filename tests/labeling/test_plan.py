@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.config import LabelSettings, PlanSettings, build
+from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
-from asr_kd.plan import plan
+from asr_kd.labeling.settings import LabelSettings
+from asr_kd.plan.job import plan
+from asr_kd.plan.settings import PlanSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 
 Job = Callable[..., LabelSettings]

@@ -18,10 +18,10 @@ import torch
 from pydantic import ValidationError
 
 from asr_kd.cli import main
-from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.labeling import ray_engine
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.progress import Progress
 
@@ -173,7 +173,7 @@ def slow():
     shard.log_posteriors = slowly
 
 ray.init(address=sys.argv[1], runtime_env={"worker_process_setup_hook": slow})
-from asr_kd.config import LabelSettings
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.job import label
 label(LabelSettings.model_validate_json(sys.argv[2]))
 """

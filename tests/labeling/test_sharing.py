@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from asr_kd.config import LabelSettings
 from asr_kd.labeling import job as job_module
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 
 Job = Callable[..., LabelSettings]

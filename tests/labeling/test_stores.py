@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.labeling import job as job_module
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.objects import ObjectPath
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
@@ -70,7 +70,7 @@ SLOW_JOB = """
 import os, time
 os.environ.update(environment)
 from asr_kd import objects
-from asr_kd.config import LabelSettings
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.labeling import job
 objects.PAUSE = 0.001

@@ -10,9 +10,9 @@ import torch
 
 from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
-from asr_kd.config import LabelSettings
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import infer, load_checkpoint
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors

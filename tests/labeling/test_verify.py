@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from asr_kd.cli import main
-from asr_kd.config import LabelSettings, VerifySettings
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
+from asr_kd.labeling.settings import LabelSettings, VerifySettings
 from asr_kd.labeling.verify import verify
 from asr_kd.models.acoustic import load_checkpoint, save_checkpoint
 from asr_kd.shards.tarset import read_members, write_members

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asr_kd.config import FeatureSettings, UnitsSettings
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.texts import train_units
 from asr_kd.units import Units
 

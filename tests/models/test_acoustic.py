@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from asr_kd.config import FeatureSettings, ModelSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json
 from asr_kd.models.acoustic import (
@@ -25,6 +25,7 @@ from asr_kd.models.acoustic import (
     pick_device,
     save_checkpoint,
 )  # fmt: skip
+from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
 
 FEATURES = FeatureSettings(sample_rate=8000, mels=8)

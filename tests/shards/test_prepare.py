@@ -17,11 +17,11 @@ import pytest
 import soundfile
 
 from asr_kd.audio.decode import decode
-from asr_kd.config import PrepareSettings
 from asr_kd.errors import UserError
 from asr_kd.shards import prepare as prepare_module
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.prepare import prepare, to_flac
+from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
 
 RATE = 8000

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 
 from asr_kd.audio import recording as recording_module
-from asr_kd.config import PrepareSettings
 from asr_kd.shards.prepare import prepare
+from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard
 
 RATE = 8000

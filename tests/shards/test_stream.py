@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, NoiseSettings
+from asr_kd.audio.settings import FeatureSettings, NoiseSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json
 from asr_kd.shards.stream import (

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asr_kd.config import InspectSettings, UnitsSettings
 from asr_kd.errors import UserError
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.texts import train_units
 from asr_kd.targets.inspect import draw, inspect
 from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.settings import InspectSettings
 from asr_kd.targets.store import TargetMetadata, write_target_shard
 from asr_kd.units import Units
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asr_kd.config import FeatureSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, sha256_file
 from asr_kd.shards.tarset import Sample, read_members, write_members, write_shard

@@ -12,12 +12,14 @@ import torch
 
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
-from asr_kd.config import FeatureSettings, TrainSettings, UnitsSettings
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.shards.texts import train_units
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import to_text
 from asr_kd.targets.store import TargetMetadata, write_target_shard
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 
 RATE = 8000

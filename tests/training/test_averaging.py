@@ -6,9 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from asr_kd.config import AverageSettings, FeatureSettings, ModelSettings
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.models.acoustic import build_model, save_checkpoint
+from asr_kd.models.settings import ModelSettings
 from asr_kd.training.averaging import Choice, Scored, chosen, folder_of, mean_of, remove_others
+from asr_kd.training.settings import AverageSettings
 from asr_kd.units import Units
 
 SCORES = [Scored(1, 0.9, 3.0), Scored(2, 0.5, 2.0), Scored(3, 0.5, 1.0), Scored(4, 0.7, 0.5), Scored(5, 0.5, 1.0)]

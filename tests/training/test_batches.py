@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asr_kd.training.losses import batch_loss
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
 from asr_kd.training.batches import Batch, Lane, PhaseStream
-from asr_kd.training.losses import batch_loss
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor
 from asr_kd.units import Units
 from tests.training.conftest import write_targets

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from asr_kd.config import TrainSettings
 from asr_kd.models.acoustic import Checkpoint, blank_held_back, build_model
 from asr_kd.training import development as module
 from asr_kd.training.development import score_development
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 
 Job = Callable[..., TrainSettings]

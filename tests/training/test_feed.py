@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.tarset import Sample
 from asr_kd.training.batches import Batch, PhaseStream
 from asr_kd.training.feed import ready_batches
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 from tests.training.conftest import sample, write_audio
 

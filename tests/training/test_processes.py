@@ -14,10 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import _train, train
 
 Job = Callable[..., TrainSettings]
@@ -25,7 +25,7 @@ Job = Callable[..., TrainSettings]
 # the second process dies in the middle of its seventh step, the first time
 JOB = """
 import os, signal, sys
-from asr_kd.config import TrainSettings
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training import trainer
 real, steps = trainer.step, 0
 def step(*arguments):

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from asr_kd.training.losses import batch_loss
+from asr_kd.training.sequence import expected_word_errors, n_best, sampled_paths, sequence_log_probs
 from torch import Tensor
 
-from asr_kd.config import MwerSettings, TrainSettings
+from asr_kd.distillation.settings import MwerSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.training import sequence
 from asr_kd.training.batches import PhaseStream
-from asr_kd.training.losses import batch_loss
-from asr_kd.training.sequence import expected_word_errors, n_best, sampled_paths, sequence_log_probs
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from asr_kd.units import Units
 

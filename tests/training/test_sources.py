@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from asr_kd.config import TrainSettings, build
+from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.shards.manifest import write_transcripts
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 from tests.training.conftest import sample, soft_target, write_audio, write_targets
 

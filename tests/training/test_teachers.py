@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asr_kd.training.losses import batch_loss
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.targets.combine import combine, combine_priors, resample
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import to_text
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior, write_target_shard
 from asr_kd.training.batches import Batch, PhaseStream
-from asr_kd.training.losses import batch_loss
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Example, Source
 from asr_kd.training.trainer import train
 from asr_kd.units import Units

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint
 from asr_kd.training import development as development_module
 from asr_kd.training import trainer
 from asr_kd.training.development import score_development
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Source
 from asr_kd.training.texts import check_development, check_source, check_texts
 from asr_kd.training.trainer import train

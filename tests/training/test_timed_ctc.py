@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from asr_kd.training.losses import batch_loss
 from torch import Tensor
 
-from asr_kd.config import TrainSettings
 from asr_kd.errors import UserError
 from asr_kd.training.batches import Batch
-from asr_kd.training.losses import batch_loss
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 
 UNITS = 4

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from asr_kd.training.losses import batch_loss
 from torch.optim.swa_utils import AveragedModel
 
-from asr_kd.config import TrainSettings
 from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint
@@ -28,7 +28,7 @@ from asr_kd.training.batches import PhaseStream
 from asr_kd.training.development import Development
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
-from asr_kd.training.losses import batch_loss
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import Learner, train
 from asr_kd.units import Units
 from tests.training.conftest import tones
@@ -236,7 +236,7 @@ def test_killed_at_every_publish(job: Job, fickle: None, tmp_path: Path, monkeyp
 
 SLOW_JOB = """
 import sys, time
-from asr_kd.config import TrainSettings
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training import trainer
 step = trainer.step
 def slow(*arguments):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from asr_kd.config import DistributedSettings
 from asr_kd.training.distributed.bmuf import Bmuf
 from asr_kd.training.distributed.ddp import DataParallel
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import DistributedSettings
 
 
 def make_exchange(

@@ -43,9 +43,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from asr_kd.config import BmufSettings
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks, broadcast
+from asr_kd.training.settings import BmufSettings
 
 
 class Bmuf(Exchange):
@@ -69,10 +69,10 @@ class Bmuf(Exchange):
     def _warming_up(self) -> bool:
         return self._step < self.settings.warmup_steps
 
-    def begin_step(self, frames: int) -> float:
+    def begin_step(self, frames: int, everyone: float) -> float:
         """See `Exchange`; within a block a rank steps by its own mean, and without frames by no gradient."""
         if self._warming_up:
-            return self._share(frames)
+            return self._share(frames, everyone)
         self._frames += frames
         return float(frames > 0)
 

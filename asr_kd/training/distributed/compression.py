@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from asr_kd.config import PowerSgdSettings, ThresholdSettings
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks, gather_uneven, total
+from asr_kd.training.settings import PowerSgdSettings, ThresholdSettings
 
 #: significant binary digits of a threshold
 DIGITS = 8

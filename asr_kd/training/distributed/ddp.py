@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asr_kd.config import DistributedSettings
 from asr_kd.training.distributed.compression import PlainGradients, PowerSgd, ThresholdCompression
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import DistributedSettings
 
 
 class DataParallel(Exchange):
@@ -36,11 +36,11 @@ class DataParallel(Exchange):
         self._buffer_bytes = sum(one.nbytes for one in model.buffers())
         self._found_bytes = 4 * sum(one.requires_grad for one in model.parameters()) if fixed else 0
 
-    def begin_step(self, frames: int) -> float:
+    def begin_step(self, frames: int, everyone: float) -> float:
         """See `Exchange`."""
         self.traffic.broadcast += self._buffer_bytes  # DDP sends the first rank's to all before a forward pass
         self.traffic.reduced += self._found_bytes  # and which parameters the ranks have used, after the backward pass
-        return self._share(frames)
+        return self._share(frames, everyone)
 
     def restart(self) -> None:
         """See `Exchange`."""

@@ -15,8 +15,8 @@ from asr_kd.training.distributed.ranks import Ranks, total
 class Traffic:
     """Bytes that one rank put into the collectives since the start of the run, by kind.
 
-    Counted are gradients, models, moments and messages with their lengths, the bytes in which a step's frames are
-    summed and the ranks agree to go on, and the four a parameter in which DDP says what was used, where it looks for that; not counted are
+    Counted are gradients, models, moments and messages with their lengths, the bytes in which the ranks agree on a step
+    and to go on, and the four a parameter in which DDP says what was used, where it looks for that; not counted are
     packet headers, what is sent once, at the start, and what the ranks say at a save.
     """
 
@@ -47,14 +47,32 @@ class Traffic:
         return (2 * others * self.reduced + others * self.broadcast) // self.world + others * self.gathered
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """What the ranks told each other before a step.
+
+    Attributes:
+        frames: that they will learn in it, together.
+        seconds: of audio that they have heard since they last met, together.
+        going: whether one of them still has batches.
+        stop: whether one of them was asked to stop.
+    """
+
+    frames: float = 0.0
+    seconds: float = 0.0
+    going: bool = True
+    stop: bool = False
+
+
 class Exchange:
     """Several ranks that train one model; as it stands here, a single process, which exchanges nothing.
 
     One step of the trainer::
 
-        share = exchange.begin_step(batch.frames)
-        logits, lengths = exchange.network(features, lengths)
-        (loss(logits) * share).backward()  # the loss is a mean over the batch's frames
+        met = exchange.meet(batch.frames, …)          # where exchange.meets
+        share = exchange.begin_step(batch.frames, met.frames)
+        outputs = exchange.network(features, lengths)
+        (loss(outputs) * share).backward()  # the loss is a mean over the batch's frames
         exchange.average_gradients()       # before the gradients are clipped
         clip, optimizer.step()
         exchange.end_step()
@@ -71,8 +89,19 @@ class Exchange:
         self.network: nn.Module = model
         self.traffic = Traffic(ranks.world)
 
-    def begin_step(self, frames: int) -> float:
-        """The factor on this rank's mean loss with which the averaged gradient is that of all ranks' frames together."""
+    def meet(self, frames: int, seconds: float, going: bool, stop: bool) -> Meeting:
+        """Tell the others, in one message, what `Meeting` is the sum of."""
+        said = torch.tensor([frames, seconds, going, stop], dtype=torch.float64)
+        self.traffic.reduced += said.nbytes
+        frames_of_all, seconds_of_all, goes_on, stops = total(said, self.ranks).tolist()
+        return Meeting(frames_of_all, seconds_of_all, goes_on > 0, stops > 0)
+
+    def begin_step(self, frames: int, everyone: float) -> float:
+        """The factor on this rank's mean loss with which the averaged gradient is that of all ranks' frames together.
+
+        Args:
+            frames: that this rank learns; everyone: that all do, as they said when they last met.
+        """
         return 1.0
 
     def average_gradients(self) -> None:
@@ -119,8 +148,6 @@ class Exchange:
         """
         self.traffic.reduced, self.traffic.gathered, self.traffic.broadcast = state["traffic"].tolist()
 
-    def _share(self, frames: int) -> float:
+    def _share(self, frames: int, everyone: float) -> float:
         """`frames`, in units of the mean over the ranks; nothing at all where no rank has any."""
-        self.traffic.reduced += 8
-        everyone = total(torch.tensor([frames], dtype=torch.float64), self.ranks).item()
         return frames * self.ranks.world / everyone if everyone else 0.0

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asr_kd.config import BmufSettings
 from asr_kd.training.distributed.bmuf import Bmuf
 from asr_kd.training.distributed.ranks import Ranks, gather
+from asr_kd.training.settings import BmufSettings
 
 STEPS = 14
 FREE = {"block_steps": 4, "warmup_steps": 0}

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from asr_kd.config import DistributedSettings, ThresholdSettings
 from asr_kd.training.distributed import DataParallel, Exchange, compression, make_exchange
 from asr_kd.training.distributed.compression import (
     ThresholdCompression,
@@ -24,6 +23,7 @@ from asr_kd.training.distributed.compression import (
 )
 from asr_kd.training.distributed.exchange import Traffic
 from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import DistributedSettings, ThresholdSettings
 
 DENSITY = 0.02
 LEARNING = 200

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from asr_kd.config import DistributedSettings, build
+from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.training.distributed import make_exchange
 from asr_kd.training.distributed.ranks import Ranks, broadcast, gather, joined, total
+from asr_kd.training.settings import DistributedSettings
 
 CPU = torch.device("cpu")
 WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from asr_kd.allocator import keep_freed_memory
-from asr_kd.config import PlanSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claimed_settings, parse_json, place, read_json, read_text, write_json
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
+from asr_kd.plan.settings import PlanSettings
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.speed import made_up_batch, step_speed
 

@@ -1,0 +1,141 @@
+"""Settings from YAML and key=value: read, overridden, validated, and what is said of a mistake."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from asr_kd.config.base import Settings
+from asr_kd.config.verbs import name_of
+from asr_kd.errors import UserError
+from asr_kd.files import read_text
+from asr_kd.typed import Typed, landed, parse_yaml, read
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
+    """Read a YAML mapping, safely: no tags that build objects, and every key once.
+
+    Args:
+        as_typed: words keep their spelling, for `build` to take them as the settings do that they belong to.
+
+    Raises:
+        UserError: when the file is missing, not YAML or not a mapping.
+    """
+    value = parse_yaml(read_text(path, "settings file"), str(path), as_typed)
+    value = read(value) if isinstance(value, Typed) else value
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold `key: value` settings, not a {type(value).__name__}")
+    return value
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` assignments (a number steps into a list) to a copy of `values`.
+
+    The value is kept as it was typed, for `build` to take as text, or as YAML, as its setting does.
+
+    Raises:
+        UserError: when an assignment has no `=`, or steps into something that has no keys.
+    """
+    values = copy.deepcopy(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise UserError(f"{assignment}: not an override; write key=value, e.g. seed=1 or model.layers=3")
+        here: Any = values
+        *parents, last = path.split(".")
+        for step in parents:
+            here = _step(here, step, assignment)
+        if isinstance(here, list):
+            _step(here, last, assignment)
+            here[int(last)] = Typed(text, source=assignment)
+        elif isinstance(here, dict):
+            here[last] = Typed(text, source=assignment)
+        else:
+            raise UserError(f"{assignment}: {last} cannot be set inside a {_kind(here)}")
+    return values
+
+
+def _kind(value: Any) -> str:
+    return type(read(value) if isinstance(value, Typed) else value).__name__
+
+
+def _step(here: Any, step: str, assignment: str) -> Any:
+    if isinstance(here, list):
+        if not step.isdigit() or int(step) >= len(here):
+            raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
+        place: Any = int(step)
+    elif isinstance(here, dict):
+        place = step
+        here.setdefault(step, {})
+    else:
+        raise UserError(f"{assignment}: {step} cannot be looked up inside a {_kind(here)}")
+    if isinstance(here[place], Typed) and here[place].source:  # a group given whole just before
+        inside = read(here[place])
+        here[place] = inside if isinstance(inside, dict | list) else here[place]
+    return here[place]
+
+
+def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterable[str] = ()) -> S:
+    """Validate `values` as settings of `kind`; `where` (a file, a command) opens every message.
+
+    Args:
+        assignments: `a.b=value` that went into `values` from the command line, which opens a message about one of them.
+
+    Raises:
+        UserError: naming the first wrong key or value, with the nearest valid key for an unknown one.
+    """
+    try:
+        return kind.model_validate(landed(values, kind))
+    except RecursionError:  # a YAML alias within itself
+        raise UserError(f"{where}: nested too deeply; fix it") from None
+    except ValidationError as error:
+        # a misspelt key is also a missing one: name the misspelling
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+    # without what pydantic calls the alternatives of a type
+    path = [str(step) for step in first["loc"] if not re.fullmatch(r"str|(list|dict|function-after)\[.*\]", str(step))]
+    # of settings that do not fit together the job is named, not a class
+    name = ".".join(path) or name_of(kind)
+    if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
+        where = "command line"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(kind, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        raise UserError(f"{where}: unknown key {name}; {hint}")
+    if first["type"] == "missing":
+        raise UserError(f"{where}: the key {name} is missing; set it ({kind_help(kind, path)})")
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    raise UserError(f"{where}: {name}: {message[0].lower() + message[1:]}{shown}")
+
+
+def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    for step in path:
+        field = kind.model_fields.get(step)
+        if field is None:
+            continue  # a position in a list, or a key of a mapping
+        for candidate in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                kind = candidate
+    return kind
+
+
+def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    return list(_model_at(kind, path).model_fields)
+
+
+def kind_help(kind: type[BaseModel], path: list[str]) -> str:
+    """The documentation of the setting at `path`."""
+    field = _model_at(kind, path[:-1]).model_fields.get(path[-1])
+    return (field.description if field else None) or "see `asr-kd --help`"

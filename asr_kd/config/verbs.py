@@ -1,0 +1,65 @@
+"""The verbs of `asr-kd` and of the stages of pipelines, in one table: another verb is another line."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from asr_kd.config.base import Settings
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb. What it does is named, not imported: torch is loaded only where a verb needs it.
+
+    Attributes:
+        help: what it does, in a line.
+        settings: module and name of its settings class, within the package; a verb without any takes other words.
+        function: module and name of what does it, called with the settings.
+        stage: it can be a stage of a pipeline.
+        claims: its output folder says in job.json what it was written with.
+    """
+
+    name: str
+    help: str
+    settings: str = ""
+    function: str = ""
+    stage: bool = False
+    claims: bool = False
+
+    def kind(self) -> type[Settings]:
+        """The class of its settings."""
+        kind: type[Settings] = pkgutil.resolve_name(f"asr_kd.{self.settings}")
+        return kind
+
+    def do(self, settings: Settings) -> Any:
+        """Do what it is for."""
+        function: Callable[[Settings], Any] = pkgutil.resolve_name(f"asr_kd.{self.function}")
+        return function(settings)
+
+
+_TABLE = (
+    Verb("script", "", "pipeline:ScriptSettings", stage=True),
+    Verb("prepare", "a manifest of audio → audio shards", "shards.settings:PrepareSettings", "shards.prepare:prepare", stage=True, claims=True),
+    Verb("units", "labelled text → output units", "shards.settings:UnitsSettings", "shards.texts:train_units", stage=True, claims=True),
+    Verb("lm", "labelled text → its words and an n-gram model of them, for a beam search", "decoding.settings:LmSettings", "decoding.estimate:estimate", stage=True, claims=True),
+    Verb("train", "train a teacher or a student", "training.settings:TrainSettings", "training.trainer:train", stage=True, claims=True),
+    Verb("label", "run a teacher over audio shards → soft-target shards", "labeling.settings:LabelSettings", "labeling.job:label", stage=True, claims=True),
+    Verb("plan", "what a large job will take: bytes, hours, cost", "plan.settings:PlanSettings", "plan.job:plan"),
+    Verb("verify", "soft targets against their audio and their teacher; status 1 when they do not hold", "labeling.settings:VerifySettings", "labeling.verify:verify"),
+    Verb("inspect", "a soft-target shard or an utterance of it, as a table and a picture", "targets.settings:InspectSettings", "targets.inspect:inspect"),
+    Verb("eval", "checkpoints over test shards → WER report; or earlier reports side by side", "evaluation.settings:EvalSettings", "evaluation.job:evaluate", stage=True, claims=True),
+    Verb("transcribe", "audio files (or shards) → text, with any checkpoint", "decoding.settings:TranscribeSettings", "decoding.transcribe:transcribe_shards", stage=True),
+    Verb("run", "the stages of a pipeline, each where its inputs or settings changed"),
+)  # fmt: skip
+VERBS = {verb.name: verb for verb in _TABLE}
+#: of pipelines, which end in a report
+STAGES = tuple(sorted((verb.name for verb in _TABLE if verb.stage), key=lambda name: name == "eval"))
+
+
+def name_of(kind: type[Settings]) -> str:
+    """The verb that has these settings, or the class where none has."""
+    here = f"{kind.__module__.removeprefix('asr_kd.')}:{kind.__name__}"
+    return next((verb.name for verb in _TABLE if verb.settings == here), kind.__name__)

@@ -1,0 +1,212 @@
+"""Settings of a source: one stream of utterances, and what is learned from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from asr_kd.audio.settings import AugmentSettings
+from asr_kd.config.base import Audio, Count, Location, Natural, NotNegative, Positive, Settings
+from asr_kd.targets.settings import CombineSettings
+
+#: what a soft loss makes of the mass that targets did not keep
+MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
+
+
+class KnowledgeSettings(Settings):
+    """What a kind of knowledge is told. Another kind is a file of this room, such a class, and a field of `SourceSettings`.
+
+    Attributes:
+        make: module and name of the `Knowledge`, which is loaded where it is needed.
+        needs: of an utterance: `text`, `targets` (soft ones), `lists` (of transcripts with scores); `whole`: all of it at once.
+    """
+
+    make: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+
+
+class WeighedSettings(KnowledgeSettings):
+    """Base of the kinds that bring their weight, in place of a setting of the source."""
+
+    weight: Positive = Field(1.0, description="of its loss")
+
+
+class CtcSettings(KnowledgeSettings):
+    """The text, by CTC."""
+
+    make = "asr_kd.distillation.ctc:Ctc"
+    needs = frozenset({"text", "whole"})
+
+
+class CtcWithinTargetsSettings(KnowledgeSettings):
+    """The text, by CTC, in the targets' timing."""
+
+    make = "asr_kd.distillation.ctc:CtcWithinTargets"
+    needs = frozenset({"text", "targets", "whole"})
+
+
+class SoftSettings(KnowledgeSettings):
+    """Soft targets, frame by frame."""
+
+    make = "asr_kd.distillation.response:Soft"
+    needs = frozenset({"targets"})
+
+
+class SpikeSettings(KnowledgeSettings):
+    """Soft targets of a CTC teacher, learned spike by spike: the student chooses the moment within a stretch around each."""
+
+    make = "asr_kd.distillation.spikes:SoftSpikes"
+    needs = frozenset({"targets", "whole"})
+
+    before: Natural = Field(5, description="frames before a spike from which on the student may emit")
+    after: Count = Field(7, description="frames after a spike's start within which it may, where no other comes first")
+    temperature: Positive = Field(
+        1.0, description="above 1 softens what the teacher emits in a spike; the frames outside stay as they are"
+    )
+    certainty: NotNegative = Field(
+        0.0,
+        description="a spike weighs as much as its most probable emission, to this power: where the teacher is unsure, the student "
+        "is left to itself; 0 weighs all alike",
+    )
+
+
+class SequenceSettings(KnowledgeSettings):
+    """What a teacher says of an utterance as a distribution over transcripts: each time the utterance is heard, one is drawn."""
+
+    make = "asr_kd.distillation.sequences:SoftSequences"
+    needs = frozenset({"targets", "whole"})  # or lists: see `SourceSettings.knowledge`
+
+    temperature: Positive = Field(
+        1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
+    )
+    draws: Count = Field(
+        1, description="transcripts drawn each time; the loss is their mean, steadier the more there are"
+    )
+
+
+class MwerSettings(KnowledgeSettings):
+    """Minimum expected word error training: candidate transcripts of each utterance, weighed by their word errors."""
+
+    make = "asr_kd.distillation.mwer:Mwer"
+    needs = frozenset({"text", "whole"})
+
+    hypotheses: Annotated[int, Field(ge=2)] = Field(4, description="candidates an utterance")
+    sampled: bool = Field(
+        False, description="draw the candidates from the model, path by path; false takes the best of a beam search"
+    )
+
+
+class Asked(NamedTuple):
+    """A kind of knowledge that a source asks for.
+
+    Attributes:
+        name: the setting that asks for it.
+        weight: of its loss.
+        needs: as of `KnowledgeSettings`.
+    """
+
+    name: str
+    weight: float
+    settings: KnowledgeSettings
+    needs: frozenset[str]
+
+
+class SourceSettings(Settings):
+    """One stream of utterances to learn from, and what is learned from it."""
+
+    audio: Audio
+    targets: Location | list[Location] | None = Field(
+        None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
+    )
+    combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
+    resample: bool = Field(
+        False,
+        description="lay targets of another frame period or offset on the learner's frames, by the time they share",
+    )
+    transcripts: Location | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
+    ctc: NotNegative = Field(0.0, description="weight of the CTC loss on the text")
+    mwer: MwerSettings | None = Field(
+        None, description="minimise the expected word errors too, with weight 1 beside ctc's; null leaves them out"
+    )
+    soft: NotNegative = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    spikes: SpikeSettings | None = Field(
+        None, description="learn each spike of the targets as one event; null learns every frame by itself"
+    )
+    sequences: SequenceSettings | None = Field(
+        None,
+        description="learn transcripts, by CTC, drawn from the targets or from n-best lists given as transcripts "
+        "(transcribe nbest=…); null learns frames (or spikes)",
+    )
+    ctc_within_targets: bool = Field(
+        False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
+    )
+    repeat: Count = Field(1, description="times it is read in a pass")
+    weight: Positive | None = Field(
+        None,
+        description="its share of the audio of a phase with hours, against the others; null: its own hours × repeat",
+    )
+    batch_frames: Count | None = Field(None, description="frames in a batch at most; null takes the run's")
+    augment: AugmentSettings = Field(default_factory=lambda: AugmentSettings())
+
+    @model_validator(mode="after")
+    def _fits(self) -> SourceSettings:
+        if not self.knowledge():
+            raise ValueError("set ctc or soft (or both) above 0")
+        if self.ctc_within_targets and not self.ctc:
+            raise ValueError("ctc_within_targets needs a ctc weight above 0")
+        if self.mwer and not self.ctc:
+            raise ValueError("mwer needs a ctc weight above 0: it smooths the expected word errors and reads the text")
+        for name in ("spikes", "sequences"):
+            if getattr(self, name) and not self.soft:
+                raise ValueError(f"{name} needs a soft weight above 0")
+        if self.spikes and self.sequences:
+            raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
+        if self.sequences and bool(self.targets) == bool(self.transcripts):
+            raise ValueError("sequences are drawn from targets or from transcripts (n-best lists); give one of the two")
+        if ("targets" in self.needs) != bool(self.targets):
+            raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
+        if self.resample and not self.targets:
+            raise ValueError("resample needs targets")
+        sets, weights = self.target_sets, self.combine.weights
+        if twice := next((folder for folder in sets if sets.count(folder) > 1), None):
+            raise ValueError(f"targets names {twice} twice; name each set once, and weigh it by combine.weights")
+        if len(sets) < 2 and self.combine != CombineSettings():
+            raise ValueError("combine needs a list of two or more targets")
+        if weights is not None and len(weights) != len(sets):
+            raise ValueError(f"combine.weights has {len(weights)} weights for {len(sets)} targets; give one for each")
+        return self
+
+    @property
+    def target_sets(self) -> list[str]:
+        """Folders of soft-target shards, one a teacher."""
+        return [self.targets] if isinstance(self.targets, str) else self.targets or []
+
+    def knowledge(self) -> list[Asked]:
+        """What is learned, in the order in which the losses are added; `ctc`, `soft` and their variants are spelled with a weight."""
+        asked: list[tuple[str, float, KnowledgeSettings]] = []
+        if self.ctc:
+            within = self.ctc_within_targets
+            asked.append(("ctc_within_targets", self.ctc, CtcWithinTargetsSettings()) if within else ("ctc", self.ctc, CtcSettings()))  # fmt: skip
+        if self.mwer:
+            asked.append(("mwer", 1.0, self.mwer))
+        if self.soft and self.sequences:
+            asked.append(("sequences", self.soft, self.sequences))
+        elif self.soft and self.spikes:
+            asked.append(("spikes", self.soft, self.spikes))
+        elif self.soft:
+            asked.append(("soft", self.soft, SoftSettings()))
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, WeighedSettings):
+                asked.append((name, value.weight, value))
+        return [Asked(*one, self._needs(one[2])) for one in asked]
+
+    def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
+        from_lists = isinstance(kind, SequenceSettings) and self.transcripts
+        return kind.needs - {"targets"} | {"lists"} if from_lists else kind.needs
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What all that is learned needs of an utterance."""
+        return frozenset().union(*(asked.needs for asked in self.knowledge()))

@@ -1,0 +1,76 @@
+"""Settings of `eval`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from asr_kd.config.base import (
+    BATCH_FRAMES,
+    DEVICE,
+    MAX_BAD_SHARE,
+    MAX_SECONDS,
+    THREADS,
+    Count,
+    Location,
+    Natural,
+    Normalizing,
+    Positive,
+    Share,
+    Threads,
+)
+from asr_kd.decoding.settings import DecodingSettings
+
+#: of a set of shards; it names a folder too
+SET_NAME = r"[A-Za-z0-9_-]{1,100}"
+
+
+class EvalSettings(DecodingSettings):
+    """Checkpoints over test shards → WER report."""
+
+    systems: dict[str, Location] = Field(min_length=1, description="name: checkpoint folder, or its URL")
+    audio: Location | dict[str, Location] = Field(
+        description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder"
+    )
+    output: Location = Field(description="folder of the report")
+    baseline: str | None = Field(None, description="system that changes are counted from")
+    teacher: str | None = Field(None, description="system that sets the gap to recover")
+    student: str | None = Field(None, description="system the verdict is about; without it the best one")
+    normalizer: Normalizing = Field(
+        "basic",
+        description="basic: lower case, punctuation removed, spaces joined; english: as Whisper, also figures and spelling",
+    )
+    bootstrap: Natural = Field(1000, description="resamples behind the confidence intervals")
+    batch_frames: Count = BATCH_FRAMES
+    max_seconds: Positive = MAX_SECONDS
+    max_bad_share: Share = MAX_BAD_SHARE
+    seed: Natural = Field(0, description="fixes the resampling")
+    device: str = DEVICE
+    threads: Threads = THREADS
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
+        0,
+        description="processes that read audio ahead, and with a beam search as many that decode, while the network runs; 0: none",
+    )
+
+    @field_validator("audio", mode="before")
+    @classmethod
+    def _names_sets(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict) or not value:
+            raise ValueError("give a folder of audio shards, or of several as {name: folder}")
+        for name in value if isinstance(value, dict) else ():
+            if not re.fullmatch(SET_NAME, str(name)):
+                raise ValueError(
+                    f"{name!r} cannot name a set, whose scores have a folder; use letters, digits, - and _"
+                )
+        return value
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Folders of audio shards by the name of the set; a single folder is named by itself."""
+        if isinstance(self.audio, dict):
+            return self.audio
+        return {
+            re.sub(r"[^A-Za-z0-9_-]+", "-", self.audio.rstrip("/").rpartition("/")[2]).strip("-") or "test": self.audio
+        }

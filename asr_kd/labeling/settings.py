@@ -1,0 +1,121 @@
+"""Settings of `label` and `verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from asr_kd.config.base import (
+    BATCH_FRAMES,
+    DEVICE,
+    MAX_BAD_SHARE,
+    MAX_SECONDS,
+    THREADS,
+    Audio,
+    Count,
+    Location,
+    Natural,
+    Positive,
+    Settings,
+    Share,
+    Threads,
+    check_owners,
+)
+
+#: settings that decide what is kept of a teacher, and the modes in which they do
+SELECTION = {
+    "k": ("mass", "top_k"),
+    "mass": ("mass",),
+    "floor": ("mass",),
+    "draws": ("sampled",),
+    "seed": ("sampled",),
+    "temperature": ("mass", "top_k", "sampled"),
+    "hold_frames": ("alignment",),
+}
+#: settings of the labelling engine `ray` alone
+RAY = ("ray_address", "min_workers", "max_workers", "worker_cpus", "worker_gpus")
+
+
+class LabelSettings(Settings):
+    """Teacher over audio shards → soft-target shards."""
+
+    teacher: Location = Field(description="checkpoint folder, or its URL")
+    audio: Audio
+    output: Location = Field(description="folder of the soft-target shards, or its URL")
+    mode: Literal["mass", "top_k", "sampled", "alignment"] = Field(
+        "mass",
+        description="of the teacher's distribution the fewest units that reach a mass, the k best, or draws from it; "
+        "or its forced alignment to the text",
+    )
+    transcripts: Location | None = Field(
+        None, description="alignment: JSONL of key and text in place of the text in the shards"
+    )
+    hold_frames: Count = Field(
+        1, description="alignment: frames that each unit lasts at least, where the blank follows it"
+    )
+    temperature: Positive = Field(
+        1.0, description="the teacher's logits are divided by this; above 1 softens an over-confident teacher"
+    )
+    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="mass, top_k: units kept a frame at most")
+    mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.999, description="mass: enough units are kept for this mass"
+    )
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="mass: units less probable than this are not kept, the best one excepted"
+    )
+    draws: Annotated[int, Field(ge=1, le=255)] = Field(
+        20, description="sampled: units drawn a frame, with replacement; their counts are kept"
+    )
+    seed: Natural = Field(0, description="sampled: fixes what is drawn")
+    batch_frames: Count = BATCH_FRAMES
+    max_seconds: Positive = MAX_SECONDS
+    max_bad_share: Share = MAX_BAD_SHARE
+    device: str = DEVICE
+    threads: Threads = THREADS
+    loader_workers: Natural = Field(
+        0,
+        description="local: processes that decode audio, and as many that encode, beside the teacher; 0 takes threads of the job",
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="ray: auto or host:port of the cluster; without it RAY_ADDRESS, or Ray is started on this machine",
+    )
+    min_workers: Count = Field(1, description="ray: workers asked for at once, and kept to the end")
+    max_workers: Count | None = Field(
+        None, description="ray: workers at most while shards wait; null takes all that the cluster has room for"
+    )
+    worker_cpus: Count = Field(1, description="ray: CPUs of the cluster that a worker takes up")
+    worker_gpus: Share = Field(0.0, description="ray: share of a GPU that a worker takes up; 0 labels on CPUs")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LabelSettings:
+        check_owners(self, "mode", SELECTION)
+        check_owners(self, "engine", dict.fromkeys(RAY, ("ray",)))
+        if self.max_workers and self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers {self.max_workers} must not be below min_workers {self.min_workers}")
+        check_owners(self, "engine", {"loader_workers": ("local",)})
+        if self.engine == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
+            raise ValueError(f"device {self.device} needs worker_gpus above 0 with engine ray")
+        return self
+
+
+class VerifySettings(Settings):
+    """Soft targets against their audio and their teacher."""
+
+    targets: Location = Field(description="folder of the soft-target shards, or its URL")
+    audio: Location = Field(description="folder of the audio shards that they answer, or its URL")
+    teacher: Location = Field(description="checkpoint folder of the teacher, or its URL")
+    shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
+    seed: Natural = Field(0, description="which shards are drawn")
+    transcripts: Location | None = Field(None, description="of an alignment: the texts that it was made from")
+    max_difference: Share = Field(0.03, description="largest difference of a probability that still holds")
+    max_top1_share: Share = Field(0.001, description="share of frames whose best unit may differ")
+    report: Location | None = Field(None, description="JSON file for all that was found")
+    batch_frames: Count = BATCH_FRAMES
+    max_seconds: Positive = Field(60.0, description="of the labelling: longer audio is quarantined")
+    device: str = DEVICE
+    threads: Threads = THREADS

@@ -1,0 +1,54 @@
+"""Settings of an acoustic model."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.base import Count, NotNegative, Settings, check_given_once
+
+
+class ModelSettings(Settings):
+    """An acoustic model."""
+
+    kind: Literal["lstm", "blstm", "conv", "conformer"] = Field("lstm", description="network family")
+    layers: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="layers")
+    size: Annotated[int, Field(ge=1, le=100_000)] = Field(160, description="hidden units of a layer (and direction)")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="dropout between layers")
+    delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(
+        0, description="frames of future input an `lstm` sees before it answers for a frame"
+    )
+    delay_ms: NotNegative | None = Field(
+        None, description="the same in milliseconds, whatever the frame period: as many frames as it takes"
+    )
+    kernel: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)"
+    )
+    heads: Count = Field(4, description="attention heads of a `conformer`")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSettings:
+        check_given_once(self, "delay_frames", "delay_ms")
+        if self.kind != "lstm" and (self.delay_frames or self.delay_ms):
+            raise ValueError("delay_frames belongs to kind lstm alone")
+        if self.kind in ("conv", "conformer") and self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd")
+        if self.kind == "conformer" and self.size % self.heads:
+            raise ValueError("size must be a multiple of heads")
+        return self
+
+    def in_frames(self, features: FeatureSettings) -> ModelSettings:
+        """The network with its delay in frames of these features.
+
+        Raises:
+            ValueError: the delay is too long.
+        """
+        if self.delay_ms is None:
+            return self
+        frames = math.ceil(self.delay_ms / features.frame_ms)
+        if frames > 32:
+            raise ValueError(f"delay_ms {self.delay_ms:g} is more than 32 frames of {features.frame_ms} ms; lower it")
+        return self.model_copy(update={"delay_frames": frames, "delay_ms": None})

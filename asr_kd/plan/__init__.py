@@ -1,0 +1,1 @@
+"""What a large job will take: bytes, hours, cost."""

@@ -1,0 +1,55 @@
+"""Settings of `plan`."""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Threads
+from asr_kd.models.settings import ModelSettings
+
+
+class PlanSettings(Settings):
+    """What a large job will take, from a small one that was measured."""
+
+    hours: Positive = Field(description="hours of audio to plan for")
+    audio: Location = Field(description="folder of audio shards like those to come")
+    targets: Location = Field(description="folder of a finished label job over them, on a machine like those to come")
+    workers: Count = Field(1, description="devices that label at the same time")
+    label_speed: Positive | None = Field(
+        None, description="audio hours an hour that one worker labels; null takes the measured"
+    )
+    student: Location | None = Field(None, description="folder of a measured training run, to plan the training too")
+    train_speed: Positive | None = Field(
+        None, description="audio hours an hour that one worker trains on; null takes the measured"
+    )
+    train_features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
+    train_model: ModelSettings | None = Field(
+        None, description="a network whose training step is measured here, to plan the training without such a run"
+    )
+    train_units: Count | None = Field(None, description="output units of train_model")
+    train_batch_frames: Count = Field(2000, description="frames in a batch of train_model")
+    device: str = Field("auto", description="where train_model is measured: auto, cpu, cuda or cuda:N")
+    threads: Threads = Field(1, description="CPU threads of train_model")
+    passes: Count = Field(1, description="of the training over the audio")
+    train_workers: Count = Field(1, description="devices that train at the same time")
+    price_per_hour: NotNegative | None = Field(None, description="of one device")
+    report: Location | None = Field(None, description="JSON file for the figures")
+
+    @field_validator("train_model")
+    @classmethod
+    def _delayed(cls, model: ModelSettings | None, info: ValidationInfo) -> ModelSettings | None:
+        return model.in_frames(info.data["train_features"]) if model and "train_features" in info.data else model
+
+    @model_validator(mode="after")
+    def _fits(self) -> PlanSettings:
+        if bool(self.train_model) != bool(self.train_units):
+            raise ValueError("train_model and train_units go together")
+        if sum(map(bool, (self.student, self.train_speed, self.train_model))) > 1:
+            raise ValueError("student, train_speed and train_model all say how fast training is; give one")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the training is planned too."""
+        return bool(self.student or self.train_speed or self.train_model)

@@ -1,0 +1,85 @@
+"""Scores on the development set, and the checkpoints that they choose."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from asr_kd.distillation.knowledge import Pupil
+from asr_kd.files import write_whole
+from asr_kd.models.acoustic import Checkpoint, blank_held_back, load_checkpoint, save_checkpoint
+from asr_kd.models.network import AcousticModel
+from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of
+from asr_kd.training.development import Development, score_development
+from asr_kd.training.metrics import Metrics
+from asr_kd.training.outcome import said_of
+from asr_kd.training.step import Learner
+from asr_kd.units import Units
+
+#: in a run's folder: the best checkpoint
+BEST = "best"
+#: beside a checkpoint: what was trained beside the student, which the checkpoint itself is without
+BESIDE = "beside.safetensors"
+
+
+def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
+    """Score, and keep the checkpoint when it is the best so far; the first process does, the others wait when they next meet."""
+    settings, position = learner.settings, learner.position
+    position.scored = position.step
+    if not learner.ranks.first:
+        return
+    with learner.exchange.global_weights():
+        pupil: Any = learner.average.module if learner.average else learner.pupil
+        scores, now = _try(learner, pupil, units, run)
+        position.last = now
+        if position.step:
+            position.lowest = min(position.lowest, now.loss)
+        if settings.average and position.step:  # before the first step they are not of this run
+            position.kept = chosen(settings.average, [*position.kept, now], settings.choose)
+            if now in position.kept:
+                _write(learner, pupil.student, units, folder_of(run, now), scores)
+    said = {f"development_{name}": value for name, value in asdict(scores).items()}
+    metrics.add(position.step, audio_hours=round(position.audio_seconds / 3600, 4), **said)
+
+
+def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
+    """Score the mean of the checkpoints that are kept for it."""
+    kept = learner.position.kept
+    student = mean_of([folder_of(run, one) for one in kept]).to(learner.device)
+    scores, _ = _try(learner, Pupil(student), units, run, averaged=[one.step for one in kept])
+    metrics.add(learner.position.step, mean_wer=scores.wer, mean_loss=scores.loss)
+
+
+def restore_best(learner: Learner, run: Path) -> None:
+    """Give what is trained the weights of the best checkpoint."""
+    best = load_checkpoint(run / BEST, learner.ranks.device)
+    learner.pupil.student.load_state_dict(best.model.state_dict())
+    if learner.pupil.beside:
+        learner.pupil.beside.load_state_dict(safetensors.torch.load((run / BEST / BESIDE).read_bytes()))
+
+
+def _try(learner: Learner, pupil: Pupil, units: Units, run: Path, **made: Any) -> tuple[Development, Scored]:
+    """Score weights, and make them the run's best when they are; `made` says how they came about."""
+    settings, position = learner.settings, learner.position
+    scores = score_development(settings, Checkpoint(pupil.student, units, settings.features, settings.model, ""))
+    now = Scored(position.step, scores.wer, scores.loss, scores.deletions, scores.insertions)
+    position.start = position.start or now
+    if position.best is None or now.rank(settings.choose) < position.best.rank(settings.choose):
+        position.best = now
+        _write(learner, pupil.student, units, run / BEST, scores, **made)
+        if pupil.beside:
+            with write_whole(run / BEST / BESIDE) as file:
+                file.write(safetensors.torch.save(pupil.beside.state_dict()))
+    return scores, now
+
+
+def _write(
+    learner: Learner, student: AcousticModel, units: Units, folder: Path, scores: Development, **made: Any
+) -> None:
+    learner.check()
+    settings, training = learner.settings, said_of(learner.position, learner.settings, scores) | made
+    with blank_held_back(student, scores.blank_offset):  # in what is written alone: training goes on without
+        save_checkpoint(folder, student, units, settings.features, settings.model, training)

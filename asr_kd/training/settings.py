@@ -1,0 +1,250 @@
+"""Settings of `train`: the run, its phases, and how several processes train one model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.base import (
+    DEVICE,
+    THREADS,
+    Count,
+    Location,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    Threads,
+    check_owners,
+)
+from asr_kd.distillation.settings import MissingMass, SourceSettings
+from asr_kd.models.settings import ModelSettings
+
+
+class BmufSettings(Settings):
+    """Block-wise model-update filtering: the ranks step alone, meet once a block, and filter how the mean of their models moved."""
+
+    block_steps: Count = Field(50, description="steps that each rank takes alone between two meetings")
+    block_momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="share of a block's change that the next one repeats; null takes 1 - 1/ranks"
+    )
+    block_rate: Positive = Field(1.0, description="factor on the mean change of a block")
+    nesterov: bool = Field(
+        True, description="a block starts where the momentum will lead, not at the global model itself"
+    )
+    warmup_steps: Natural = Field(
+        100, description="steps before the first block, in which the ranks average every gradient"
+    )
+    optimizer_state: Literal["keep", "average", "reset"] = Field(
+        "average",
+        description="what a meeting does to the moments of the optimiser: nothing, their mean, or a new start",
+    )
+
+
+class ThresholdSettings(Settings):
+    """Gradient threshold compression: an element is sent, as plus or minus the threshold, once it has grown to the threshold."""
+
+    density: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.01,
+        description="share of the elements that the threshold is steered to send a step; null holds the threshold",
+    )
+    threshold: Positive | None = Field(
+        None, description="(first) threshold, rounded to 8 binary digits; null takes the one that the density asks for"
+    )
+    residual_clip: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="thresholds that an element waits with at most, the rest is dropped; null drops nothing"
+    )
+    warmup_steps: Natural = Field(0, description="steps with whole gradients before the first")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ThresholdSettings:
+        if self.density is None and self.threshold is None:
+            raise ValueError("set threshold or density")
+        return self
+
+
+class PowerSgdSettings(Settings):
+    """Gradients sent as products of two thin matrices."""
+
+    rank: Count = Field(2, description="columns of the thin matrices")
+    warmup_steps: Annotated[int, Field(ge=2)] = Field(100, description="steps with whole gradients before the first")
+
+
+class DistributedSettings(Settings):
+    """How several ranks train one model; a run of a single process does not look at it."""
+
+    method: Literal["ddp", "bmuf"] = Field(
+        "ddp", description="ddp: every gradient is averaged; bmuf: the models are, once a block"
+    )
+    compression: Literal["none", "threshold", "powersgd"] = Field("none", description="ddp: how gradients are sent")
+    bmuf: BmufSettings = Field(default_factory=lambda: BmufSettings())
+    threshold: ThresholdSettings = Field(default_factory=lambda: ThresholdSettings())
+    powersgd: PowerSgdSettings = Field(default_factory=lambda: PowerSgdSettings())
+
+    @model_validator(mode="after")
+    def _fits(self) -> DistributedSettings:
+        if self.method != "ddp" and self.compression != "none":
+            raise ValueError(f"compression {self.compression} belongs to method ddp alone")
+        check_owners(self, "method", {"bmuf": ("bmuf",)})
+        check_owners(self, "compression", {"threshold": ("threshold",), "powersgd": ("powersgd",)})
+        return self
+
+
+class ChunkSettings(Settings):
+    """Backpropagation through a stretch of time that is shorter than an utterance."""
+
+    frames: Count = Field(description="frames of a chunk")
+    carry: bool = Field(
+        False,
+        description="the chunks of an utterance follow each other, a step each, and the network's state is carried over "
+        "(`lstm` alone); else each chunk is an example of its own, in random order",
+    )
+    left: Natural = Field(
+        0, description="frames before a chunk that the network hears and does not answer for (without carry)"
+    )
+    right: Natural = Field(0, description="the same behind a chunk (without carry)")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ChunkSettings:
+        if self.carry and (self.left or self.right):
+            raise ValueError("with carry the state is the context; leave out left and right")
+        return self
+
+
+class PhaseSettings(Settings):
+    """A stretch of training: so many passes over these sources, or hours of them, with one learning-rate rule."""
+
+    sources: list[SourceSettings] = Field(description="streams that are mixed, batch by batch", min_length=1)
+    passes: Count | None = Field(None, description="passes over all sources; give these or hours")
+    hours_at_least: NotNegative = Field(
+        0.0, description="audio to hear at least: as many more passes as that takes, where there is little audio"
+    )
+    hours: Positive | None = Field(
+        None,
+        description="hours of audio: a slice of streams that need not end; in the next cycle they go on where they stopped",
+    )
+    chunks: ChunkSettings | None = Field(None, description="learn stretches of utterances; null learns whole ones")
+    frozen: list[str] = Field(
+        default_factory=list, description="beginnings of the names of weights that are left as they are"
+    )
+    learning_rate: Positive = Field(0.002, description="peak rate of AdamW")
+    final_rate: NotNegative = Field(0.01, description="rate at the end, as a share of the peak (cosine)")
+    warmup: Share = Field(0.1, description="share of the phase's audio with a rising rate")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PhaseSettings:
+        if (self.passes is None) == (self.hours is None):
+            raise ValueError("give passes or hours, one of the two")
+        if self.hours_at_least and self.passes is None:
+            raise ValueError("hours_at_least goes with passes; leave it out where hours say how much is heard")
+        if self.hours is None and any(source.weight is not None for source in self.sources):
+            raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
+        if self.chunks:
+            for source in self.sources:
+                for asked in source.knowledge():
+                    if "whole" in asked.needs:
+                        raise ValueError(f"chunks cannot learn from {asked.name}, which needs whole utterances")
+                if source.augment.stretch:
+                    raise ValueError("chunks cannot be stretched; set augment.stretch to 0")
+        return self
+
+
+class AverageSettings(Settings):
+    """Scored checkpoints whose mean is scored at the end of a run, and kept when it is the best of all."""
+
+    last: Annotated[int, Field(ge=2)] | None = Field(None, description="so many that were scored last; this or best")
+    best: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="so many with the best scores on the development set (choose)"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> AverageSettings:
+        if bool(self.last) == bool(self.best):
+            raise ValueError("give last or best, one of the two")
+        return self
+
+
+class TrainSettings(Settings):
+    """One trainer for teachers and students."""
+
+    output: Location = Field(description="folder of the run, on a local disk")
+    units: Location = Field(description="folder of the units")
+    development: Location = Field(
+        description="labelled audio shards that choose the best checkpoint and calibrate its blank (folder or URL)"
+    )
+    phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
+    cycles: Count = Field(1, description="times all phases are gone through")
+    cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="learning rates are multiplied by this from cycle to cycle"
+    )
+    distributed: DistributedSettings = Field(default_factory=lambda: DistributedSettings())
+    lanes: Count = Field(
+        1, description="parts in which every stream is read side by side; the number of processes must divide it"
+    )
+    init: Location | None = Field(
+        None, description="checkpoint folder (or URL) to start from; without it fresh weights are drawn"
+    )
+    features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
+    model: ModelSettings = Field(default_factory=lambda: ModelSettings())
+    batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
+    bucket_utterances: Count = Field(400, description="utterances held to sort by length: the shuffle buffer")
+    max_seconds: Positive = Field(60.0, description="longer audio is left out and counted")
+    max_bad_share: Share = Field(0.01, description="the run fails when more than this share could not be used")
+    blank_weight: Positive = Field(1.0, description="weight in the soft loss of frames whose best target is the blank")
+    missing_mass: MissingMass = Field(
+        "ghost",
+        description="what the soft loss makes of the mass that was not kept: nothing, one class of all units not kept, or "
+        "spread over them like their shard's prior, or evenly",
+    )
+    clip: Positive = Field(1.0, description="gradient norm is clipped to this")
+    weight_decay: NotNegative = Field(0.01, description="AdamW weight decay")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="decay a step of an exponential moving average of the weights, scored and kept in their place; 0: none",
+    )
+    average: AverageSettings | None = Field(
+        None, description="checkpoints of the run whose mean is tried at its end; null: none"
+    )
+    evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
+    calibrate_blank: bool = Field(
+        True,
+        description="find on the development set what must be taken off the blank for greedy decoding; scores count with it, "
+        "checkpoints have it in their weights, the weights in training do not",
+    )
+    choose: Literal["wer", "loss", "both"] = Field(
+        "both",
+        description="the best checkpoint has the lowest WER on the development set (then CTC loss), loss (then WER), or product "
+        "of the two",
+    )
+    feature_cache: Location | None = Field(
+        None,
+        description="local folder that keeps computed features between passes and runs; without it they are computed every time",
+    )
+    seed: Natural = Field(0, description="fixes weights, order, dropout and masks")
+    device: str = DEVICE
+    threads: Threads = THREADS
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the network's arithmetic in training (autocast); auto: bfloat16 on a GPU, float32 on a CPU",
+    )
+    loader_workers: Natural = Field(
+        0,
+        description="processes that read beside the trainer: one that makes the batches, and others that decode audio for it; "
+        "0 does it in a thread",
+    )
+    ready_batches: Count = Field(4, description="batches that are made ready while the network is at work")
+    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+
+    @field_validator("model")
+    @classmethod
+    def _delayed(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        return model.in_frames(info.data["features"]) if "features" in info.data else model
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSettings:
+        if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
+            raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
+        return self

@@ -1,0 +1,173 @@
+"""One update of what is trained: forward, the losses of the batch's source, backward, optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from asr_kd.distillation.batch import Batch
+from asr_kd.distillation.knowledge import Pupil, Seen, Weighed
+from asr_kd.training.checkpoints import Position
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.settings import TrainSettings
+
+
+@dataclass
+class Learner:
+    """What is trained, with all that a step changes.
+
+    Attributes:
+        pupil: the student and what stands beside it.
+        average: of the weights, which is scored and kept in their place; None: the weights themselves.
+        check: refuses to go on when the run's folder is gone or in the hands of another job.
+        ranks: this process among those of the run.
+        position: where the run stands.
+    """
+
+    settings: TrainSettings
+    pupil: Pupil
+    optimizer: torch.optim.Optimizer
+    exchange: Exchange
+    average: AveragedModel | None = None
+    check: Callable[[], None] = lambda: None
+    ranks: Ranks = field(default_factory=Ranks)
+    position: Position = field(default_factory=Position)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.pupil.parameters()).device
+
+
+def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW; every step sets its rate."""
+    return torch.optim.AdamW(pupil.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+
+
+def step(
+    learner: Learner,
+    batch: Batch | None,
+    knowledge: Sequence[Sequence[Weighed]],
+    rate: float,
+    everyone: float = 0.0,
+    carry: int | None = None,
+) -> float:
+    """One update, or with carried chunks one for each chunk.
+
+    Args:
+        batch: None where this process has none: it takes part in what the others do, and has nothing to say.
+        knowledge: of each source of the phase, what is learned of it.
+        rate: learning rate.
+        everyone: learned frames of all processes together.
+        carry: frames of a chunk whose state the next one goes on from; None: utterances are whole.
+
+    Returns:
+        the loss, a mean over frames.
+    """
+    learner.pupil.train()
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    if carry and batch:
+        return _carried_steps(learner, batch, carry, knowledge[batch.source])
+    exchange = learner.exchange
+    share = exchange.begin_step(batch.frames if batch else 0, everyone)
+    if batch is None and not exchange.averages:
+        exchange.end_step()
+        return 0.0
+    loss = _nothing(learner) if batch is None else _loss(learner, batch, knowledge[batch.source])
+    _update(learner, loss * share)
+    return loss.item()
+
+
+def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: dict[str, dict[str, Tensor]]) -> Tensor:
+    """The weighted sum of a source's losses, each a mean over the batch's learned frames.
+
+    Args:
+        besides: what the modules beside the student said, by kind.
+    """
+    loss = seen.logits.new_zeros(())
+    for one in knowledge:
+        own = seen._replace(beside=besides.get(one.kind.name, {}))
+        loss = loss + one.weight * one.kind.loss(own) / frames
+    return loss
+
+
+def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tensor:
+    frames, here = batch.frames, batch.to(learner.device)
+    with _precision(learner.settings, learner.device):
+        outputs, besides = learner.exchange.network(here.features, here.lengths)
+    logits = outputs.logits.float()
+    loss = batch_loss(
+        Seen(logits, outputs.lengths, here.learned, here.parts, outputs.hidden, {}), knowledge, frames, besides
+    )
+    return loss + _touched(besides) if besides else loss
+
+
+def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
+    """0, in which all that stands beside the student has a part: what a source does not use gets gradients of zeros."""
+    return sum(value.float().sum() for said in besides.values() for value in said.values()) * torch.tensor(0.0)
+
+
+def _nothing(learner: Learner) -> Tensor:
+    """A loss of 0 that every weight has a part in: the others wait for this process's gradient."""
+    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.device)
+    outputs, besides = learner.exchange.network(frames, torch.ones(1, dtype=torch.int64))
+    nothing: Tensor = outputs.logits.float().sum() * 0.0
+    return nothing + _touched(besides) if besides else nothing
+
+
+def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Weighed]) -> float:
+    """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
+    network, device = learner.pupil.student, learner.device
+    here, total = batch.to(device), batch.frames
+    lengths = here.lengths.to(device)
+    inside = torch.arange(here.features.shape[1], device=device) < lengths[:, None]
+    features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
+    starts = (lengths.cumsum(0) - lengths)[:, None]
+    state = None
+    heard = 0.0
+    for begin in range(0, features.shape[1], frames):
+        with _precision(learner.settings, device):
+            logits, state = network.stream(features[:, begin : begin + frames], state)
+        state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
+        frame = torch.arange(begin, begin + logits.shape[1], device=device) - network.delay
+        learned = (frame >= 0) & (frame < lengths[:, None])
+        if not learned.any():
+            continue
+        rows = (starts + frame)[learned]
+        seen = Seen(logits.float(), here.lengths, learned, here.of_rows(rows), {}, {})
+        loss = batch_loss(seen, knowledge, len(rows), {})
+        _update(learner, loss)
+        heard += loss.item() * len(rows)
+    return heard / total
+
+
+def _precision(settings: TrainSettings, device: torch.device) -> Any:
+    half = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+
+
+def _update(learner: Learner, loss: Tensor) -> None:
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    learner.exchange.average_gradients()
+    # a part at a time: what stands beside the student does not shrink the student's step
+    for part in (learner.pupil.student, *learner.pupil.beside.values()):
+        nn.utils.clip_grad_norm_(part.parameters(), learner.settings.clip)
+    learner.optimizer.step()
+    learner.exchange.end_step()
+
+
+def follow(learner: Learner, steps: int) -> None:
+    """Take the common weights into the moving average; they are so many steps away from those that it took before."""
+    if learner.average:
+        learner.average.multi_avg_fn = get_ema_multi_avg_fn(learner.settings.ema_decay**steps)
+        with learner.exchange.global_weights():
+            learner.average.update_parameters(learner.pupil)
