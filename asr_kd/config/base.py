@@ -50,16 +50,16 @@ DEVICE: Any = Field("auto", description="auto, cpu, cuda or cuda:N")
 THREADS: Any = Field(1, description="CPU threads of the network")
 
 
-def check_given_once(settings: Settings, frames: str, milliseconds: str) -> None:
-    """Refuse a length that is given in frames and in milliseconds; for validators, as `check_owners`."""
-    if getattr(settings, milliseconds) is not None and frames in settings.model_fields_set:
-        raise ValueError(f"{frames} and {milliseconds} say the same; give one")
-
-
 def is_default(settings: Settings, name: str) -> bool:
     """Whether a setting is as if it had not been given."""
     default = type(settings).model_fields[name].get_default(call_default_factory=True)
     return bool(getattr(settings, name) == default)
+
+
+def check_given_once(settings: Settings, frames: str, milliseconds: str) -> None:
+    """Refuse a length that is given in frames and in milliseconds; for validators, as `check_owners`."""
+    if getattr(settings, milliseconds) is not None and not is_default(settings, frames):
+        raise ValueError(f"{frames} and {milliseconds} say the same; give one")
 
 
 def check_owners(settings: Settings, chooser: str, owners: Mapping[str, tuple[str, ...]]) -> None:

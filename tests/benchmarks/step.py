@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from tables import print_rows
 from torch.profiler import ProfilerActivity, profile
-from trainer import learner_of, networks
+from trainer import knowledge, learner_of, networks
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.distillation.batch import Batch
 from asr_kd.models.acoustic import pick_device
-from asr_kd.training.batches import Batch
-from asr_kd.training.trainer import Learner, step
+from asr_kd.training.step import Learner, step
 
 #: name: precision, threads, whether torch.compile makes the network
 WAYS = {
@@ -36,9 +36,10 @@ def speed(learner: Learner, held: list[Batch], threads: int) -> float:
     """Frames a second."""
     keep_freed_memory()  # as `train` does
     torch.set_num_threads(threads)
+    lessons = knowledge(learner.settings)
     start = time.perf_counter()
     for batch in held:
-        step(learner, batch, learner.settings.phases[0], 1e-4)
+        step(learner, batch, lessons, 1e-4)
     return sum(batch.frames for batch in held) / (time.perf_counter() - start)
 
 
@@ -58,7 +59,7 @@ def main() -> None:
         for way, (precision, _, compiled) in WAYS.items():
             learner = learner_of(settings.model_copy(update={"precision": precision}), units, device)
             if compiled:
-                learner.exchange.network = torch.compile(learner.model, dynamic=True)
+                learner.exchange.network = torch.compile(learner.pupil, dynamic=True)
             learners[way] = learner
         for way, learner in learners.items():
             speed(learner, held[:2], WAYS[way][1])  # the first time pays for what is set up once

@@ -25,18 +25,20 @@ from tables import print_rows
 
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.config.load import build, load_yaml
+from asr_kd.distillation.batch import Batch
+from asr_kd.distillation.knowledge import Pupil, Task, Weighed, knowledge_of
 from asr_kd.models.acoustic import build_model, pick_device
 from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import Statistics, read_metadata, write_target_shard
-from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.batches import PhaseStream
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.feed import ready_batches
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training.trainer import Learner, step
+from asr_kd.training.step import Learner, make_optimizer, step
 from asr_kd.units import Units, load_units
 
 PAPER = ModelSettings(layers=5, size=768)
@@ -80,11 +82,11 @@ def batches(settings: TrainSettings, units: Units) -> Iterator[Batch]:
 
 def timed(learner: Learner, fed: Iterable[Batch]) -> float:
     """Frames a second."""
-    fed = iter(fed)
+    fed, lessons = iter(fed), knowledge(learner.settings)
     first = next(fed)  # what is set up once a phase stays out of it
     frames, start = 0, time.perf_counter()
     for batch in itertools.chain([first], fed):
-        step(learner, batch, learner.settings.phases[0], 1e-4)
+        step(learner, batch, lessons, 1e-4)
         frames += batch.frames
     return frames / (time.perf_counter() - start)
 
@@ -109,8 +111,15 @@ def networks(run: str, steps: int, paper_steps: int) -> Iterator[tuple[str, Trai
 def learner_of(settings: TrainSettings, units: Units, device: torch.device) -> Learner:
     """A learner with drawn weights."""
     network = build_model(settings.model, settings.features.dimension, units.size).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
-    return Learner(settings, network, optimizer, Exchange(network, Ranks(device=device)))
+    pupil = Pupil(network)
+    ranks = Ranks(device=device)
+    return Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks), ranks=ranks)
+
+
+def knowledge(settings: TrainSettings) -> list[list[Weighed]]:
+    """What is learned of the sources of the first phase."""
+    task = Task(None, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
+    return [knowledge_of(source, task) for source in settings.phases[0].sources]
 
 
 def rows(

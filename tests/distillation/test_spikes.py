@@ -7,15 +7,15 @@ import math
 
 import pytest
 import torch
-from asr_kd.training.losses import batch_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from asr_kd.distillation.batch import Batch, Part
 from asr_kd.distillation.settings import SpikeSettings
 from asr_kd.distillation.spikes import Spikes, find_spikes, spike_cross_entropy
-from asr_kd.training.batches import Batch
 from asr_kd.training.settings import TrainSettings
+from tests.learning import loss_of, prepared
 
 UNITS = 4
 
@@ -183,11 +183,9 @@ def step_loss(logits: Tensor, path: str, lengths: list[int], spikes: dict | None
         torch.zeros_like(ends),
         ends,
         0,
-        units=units,
-        probs=probs,
-        tail=1 - probs.sum(1),
+        {"soft.units": Part(units), "soft.probs": Part(probs), "soft.tail": Part(1 - probs.sum(1))},
     )
-    return batch_loss(logits, batch.lengths, batch, whole.phases[0], whole)
+    return loss_of(logits, prepared(batch, whole), whole)
 
 
 def test_a_step_learns_spikes_as_events_and_all_other_frames_by_themselves() -> None:

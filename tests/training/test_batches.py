@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asr_kd.training.losses import batch_loss
 
+from asr_kd.distillation.batch import Batch
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
-from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.batches import Lane, PhaseStream
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor
 from asr_kd.units import Units
+from tests.learning import loss_of
 from tests.training.conftest import write_targets
 
 Job = Callable[..., TrainSettings]
@@ -57,16 +58,20 @@ def test_every_utterance_once_a_pass_with_its_own_targets(job: Job, units: Units
     seen = []
     for batch in batches:
         assert batch.features.shape[0] * batch.features.shape[1] <= 100 or len(batch.lengths) == 1
-        assert batch.units is not None and batch.probs is not None and batch.tail is not None
-        assert len(batch.units) == len(batch.probs) == len(batch.tail) == batch.frames
-        assert batch.seconds == pytest.approx(batch.frames * 0.03) and batch.labels is None
+        assert (
+            len(batch.parts["soft.units"].values)
+            == len(batch.parts["soft.probs"].values)
+            == len(batch.parts["soft.tail"].values)
+            == batch.frames
+        )
+        assert batch.seconds == pytest.approx(batch.frames * 0.03) and "text" not in batch.parts
         start = 0
         for row, length in zip(rows(batch), batch.lengths.tolist(), strict=True):
             seen.append(keys[row])
-            expected_units, expected_probs = soft[keys[row]].padded(batch.units.shape[1])
-            np.testing.assert_array_equal(batch.units[start : start + length], expected_units)
-            np.testing.assert_array_equal(batch.probs[start : start + length], expected_probs)
-            np.testing.assert_array_equal(batch.tail[start : start + length], soft[keys[row]].tail)
+            expected_units, expected_probs = soft[keys[row]].padded(batch.parts["soft.units"].values.shape[1])
+            np.testing.assert_array_equal(batch.parts["soft.units"].values[start : start + length], expected_units)
+            np.testing.assert_array_equal(batch.parts["soft.probs"].values[start : start + length], expected_probs)
+            np.testing.assert_array_equal(batch.parts["soft.tail"].values[start : start + length], soft[keys[row]].tail)
             start += length
     assert sorted(seen) == sorted(keys.values()) and unused(stream) == [(0, "", "")]
     assert [source.utterances for source in stream.sources] == [10]
@@ -81,8 +86,9 @@ def test_labels_are_the_texts(job: Job, units: Units, audio: str) -> None:
     }
     keys = {features.tobytes(): key for key, features in features_of(settings).items()}
     for batch in all_batches(settings, units)[1]:
-        assert batch.labels is not None and batch.label_lengths is not None and batch.units is None
-        labels = batch.labels.split(batch.label_lengths.tolist())
+        text = batch.parts["text"]
+        assert text.lengths is not None and "soft.units" not in batch.parts
+        labels = text.values.split(text.lengths.tolist())
         for row, ids in zip(rows(batch), labels, strict=True):
             assert units.decode(ids.tolist()) == texts[keys[row]]
 
@@ -105,8 +111,8 @@ def test_masks_touch_features_and_never_targets(job: Job, units: Units) -> None:
     differing = 0
     for one, other in zip(plain, masked, strict=True):
         assert torch.equal(one.lengths, other.lengths)
-        for name in ("units", "probs", "tail"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("soft.units", "soft.probs", "soft.tail"):
+            assert torch.equal(one.parts[name].values, other.parts[name].values)
         changed = one.features != other.features
         assert (other.features[changed] == 0).all()
         differing += int(changed.sum())
@@ -121,8 +127,8 @@ def test_noise_touches_features_and_never_targets(job: Job, units: Units) -> Non
     plain, loud = all_batches(job(), units)[1], noisy()
     for one, other in zip(plain, loud, strict=True):
         assert torch.equal(one.lengths, other.lengths) and one.features.shape == other.features.shape
-        for name in ("units", "probs", "tail"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("soft.units", "soft.probs", "soft.tail"):
+            assert torch.equal(one.parts[name].values, other.parts[name].values)
         assert not set(rows(one)) & set(rows(other))
 
     def heard(batches: list[Batch]) -> list[list[bytes]]:
@@ -147,14 +153,12 @@ def test_targets_follow_a_stretch(job: Job, units: Units) -> None:
     changed = all_batches(job(source={"augment": {"stretch": 0.3}}), units)[1]
     lengths = []
     for one, other in zip(plain, changed, strict=True):
-        assert other.units is not None and one.units is not None
-        assert other.seconds == one.seconds and len(other.units) == other.frames
+        assert other.seconds == one.seconds and len(other.parts["soft.units"].values) == other.frames
         starts = (np.cumsum([0, *one.lengths.tolist()]), np.cumsum([0, *other.lengths.tolist()]))
         for index in range(len(one.lengths)):
             before, after = (
-                batch.units[start[index] : start[index + 1], 0].tolist()
+                batch.parts["soft.units"].values[start[index] : start[index + 1], 0].tolist()
                 for batch, start in zip((one, other), starts, strict=True)
-                if batch.units is not None
             )
             # the same units in the same order; only how long each lasts has changed
             assert runs(before) == runs(after)
@@ -250,7 +254,7 @@ def test_text_that_the_units_do_not_cover_is_left_out(job: Job, units: Units, tm
     transcripts.write_text("".join(f'{{"key": "u{n}", "text": "{text}"}}\n' for n, text in enumerate(texts)))
     stream, batches = all_batches(job(source={**CTC, "transcripts": str(transcripts)}, max_bad_share=0.1), units)
     assert unused(stream) == [(1, "u9", "its text holds 'c', which no unit covers")]
-    assert not any((batch.labels == units.unknown).any() for batch in batches if batch.labels is not None)
+    assert not any((batch.parts["text"].values == units.unknown).any() for batch in batches)
 
 
 @pytest.mark.parametrize("stretch", [0.0, 0.3])
@@ -269,46 +273,44 @@ def test_text_that_does_not_fit_is_left_out(job: Job, units: Units, audio: str, 
         assert unused(stream)[0][0] and "do not fit into" in unused(stream)[0][2]
         for batch in batches:
             logits = torch.zeros(*batch.features.shape[:2], units.size)
-            assert torch.isfinite(batch_loss(logits, batch.lengths, batch, settings.phases[0], settings))
+            assert torch.isfinite(loss_of(logits, batch, settings))
 
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_padding_frames_do_not_count(job: Job, units: Units, soft: bool) -> None:
     settings = job(batch_frames=1000, bucket_utterances=10, **({} if soft else {"source": CTC}))
-    plan = settings.phases[0]
     (batch,) = all_batches(settings, units)[1]
     torch.manual_seed(0)
     logits = torch.randn(*batch.features.shape[:2], units.size).requires_grad_()
-    loss = batch_loss(logits, batch.lengths, batch, plan, settings)
+    loss = loss_of(logits, batch, settings)
     loss.backward()
     padding = torch.arange(logits.shape[1])[None, :] >= batch.lengths[:, None]
     assert logits.grad is not None and (logits.grad[padding] == 0).all() and (logits.grad[~padding] != 0).any()
     longer = torch.nn.functional.pad(logits.detach(), (0, 0, 0, 5), value=9.0)
-    torch.testing.assert_close(batch_loss(longer, batch.lengths, batch, plan, settings), loss)
+    torch.testing.assert_close(loss_of(longer, batch, settings), loss)
 
 
 @pytest.mark.parametrize("missing", ["uniform", "prior"])
 def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units, missing: str) -> None:
     settings = job(blank_weight=0.25, missing_mass=missing, batch_frames=1000, bucket_utterances=10)
     (batch,) = all_batches(settings, units)[1]
-    assert batch.units is not None and batch.probs is not None and batch.tail is not None
-    assert (batch.priors is None) == (missing == "uniform")
+    assert ("soft.priors" in batch.parts) == (missing == "prior")
     logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0)).double()
     total = 0.0
     frame = 0
     for row, length in zip(logits.log_softmax(-1), batch.lengths.tolist(), strict=True):
         for log_probs in row[:length]:
-            kept = batch.probs[frame] > 0
+            kept = batch.parts["soft.probs"].values[frame] > 0
             dense = torch.ones(units.size)
-            if batch.priors is not None and batch.prior is not None:
-                dense = batch.priors[batch.prior[frame]].clone()
-            dense[batch.units[frame][kept]] = 0.0
-            dense *= batch.tail[frame] / dense.sum().clamp_min(1e-9)
-            dense[batch.units[frame][kept]] = batch.probs[frame][kept]
-            weight = 0.25 if batch.units[frame, 0] == units.blank else 1.0
+            if missing == "prior":
+                dense = batch.parts["soft.priors"].values[batch.parts["soft.prior"].values[frame]].clone()
+            dense[batch.parts["soft.units"].values[frame][kept]] = 0.0
+            dense *= batch.parts["soft.tail"].values[frame] / dense.sum().clamp_min(1e-9)
+            dense[batch.parts["soft.units"].values[frame][kept]] = batch.parts["soft.probs"].values[frame][kept]
+            weight = 0.25 if batch.parts["soft.units"].values[frame, 0] == units.blank else 1.0
             total -= weight * float(dense.double() @ log_probs)
             frame += 1
-    loss = batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
+    loss = loss_of(logits, batch, settings)
     assert loss.item() == pytest.approx(total / frame, rel=1e-5)
 
 
@@ -321,11 +323,11 @@ def test_every_utterance_has_the_prior_of_its_shard(job: Job, audio: str, target
     }
     keys = {features.tobytes(): key for key, features in features_of(settings).items()}
     (batch,) = all_batches(settings, units)[1]
-    assert batch.priors is not None and batch.prior is not None and len(batch.lengths) == len(expected)
+    assert len(batch.lengths) == len(expected)
     starts = batch.lengths.cumsum(0) - batch.lengths
     for row, start, length in zip(rows(batch), starts.tolist(), batch.lengths.tolist(), strict=True):
-        (which,) = batch.prior[start : start + length].unique().tolist()
-        np.testing.assert_allclose(batch.priors[which], expected[keys[row]], rtol=1e-6)
+        (which,) = batch.parts["soft.prior"].values[start : start + length].unique().tolist()
+        np.testing.assert_allclose(batch.parts["soft.priors"].values[which], expected[keys[row]], rtol=1e-6)
 
 
 def test_targets_without_a_prior_are_refused_where_one_is_needed(
@@ -350,11 +352,12 @@ def test_transcripts_are_drawn_anew_each_pass_and_the_same_for_one_seed(job: Job
     settings = job(source={"sequences": {"temperature": 3.0}})
     first, again = (all_batches(settings, units)[1] for _ in range(2))
     for one, other in zip(first, again, strict=True):
-        assert one.drawn is not None and other.drawn is not None and torch.equal(one.drawn, other.drawn)
-        assert one.drawn_lengths is not None and len(one.drawn_lengths) == len(one.lengths)
+        drawn = one.parts["sequences"]
+        assert torch.equal(drawn.values, other.parts["sequences"].values)
+        assert drawn.lengths is not None and len(drawn.lengths) == len(one.lengths)
     second = all_batches(settings, units, 1)[1][len(first) :]
-    assert {tuple(batch.drawn.tolist()) for batch in first if batch.drawn is not None} != {
-        tuple(batch.drawn.tolist()) for batch in second if batch.drawn is not None
+    assert {tuple(batch.parts["sequences"].values.tolist()) for batch in first} != {
+        tuple(batch.parts["sequences"].values.tolist()) for batch in second
     }
 
 
@@ -370,8 +373,9 @@ def test_n_best_lists_are_drawn_and_learned_by_ctc(job: Job, units: Units, audio
     assert unused(stream) == [(0, "", "")]
     found = set()
     for batch in batches:
-        assert batch.drawn is not None and batch.drawn_lengths is not None
-        ids = batch.drawn.split(batch.drawn_lengths.tolist())
+        drawn = batch.parts["sequences"]
+        assert drawn.lengths is not None
+        ids = drawn.values.split(drawn.lengths.tolist())
         assert len(ids) == 2 * len(batch.lengths)
         found |= {units.decode(one.tolist()) for one in ids}
         # the loss is the mean of CTC's on both
@@ -387,7 +391,7 @@ def test_n_best_lists_are_drawn_and_learned_by_ctc(job: Job, units: Units, audio
             )
             for part in (ids[: len(batch.lengths)], ids[len(batch.lengths) :])
         ]
-        loss = batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
+        loss = loss_of(logits, batch, settings)
         torch.testing.assert_close(loss, sum(expected) / 2 / batch.frames)
     assert found == {"a", "b"}  # nothing that the units cannot write
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from asr_kd.config.load import build
+from asr_kd.distillation.batch import Batch
 from asr_kd.errors import UserError
 from asr_kd.shards.manifest import write_transcripts
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
-from asr_kd.training.batches import Batch, Lane, PhaseStream
+from asr_kd.training.batches import Lane, PhaseStream
 from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 from tests.training.conftest import sample, soft_target, write_audio, write_targets
@@ -137,14 +138,23 @@ def test_chunks_hold_every_frame_once_with_its_target(job: Job, units: Units, co
     def frames(batches: list[Batch]) -> Counter[bytes]:
         found: Counter[bytes] = Counter()
         for batch in batches:
-            assert batch.units is not None and batch.probs is not None and batch.tail is not None
             learned = [
                 row[first:last]
                 for row, first, last in zip(batch.features, batch.first.tolist(), batch.last.tolist(), strict=True)
             ]
             rows = torch.cat(learned)
-            assert len(rows) == batch.frames == len(batch.units) == len(batch.tail)
-            for row, unit, prob in zip(rows.numpy(), batch.units[:, 0].numpy(), batch.probs[:, 0].numpy(), strict=True):
+            assert (
+                len(rows)
+                == batch.frames
+                == len(batch.parts["soft.units"].values)
+                == len(batch.parts["soft.tail"].values)
+            )
+            for row, unit, prob in zip(
+                rows.numpy(),
+                batch.parts["soft.units"].values[:, 0].numpy(),
+                batch.parts["soft.probs"].values[:, 0].numpy(),
+                strict=True,
+            ):
                 found[row.tobytes() + unit.tobytes() + prob.tobytes()] += 1
         return found
 
@@ -192,9 +202,9 @@ def test_phases_that_make_no_sense_are_refused(job: Job, phase: dict[str, Any], 
     ("source", "phase", "message"),
     [
         ({"weight": 2.0}, {}, "weight needs hours"),
-        ({"ctc": 1.0}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, spikes or sequences"),
-        ({"spikes": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, spikes or sequences"),
-        ({"sequences": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, spikes or sequences"),
+        ({"ctc": 1.0}, {"chunks": {"frames": 5}}, "chunks cannot learn from ctc, which needs whole utterances"),
+        ({"spikes": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from spikes, which needs whole utterances"),
+        ({"sequences": {}}, {"chunks": {"frames": 5}}, "chunks cannot learn from sequences, which needs whole utterances"),
         ({"sequences": {}, "spikes": {}}, {}, "two ways to learn soft targets"),
         ({"sequences": {}, "soft": 0.0, "ctc": 1.0}, {}, "sequences needs a soft weight"),
         ({"sequences": {}, "transcripts": "lists.jsonl"}, {}, "from targets or from transcripts"),

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asr_kd.training.losses import batch_loss
 
+from asr_kd.distillation.batch import Batch, Example
 from asr_kd.errors import UserError
 from asr_kd.targets.combine import combine, combine_priors, resample
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import to_text
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior, write_target_shard
-from asr_kd.training.batches import Batch, PhaseStream
+from asr_kd.training.batches import PhaseStream
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training.sources import Cursor, Example, Source
+from asr_kd.training.sources import Cursor, Source
 from asr_kd.training.trainer import train
 from asr_kd.units import Units
+from tests import learning
 from tests.training.conftest import write_targets
 
 Job = Callable[..., TrainSettings]
@@ -84,8 +85,9 @@ def test_every_utterance_has_the_combination_of_its_targets(
             assert example.prior is None
     # a batch holds a prior once a shard, as with one teacher
     for batch in batches(settings, units):
-        assert (batch.priors is None) == (missing == "ghost")
-        assert batch.priors is None or len(batch.priors) <= 3
+        priors = batch.parts.get("soft.priors")
+        assert (priors is None) == (missing == "ghost")
+        assert priors is None or len(priors.values) <= 3
 
 
 def test_a_list_of_one_is_the_one(job: Job, units: Units, targets: str) -> None:
@@ -233,4 +235,4 @@ def test_the_loss_on_a_combination_is_the_same_mean_that_it_was_made_of(
 
 def loss_of(batch: Batch, settings: TrainSettings, units: Units) -> torch.Tensor:
     logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0)).double()
-    return batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
+    return learning.loss_of(logits, batch, settings)

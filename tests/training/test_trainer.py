@@ -16,21 +16,16 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from asr_kd.training.losses import batch_loss
-from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
-from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint
+from asr_kd.models.acoustic import Checkpoint, load_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
-from asr_kd.training import trainer
-from asr_kd.training.batches import PhaseStream
+from asr_kd.training import scoring, trainer
 from asr_kd.training.development import Development
-from asr_kd.training.distributed.exchange import Exchange
-from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training.trainer import Learner, train
-from asr_kd.units import Units
+from asr_kd.training.step import Learner
+from asr_kd.training.trainer import train
 from tests.training.conftest import tones
 
 Job = Callable[..., TrainSettings]
@@ -80,7 +75,7 @@ def fickle(monkeypatch: pytest.MonkeyPatch) -> None:
         total = sum(weight.double().sum().item() for weight in learner.model.parameters())
         return Development(1.0, abs(total) * 1000 % 1)
 
-    monkeypatch.setattr(trainer, "score_development", score)
+    monkeypatch.setattr(scoring, "score_development", score)
 
 
 def test_soft_targets_alone_teach_the_words(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +232,7 @@ def test_killed_at_every_publish(job: Job, fickle: None, tmp_path: Path, monkeyp
 SLOW_JOB = """
 import sys, time
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training import trainer
+from asr_kd.training import scoring, trainer
 step = trainer.step
 def slow(*arguments):
     time.sleep(0.05)
@@ -349,7 +344,7 @@ def test_the_mean_of_checkpoints_is_kept_when_it_is_best(
     job: Job, fickle: None, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, int]
 ) -> None:
     seen: list[tuple[float, int, dict[str, torch.Tensor]]] = []
-    real = trainer.score_development
+    real = scoring.score_development
 
     def recording(settings: TrainSettings, learner: Checkpoint) -> Development:
         scores = real(settings, learner)
@@ -361,7 +356,7 @@ def test_the_mean_of_checkpoints_is_kept_when_it_is_best(
     scored = 0
     train(settings.model_copy(update={"output": settings.output + "-counted"}))
     scored = sum("development_wer" in line for line in lines(Path(settings.output + "-counted"))) - 1
-    monkeypatch.setattr(trainer, "score_development", recording)
+    monkeypatch.setattr(scoring, "score_development", recording)
     train(settings)
     own = seen[1:-1]  # neither the start nor the mean
     kept = own[-2:] if "last" in wanted else sorted(own)[:2]
@@ -376,7 +371,7 @@ def test_the_mean_of_checkpoints_is_kept_when_it_is_best(
 
 
 def test_a_mean_that_is_worse_is_not_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = trainer.mean_of
+    real = scoring.mean_of
 
     def broken(folders: list[Path]) -> torch.nn.Module:
         model = real(folders)
@@ -384,55 +379,12 @@ def test_a_mean_that_is_worse_is_not_kept(job: Job, monkeypatch: pytest.MonkeyPa
             weight.detach().zero_()
         return model
 
-    monkeypatch.setattr(trainer, "mean_of", broken)
+    monkeypatch.setattr(scoring, "mean_of", broken)
     settings = job(average={"last": 2})
     train(settings)
     *curve, mean = lines(Path(settings.output))
     assert mean["mean_loss"] > min(line["development_loss"] for line in curve if "development_loss" in line)
     assert "averaged" not in load_checkpoint(settings.output).training
-
-
-def test_a_block_of_steps_counts_in_the_average_as_so_many_steps(job: Job) -> None:
-    settings = job(ema_decay=0.75)
-    model = torch.nn.Linear(1, 1)
-    learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=0.0), Exchange(model, Ranks()))
-    learner.average = AveragedModel(model)
-    trainer._average(learner, 50)  # the first weights are its beginning, however many steps led to them
-    before, after = model.weight.item(), model.weight.item() + 1
-    torch.nn.init.constant_(model.weight, after)
-    trainer._average(learner, 3)
-    assert learner.average.module.weight.item() == pytest.approx(after + 0.75**3 * (before - after))
-
-
-def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Units) -> None:
-    settings = job(phase={"chunks": {"frames": 1000, "carry": True}}, batch_frames=1000, bucket_utterances=10)
-    plan, whole = settings.phases[0], job(batch_frames=1000, bucket_utterances=10).phases[0]
-    stream = PhaseStream(settings, 0, units)
-    batch = next(stream.batches(stream.start(), 0))
-    assert batch is not None
-    weights = []
-    for one in (plan, whole):
-        torch.manual_seed(0)
-        model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
-        learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=1.0), Exchange(model, Ranks()))
-        loss = trainer.step(learner, batch, one, 0.1)
-        weights.append((loss, model.state_dict()))
-    assert weights[0][0] == pytest.approx(weights[1][0])
-    for name, value in weights[0][1].items():
-        torch.testing.assert_close(value, weights[1][1][name])
-
-
-def test_carried_chunks_hear_what_was_before(job: Job, units: Units) -> None:
-    settings = job(phase={"chunks": {"frames": 5, "carry": True}}, batch_frames=1000, bucket_utterances=10)
-    stream = PhaseStream(settings, 0, units)
-    batch = next(stream.batches(stream.start(), 0))
-    assert batch is not None
-    model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
-    logits, lengths = model(batch.features, batch.lengths)
-    expected = batch_loss(logits, lengths, batch, settings.phases[0], settings).item()
-    learner = Learner(settings, model, torch.optim.SGD(model.parameters(), lr=0.0), Exchange(model, Ranks()))
-    loss = trainer.step(learner, batch, settings.phases[0], 0.0)
-    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_frozen_weights_stay_and_others_move(job: Job, tmp_path: Path) -> None:
@@ -548,7 +500,7 @@ def test_an_empty_text_in_the_development_set_counts(job: Job, development: str,
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(job: Job, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    monkeypatch.setattr(trainer, "batch_loss", lambda logits, *_: logits.sum() * 0 + value)
+    monkeypatch.setattr("asr_kd.training.step.batch_loss", lambda seen, *_: seen.logits.sum() * 0 + value)
     with pytest.raises(UserError, match=rf"run: the loss became {value} at step 0; lower phases\.0\.learning_rate"):
         train(job())
 
@@ -615,7 +567,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def scored_as(monkeypatch: pytest.MonkeyPatch, *scores: Development) -> None:
     """Let the development scores be these, one after the other, the last one again and again."""
     left = list(scores)
-    monkeypatch.setattr(trainer, "score_development", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(scoring, "score_development", lambda *_: left.pop(0) if len(left) > 1 else left[0])
 
 
 def test_the_blank_is_taken_off_what_is_written_and_training_goes_on_without(

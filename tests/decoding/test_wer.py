@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from asr_kd.training.wer import word_errors
+from asr_kd.decoding.wer import word_errors
 
 
 @pytest.mark.parametrize(

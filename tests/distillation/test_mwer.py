@@ -5,23 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from asr_kd.training.losses import batch_loss
-from asr_kd.training.sequence import expected_word_errors, n_best, sampled_paths, sequence_log_probs
 from torch import Tensor
 
+from asr_kd.distillation import mwer
+from asr_kd.distillation.mwer import expected_word_errors, n_best, sampled_paths, sequence_log_probs
 from asr_kd.distillation.settings import MwerSettings
-from asr_kd.errors import UserError
 from asr_kd.evaluation.wer import count_errors
-from asr_kd.models.acoustic import load_checkpoint
-from asr_kd.training import sequence
-from asr_kd.training.batches import PhaseStream
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training.trainer import train
 from asr_kd.units import Units
 
 Job = Callable[..., TrainSettings]
@@ -103,8 +97,8 @@ def test_draws_give_the_true_gradient_on_average(units: Units, monkeypatch: pyte
     )
     value, gradient = 0.0, torch.zeros_like(logits)
     for one, other in itertools.combinations_with_replacement(range(len(paths)), 2):
-        pair = sequence.Hypotheses([collapsed(paths[one]), collapsed(paths[other])])
-        monkeypatch.setattr(sequence, "sampled_paths", lambda *_, pair=pair: [pair])
+        pair = mwer.Hypotheses([collapsed(paths[one]), collapsed(paths[other])])
+        monkeypatch.setattr(mwer, "sampled_paths", lambda *_, pair=pair: [pair])
         found = expected(logits, ["a"], units, hypotheses=2, sampled=True)[0]
         chance = (1 if one == other else 2) * chances[one].item() * chances[other].item()
         value += chance * found.item()
@@ -129,8 +123,8 @@ def test_errors_that_every_candidate_makes_do_not_pull(
     logits, how = random_logits(2, 5, units.size), {"hypotheses": 4, "sampled": sampled}
     torch.manual_seed(1)
     before = expected(logits, ["ab", "b a"], units, **how)
-    plain = sequence._word_errors
-    monkeypatch.setattr(sequence, "_word_errors", lambda *args: [errors + 7 for errors in plain(*args)])
+    plain = mwer._word_errors
+    monkeypatch.setattr(mwer, "_word_errors", lambda *args: [errors + 7 for errors in plain(*args)])
     torch.manual_seed(1)
     after = expected(logits, ["ab", "b a"], units, **how)
     torch.testing.assert_close(after, before + 7)
@@ -161,7 +155,7 @@ def test_draws_take_nothing_from_padding() -> None:
 def test_all_candidates_in_one_pass_have_the_probability_of_all_their_alignments() -> None:
     logits = random_logits(2, 4, 3)
     every = [probabilities(rows) for rows in (logits[0], logits[1, :3])]
-    hypotheses = [sequence.Hypotheses(one) for one in every]
+    hypotheses = [mwer.Hypotheses(one) for one in every]
     scores = sequence_log_probs(logits.log_softmax(-1), torch.tensor([4, 3]), hypotheses)
     for row, one in zip(scores, every, strict=True):
         torch.testing.assert_close(row[: len(one)].exp(), torch.stack(list(one.values())))
@@ -200,41 +194,3 @@ def test_following_the_gradient_makes_fewer_errors(sampled: bool, units: Units) 
         optimizer.step()
     after = [true_expectation(rows, text, units).item() for rows, text in zip(logits, texts, strict=True)]
     assert all(late < 0.2 < 0.8 < early for late, early in zip(after, before, strict=True))
-
-
-def test_the_trainer_adds_it_to_ctc_a_frame(job: Job, audio: str, units: Units) -> None:
-    source = {"audio": audio, "targets": None, "soft": 0.0, "ctc": 0.5}
-    plain, both = job(source=source), job(source={**source, "mwer": {"hypotheses": 5}})
-    stream = PhaseStream(both, 0, units)
-    batch = next(stream.batches(stream.start(), 0))
-    assert batch is not None
-    assert batch.labels is not None and batch.label_lengths is not None
-    logits = torch.randn(*batch.features.shape[:2], units.size, requires_grad=True)
-    losses = [batch_loss(logits, batch.lengths, batch, settings.phases[0], settings) for settings in (plain, both)]
-    errors = expected_word_errors(
-        logits, batch.lengths, batch.labels, batch.label_lengths, units, MwerSettings(hypotheses=5)
-    )
-    torch.testing.assert_close(losses[1] - losses[0], errors.sum() / batch.frames)
-
-
-def test_a_run_ends_in_it_and_can_be_interrupted(
-    job: Job, audio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = {"audio": audio, "ctc": 1.0}
-    last = {"sources": [{**source, "mwer": {"sampled": True}}], "passes": 1, "learning_rate": 0.001}
-    phases = [{"sources": [source], "passes": 2, "learning_rate": 0.02}, last]
-    whole = job(phases=phases, output=str(tmp_path / "whole"))
-    train(whole)
-    broken, calls = job(phases=phases, output=str(tmp_path / "broken")), itertools.count()
-
-    def failing(*args: Any, **kwargs: Any) -> Tensor:
-        if next(calls) == 2:
-            raise UserError("stopped")
-        return expected_word_errors(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("asr_kd.training.losses.expected_word_errors", failing)
-        with pytest.raises(UserError, match="stopped"):
-            train(broken)
-    train(broken)
-    assert load_checkpoint(broken.output).fingerprint == load_checkpoint(whole.output).fingerprint

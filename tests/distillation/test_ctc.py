@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from asr_kd.training.losses import batch_loss
 from torch import Tensor
 
-from asr_kd.errors import UserError
-from asr_kd.training.batches import Batch
+from asr_kd.distillation.batch import Batch, Part
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training.trainer import train
+from tests import learning
 
 UNITS = 4
 Windows = list[set[int]]  # of one utterance: the units that its targets hold at each frame
@@ -53,11 +48,15 @@ def batch_of(utterances: list[tuple[list[int], Windows]]) -> Batch:
         first=torch.zeros(len(utterances), dtype=torch.int64),
         last=torch.tensor([len(windows) for _, windows in utterances]),
         source=0,
-        labels=torch.tensor([unit for ids, _ in utterances for unit in ids]),
-        label_lengths=torch.tensor([len(ids) for ids, _ in utterances]),
-        units=units,
-        probs=probs,
-        tail=torch.zeros(len(frames)),
+        parts={
+            "text": Part(
+                torch.tensor([unit for ids, _ in utterances for unit in ids]),
+                torch.tensor([len(ids) for ids, _ in utterances]),
+            ),
+            "soft.units": Part(units),
+            "soft.probs": Part(probs),
+            "soft.tail": Part(torch.zeros(len(frames))),
+        },
     )
 
 
@@ -71,7 +70,7 @@ def loss_of(
         {"output": "o", "units": "u", "development": "d", "phases": [{"sources": [source], "passes": 1}]}
     )
     batch = batch_of(utterances)
-    return batch_loss(logits, batch.lengths, batch, settings.phases[0], settings)
+    return learning.loss_of(logits, batch, settings)
 
 
 ALL = {1, 2, 3}
@@ -161,35 +160,3 @@ def test_windows_that_no_path_fits_stay_finite() -> None:
     loss.backward()
     assert math.isfinite(loss.item()) and loss.item() > 5
     assert logits.grad is not None and logits.grad.isfinite().all()
-
-
-def test_a_network_trains_within_its_targets(job: Callable[..., TrainSettings]) -> None:
-    settings = job(
-        source={"soft": 0.0, "ctc": 1.0, "ctc_within_targets": True, "augment": {"stretch": 0.1}},
-        phase={"passes": 12, "learning_rate": 0.02}, evaluate_every=100,
-    )  # fmt: skip
-    train(settings)
-    text = (Path(settings.output) / "metrics.jsonl").read_text()
-    losses = [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ({"ctc": 0.0, "soft": 1.0, "ctc_within_targets": True}, "needs a ctc weight above 0"),
-        ({"ctc": 1.0, "soft": 0.0, "ctc_within_targets": True, "targets": None}, "targets go together with"),
-        ({"ctc": 1.0, "soft": 0.0}, "targets go together with"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(
-    job: Callable[..., TrainSettings], source: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        job(source=source)
-
-
-def test_missing_targets_are_named(job: Callable[..., TrainSettings], tmp_path: Path) -> None:
-    source = {"soft": 0.0, "ctc": 1.0, "ctc_within_targets": True, "targets": str(tmp_path / "none")}
-    with pytest.raises(UserError, match="none"):
-        train(job(source=source))

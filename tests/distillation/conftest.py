@@ -1,0 +1,3 @@
+from tests.training.conftest import letters, units
+
+__all__ = ["letters", "units"]
