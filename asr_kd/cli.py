@@ -32,7 +32,7 @@ def _settings(kind: type[S], words: list[str]) -> S:
 
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
-    """Do what a verb is for with the settings in its words; those in `PARTICULAR` read more from the command line."""
+    """Do what a verb is for with the settings in its words; those in `PARTICULAR` have ways of their own."""
     if verb.name in PARTICULAR:
         return PARTICULAR[verb.name](words, **options) or Status.DONE
     return Status.DOES_NOT_HOLD if verb.do(_settings(verb.kind(), words)) is False else Status.DONE
@@ -92,6 +92,7 @@ def _run(words: list[str], dry_run: bool) -> None:
     run_pipeline(words[0], words[1:], dry_run)
 
 
+#: verbs that take more from the command line than settings
 PARTICULAR: dict[str, Callable[..., int | None]] = {"eval": _eval, "transcribe": _transcribe, "run": _run}
 
 #: how settings are typed, above the list of them

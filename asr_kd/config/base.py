@@ -1,9 +1,9 @@
-"""What settings are made of: their base class, types, the knobs that several jobs have, and rules that several groups have."""
+"""What settings are made of: their base class, their types, and rules that several of them have."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -22,10 +22,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-#: more than a machine has; torch crashes where the system refuses it as many as were asked for
-Threads = Annotated[int, Field(ge=1, le=1024)]
-#: of texts, `text.NORMALIZERS`
-Normalizing = Literal["none", "basic", "english"]
 
 
 def _spelled(text: str) -> str:
@@ -37,17 +33,6 @@ def _spelled(text: str) -> str:
 
 #: of a file or folder: `~` in front is the home folder, a URL is known by its scheme and refused where it is misspelt
 Location = Annotated[str, AfterValidator(_spelled)]
-Audio = Annotated[Location, Field(description="folder of audio shards, or its URL (s3://…, gs://…)")]
-Texts = Annotated[
-    Location, Field(description="audio shards with text, a manifest (JSON lines) or a text file (a line an utterance)")
-]
-
-# what several jobs have with the same default; a job that says more of it declares its own
-BATCH_FRAMES: Any = Field(4000, description="frames in a batch at most")
-MAX_SECONDS: Any = Field(60.0, description="longer audio is quarantined")
-MAX_BAD_SHARE: Any = Field(0.01, description="the job fails when more than this share was quarantined")
-DEVICE: Any = Field("auto", description="auto, cpu, cuda or cuda:N")
-THREADS: Any = Field(1, description="CPU threads of the network")
 
 
 def is_default(settings: Settings, name: str) -> bool:
@@ -69,11 +54,10 @@ def check_owners(settings: Settings, chooser: str, owners: Mapping[str, tuple[st
         owners: name of a setting: the values that it belongs to.
     """
     for name, values in owners.items():
+        value = getattr(settings, name)
         if getattr(settings, chooser) not in values and not is_default(settings, name):
-            belongs = (
-                f"settings of {name} belong" if isinstance(getattr(settings, name), Settings) else f"{name} belongs"
-            )
-            raise ValueError(f"{belongs} to {chooser} {' and '.join(values)} alone")
+            what = f"settings of {name} belong" if isinstance(value, Settings) else f"{name} belongs"
+            raise ValueError(f"{what} to {chooser} {' and '.join(values)} alone")
 
 
 def group_of(annotation: Any) -> type[Settings] | None:

@@ -6,20 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from asr_kd.config.base import (
-    BATCH_FRAMES,
-    DEVICE,
-    THREADS,
-    Count,
-    Location,
-    NotNegative,
-    Positive,
-    Settings,
-    Share,
-    Texts,
-    Threads,
-    is_default,
-)
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share, is_default
+from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, THREADS, Texts, Threads
 
 
 class LmSettings(Settings):

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
-from asr_kd.config.base import Audio, Count, Location, Natural, NotNegative, Positive, Settings
+from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings
+from asr_kd.config.knobs import Audio
 from asr_kd.targets.settings import CombineSettings
 
 #: what a soft loss makes of the mass that targets did not keep

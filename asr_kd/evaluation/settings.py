@@ -7,20 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from asr_kd.config.base import (
-    BATCH_FRAMES,
-    DEVICE,
-    MAX_BAD_SHARE,
-    MAX_SECONDS,
-    THREADS,
-    Count,
-    Location,
-    Natural,
-    Normalizing,
-    Positive,
-    Share,
-    Threads,
-)
+from asr_kd.config.base import Count, Location, Natural, Positive, Share
+from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Normalizing, Threads
 from asr_kd.decoding.settings import DecodingSettings
 
 #: of a set of shards; it names a folder too

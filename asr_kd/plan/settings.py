@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Threads
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
+from asr_kd.config.knobs import Threads
 from asr_kd.models.settings import ModelSettings
 
 

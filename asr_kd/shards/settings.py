@@ -6,17 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asr_kd.config.base import (
-    MAX_BAD_SHARE,
-    MAX_SECONDS,
-    Count,
-    Location,
-    Normalizing,
-    Positive,
-    Settings,
-    Share,
-    Texts,
-)
+from asr_kd.config.base import Count, Location, Positive, Settings, Share
+from asr_kd.config.knobs import MAX_BAD_SHARE, MAX_SECONDS, Normalizing, Texts
 
 
 class PrepareSettings(Settings):
