@@ -24,8 +24,7 @@ Job = Callable[..., TrainSettings]
 
 # the second process dies in the middle of its seventh step, the first time
 JOB = """
-import os, signal, sys
-from asr_kd.training.settings import TrainSettings
+import os, pkgutil, signal, sys
 from asr_kd.training import trainer
 real, steps = trainer.step, 0
 def step(*arguments):
@@ -35,7 +34,7 @@ def step(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 trainer.step = step
-trainer.train(TrainSettings.model_validate_json(sys.argv[1]))
+trainer.train(pkgutil.resolve_name(sys.argv[3]).model_validate_json(sys.argv[1]))
 """
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,7 +55,7 @@ def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "
         "--max-restarts=1",
     ]
     done = subprocess.run(
-        [*command, str(script), settings.model_dump_json(), how],
+        [*command, str(script), settings.model_dump_json(), how, f"{type(settings).__module__}:{type(settings).__name__}"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip

@@ -326,7 +326,7 @@ def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, mo
 
     def recording(learner: Learner, *arguments: Any) -> float:
         loss = real(learner, *arguments)
-        seen.append({name: weight.clone() for name, weight in learner.model.state_dict().items()})
+        seen.append({name: weight.clone() for name, weight in learner.pupil.student.state_dict().items()})
         return loss
 
     monkeypatch.setattr(trainer, "step", recording)

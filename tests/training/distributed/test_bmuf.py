@@ -74,7 +74,8 @@ def statistics(model: nn.Module) -> Tensor:
 
 def train(bmuf: Bmuf, steps: range) -> None:
     for step in steps:
-        share = bmuf.begin_step(frames(bmuf.ranks.rank, step))
+        own, everyone = frames(bmuf.ranks.rank, step), sum(frames(rank, step) for rank in range(bmuf.ranks.world))
+        share = bmuf.begin_step(own, everyone)
         bmuf.optimizer.zero_grad()
         (share * mean_loss(bmuf.network, bmuf.ranks.rank, step)).backward()
         bmuf.average_gradients()
@@ -275,7 +276,8 @@ def unused_job(ranks: Ranks) -> dict[str, Any]:
             bmuf = Bmuf(model, optimizer("adamw", model), BmufSettings(**settings), ranks)
             for step in range(9):
                 idle = ranks.rank == ranks.world - 1 and step < 3
-                share = bmuf.begin_step(0 if idle else 2)
+                everyone = 2 * (ranks.world - (step < 3))
+                share = bmuf.begin_step(0 if idle else 2, everyone)
                 bmuf.optimizer.zero_grad()
                 if not idle or bmuf.averages:
                     (share * model.loss(ranks.rank, step, zeros)).backward()

@@ -60,7 +60,7 @@ def test_a_single_process_trains_plainly_whatever_the_method() -> None:
         model = nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         exchange = make_exchange(model, optimizer, DistributedSettings.model_validate(values), Ranks())
-        assert exchange.network is model and exchange.begin_step(7) == 1.0 and exchange.settled
+        assert exchange.network is model and exchange.begin_step(7, 7) == 1.0 and exchange.settled
         expected = (model.weight - 0.1 * torch.ones(1, 2)).detach()
         exchange.network(torch.ones(1, 2)).sum().backward()
         exchange.average_gradients()
