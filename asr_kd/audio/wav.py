@@ -192,18 +192,20 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
     found = header(read, name)
     if not found.bare and found.tag not in (*BY_LIBSNDFILE, MP3):
         check_bare(found, name, f"convert it: {convert('wav')}")
-    sound = start + found.read
-    as_stated = True
-    if found.size is None:
+    sound, size = start + found.read, found.size
+    before: list[Part] = []
+    if size is None:
         stop = sound
         following = _chunks(data, sound, end, found.big)  # no sound at all, and a chunk behind it
-    elif found.size > end - sound:
-        raise AudioError(
-            f"{name}: truncated, its header says {found.size} bytes of sound and {end - sound} are there; {keep('wav')}"
-        )
     else:
-        stop = sound + found.size
-        following = _behind(data, stop, found.size % 2, end, found.big)
+        stop = _stop(sound, size, end, name)
+        # some writers put a sound into several chunks
+        while found.bare and (begin := _more_sound(data, stop + size % 2, end, found.big)):
+            before.append(Part(sound, sound + (stop - sound) // found.pcm.step * found.pcm.step, pcm=found.pcm))
+            sound, size = begin, int.from_bytes(data[begin - 4 : begin], "big" if found.big else "little")
+            stop = _stop(sound, size, end, name)
+        following = _behind(data, stop, size % 2, end, found.big)
+    as_stated = not before
     if following is None:  # what follows is sound: the recorder died, or 4 GiB were too many for the header
         as_stated = False
         another = _another(data, sound, end)
@@ -215,10 +217,32 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
             )
     if found.bare:
         step = found.pcm.step
-        return [Part(sound, sound + (stop - sound) // step * step, pcm=found.pcm)], as_stated, following
+        return [*before, Part(sound, sound + (stop - sound) // step * step, pcm=found.pcm)], as_stated, following
     if found.tag == MP3:
         return mpeg.examine(data, sound, stop, name).parts, False, following
     return [Part(start, stop, samples=found.fact)], as_stated, following
+
+
+def _stop(sound: int, size: int, end: int, name: str) -> int:
+    """Where a sound of the stated size ends."""
+    if size > end - sound:
+        raise AudioError(
+            f"{name}: truncated, its header says {size} bytes of sound and {end - sound} are there; {keep('wav')}"
+        )
+    return sound + size
+
+
+def _more_sound(data: Buffer, at: int, end: int, big: bool) -> int | None:
+    """Where the sound of another `data` chunk begins, if one stands here or behind chunks of other kinds."""
+    while at + 8 < end:
+        name = bytes(data[at : at + 4])
+        if name == b"data":
+            return at + 8
+        if name not in CHUNKS:
+            return None
+        size = int.from_bytes(data[at + 4 : at + 8], "big" if big else "little")
+        at += 8 + size + size % 2
+    return None
 
 
 def _behind(data: Buffer, at: int, odd: int, end: int, big: bool) -> int | None:

@@ -491,3 +491,17 @@ def test_channels_that_only_differ_are_mixed(channels: int) -> None:
         soundfile.write(file, samples, RATE, format="WAV", subtype="PCM_16")
         expected, _ = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")
         np.testing.assert_allclose(heard(file.getvalue()), expected.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("between", [b"", b"LIST\4\0\0\0INFO", b"fact\3\0\0\0\1\0\0\0JUNK\0\0\0\0"])
+@pytest.mark.parametrize("kind", ["wav", "wav24", "wav8", "float"])
+def test_a_sound_in_several_chunks_is_heard_whole(kind: str, between: bytes) -> None:
+    whole = encoded(kind, 1001)
+    at = whole.index(b"data") + 8
+    width = (len(whole) - at) // 1001
+    cuts = [whole[at + first * width : at + last * width] for first, last in ((0, 301), (301, 302), (302, 1001))]
+    chunks = [b"data" + struct.pack("<I", len(cut)) + cut + b"\0" * (len(cut) % 2) for cut in cuts]
+    data = whole[: at - 8] + between.join(chunks)
+    data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    np.testing.assert_array_equal(heard(data), heard(whole))
+    refused(data[:-40], "truncated, its header says")  # each chunk counts
