@@ -273,6 +273,10 @@ def test_a_manifest_is_one_whatever_it_is_called(tmp_path: Path) -> None:
             "wav_filename,wav_filesize,transcript\na.wav,3,one, two\n",
             r"is a table \(cut by commas, with the columns wav_fil",
         ),
+        (
+            "utt-001 one two\nutt-002 three\n",
+            r"has a key in front of each text \(utt-001\), as Kaldi's `text` has; give the",
+        ),
         ("a.wav\tone two\nb.wav\tthree\n", r"is a table \(cut by tabs\), not plain text; write its texts alone"),
     ],
 )
@@ -284,6 +288,14 @@ def test_what_is_neither_text_nor_manifest_is_refused(tmp_path: Path, text: str,
     assert not (tmp_path / "units").exists()
 
 
+def test_a_text_of_kaldi_s_is_known_by_what_stands_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("anna one two\nbert three\n")
+    assert trained(tmp_path, source=str(tmp_path / "text")).size > 2  # names or words: who can tell
+    (tmp_path / "wav.scp").write_text("anna a.wav\nbert b.wav\n")
+    with pytest.raises(UserError, match=r"text: has a key in front of each text \(anna\).*cut -d' ' -f2- text > texts"):
+        trained(tmp_path, source=str(tmp_path / "text"), output=str(tmp_path / "other"))
+
+
 def test_texts_with_commas_and_brackets_are_texts(tmp_path: Path) -> None:
-    lines = ["[laughter] one, two", "{noise} three; four", "text, path or both", "a | b"]
+    lines = ["mid-air 24-hour", "[laughter] one, two", "{noise} three; four", "text, path or both", "a | b"]
     assert trained(tmp_path, lines, size=60).unwritable("".join(lines)) == []

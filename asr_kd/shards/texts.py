@@ -20,6 +20,8 @@ from asr_kd.units import MODEL_FILE, Units, learn_units
 #: names that columns of tables have, of audio files and of texts
 FILES = {"path", "audio", "file", "filename", "file_name", "wav", "wav_filename", "audio_filepath", "audio_path"}
 TEXTS = {"text", "sentence", "transcript", "transcription", "normalized_text"}
+#: what stands beside a `text` of Kaldi's
+KALDI = ("wav.scp", "utt2spk", "spk2utt")
 #: lines of a text file that show whether it is a table
 LOOKED_AT = 20
 
@@ -102,6 +104,7 @@ def read_texts(source: str) -> Iterator[str]:
     else:
         lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
         _refuse_table(path, lines)
+        _refuse_keys(path, lines)
         yield from lines
 
 
@@ -131,3 +134,15 @@ def _refuse_table(path: Place, lines: list[str]) -> None:
                 f"{path}: is a table (cut by {name}{columns}), not plain text; write its texts alone into a file, a line each, or a "
                 "manifest of JSON lines"
             )
+
+
+def _refuse_keys(path: Place, lines: list[str]) -> None:
+    """Kaldi's `text` has a key in front of each line: as text, the keys would become units."""
+    firsts = [line.split(maxsplit=1)[0] for line in lines if line.strip()]
+    names = [first for first in firsts if re.search(r"[0-9_-]", first) and len(first) > 3]
+    beside = any((path.parent / name).exists() for name in KALDI)
+    if firsts and len(set(firsts)) == len(firsts) and (beside or (len(firsts) > 1 and len(names) == len(firsts))):
+        raise UserError(
+            f"{path}: has a key in front of each text ({firsts[0]}), as Kaldi's `text` has; give the texts alone: "
+            f"cut -d' ' -f2- {path.name} > texts.txt"
+        )
