@@ -16,7 +16,7 @@ from asr_kd.distillation.settings import SourceSettings
 from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import load_checkpoint
-from asr_kd.training import trainer
+from asr_kd.training import phase
 from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.training.trainer import train
 from tests.distillation.entropy import Entropy, EntropySettings
@@ -92,13 +92,13 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
     expected = files(run)
     assert "best/beside.safetensors" in expected  # where the second phase goes on from
     run.rename(tmp_path / "whole")
-    real = trainer.step
+    real = phase.step
 
     def stopped(*arguments: Any) -> float:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "step", stopped)
+    monkeypatch.setattr(phase, "step", stopped)
     for _ in range(100):
         try:
             train(settings)

@@ -25,15 +25,15 @@ Job = Callable[..., TrainSettings]
 # the second process dies in the middle of its seventh step, the first time
 JOB = """
 import os, pkgutil, signal, sys
-from asr_kd.training import trainer
-real, steps = trainer.step, 0
+from asr_kd.training import phase, trainer
+real, steps = phase.step, 0
 def step(*arguments):
     global steps
     steps += 1
     if sys.argv[2] == "dies" and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and steps == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
-trainer.step = step
+phase.step = step
 trainer.train(pkgutil.resolve_name(sys.argv[3]).model_validate_json(sys.argv[1]))
 """
 

@@ -10,7 +10,7 @@ import torch
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint
 from asr_kd.training import development as development_module
-from asr_kd.training import trainer
+from asr_kd.training import phase
 from asr_kd.training.development import score_development
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Source
@@ -33,7 +33,7 @@ def development_set(folder: Path, texts: list[str]) -> str:
 def test_another_case_is_refused_before_the_first_step(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("work before the message"))
+    monkeypatch.setattr(phase, "step", lambda *_: pytest.fail("work before the message"))
     folder = development_set(tmp_path / "dev", ["ab", "AB", "BAB", "b"])
     with pytest.raises(UserError) as caught:
         train(job(development=folder))
@@ -106,7 +106,7 @@ def source_of(settings: TrainSettings, units: Units) -> Source:
 def test_a_source_is_looked_at_before_the_first_step(
     job: Job, units: Units, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("work before the message"))
+    monkeypatch.setattr(phase, "step", lambda *_: pytest.fail("work before the message"))
     folder = development_set(tmp_path / "audio", ["AB", "ab", "ab", "ab"])  # all of the first shard
     message = r"audio: the texts of 1 of 1 utterances \(100.0%; first: d0\) .*small letters alone"
     with pytest.raises(UserError, match=message):

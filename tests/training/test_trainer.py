@@ -21,7 +21,7 @@ from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
-from asr_kd.training import scoring, trainer
+from asr_kd.training import phase, scoring
 from asr_kd.training.development import Development
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.step import Learner
@@ -166,7 +166,7 @@ def test_asked_to_stop_at_any_step_and_started_again(
     train(settings)
     expected = published(run)
     run.rename(tmp_path / "whole")
-    real = trainer.step
+    real = phase.step
     asked = (signal.SIGTERM, signal.SIGINT)
 
     def stopped(*arguments: Any) -> float:
@@ -174,7 +174,7 @@ def test_asked_to_stop_at_any_step_and_started_again(
         return real(*arguments)
 
     stops: list[str] = []
-    monkeypatch.setattr(trainer, "step", stopped)
+    monkeypatch.setattr(phase, "step", stopped)
     before = signal.getsignal(signal.SIGTERM)
     for _ in range(100):  # one step at a time
         try:
@@ -232,12 +232,12 @@ def test_killed_at_every_publish(job: Job, fickle: None, tmp_path: Path, monkeyp
 SLOW_JOB = """
 import sys, time
 from asr_kd.training.settings import TrainSettings
-from asr_kd.training import scoring, trainer
-step = trainer.step
+from asr_kd.training import phase, trainer
+step = phase.step
 def slow(*arguments):
     time.sleep(0.05)
     return step(*arguments)
-trainer.step = slow
+phase.step = slow
 trainer.train(TrainSettings.model_validate_json(sys.argv[1]))
 """
 
@@ -265,15 +265,15 @@ def test_killed_by_sigkill_and_started_again(job: Job, tmp_path: Path) -> None:
 def test_a_run_that_another_process_trains_is_left_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = job()
     run = Path(settings.output)
-    real = trainer.step
+    real = phase.step
 
     def step(*arguments: Any) -> float:
-        monkeypatch.setattr(trainer, "step", real)
+        monkeypatch.setattr(phase, "step", real)
         with pytest.raises(UserError, match=f"^{run}: is being written by process {os.getpid()} on "):
             train(settings)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "step", step)
+    monkeypatch.setattr(phase, "step", step)
     train(settings)
     assert not (run / ".writer").exists()
 
@@ -285,7 +285,7 @@ def test_a_folder_that_vanishes_ends_the_run(
     """Seen between the steps, or when there is something to save."""
     settings = job(evaluate_every=10, phase={"passes": 12})
     run = Path(settings.output)
-    real, made = trainer.step, 0
+    real, made = phase.step, 0
 
     def step(*arguments: Any) -> float:
         nonlocal made
@@ -294,8 +294,8 @@ def test_a_folder_that_vanishes_ends_the_run(
             shutil.rmtree(run)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "CHECK_SECONDS", every)
-    monkeypatch.setattr(trainer, "step", step)
+    monkeypatch.setattr(phase, "CHECK_SECONDS", every)
+    monkeypatch.setattr(phase, "step", step)
     with pytest.raises(UserError, match=f"^{run}: is gone, removed or unmounted since the job began"):
         train(settings)
     assert made <= steps + 1 and not run.exists()
@@ -309,11 +309,11 @@ def test_torn_metrics_are_cut_back_to_the_state(job: Job, tmp_path: Path, monkey
     train(settings)
     expected = published(run)
     run.rename(tmp_path / "whole")
-    real = trainer.step
-    monkeypatch.setattr(trainer, "step", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or real(*arguments))
+    real = phase.step
+    monkeypatch.setattr(phase, "step", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM) or real(*arguments))
     with pytest.raises(UserError, match="stopped at step 1"):
         train(settings)
-    monkeypatch.setattr(trainer, "step", real)
+    monkeypatch.setattr(phase, "step", real)
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "loss": 7}\n{"step": 3, "lo')
     train(settings)
@@ -322,14 +322,14 @@ def test_torn_metrics_are_cut_back_to_the_state(job: Job, tmp_path: Path, monkey
 
 def test_the_average_of_the_weights_is_what_is_kept(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = job(ema_decay=0.75, evaluate_every=1)
-    real, seen = trainer.step, []
+    real, seen = phase.step, []
 
     def recording(learner: Learner, *arguments: Any) -> float:
         loss = real(learner, *arguments)
         seen.append({name: weight.clone() for name, weight in learner.pupil.student.state_dict().items()})
         return loss
 
-    monkeypatch.setattr(trainer, "step", recording)
+    monkeypatch.setattr(phase, "step", recording)
     train(settings)
     best = load_checkpoint(settings.output)
     expected = seen[0]
@@ -416,7 +416,7 @@ def test_a_finished_run_is_not_run_again(
     settings = job(phase={"passes": 1})
     train(settings)
     before = published(Path(settings.output))
-    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(phase, "step", lambda *_: pytest.fail("trained again"))
     train(settings)
     assert "already trained" in capsys.readouterr().out
     assert published(Path(settings.output)) == before
@@ -482,7 +482,7 @@ def test_the_curve_begins_before_the_first_step(job: Job) -> None:
 def test_development_set_must_be_labelled_and_readable(
     job: Job, development: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("hours of work before the message"))
+    monkeypatch.setattr(phase, "step", lambda *_: pytest.fail("hours of work before the message"))
     silent = rewritten(development, tmp_path / "silent", lambda shard: shard[1].fields.pop("text"))
     with pytest.raises(UserError, match=r"silent: d1 has no text; the development set must be labelled"):
         train(job(development=silent))

@@ -1,0 +1,142 @@
+"""A phase of a run, step after step, from wherever the run stands."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from torch import Tensor
+
+from asr_kd.distillation.batch import Batch
+from asr_kd.ending import Status, Stopped
+from asr_kd.errors import UserError
+from asr_kd.progress import Progress
+from asr_kd.training.accounts import account
+from asr_kd.training.averaging import remove_others
+from asr_kd.training.batches import Lane, PhaseStream
+from asr_kd.training.checkpoints import save_state
+from asr_kd.training.distributed import make_exchange
+from asr_kd.training.distributed.exchange import Exchange, Meeting
+from asr_kd.training.distributed.ranks import gather
+from asr_kd.training.feed import ready_batches
+from asr_kd.training.metrics import Metrics
+from asr_kd.training.schedule import freeze, learning_rate
+from asr_kd.training.scoring import score
+from asr_kd.training.step import Learner, follow, step
+from asr_kd.units import Units
+
+#: seconds between looks whether the run's folder is still there and this job's own
+CHECK_SECONDS = 1.0
+
+
+def begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor] | None) -> None:
+    """Freeze what the phase leaves alone, and let the processes exchange the rest."""
+    freeze(learner.pupil.student, stream.plan, f"{learner.settings.output}: phases.{stream.phase}.frozen")
+    traffic = learner.exchange.traffic
+    learner.exchange = make_exchange(learner.pupil, learner.optimizer, learner.settings.distributed, learner.ranks)
+    learner.exchange.traffic.add(traffic)
+    if saved:
+        learner.exchange.load_state_dict(saved)
+
+
+def run_phase(
+    learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], int]
+) -> None:
+    """One phase, step after step, from wherever the run stands."""
+    settings, plan, ranks, position = learner.settings, stream.plan, learner.ranks, learner.position
+    exchange, lanes = learner.exchange, position.lanes[stream.phase]
+    title = f"train {run.name}, phase {stream.phase + 1} of {len(settings.phases)}"
+    if settings.cycles > 1:
+        title += f", cycle {position.cycle + 1} of {settings.cycles}"
+    ready = ready_batches(stream, lanes, position.cycle, position.turn, ranks.rank, ranks.world)
+    carry = plan.chunks.frames if plan.chunks and plan.chunks.carry else None
+    met = Meeting()
+    heard, alone = 0.0, 0  # audio and steps since the processes last met
+    with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
+        progress.resume(round(position.phase_seconds))
+        began = checked = time.monotonic()
+        for batch, ended in _turns(ready):
+            rate = learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
+            heard += batch.seconds if batch else 0.0
+            if exchange.meets:
+                met = exchange.meet(batch.frames if batch else 0, heard, not ended, bool(stop_asked()))
+                if not met.going:
+                    break
+            position.turn = (position.turn + ranks.world) % settings.lanes
+            if exchange.averages and not met.frames:  # these lanes have come to their end, others have not
+                continue
+            rate *= settings.cycle_decay**position.cycle
+            loss = step(learner, batch, stream.knowledge, rate, met.frames, carry)
+            if batch:
+                lanes[batch.lane] = batch.after
+            position.step += 1
+            alone += 1
+            if not exchange.settled:
+                continue
+            follow(learner, alone)
+            position.audio_seconds += met.seconds
+            position.phase_seconds += met.seconds
+            heard, alone = 0.0, 0
+            if batch and not math.isfinite(loss):
+                raise UserError(
+                    f"{settings.output}: the loss became {loss} at step {position.step - 1}; lower phases.{stream.phase}.learning_rate"
+                )
+            began, before = time.monotonic(), began
+            if batch:
+                metrics.add(
+                    position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
+                    audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
+                    frames_per_second=round(met.seconds * 1000 / settings.features.frame_ms / max(began - before, 1e-9)),
+                    padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **_sent(exchange),
+                )  # fmt: skip
+            progress.advance(round(met.seconds), met.seconds, f"loss {loss:.3f}")
+            if began - checked > CHECK_SECONDS:
+                learner.check()
+                checked = began
+            if position.step // settings.evaluate_every > position.scored // settings.evaluate_every:
+                score(learner, units, metrics, run)
+                save(learner, metrics, run)
+                began = time.monotonic()
+            if met.stop or (ranks.world == 1 and stop_asked()):  # alone, there is nobody to agree with first
+                save(learner, metrics, run)
+                raise Stopped(
+                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there",
+                    stop_asked() or Status.TERMINATED,  # another process of the run was asked
+                )
+        exchange.settle()
+        if alone:
+            follow(learner, alone)
+        position.audio_seconds += met.seconds
+        position.phase_seconds += met.seconds
+    account(settings, ranks, stream, lanes)
+
+
+def _turns(ready: Iterator[Batch | None]) -> Iterator[tuple[Batch | None, bool]]:
+    """What each turn brings, and whether the stream is over: others may not be."""
+    for batch in ready:
+        yield batch, False
+    while True:
+        yield None, True
+
+
+def _sent(exchange: Exchange) -> dict[str, float]:
+    """Bytes that this process has sent, where there are others."""
+    return {"bytes_sent": exchange.traffic.wire} if exchange.ranks.world > 1 else {}
+
+
+def save(learner: Learner, metrics: Metrics, run: Path) -> None:
+    """Save the state to resume from, once the metrics that lead up to it are on the disk."""
+    learner.check()
+    metrics.flush()
+    position, ranks = learner.position, learner.ranks
+    for phase, lanes in enumerate(position.lanes):  # each process knows of its own
+        own = {str(lane): lanes[lane].to_json() for lane in range(ranks.rank, len(lanes), ranks.world)}
+        for said in gather(own, ranks):
+            for lane, value in said.items():
+                position.lanes[phase][int(lane)] = Lane.from_json(value)
+    save_state(run, ranks, learner.pupil, learner.optimizer, position, learner.average, learner.exchange.state_dict())
+    if ranks.first:
+        remove_others(run, position.kept)
