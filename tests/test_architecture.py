@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +59,19 @@ def test_settings_import_settings_alone() -> None:
         if not module.startswith("config.") and not module.endswith(".settings")
     ]
     assert not wrong
+
+
+def test_no_file_outgrows_one_idea_and_no_room_the_house() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert not {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > 500}
+    rooms: Counter[str] = Counter()
+    for path, count in lines.items():
+        rooms[path.relative_to(ROOT).parts[0]] += count
+    assert not {room: count for room, count in rooms.items() if count > 0.2 * sum(lines.values())}
+
+
+def test_the_command_line_loads_no_torch() -> None:
+    """So `--help` and the answer to a mistake come at once."""
+    code = "import sys, asr_kd.cli; print(sorted({'torch', 'torchaudio', 'numpy'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
