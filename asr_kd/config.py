@@ -776,9 +776,8 @@ class TrainSettings(Settings):
 class DecodingSettings(Settings):
     """How posteriors become words."""
 
-    decoder: Literal["greedy", "beam", "torchaudio"] = Field(
-        "greedy",
-        description="greedy: the best unit of every frame; beam: prefix beam search; torchaudio: its beam search (asr-kd[lm])",
+    decoder: Literal["greedy", "beam"] = Field(
+        "greedy", description="greedy: the best unit of every frame; beam: prefix beam search"
     )
     beam: Count = Field(8, description="hypotheses kept by a beam search from frame to frame")
     nbest: Count = Field(1, description="hypotheses given at most")
@@ -796,13 +795,20 @@ class DecodingSettings(Settings):
     )
     word_bonus: float = Field(0.0, description="added to the score for each word, with a language model or lexicon")
 
+    @field_validator("decoder", mode="before")
+    @classmethod
+    def _is_ours(cls, value: Any) -> Any:
+        if value == "torchaudio":
+            raise ValueError("torchaudio's beam search is not among the decoders any more; set beam, which finds the same texts")
+        return value
+
     @model_validator(mode="after")
     def _decodes(self) -> DecodingSettings:
         defaults = type(self).model_fields
         if self.decoder == "greedy":
             for name in ("lm", "lexicon", "nbest"):
                 if getattr(self, name) != defaults[name].default:
-                    raise ValueError(f"{name} needs a beam search; set decoder to beam or torchaudio")
+                    raise ValueError(f"{name} needs a beam search; set decoder to beam")
         if not self.lm and self.lm_weight != defaults["lm_weight"].default:
             raise ValueError("lm_weight needs a language model; set lm")
         if not (self.lm or self.lexicon) and self.word_bonus:

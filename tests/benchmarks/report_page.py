@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.evaluation.evidence import Evidence
+
 from asr_kd.evaluation.page import render_html
 from asr_kd.evaluation.utterances import pack, read_lines
 from tests.benchmarks.tables import print_rows

@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from asr_kd.cli import main
-from asr_kd.evaluation import sharing
 from tests.evaluation.conftest import TEXTS, speech, write_shards
 from tests.faults import (
     Job,
@@ -36,8 +35,6 @@ def prepare(cache: Path) -> None:
     )
     ticks = itertools.count(0.0)
     time.perf_counter = lambda: next(ticks)
-    # what it is, test_memory.py asks; here it would start a process
-    sharing.peak_memory = lambda *_: {"peak_memory_bytes": 1, "peak_device_bytes": None}
 
 
 def parts(output: Path) -> Iterable[Path]:
