@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -21,7 +22,7 @@ FORMAT, VERSION = "asr_kd-scores", 1
 TIMED = ("frontend_seconds", "network_seconds", "decoder_seconds")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Costs:
     """Seconds that a system took, and of the audio that it was timed on.
 
@@ -33,6 +34,9 @@ class Costs:
     frontend_seconds: float = 0.0
     network_seconds: float = 0.0
     decoder_seconds: float = 0.0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def factor(self) -> float:
@@ -159,8 +163,8 @@ def read_part(path: Place) -> Part:
     return Part(header["utterances"], header["seconds"], header["quarantined"], body)
 
 
-def read_costs(path: Place) -> dict[str, Any]:
-    """What the part at `path` took.
+def read_costs(path: Place) -> dict[str, Costs]:
+    """What each system took for the part at `path`.
 
     Raises:
         UserError: when that is missing or damaged.
@@ -170,8 +174,8 @@ def read_costs(path: Place) -> dict[str, Any]:
         raise UserError(f"{costs}: is gone; remove {path.name} beside it too, and run the command again")
     value = read_json(costs)
     try:
-        seconds = {name: {key: float(one[key]) for key in TIMED} for name, one in value["systems"].items()}
-        return {"seconds": float(value["seconds"]), "systems": seconds}
+        seconds = float(value["seconds"])
+        return {name: Costs(seconds, *(float(one[key]) for key in TIMED)) for name, one in value["systems"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(costs) from None
 

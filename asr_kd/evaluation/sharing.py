@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from asr_kd.config import DecodingSettings, EvalSettings
 from asr_kd.errors import UserError
-from asr_kd.evaluation.parts import TIMED, Costs, Shard, is_there, read_costs, write_part
+from asr_kd.evaluation.parts import Costs, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
 from asr_kd.files import (
     Place,
@@ -141,8 +141,5 @@ def _costs(work: Work) -> dict[str, Costs]:
     sums = {system.name: Costs() for system in work.systems}
     for shard in work.shards:
         part = read_costs(shard.part(work.output))
-        for name, costs in sums.items():
-            costs.seconds += part["seconds"]
-            for key in TIMED:
-                setattr(costs, key, getattr(costs, key) + part["systems"][name][key])
+        sums = {name: costs + part[name] for name, costs in sums.items()}
     return sums
