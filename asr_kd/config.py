@@ -799,7 +799,9 @@ class DecodingSettings(Settings):
     @classmethod
     def _is_ours(cls, value: Any) -> Any:
         if value == "torchaudio":
-            raise ValueError("torchaudio's beam search is not among the decoders any more; set beam, which finds the same texts")
+            raise ValueError(
+                "torchaudio's beam search is not among the decoders any more; set beam, which finds the same texts"
+            )
         return value
 
     @model_validator(mode="after")

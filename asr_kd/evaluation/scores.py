@@ -149,8 +149,6 @@ class Resampler:
 
     def _drawn(self, part: np.ndarray | slice, rows: np.ndarray, length: np.ndarray) -> np.ndarray:
         settings = self.settings
-        drawn, lengths = resampled(
-            rows[:, part], length[part], self.speakers[part], settings.bootstrap, settings.seed
-        )  # fmt: skip
+        drawn, lengths = resampled(rows[:, part], length[part], self.speakers[part], settings.bootstrap, settings.seed)
         with np.errstate(divide="ignore", invalid="ignore"):
             return drawn / lengths

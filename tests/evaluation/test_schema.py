@@ -6,7 +6,10 @@ from tests.evaluation.made import distilled
 
 def test_every_key_is_described() -> None:
     schema = Report.model_json_schema()
-    ours = [schema, *(one for one in schema["$defs"].values() if "properties" in one and not one["title"].endswith("Settings"))]
+    ours = [
+        schema,
+        *(one for one in schema["$defs"].values() if "properties" in one and not one["title"].endswith("Settings")),
+    ]
     for group in ours:
         for key, one in group["properties"].items():
             assert one.get("description"), f"{group['title']}.{key}"
