@@ -18,7 +18,16 @@ from asr_kd.evaluation.history import learning_curve, unlabelled_hours
 from asr_kd.evaluation.notable import samples, sliced
 from asr_kd.evaluation.parts import Costs
 from asr_kd.evaluation.schema import (
-    Bootstrap, Confusions, Data, Interval, Report, SetErrors, SpeakerErrors, Start, SystemFigures, WorstUtterance,
+    Bootstrap,
+    Confusions,
+    Data,
+    Interval,
+    Report,
+    SetErrors,
+    SpeakerErrors,
+    Start,
+    SystemFigures,
+    WorstUtterance,
 )  # fmt: skip
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.scores import Resampler, Scores, Set
