@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("anywhere")
 
 #: what `make quick` leaves out (as `slow`), by the beginning of its name below this folder: whole jobs, processes, clusters, disks that fail
 SLOW = (
-    "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_memory", "evaluation/test_sharing",
+    "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_sharing",
     "labeling/", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
     "training/test_knowledge", "training/test_processes", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_stream",
 )  # fmt: skip
