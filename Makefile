@@ -41,8 +41,9 @@ lock: $(VENV)/developer
 UNIVERSAL = -q --universal --python-version 3.11 --no-annotate --no-header
 
 $(VENV)/bin/pip:
-	@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
-	  { echo "$(or $(PYTHON),no Python found): asr-kd needs Python 3.11, 3.12 or 3.13 with its module venv; install one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@if ! $(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	  echo "$(or $(PYTHON),no Python found): asr-kd needs Python 3.11, 3.12 or 3.13 with its module venv; install one, or name it: make PYTHON=/path/to/python" >&2; \
+	  exit 2; fi
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/user: requirements.lock pyproject.toml | $(VENV)/bin/pip

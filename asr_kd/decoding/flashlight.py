@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,13 +23,19 @@ from asr_kd.units import Units
 
 # far below every probability; with minus infinity flashlight's sums become NaN
 FORBIDDEN = -1e9
+#: whether flashlight-text, which torchaudio's decoder and its KenLM are, has a wheel for this Python
+HAS_WHEEL = sys.version_info < (3, 13)
 
 
-def _library(needed_by: str) -> Any:
+def _library(needed_by: str, instead: str) -> Any:
     try:
         return importlib.import_module("torchaudio.models.decoder._ctc_decoder")
     except ImportError:
-        raise UserError(f"{needed_by} needs the extra lm; install it with pip install 'asr-kd[lm]'") from None
+        if HAS_WHEEL:
+            raise UserError(f"{needed_by} needs the extra lm; install it with pip install 'asr-kd[lm]'") from None
+        raise UserError(
+            f"{needed_by} needs flashlight-text, which is not there for Python 3.13; {instead}, or use Python 3.12 or 3.11"
+        ) from None
 
 
 class KenLm:
@@ -39,7 +46,7 @@ class KenLm:
     """
 
     def __init__(self, name: str, words: Iterable[str]) -> None:
-        library = _library(f"{name}: a KenLM binary")
+        library = _library(f"{name}: a KenLM binary", "give the ARPA file that it was made from")
         known = [UNKNOWN, *dict.fromkeys(words)]
         self._number = {word: number for number, word in enumerate(known)}
         try:
@@ -77,7 +84,7 @@ def make_engine(units: Units, grammar: Grammar | None, beam: int) -> Any:
     Raises:
         UserError: when the extra is not installed.
     """
-    library = _library("decoder: torchaudio")
+    library = _library("decoder: torchaudio", "set decoder to beam")
 
     base: Any = library.CTCDecoderLM
 

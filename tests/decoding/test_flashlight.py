@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +9,13 @@ import pytest
 
 from asr_kd.config import DecodingSettings
 from asr_kd.decoding.decoder import Decoder
-from asr_kd.decoding.flashlight import KenLm, align_spikes
+from asr_kd.decoding.flashlight import KenLm
 from asr_kd.decoding.ngram import read_arpa
 from asr_kd.decoding.words import Word
 from asr_kd.errors import UserError
 from asr_kd.units import Units
 
-needs_extra = pytest.mark.skipif(
-    importlib.util.find_spec("flashlight") is None,
-    reason="torchaudio's CTC decoder and KenLM are compared with where the extra asr-kd[lm] is installed",
-)
+needs_extra = pytest.mark.usefixtures("flashlight")
 
 
 def spoken(units: Units, text: str, seed: int, sharpness: float = 5.0) -> np.ndarray:
@@ -126,23 +123,20 @@ def test_a_damaged_kenlm_binary_is_named(digit_units: Units, digits_lexicon: str
         Decoder(DecodingSettings(decoder="beam", lm=str(path), lexicon=digits_lexicon), digit_units, 0.03)
 
 
-def test_without_the_extra_it_says_what_to_install(
-    digit_units: Units, digits_lexicon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_wheel", [True, False])
+def test_without_the_extra_it_says_what_to_do(
+    has_wheel: bool, digit_units: Units, digits_lexicon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchaudio.models.decoder._ctc_decoder", None)
-    with pytest.raises(UserError, match=r"decoder: torchaudio needs the extra lm; .*asr-kd\[lm\]"):
+    monkeypatch.setitem(sys.modules, "torchaudio.models.decoder._ctc_decoder", None)
+    monkeypatch.setattr("asr_kd.decoding.flashlight.HAS_WHEEL", has_wheel)
+    extra, missing = r"the extra lm; .*asr-kd\[lm\]", "flashlight-text, which is not there for Python 3.13; "
+    with pytest.raises(UserError, match=rf"torchaudio needs {extra if has_wheel else missing + 'set decoder to beam'}"):
         Decoder(DecodingSettings(decoder="torchaudio"), digit_units, 0.03)
     path = tmp_path / "lm.bin"
     path.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0")
-    with pytest.raises(UserError, match=r"lm.bin: a KenLM binary needs the extra lm"):
+    with pytest.raises(
+        UserError, match=rf"KenLM binary needs {extra if has_wheel else missing + 'give the ARPA file'}"
+    ):
         Decoder(DecodingSettings(decoder="beam", lm=str(path), lexicon=digits_lexicon), digit_units, 0.03)
     with pytest.raises(UserError, match=r"lm.bin: a KenLM binary does not tell its words; set lexicon"):
         Decoder(DecodingSettings(decoder="beam", lm=str(path)), digit_units, 0.03)
-
-
-def test_alignment_of_certain_posteriors() -> None:
-    path = [0, 1, 1, 0, 1, 2, 0]
-    log_probs = np.log(np.eye(4, dtype=np.float32)[path] * 0.98 + 0.005)
-    spikes = align_spikes(log_probs, [1, 1, 2], 0)
-    assert [(spike.unit, spike.start, spike.end) for spike in spikes] == [(1, 1, 3), (1, 4, 5), (2, 5, 6)]
-    assert align_spikes(log_probs, [], 0) == []

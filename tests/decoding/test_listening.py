@@ -106,8 +106,8 @@ def test_too_short_sound_is_refused_by_name(letter_units: Units, student: Checkp
             listener.finish()
 
 
+@pytest.mark.usefixtures("flashlight")
 def test_a_decoder_of_whole_utterances_is_refused(student: Checkpoint) -> None:
-    pytest.importorskip("flashlight", reason="needs the extra asr-kd[lm]")
     decode = make_decoder(DecodingSettings(decoder="torchaudio"), student)
     with pytest.raises(UserError, match="torchaudio hears whole utterances alone; set it to beam or greedy"):
         Listener(StreamingNetwork(student), decode, "sound")

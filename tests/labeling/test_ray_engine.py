@@ -25,7 +25,7 @@ from asr_kd.labeling.job import label
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.progress import Progress
 
-ray = pytest.importorskip("ray", reason="ray is not installed; `pip install -e '.[dev]'` does it")
+ray = pytest.importorskip("ray", reason="ray is not installed; `pip install -r requirements-dev.lock` does it")
 Job = Callable[..., LabelSettings]
 
 
