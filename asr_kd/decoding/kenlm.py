@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from asr_kd.decoding.ngram import UNKNOWN
 from asr_kd.errors import UserError
 from asr_kd.files import local_copy, place
+
+#: whether flashlight-text, which torchaudio's KenLM is, has a wheel for this Python
+HAS_WHEEL = sys.version_info < (3, 13)
 
 
 class KenLm:
@@ -22,9 +26,10 @@ class KenLm:
         try:  # torchaudio's binding; torch comes with it, which other language models are read without
             library = importlib.import_module("torchaudio.models.decoder._ctc_decoder")
         except ImportError:
-            raise UserError(
-                f"{name}: a KenLM binary needs the extra lm; install it with pip install 'asr-kd[lm]'"
-            ) from None
+            remedy = "the extra lm; install it with pip install 'asr-kd[lm]'"
+            if not HAS_WHEEL:
+                remedy = "flashlight-text, which is not there for Python 3.13; give the ARPA file that it was made from, or use Python 3.12 or 3.11"
+            raise UserError(f"{name}: a KenLM binary needs {remedy}") from None
         known = [UNKNOWN, *dict.fromkeys(words)]
         self._number = {word: number for number, word in enumerate(known)}
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,7 @@ from asr_kd.decoding.words import Word
 from asr_kd.units import Units
 from tests.decoding.oracle import TorchaudioDecoder, align_spikes
 
-needs_extra = pytest.mark.skipif(
-    importlib.util.find_spec("flashlight") is None, reason="torchaudio's search needs the extra asr-kd[lm]"
-)
+needs_extra = pytest.mark.usefixtures("flashlight")
 
 
 def spoken(units: Units, text: str, seed: int, sharpness: float = 5.0) -> np.ndarray:
