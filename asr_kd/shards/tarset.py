@@ -220,7 +220,9 @@ def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
             yield {"fname": name, "data": data, "__url__": path}
 
     def refuse(_: Exception) -> NoReturn:  # what may be wrong with a file by itself was found before
-        raise UserError(f"{path}: the member {name} is there twice; make this shard again with keys that differ") from None
+        raise UserError(
+            f"{path}: the member {name} is there twice; make this shard again with keys that differ"
+        ) from None
 
     for parts in webdataset().tariterators.group_by_keys(files(), handler=refuse):
         key = parts["__key__"]
