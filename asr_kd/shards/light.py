@@ -31,11 +31,11 @@ def webdataset() -> ModuleType:
 
         return webdataset
     finder = _NoTorch()
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     try:
         import webdataset
     finally:
-        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.partition(".")[0] == "webdataset"]:
             del sys.modules[name]
     return webdataset
