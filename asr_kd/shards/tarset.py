@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
+from asr_kd.shards.light import webdataset
 from asr_kd.shards.manifest import KEY_BYTES, check_key, check_unpacked
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
@@ -186,12 +187,13 @@ def write_members(path: Place | str, members: Iterable[tuple[str, bytes]]) -> tu
         UserError: when a name is not `<key>.<extension>`.
     """
     with write_whole(path, "w+b", make_folder=False) as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+        # of nobody, from 1970: the bytes depend on the content alone
+        with webdataset().TarWriter(
+            file, encoder=False, mtime=0, user="", group="", mode=0o644, format="PAX_FORMAT"
+        ) as tar:
             for name, data in members:
-                check_name(name, f"{path}: the member")
-                header = tarfile.TarInfo(name)  # of nobody, from 1970: the bytes depend on the content alone
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
+                key, extension = check_name(name, f"{path}: the member")
+                tar.write({"__key__": key, extension: data})  # one at a time: those of a sample it would sort
         size = file.tell()
         file.seek(0)
         return size, hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").hexdigest()
@@ -205,30 +207,33 @@ def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
             later, or its JSON is not what a shard holds.
     """
     seen: set[str] = set()
-    key, parts = "", dict[str, bytes]()
-    for name, data in read_members(path, copy):
-        head, extension = check_name(name, f"{path}: the member")
-        extension = extension.lower()
-        if extension != "json" and extension not in EXTENSIONS:
-            raise UserError(
-                f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json (a key ends at its first dot); make this shard again"
-            )
-        if head != key:
-            if parts:
-                yield _sample(path, key, parts)
-            if head in seen:
-                raise UserError(f"{path}: the key {head} is there twice; make this shard again with keys that differ")
-            seen.add(head)
-            key, parts = head, {}
-        if extension in parts:
-            raise UserError(f"{path}: the member {name} is there twice; make this shard again with keys that differ")
-        parts[extension] = data
-    if parts:
+    name = ""
+
+    def files() -> Iterator[dict[str, Any]]:
+        nonlocal name
+        for name, data in read_members(path, copy):
+            extension = check_name(name, f"{path}: the member")[1].lower()
+            if extension != "json" and extension not in EXTENSIONS:
+                raise UserError(
+                    f"{path}: the member {name} is neither audio ({', '.join(EXTENSIONS)}) nor .json (a key ends at its first dot); make this shard again"
+                )
+            yield {"fname": name, "data": data, "__url__": path}
+
+    def refuse(_: Exception) -> NoReturn:  # what may be wrong with a file by itself was found before
+        raise UserError(
+            f"{path}: the member {name} is there twice; make this shard again with keys that differ"
+        ) from None
+
+    for parts in webdataset().tariterators.group_by_keys(files(), handler=refuse):
+        key = parts["__key__"]
+        if key in seen:
+            raise UserError(f"{path}: the key {key} is there twice; make this shard again with keys that differ")
+        seen.add(key)
         yield _sample(path, key, parts)
 
 
 def _sample(path: Place | str, key: str, parts: dict[str, bytes]) -> Sample:
-    audio = [extension for extension in parts if extension != "json"]
+    audio = [extension for extension in EXTENSIONS if extension in parts]
     if len(audio) != 1:
         found = " and ".join(f"{key}.{extension}" for extension in audio) or "none"
         raise UserError(f"{path}: {key} must have one audio member, found {found}; make this shard again")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -227,6 +228,42 @@ def join(
     extra = next(pairs, None)
     if extra is not None:
         raise UserError(f"{targets}: {extra[0]} is not in {audio}; label this audio again")
+
+
+def with_targets(
+    folder: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
+) -> Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]:
+    """A stage for `asr_kd.shards.dataset(…).compose(…)`: each sample gets its soft target as `target`.
+
+    Samples that the teacher quarantined are passed over. The soft targets of a shard are in memory at a time.
+
+    Args:
+        folder: of the soft targets.
+        units_hash, num_units, frame_ms: as of `read_target_shard`.
+
+    Raises:
+        UserError: while it is read: as `read_target_shard`, and when a shard answers other audio or lacks a key.
+    """
+    return functools.partial(_joined, place(folder), (units_hash, num_units, frame_ms))
+
+
+def _joined(
+    folder: Place, reader: tuple[str | None, int | None, int | None], samples: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    for _, of_shard in itertools.groupby(samples, lambda sample: sample["after"][:2]):
+        opened: tuple[TargetMetadata, dict[str, SparsePosteriors]] | None = None
+        for sample in of_shard:
+            path, key = folder / sample["__shard__"].name, sample["__key__"]
+            if opened is None:
+                metadata, pairs = read_target_shard(path, *reader)
+                check_answers(path, metadata, sample["__url__"], sample["__shard__"].sha256)
+                opened = metadata, dict(pairs)
+            metadata, targets = opened
+            if key in metadata.quarantined:
+                continue
+            if key not in targets:
+                raise UserError(f"{path}: has no {key} of {sample['__url__']}; label this audio again")
+            yield {**sample, "target": targets[key]}
 
 
 def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:

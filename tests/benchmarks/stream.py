@@ -156,7 +156,7 @@ def arrays(target: SparsePosteriors) -> tuple[np.ndarray, ...]:
 def ours(folder: Path, cache: Path | None) -> Read:
     source = {"audio": str(folder / "audio"), "targets": str(folder / "targets"), "soft": 1.0}
     settings = TrainSettings.model_validate({
-        "output": "", "units": "", "development": "", "phases": [{"sources": [source], "passes": 1}],
+        "output": "-", "units": "-", "development": "-", "phases": [{"sources": [source], "passes": 1}],
         "feature_cache": cache and str(cache),
     })  # fmt: skip
     for batch, _ in Source(settings, 0, 0, ManyUnits.__new__(ManyUnits)).batches(0, Cursor(), 1):

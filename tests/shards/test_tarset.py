@@ -79,6 +79,17 @@ def test_same_samples_same_bytes(shard: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other.tar").read_bytes() == shard.read_bytes()
 
 
+def test_the_bytes_are_those_that_were_always_written(shard: Path, tmp_path: Path) -> None:
+    """Hashes of shards stand in indexes and in soft targets: no writer may change a byte of them."""
+    written = hashlib.sha256(shard.read_bytes()).hexdigest()
+    assert written == "6932ddf3abf513979a2bc22944984fba44baa452996a3a358d99d01d2cf6ad36"
+    members = [("metadata.json", b"{}\n"), ("größe.target", b"x" * 700), (f"{'n' * 95}.target", b"")]
+    members.append((f"{'y' * 200}.target", b"abc"))
+    assert write_members(tmp_path / "t.tar", members) == (
+        10240, "3508c82a3510a446ad736a47f3d3f6b4f9bf537e1ad0bf9ea007c3ea97c416dd",
+    )  # fmt: skip
+
+
 def test_a_shard_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
     def samples() -> Iterable[Sample]:
         yield SAMPLES[0]

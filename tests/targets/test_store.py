@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, sha256_file
+from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.tarset import Sample, read_members, write_members, write_shard
 from asr_kd.targets.codec import LEVELS, encode
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -24,6 +25,7 @@ from asr_kd.targets.store import (
     read_metadata,
     read_target_shard,
     teacher_of,
+    with_targets,
     write_target_shard,
 )
 
@@ -65,6 +67,28 @@ def shard(tmp_path: Path, audio: Path) -> Path:
 def rewrite(path: Path, change: Any) -> None:
     """Write the shard again with another list of members."""
     write_members(path, change(list(read_members(path))))
+
+
+def heard(audio: Path, *keys: str) -> list[dict[str, Any]]:
+    """What `asr_kd.shards.dataset` says of samples, without their sound."""
+    info = ShardInfo(audio.name, 4, 0.4, audio.stat().st_size, sha256_file(audio))
+    return [{"__key__": key, "__url__": str(audio), "__shard__": info, "after": (0, 0, 1)} for key in keys]
+
+
+def test_a_stage_gives_samples_their_targets_from_any_place_on(shard: Path, audio: Path) -> None:
+    stage = with_targets(shard.parent, units_hash="abcd", num_units=5, frame_ms=30)
+    joined = list(stage(heard(audio, "b", "c", "d")))
+    assert [sample["__key__"] for sample in joined] == ["b", "d"]
+    for sample in joined:
+        np.testing.assert_array_equal(sample["target"].units, TARGETS[sample["__key__"]].units)
+    with pytest.raises(UserError, match=r"shard-000000\.tar: has no e of .*; label this audio again"):
+        list(stage(heard(audio, "e")))
+    with pytest.raises(UserError, match="number of units of the soft targets: 5, expected here: 6"):
+        list(with_targets(shard.parent, num_units=6)(heard(audio, "a")))
+    samples = heard(audio, "a")
+    samples[0]["__shard__"] = ShardInfo(audio.name, 4, 0.4, 1, "0" * 64)
+    with pytest.raises(UserError, match="answers an audio shard with SHA-256"):
+        list(stage(samples))
 
 
 def test_join_reads_in_lockstep_and_passes_over_quarantined(shard: Path, audio: Path) -> None:
