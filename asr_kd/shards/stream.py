@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -177,6 +177,18 @@ def map_ordered(
     return results()
 
 
+class _Worker(multiprocessing.context.SpawnProcess):
+    """When one of its processes was killed a pool terminates the others and waits for them; they do not listen to SIGTERM (`serve_parent`)."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Workers(multiprocessing.context.SpawnContext):
+    # spawn, not fork: a fork of a process with torch's threads may hang
+    Process = _Worker
+
+
 def process_pool(workers: int, setting: str, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
     """A pool of that many processes, each of which calls `begin` first; `setting` is the name under which the user has set their number.
 
@@ -184,8 +196,7 @@ def process_pool(workers: int, setting: str, begin: Callable[..., None], *argume
         UserError: when there is no shared memory for what the processes agree by.
     """
     try:
-        # spawn, not fork: a fork of a process with torch's threads may hang
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, arguments)
+        return ProcessPoolExecutor(workers, _Workers(), begin, arguments)
     except (OSError, ImportError) as error:  # no semaphores
         reason = getattr(error, "strerror", None) or "semaphores do not work on this system"
         raise UserError(
