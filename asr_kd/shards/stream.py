@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -178,15 +178,16 @@ def map_ordered(
     return results()
 
 
-class _Pool(ProcessPoolExecutor):
-    """A pool that ends when one of its processes was killed: the others take no SIGTERM (`serve_parent`), by which it would end them."""
+class _Worker(multiprocessing.context.SpawnProcess):
+    """When one of its processes was killed a pool terminates the others and waits for them; they do not listen to SIGTERM (`serve_parent`)."""
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See `ProcessPoolExecutor`."""
-        if getattr(self, "_broken", False):
-            for process in list((getattr(self, "_processes", None) or {}).values()):
-                process.kill()
-        super().shutdown(wait, cancel_futures=cancel_futures)
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Workers(multiprocessing.context.SpawnContext):
+    # spawn, not fork: a fork of a process with torch's threads may hang
+    Process = _Worker
 
 
 def process_pool(workers: int, setting: str, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
@@ -196,8 +197,7 @@ def process_pool(workers: int, setting: str, begin: Callable[..., None], *argume
         UserError: when there is no shared memory for what the processes agree by.
     """
     try:
-        # spawn, not fork: a fork of a process with torch's threads may hang
-        return _Pool(workers, multiprocessing.get_context("spawn"), begin, arguments)
+        return ProcessPoolExecutor(workers, _Workers(), begin, arguments)
     except (OSError, ImportError) as error:  # no semaphores
         reason = getattr(error, "strerror", None) or "semaphores do not work on this system"
         raise UserError(

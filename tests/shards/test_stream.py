@@ -285,6 +285,33 @@ def test_a_killed_worker_is_noticed() -> None:
         list(map_ordered(signal.raise_signal, [signal.SIGKILL], 2, "workers"))
 
 
+SURVIVED = """
+import os, signal, time
+from pathlib import Path
+from asr_kd.errors import UserError
+from asr_kd.shards.stream import map_ordered
+
+def die_when_both_are_there(number):
+    Path(f"{number}.there").touch()
+    while len(list(Path().glob("*.there"))) < 2:
+        time.sleep(0.01)
+    if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    try:
+        list(map_ordered(die_when_both_are_there, [0, 1], 2))
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_worker_at_rest_ends_when_another_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(SURVIVED)
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("a worker process was killed") and not done.stderr
+
+
 ABANDONED = """
 import os, signal
 from asr_kd.shards.stream import map_ordered
