@@ -57,7 +57,7 @@ def _eval(words: list[str], compare: list[str] | None, fail_if: str | None) -> i
         from asr_kd.evaluation.job import evaluate
 
         report = evaluate(settings)
-        failed = gate is not None and gate.judge(report)
+        failed = gate is not None and gate.judge(report.model_dump(mode="json"))
     return Status.DOES_NOT_HOLD if failed else Status.DONE
 
 

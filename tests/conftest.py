@@ -32,11 +32,11 @@ hypothesis.settings.load_profile("anywhere")
 
 #: what `make quick` leaves out (as `slow`), by the beginning of its name below this folder: whole jobs, processes, clusters, disks that fail
 SLOW = (
-    "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_memory", "evaluation/test_sharing",
+    "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_sharing",
     "labeling/", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
     "training/test_knowledge", "training/test_processes", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_stream",
 )  # fmt: skip
-NEEDS = "is not installed; `pip install -e '.[dev]'` does it"
+NEEDS = "is not installed; `pip install -r requirements-dev.lock` does it"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -103,7 +103,7 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
-    pytest.importorskip("moto", reason=f"moto, an S3 server, {NEEDS}")
+    pytest.importorskip("moto.server", reason=f"moto, an S3 server, {NEEDS}")
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:  # fmt: skip

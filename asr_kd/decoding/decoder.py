@@ -6,14 +6,14 @@ import functools
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from asr_kd.decoding.beam import BeamSearch
-from asr_kd.decoding.flashlight import FlashlightSearch, KenLm, make_engine
 from asr_kd.decoding.grammar import Grammar, LanguageModel, Lexicon, compare_words, learn_spellings, read_lexicon
 from asr_kd.decoding.greedy import GreedySearch
+from asr_kd.decoding.kenlm import KenLm
 from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
@@ -53,9 +53,6 @@ class Decoder:
         lm = _language_model(settings.lm, units, lexicon) if settings.lm else None
         self._lm, self._lexicon = lm, lexicon
         self._grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
-        self._engine: Any = None
-        if settings.decoder == "torchaudio":
-            self._engine = make_engine(units, self._grammar, settings.beam)
 
     def compare_words(self) -> str:
         """What of the language model does not fit the units or the lexicon, as `grammar.compare_words`."""
@@ -80,8 +77,6 @@ class Decoder:
         """A search for a new utterance, to be fed in pieces of any size."""
         if self.settings.decoder == "greedy":
             return GreedySearch(self.units.blank)
-        if self._engine:
-            return FlashlightSearch(self._engine, self.units.blank)
         horizon = round(HORIZON_SECONDS / self.frame_seconds)
         return BeamSearch(self.settings.beam, self.units.blank, self._grammar, horizon)
 
@@ -107,14 +102,9 @@ class Transcript:
     """The words of one utterance of any length as its log-probabilities arrive, in bounded memory.
 
     The same as the best hypothesis for the whole: settled words are those that nothing to come can change.
-
-    Raises:
-        UserError: when the decoder hears whole utterances alone.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        if decoder.settings.decoder == "torchaudio":
-            raise UserError("decoder: torchaudio hears whole utterances alone; set it to beam or greedy")
         self._decoder, self._search = decoder, decoder.start()
         self._settled: list[Spike] = []
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share, is_default
 from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, THREADS, Texts, Threads
@@ -24,9 +24,8 @@ class LmSettings(Settings):
 class DecodingSettings(Settings):
     """How posteriors become words."""
 
-    decoder: Literal["greedy", "beam", "torchaudio"] = Field(
-        "greedy",
-        description="greedy: the best unit of every frame; beam: prefix beam search; torchaudio: its beam search (asr-kd[lm])",
+    decoder: Literal["greedy", "beam"] = Field(
+        "greedy", description="greedy: the best unit of every frame; beam: prefix beam search"
     )
     beam: Count = Field(8, description="hypotheses kept by a beam search from frame to frame")
     nbest: Count = Field(1, description="hypotheses given at most")
@@ -44,11 +43,20 @@ class DecodingSettings(Settings):
     )
     word_bonus: float = Field(0.0, description="added to the score for each word, with a language model or lexicon")
 
+    @field_validator("decoder", mode="before")
+    @classmethod
+    def _is_ours(cls, value: Any) -> Any:
+        if value == "torchaudio":
+            raise ValueError(
+                "torchaudio's beam search is not among the decoders any more; set beam, which finds the same texts"
+            )
+        return value
+
     @model_validator(mode="after")
     def _decodes(self) -> DecodingSettings:
         for name in ("lm", "lexicon", "nbest"):
             if self.decoder == "greedy" and not is_default(self, name):
-                raise ValueError(f"{name} needs a beam search; set decoder to beam or torchaudio")
+                raise ValueError(f"{name} needs a beam search; set decoder to beam")
         if not self.lm and not is_default(self, "lm_weight"):
             raise ValueError("lm_weight needs a language model; set lm")
         if not (self.lm or self.lexicon) and self.word_bonus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -43,6 +44,12 @@ def blocks(speakers: np.ndarray) -> tuple[np.ndarray, int, bool]:
     return (np.cumsum(present) - 1)[speakers], number, True
 
 
+def drawn_of(speakers: np.ndarray) -> tuple[Literal["speakers", "utterances"], int]:
+    """What resamples of these utterances are drawn of, and how many there are."""
+    _, number, by_speaker = blocks(speakers)
+    return "speakers" if by_speaker else "utterances", number
+
+
 def resampled(
     rows: np.ndarray, words: np.ndarray, speakers: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -60,19 +67,19 @@ def resampled(
     )
 
 
-def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
-    """The middle 95 % of resampled values, [low, high]; None when any of them is undefined or there are none."""
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """The middle 95 % of resampled values, low and high; None when any of them is undefined or there are none."""
     values = np.asarray(values, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
 def two_sided(differences: np.ndarray) -> float | None:
-    """The p-value of the paired bootstrap: twice the share of resampled differences on the rarer side of nought.
+    """The p-value of the paired bootstrap: twice the share of resampled differences on the rarer side of 0.
 
-    One resample is added to each side, so that it is never nought. None where there is no resample or one is undefined.
+    One resample is added to each side, so that it is never 0. None where there is no resample or one is undefined.
     """
     if not len(differences) or not np.isfinite(differences).all():
         return None

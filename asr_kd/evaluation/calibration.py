@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from asr_kd.evaluation.schema import Bin, Calibrated, Delay
 from asr_kd.evaluation.wer import Edit
 
 BINS = 10
@@ -53,7 +54,7 @@ def timed_words(
 
 @dataclass
 class Calibration:
-    """How often words of a confidence are right. A perfect recogniser of its own errors is right in 80 % of its 0.8s."""
+    """How often words of a confidence are right. If calibrated, 80 % of the words with confidence 0.8 are right."""
 
     words: list[int] = field(default_factory=lambda: [0] * BINS)
     right: list[int] = field(default_factory=lambda: [0] * BINS)
@@ -63,46 +64,40 @@ class Calibration:
     def add(self, words: Sequence[TimedWord]) -> None:
         """Count the words of an utterance."""
         for word in words:
-            place = min(int(word.confidence * BINS), BINS - 1)
+            index = min(int(word.confidence * BINS), BINS - 1)
             right = word.matched is not None
-            self.words[place] += 1
-            self.right[place] += right
-            self.confidence[place] += word.confidence
+            self.words[index] += 1
+            self.right[index] += right
+            self.confidence[index] += word.confidence
             sure = min(max(word.confidence, LEAST), 1 - LEAST)
             self.bits -= math.log2(sure if right else 1 - sure)
 
-    def figures(self) -> dict[str, Any] | None:
-        """`bins` with their `words`, mean `confidence` and `accuracy`; `expected_error`; `normalised_cross_entropy`.
+    def figures(self) -> Calibrated | None:
+        """What the sums amount to; None without words.
 
-        The expected calibration error is the mean distance between confidence and accuracy over words, by bins. The
-        normalised cross entropy is NIST's: 1 for confidences that know every error, 0 for the share of right words given
-        to every word, below 0 for worse than that; null where all words are right or all are wrong. None without words.
+        The normalised cross entropy is below 0 for confidences worse than the share of right words given to every word.
         """
         total, right = sum(self.words), sum(self.right)
         if not total:
             return None
         bins = [
-            {
-                "low": place / BINS,
-                "high": (place + 1) / BINS,
-                "words": count,
-                "confidence": self.confidence[place] / count if count else None,
-                "accuracy": self.right[place] / count if count else None,
-            }
-            for place, count in enumerate(self.words)
-        ]
+            Bin(
+                low=index / BINS, high=(index + 1) / BINS, words=count,
+                confidence=self.confidence[index] / count if count else None,
+                accuracy=self.right[index] / count if count else None,
+            )
+            for index, count in enumerate(self.words)
+        ]  # fmt: skip
         apart = sum(abs(known - hits) for known, hits in zip(self.confidence, self.right, strict=True))
         most = (
             -right * math.log2(right / total) - (total - right) * math.log2(1 - right / total)
             if 0 < right < total
             else 0
         )
-        return {
-            "words": total,
-            "bins": bins,
-            "expected_error": apart / total,
-            "normalised_cross_entropy": (most - self.bits) / most if most else None,
-        }
+        return Calibrated(
+            words=total, bins=bins, expected_error=apart / total,
+            normalised_cross_entropy=(most - self.bits) / most if most else None,
+        )  # fmt: skip
 
 
 @dataclass
@@ -118,12 +113,12 @@ class Delays:
             if word.matched in ends:
                 self.counts[round(1000 * (word.end - ends[word.matched]))] += 1
 
-    def figures(self) -> dict[str, float | int] | None:
-        """`median` and `p90` in ms (the least delay that so many words keep within), and the number of `words`."""
+    def figures(self) -> Delay | None:
+        """The least delays that so many words keep within; None without words."""
         total = sum(self.counts.values())
         if not total:
             return None
-        return {"median": self._within(total / 2), "p90": self._within(0.9 * total), "words": total}
+        return Delay(median=self._within(total / 2), p90=self._within(0.9 * total), words=total)
 
     def _within(self, wanted: float) -> int:
         seen = 0

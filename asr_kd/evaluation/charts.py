@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
+
+from asr_kd.evaluation.schema import Bin
 
 WIDTH = 520
 LEFT, RIGHT = 46, 16
@@ -197,7 +198,7 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Row:
     """A value of a manifest field, how many words it has, and the systems' word error rates on them."""
 
     value: str
@@ -205,7 +206,7 @@ class Slice:
     bars: Sequence[Bar]
 
 
-def slice_dots(field: str, slices: Sequence[Slice]) -> Markup:
+def slice_dots(field: str, slices: Sequence[Row]) -> Markup:
     """A row for each value, in it a dot with its interval for each system.
 
     The axis reaches somewhat further than the highest rate of a slice that is not small. What lies beyond has an arrow at
@@ -304,11 +305,11 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
     return _svg(height, "Word error rate against hours of audio without transcripts", said, parts)
 
 
-def reliability(systems: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Markup:
+def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
     """Share of words that are right against the confidence that the system gave them: (name, series, bins).
 
     Args:
-        systems: bins hold `confidence` (mean), `accuracy` and `words`; those without words are passed over.
+        systems: bins without words are passed over.
     """
     top, side = 34, 300
     bottom, right = top + side, LEFT + 400
@@ -325,31 +326,28 @@ def reliability(systems: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) ->
         parts.append(_text(x, bottom + 20, f"{20 * step}", "middle"))
     parts.append(_line(*at(0, 0), *at(1, 1), "ideal"))
     parts.append(_text(right, bottom + 40, "confidence, %", "end"))
+    said = []
     for name, series, bins in systems:
-        filled = [one for one in bins if one["words"]]
-        points = [at(one["confidence"], one["accuracy"]) for one in filled]
+        filled = [
+            (one.words, one.confidence, one.accuracy)
+            for one in bins
+            if one.confidence is not None and one.accuracy is not None
+        ]
+        points = [at(confidence, accuracy) for _, confidence, accuracy in filled]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        most = max([one["words"] for one in filled] or [1])
+        most = max([words for words, _, _ in filled], default=1)
         dots = Markup("").join(
             Markup(
                 '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="point {}"><title>{}: {:,} words, confidence {}, right {}</title></circle>'
             ).format(
-                x, y, 2.5 + 4.5 * math.sqrt(one["words"] / most), series, name, one["words"],
-                percent(one["confidence"]), percent(one["accuracy"]),
+                x, y, 2.5 + 4.5 * math.sqrt(words / most), series, name, words, percent(confidence), percent(accuracy)
             )
-            for (x, y), one in zip(points, filled, strict=True)
-        )  # fmt: skip
-        parts.append(Markup('<g><polyline points="{}" class="stroke {}"/>{}</g>').format(path, series, dots))
-    return _svg(bottom + 50, "Calibration: words that are right against confidence", _said(systems), parts)
-
-
-def _said(systems: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> str:
-    return "; ".join(
-        f"{name}: " + ", ".join(
-            f"confidence {percent(one['confidence'])} right {percent(one['accuracy'])}" for one in bins if one["words"]
+            for (x, y), (words, confidence, accuracy) in zip(points, filled, strict=True)
         )
-        for name, _, bins in systems
-    )  # fmt: skip
+        parts.append(Markup('<g><polyline points="{}" class="stroke {}"/>{}</g>').format(path, series, dots))
+        told = [f"confidence {percent(confidence)} right {percent(accuracy)}" for _, confidence, accuracy in filled]
+        said.append(f"{name}: {', '.join(told)}")
+    return _svg(bottom + 50, "Calibration: words that are right against confidence", "; ".join(said), parts)
 
 
 def heat_maps(maps: Sequence[Heat]) -> Markup:

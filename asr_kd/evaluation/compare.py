@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from asr_kd.errors import UserError
-from asr_kd.evaluation.figures import (
+from asr_kd.evaluation.earlier import Earlier, EarlierSystem, read_report
+from asr_kd.evaluation.formats import (
+    NOTHING,
     change,
     decoder,
     p_value,
@@ -19,14 +21,12 @@ from asr_kd.evaluation.figures import (
     size,
     span,
     table,
-)
+)  # fmt: skip
 from asr_kd.evaluation.gate import Gate
 from asr_kd.evaluation.paired import Side, paired
-from asr_kd.files import Place, place, read_json
+from asr_kd.files import Place, place
 
-FORMAT, VERSIONS = "asr_kd-report", (1, 2)
-# what must be the same: key, and what it is called
-SAME = {"normalizer": "text normaliser", "data.hash": "test data", "data.utterances": "number of scored utterances"}
+T = TypeVar("T")
 
 
 def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
@@ -45,18 +45,17 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
     """
     if len(paths) > len(string.ascii_uppercase):
         raise UserError(f"--compare: takes {len(string.ascii_uppercase)} reports at most, {len(paths)} were given")
-    reports = {letter: read_report(path) for letter, path in zip(string.ascii_uppercase, paths, strict=False)}
-    _check_comparable(dict(zip(reports, paths, strict=True)), reports)
-    merged = {"systems": _names(reports)}
+    read = {letter: read_report(path) for letter, path in zip(string.ascii_uppercase, paths, strict=False)}
+    reports = {letter: report for letter, (report, _) in read.items()}
+    _check_comparable(paths, list(reports.values()))
+    figures = {"systems": _names({letter: whole for letter, (_, whole) in read.items()})}
     if gate:
-        gate.check_names(merged["systems"])
+        gate.check_names(figures["systems"])
     print("\n".join(f"{letter}: {path}" for letter, path in zip(reports, paths, strict=True)))
     first = next(iter(reports.values()))
-    data = first["data"]
-    print(
-        f"{data['utterances']:,} utterances, {data['words']:,} words ({data['hash']}); normaliser {first['normalizer']}\n"
-    )
-    decoders = {letter: decoder(report) for letter, report in reports.items()}
+    data = first.data
+    print(f"{data.utterances:,} utterances, {data.words:,} words ({data.hash}); normaliser {first.normalizer}\n")
+    decoders = {letter: decoder(report.settings) for letter, report in reports.items()}
     if len(set(decoders.values())) > 1:
         said = "; ".join(f"{letter}: {decoding}" for letter, decoding in decoders.items())
         print(f"Decoded in different ways, which a difference may come from: {said}\n")
@@ -67,34 +66,12 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
     ]
     for other in sides[1:]:
         print(f"\n{_tests(sides[0], other)}")
-    if len({report.get("alignment") for report in reports.values()}) > 1:
+    if len({report.alignment for report in reports.values()}) > 1:
         print(
-            "\nThese reports aligned words in different ways (version 1 with fewest edits, version 2 as NIST sclite), "
+            "\nThese reports aligned words in different ways (version 1 with fewest edits, later ones as NIST sclite), "
             "so substitutions, deletions and insertions may differ by that alone."
         )
-    return gate.judge(merged) if gate else False
-
-
-def read_report(path: str) -> dict[str, Any]:
-    """The report in a folder, or of a file.
-
-    Raises:
-        UserError: when there is none that this version reads.
-    """
-    file = place(path) if path.endswith(".json") else place(path) / "report.json"
-    report = read_json(file, "report")
-    if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise UserError(f"{file}: is no WER report; give folders that `asr-kd eval` wrote")
-    if report.get("version") not in VERSIONS:
-        raise UserError(
-            f"{file}: is of version {report.get('version')}; this asr-kd reads {VERSIONS[0]} to {VERSIONS[-1]}"
-        )
-    try:
-        known = [value_at(report, key) for key in SAME]
-        known += [(one["wer"] + 0, one["interval"]) for one in report["systems"].values()]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{file}: is damaged; make the report again") from None
-    return report
+    return gate.judge(figures) if gate else False
 
 
 def _folder(path: str) -> Place:
@@ -113,9 +90,9 @@ def _tests(first: Side, second: Side) -> str:
     rows = [["difference in WER", "points", "95 % interval", "p, bootstrap", "p, MAPSSWE", "at 5 %"]]
     for pair in found.pairs:
         rows.append([
-            f"{pair['a']} − {pair['b']}".replace("|", "\\|"), points(pair["difference"]),
-            " to ".join(map(points, pair["interval"])) if pair["interval"] else "–", p_value(pair["p_bootstrap"]),
-            p_value(pair["mapsswe"]["p"]), said_of_pair(pair),
+            f"{pair.a} − {pair.b}".replace("|", "\\|"), points(pair.difference),
+            " to ".join(map(points, pair.interval)) if pair.interval else NOTHING, p_value(pair.p_bootstrap),
+            p_value(pair.mapsswe.p), said_of_pair(pair),
         ])  # fmt: skip
     return (
         f"{between}: paired, for both reports' utterances.jsonl hold the same utterances under the same normaliser "
@@ -123,20 +100,23 @@ def _tests(first: Side, second: Side) -> str:
     )
 
 
-def _check_comparable(paths: Mapping[str, str], reports: Mapping[str, dict[str, Any]]) -> None:
-    first, *others = reports
-    for other in others:
-        for key, called in SAME.items():
-            one, two = value_at(reports[first], key), value_at(reports[other], key)
-            if one != two:
+def _check_comparable(paths: Sequence[str], reports: Sequence[Earlier]) -> None:
+    first = reports[0]
+    for path, other in zip(paths, reports, strict=True):
+        for called, mine, theirs in (
+            ("text normaliser", first.normalizer, other.normalizer),
+            ("test data", first.data.hash, other.data.hash),
+            ("number of scored utterances", first.data.utterances, other.data.utterances),
+        ):
+            if mine != theirs:
                 raise UserError(
-                    f"{paths[other]}: cannot be compared with {paths[first]}, because its {called} is not the same ({two}, not {one}); "
+                    f"{path}: cannot be compared with {paths[0]}, because its {called} is not the same ({theirs}, not {mine}); "
                     "evaluate both alike"
                 )
 
 
-def _names(reports: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every system as `A.name`, and by its name alone where one report holds it."""
+def _names(reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures of every system as `A.name`, and by its name alone where one report holds it."""
     found = {f"{letter}.{name}": one for letter, report in reports.items() for name, one in report["systems"].items()}
     held = [name for report in reports.values() for name in report["systems"]]
     for report in reports.values():
@@ -144,34 +124,28 @@ def _names(reports: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def comparison(reports: Mapping[str, dict[str, Any]]) -> str:
+def comparison(reports: Mapping[str, Earlier]) -> str:
     """The systems of all reports as a table, each beside the system of that name in the first report."""
     first = next(iter(reports))
     rows = [["system", "WER", "95 % interval", f"WER relative to {first}", "sub", "del", "ins", "CER", "SER"]]
     rows[0] += ["WER relative to teacher", "gap recovered", "parameters", "size", "RTF", "RTF / teacher"]
     for letter, report in reports.items():
-        for name, one in report["systems"].items():
-            before = reports[first]["systems"].get(name) if letter != first else None
-            moved = one["wer"] / before["wer"] - 1 if before and before["wer"] else None
-            rows.append([
-                f"{letter} {name}".replace("|", "\\|"), percent(one["wer"]), span(one["interval"]), change(moved),
-                *(_known(one, kind, "{:,}".format) for kind in ("substitutions", "deletions", "insertions")),
-                _known(one, "cer", percent), _known(one, "ser", percent),
-                _known(one, "relative_change_to_teacher", change), _known(one, "gap_recovered", share),
-                _known(one, "parameters", "{:,}".format), _known(one, "size_bytes", size),
-                _known(one, "real_time_factor", "{:.5f}".format), _known(one, "real_time_factor_to_teacher", ratio),
-            ])  # fmt: skip
+        for name, one in report.systems.items():
+            before = reports[first].systems.get(name) if letter != first else None
+            rows.append([f"{letter} {name}".replace("|", "\\|"), *_row(one, before)])
     return table(rows)
 
 
-def _known(one: dict[str, Any], key: str, written: Any) -> str:
-    value = one.get(key)
-    return "–" if value is None else written(value)
+def _row(one: EarlierSystem, before: EarlierSystem | None) -> list[str]:
+    count = "{:,}".format
+    return [
+        percent(one.wer), span(one.interval), change(one.wer / before.wer - 1 if before and before.wer else None),
+        _known(one.substitutions, count), _known(one.deletions, count), _known(one.insertions, count),
+        _known(one.cer, percent), _known(one.ser, percent), change(one.relative_change_to_teacher),
+        share(one.gap_recovered), _known(one.parameters, count), _known(one.size_bytes, size),
+        _known(one.real_time_factor, "{:.5f}".format), ratio(one.real_time_factor_to_teacher),
+    ]  # fmt: skip
 
 
-def value_at(report: dict[str, Any], key: str) -> Any:
-    """A figure by its keys joined with dots."""
-    value: Any = report
-    for part in key.split("."):
-        value = value[part]
-    return value
+def _known(value: T | None, written: Callable[[T], str]) -> str:
+    return NOTHING if value is None else written(value)

@@ -1,44 +1,46 @@
-"""`--fail-if EXPRESSION`: a condition on the figures of a report, for CI.
+"""`--fail-if CONDITION`: a condition on the figures of report.json, for CI, worked out by simpleeval.
 
-`student-distilled.wer > teacher.wer * 1.1 or data.quarantined > 0`: numbers (a WER of 3 % is 0.03), + - * / and brackets, < <= > >= == !=, and, or,
-not. A figure is a system's name and the keys that lead to it in report.json (`teacher.interval.1`), or keys from the top
-(`data.words`). Names may hold dashes and dots, so a minus between names needs a space before it; a name with other marks
-stands in quotes (`"my system".wer`).
+`student-distilled.wer > teacher.wer * 1.1 or data.quarantined > 0`: numbers (a WER of 3 % is 0.03), + - * / and brackets,
+< <= > >= == !=, and, or, not. A figure is a system's name and the keys that lead to it in report.json
+(`teacher.interval.1`), or keys from the top (`data.words`). Names may hold dashes and dots, so a minus has a space on both
+sides; a name with other marks stands in quotes (`"my system".wer`).
 """
 
 from __future__ import annotations
 
 import ast
-import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from simpleeval import InvalidExpression, SimpleEval
 
 from asr_kd.errors import UserError
 
 LONGEST = 2000
-_WORDS = {"and", "or", "not"}
-_NAME = re.compile(r'"([^"]*)"((?:\.[\w-]+)*)|[\w.](?:[\w.-]*[\w.])?')
-_MARKS = re.compile(r"[-\s()<>=!+*/]*")
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+#: figures from the top of the report begin with one of these
+TOP = ("data", "sets", "bootstrap", "pairs", "slices", "slices_worst", "slices_changed")
+#: a figure whose system is in quotes, or any other word: a figure, a number, and, or, not
+WORD = re.compile(r'"([^"]*)"((?:\.[\w-]+)*)|[\w.](?:[\w.-]*[\w.])?')
+NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.USub: operator.neg,
+    ast.Not: operator.not_, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+    ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}  # fmt: skip
+PARTS = {ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.And, ast.Or, ast.Compare, ast.Constant, ast.Name, ast.Load, *OPERATORS}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition that was understood; `names` are its figures, each a system (None where it was not in quotes) and keys."""
+    """A condition that was understood; `figures`: as they are written, and the names in `tree` that stand for them."""
 
     expression: str
     tree: ast.expr
-    names: list[tuple[str | None, str]]
+    figures: dict[str, str]
 
     def holds(self, report: Mapping[str, Any]) -> bool:
         """Whether the condition is true of a report.
@@ -46,20 +48,19 @@ class Gate:
         Raises:
             UserError: when a figure is not in the report, is not defined there, or is no number.
         """
-        values = [self._figure(report, *name) for name in self.names]
+        values = {name: self._figure(report, written) for written, name in self.figures.items()}
         try:
-            return bool(self._value(self.tree, values))
-        except ZeroDivisionError:
-            raise UserError(f"--fail-if {self.expression}: divides by nought") from None
-        except OverflowError:
-            raise UserError(f"--fail-if {self.expression}: a number is too large") from None
+            return bool(SimpleEval(OPERATORS, {}, values).eval(self.expression, self.tree))
+        except (ArithmeticError, RecursionError, InvalidExpression) as error:
+            raise UserError(f"--fail-if {self.expression}: cannot be worked out: {error}") from None
 
     def judge(self, report: Mapping[str, Any]) -> bool:
         """Whether the condition is true of a report; says so, with the figures that it rests on, on standard error."""
         true = self.holds(report)
-        figures = dict.fromkeys(f"{_shown(*name)} = {self._figure(report, *name):.6g}" for name in self.names)
-        said = "true, so this fails" if true else "not so"
-        print(f"--fail-if {self.expression}: {said} ({', '.join(figures)})", file=sys.stderr)
+        figures = ", ".join(f"{written} = {self._figure(report, written):.6g}" for written in self.figures)
+        print(
+            f"--fail-if {self.expression}: {'true, so this fails' if true else 'not so'} ({figures})", file=sys.stderr
+        )
         return true
 
     def check_names(self, systems: Iterable[str]) -> None:
@@ -69,66 +70,31 @@ class Gate:
             UserError: when there is one.
         """
         systems = list(systems)
-        for quoted, path in self.names:
-            if not _splits(quoted, path, systems) and path.split(".")[0] not in TOP:
+        for written in self.figures:
+            if not _splits(written, systems) and written.split(".")[0] not in TOP:
                 raise UserError(
-                    f"--fail-if {self.expression}: {quoted or path} is none of the systems ({', '.join(systems)}); a figure is "
+                    f"--fail-if {self.expression}: {written} is none of the systems ({', '.join(systems)}); a figure is "
                     "written system.key, and a minus has a space on both sides"
                 )
 
-    def _figure(self, report: Mapping[str, Any], quoted: str | None, path: str) -> float:
-        places = [(report["systems"][name], keys) for name, keys in _splits(quoted, path, report["systems"])]
-        if quoted is None:
-            places.append((report, path))
-        shown = _shown(quoted, path)
-        for start, keys in places:
-            value: Any = start
-            for key in keys.split("."):
-                if isinstance(value, dict) and key in value:
-                    value = value[key]
-                elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
-                    value = value[int(key)]
-                else:
-                    break
-            else:
-                if value is None:
-                    raise UserError(f"--fail-if {self.expression}: {shown} is not defined in this report (null)")
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise UserError(f"--fail-if {self.expression}: {shown} is no number")
-                return value
+    def _figure(self, report: Mapping[str, Any], written: str) -> float:
+        wrong = f"--fail-if {self.expression}: "
+        starts = [(report["systems"][name], keys) for name, keys in _splits(written, report["systems"])]
+        for value, keys in [*starts, (report, written)]:
+            try:
+                for key in keys.split("."):
+                    value = value[int(key) if isinstance(value, list) and key.isdecimal() else key]
+            except (LookupError, TypeError):
+                continue
+            if value is None:
+                raise UserError(f"{wrong}{written} is not defined in this report (null)")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"{wrong}{written} is no number")
+            return value
         raise UserError(
-            f"--fail-if {self.expression}: there is no figure {shown}; the systems are {', '.join(report['systems'])}, "
-            "their figures those of report.json, and a minus has a space on both sides"
+            f"{wrong}there is no figure {written}; the systems are {', '.join(report['systems'])}, their figures those of "
+            "report.json, and a minus has a space on both sides"
         )
-
-    def _value(self, node: ast.expr, values: list[float]) -> Any:
-        match node:
-            case ast.Constant(value):
-                return value
-            case ast.Name(name):
-                return values[int(name[1:])]
-            case ast.UnaryOp(ast.USub(), one):
-                return -self._value(one, values)
-            case ast.UnaryOp(ast.Not(), one):
-                return not self._value(one, values)
-            case ast.BinOp(left, kind, right):
-                return _ARITHMETIC[type(kind)](self._value(left, values), self._value(right, values))
-            case ast.BoolOp(kind, parts):
-                return (all if isinstance(kind, ast.And) else any)(self._value(part, values) for part in parts)
-            case ast.Compare(left, kinds, others):
-                all_values = [self._value(one, values) for one in [left, *others]]
-                return all(
-                    _COMPARISONS[type(kind)](a, b)
-                    for kind, a, b in zip(kinds, all_values[:-1], all_values[1:], strict=True)
-                )
-        raise AssertionError(ast.dump(node))
-
-
-def _shown(quoted: str | None, path: str) -> str:
-    return path if quoted is None else f'"{quoted}".{path}'
-
-
-TOP = ("data", "sets", "bootstrap", "pairs", "slices", "slices_worst", "slices_changed")
 
 
 def parse_gate(expression: str) -> Gate:
@@ -137,6 +103,13 @@ def parse_gate(expression: str) -> Gate:
     Raises:
         UserError: when it is none.
     """
+    figures: dict[str, str] = {}
+
+    def stand_in(word: re.Match[str]) -> str:
+        """What simpleeval reads in its place; Python would take a dash within a name for a minus."""
+        if word[0] in ("and", "or", "not"):
+            return f" {word[0]} "
+        return f" {float(word[0]) if NUMBER.fullmatch(word[0]) else figures.setdefault(word[0], f'f{len(figures)}')} "
 
     def wrong(why: str) -> UserError:
         example = 'for example "student.wer > teacher.wer * 1.1"'
@@ -144,84 +117,32 @@ def parse_gate(expression: str) -> Gate:
 
     if len(expression) > LONGEST:
         raise wrong(f"is longer than {LONGEST:,} characters")
-    python, names, place = "", list[tuple[str | None, str]](), 0
-    while place < len(expression):
-        marks = _MARKS.match(expression, place)
-        name = _NAME.match(expression, place)
-        if marks and marks.end() > place:
-            python += marks[0].replace("\n", " ")
-            place = marks.end()
-        elif name:
-            python += f" {_python(name, names)} "
-            place = name.end()
-        else:
-            raise wrong(f"{expression[place]} has no meaning here")
+    if odd := re.search(r"[^-\s()<>=!+*/]", WORD.sub("", expression)):
+        raise wrong(f"{odd[0]} has no meaning here")
     try:
-        tree = ast.parse(python.strip(), mode="eval").body
-        is_condition = _check(tree)
-    except (SyntaxError, RecursionError, MemoryError, _Unknown):
+        tree = ast.parse(" ".join(WORD.sub(stand_in, expression).split()), mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError):
         raise wrong("cannot be understood") from None
-    if not is_condition:
+    if not _is_condition(tree):
         raise wrong("is no condition")
-    return Gate(expression, tree, names)
+    for node in ast.walk(tree):
+        # and, or, not join conditions; all else is made of numbers
+        joins = isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+        parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+        if type(node) not in PARTS or any(_is_condition(part) != joins for part in parts):
+            raise wrong("cannot be understood")
+    return Gate(expression, tree, figures)
 
 
-def _python(name: re.Match[str], names: list[tuple[str | None, str]]) -> str:
-    """A word, a number, or the stand-in of a figure."""
-    text = name[0]
-    if name[1] is None:
-        if text in _WORDS:
-            return text
-        try:
-            number = float(text)
-        except ValueError:
-            pass
-        else:
-            if math.isfinite(number) and text[0] in ".0123456789":
-                return repr(number)
-    figure = (name[1], name[2][1:] if name[2] else "") if name[1] is not None else (None, text)
-    if figure not in names:
-        names.append(figure)
-    return f"_{names.index(figure)}"
+def _is_condition(node: ast.expr) -> bool:
+    joins = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    return joins or isinstance(node, ast.Compare | ast.BoolOp)
 
 
-class _Unknown(Exception):
-    """Python that is no part of the language."""
-
-
-def _check(node: ast.expr) -> bool:
-    """Whether an expression is a condition (else it is a number); raises where the two are mixed up or it is neither."""
-
-    def all_are(parts: Iterable[ast.expr], conditions: bool) -> None:
-        if any(_check(part) != conditions for part in parts):
-            raise _Unknown
-
-    match node:
-        case ast.Constant(value) if isinstance(value, float):
-            return False
-        case ast.Name():
-            return False
-        case ast.UnaryOp(ast.USub(), one):
-            all_are([one], False)
-            return False
-        case ast.UnaryOp(ast.Not(), one):
-            all_are([one], True)
-            return True
-        case ast.BinOp(left, kind, right) if type(kind) in _ARITHMETIC:
-            all_are([left, right], False)
-            return False
-        case ast.BoolOp(_, parts):
-            all_are(parts, True)
-            return True
-        case ast.Compare(left, kinds, others) if all(type(kind) in _COMPARISONS for kind in kinds):
-            all_are([left, *others], False)
-            return True
-    raise _Unknown
-
-
-def _splits(quoted: str | None, path: str, systems: Iterable[str]) -> list[tuple[str, str]]:
-    """The ways to read a path as a system and keys, the longest name first: names may hold dots."""
-    if quoted is not None:
-        return [(quoted, path)] if quoted in systems and path else []
-    found = [(name, path[len(name) + 1 :]) for name in systems if path.startswith(f"{name}.")]
-    return sorted(found, key=lambda one: -len(one[0]))
+def _splits(written: str, systems: Iterable[str]) -> list[tuple[str, str]]:
+    """The ways to read a figure as a system and keys, the longest name first: names may hold dots."""
+    if written.startswith('"'):
+        _, name, path = written.split('"')
+        return [(name, path[1:])] if name in systems and path else []
+    found = [(name, written[len(name) + 1 :]) for name in systems if written.startswith(f"{name}.")]
+    return sorted(found, key=lambda split: -len(split[0]))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import Any
 
 from asr_kd.errors import UserError
+from asr_kd.evaluation.schema import CurvePoint
 from asr_kd.files import Place, read_json
 from asr_kd.shards.tarset import read_index
 
 
-def learning_curve(folder: Place) -> list[dict[str, float]]:
+def learning_curve(folder: Place) -> list[CurvePoint]:
     """Development scores from the `metrics.jsonl` of a run folder (or of the run that a checkpoint lies in).
 
     Returns:
-        step, audio_hours and development_wer of each score; empty where nothing was logged. Torn lines are passed over.
+        a point for each score; empty where nothing was logged. Torn lines are passed over.
     """
     places = [place / "metrics.jsonl" for place in (folder, folder.parent)]
     path = next((place for place in places if place.is_file()), None)
@@ -23,11 +22,9 @@ def learning_curve(folder: Place) -> list[dict[str, float]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []:
         try:
             entry = json.loads(line)
-            point = {key: float(entry[key]) for key in ("step", "audio_hours", "development_wer")}
+            points.append(CurvePoint(**{key: float(entry[key]) for key in CurvePoint.model_fields}))
         except (ValueError, KeyError, TypeError):
-            continue  # a line of training, or one torn by a crash
-        if all(map(math.isfinite, point.values())):
-            points.append(point)
+            continue  # a line of training, one torn by a crash, or a score that is no finite number
     return points
 
 
@@ -62,8 +59,3 @@ def unlabelled_hours(folder: Place) -> float | None:
     except (UserError, KeyError, TypeError, AttributeError):
         return None
     return hours
-
-
-def history(folder: Place) -> dict[str, Any]:
-    """Both, as they stand in a report."""
-    return {"curve": learning_curve(folder), "unlabelled_hours": unlabelled_hours(folder)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -14,10 +13,12 @@ from asr_kd.decoding.decoder import make_decoder
 from asr_kd.errors import UserError
 from asr_kd.evaluation.parts import Shard, read_part
 from asr_kd.evaluation.report import system_table, write_report
+from asr_kd.evaluation.schema import Report
 from asr_kd.evaluation.score import System
+from asr_kd.evaluation.scores import Scores
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.sharing import DECIDING, Work, refuse_bad, score_all
-from asr_kd.evaluation.summary import Scores, summarise
+from asr_kd.evaluation.summary import summarise
 from asr_kd.evaluation.texts import check_texts
 from asr_kd.files import Place, claim_folder, claimed_settings, place, write_whole
 from asr_kd.models.acoustic import load_checkpoint, pick_device
@@ -25,7 +26,7 @@ from asr_kd.shards.tarset import read_index
 
 
 @one_thread()
-def evaluate(settings: EvalSettings) -> dict[str, Any]:
+def evaluate(settings: EvalSettings) -> Report:
     """Decode the shards with every system, write the WER report and return it.
 
     Writes into `settings.output`, each file whole: `parts/`, the scores of each shard, and in the end `report.json`,
@@ -62,7 +63,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     report = summarise(settings, {system.name: system for system in systems}, sets, scores, costs, device)
     write_report(output, report)
     print(system_table(report))
-    print(f"\n{report['verdict']}\n{output / 'report.html'}")
+    print(f"\n{report.verdict}\n{output / 'report.html'}")
     return report
 
 

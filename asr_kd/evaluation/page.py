@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing else: style, script, pictures, audio and every utterance in it.
 
 Its policy forbids the browser to load anything or to run any script but the page's own, whatever a text holds; all texts
-are escaped as well. The parts are report.html, report.css and report.js beside this file.
+are escaped as well. The parts are report.html, macros.html, report.css and report.js beside this file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from asr_kd.evaluation import figures
+from asr_kd.evaluation import formats
 from asr_kd.evaluation.charts import (
     Bar,
     Curve,
-    Slice,
+    Row,
     best_of,
     heat_maps,
     learning_curves,
@@ -30,13 +29,14 @@ from asr_kd.evaluation.charts import (
     slice_dots,
     wer_against_hours,
     wer_bars,
-)
-from asr_kd.evaluation.evidence import Evidence
+)  # fmt: skip
+from asr_kd.evaluation.parts import Line
+from asr_kd.evaluation.samples import Evidence
+from asr_kd.evaluation.schema import Interval, Report, Slices
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 from asr_kd.evaluation.utterances import Group, Packed, edits_of
-from asr_kd.evaluation.verdict import below_it, student
-from asr_kd.evaluation.wer import Edit
+from asr_kd.evaluation.verdict import below_it, ranked, roles_of, student
 
 HERE = Path(__file__).parent
 COLORS = 8
@@ -46,149 +46,123 @@ LEADING = 3
 MANY = 15
 #: values of a field that are drawn, and that are listed
 DRAWN, LISTED = 10, 60
+#: how the template writes figures
+WRITTEN = (
+    formats.change, formats.changes, formats.drawn_of, formats.lookahead, formats.milliseconds, formats.named,
+    formats.p_value, formats.percent, formats.points, formats.ratio, formats.said_of_pair, formats.share, formats.size,
+    formats.span,
+)  # fmt: skip
 
 
-def render_html(report: dict[str, Any], packed: Packed, evidence: Evidence) -> Iterator[str]:
+def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[str]:
     """The page, piece by piece: all its utterances are held once.
 
     Args:
-        report: as in report.json.
         packed: every utterance, and the lines of the report's samples.
         evidence: audio of the samples, and pictures.
     """
-    systems = report["systems"]
-    series = {name: f"s{index % COLORS}{' dashed' * (index >= COLORS)}" for index, name in enumerate(systems)}
-    ranked = sorted(systems, key=lambda name: systems[name]["wer"])
-    notes = {report[role]: role for role in ("baseline", "teacher") if report[role] not in (None, role)}
-    lead = leading(report)
-
-    def bar(name: str, one: dict[str, Any]) -> Bar:
-        bounds = one["interval"]
-        return Bar(name, series[name], one["wer"], bounds and (bounds[0], bounds[1]), notes.get(name, ""))
-
-    curves = [
-        Curve(
-            name, series[name], [point["audio_hours"] for point in system["curve"]],
-            [point["development_wer"] for point in system["curve"]],
-        )
-        for name, system in systems.items()
-        if system["curve"]
-    ]  # fmt: skip
-    hours = [
-        (one["unlabelled_hours"], bar(name, one))
-        for name, one in systems.items()
-        if one["unlabelled_hours"] is not None
-    ]
-    calibrated = [
-        (name, series[name], systems[name]["calibration"]["bins"]) for name in ranked if systems[name]["calibration"]
-    ]
-    pictures = []
-    for one in report["slices"]:
-        values = [value for value in one["values"] if value["words"]]
-        if not one["bands"] and len(values) > DRAWN:
-            values = sorted(values, key=lambda value: -value["words"])[:DRAWN]
-        drawn = [
-            Slice(
-                figures.named(value["value"]), value["words"],
-                [bar(name, value["systems"][name]) for name in lead if _finite(value["systems"][name]["wer"])],
-            )
-            for value in values
-        ]  # fmt: skip
-        drawn = [one for one in drawn if one.bars]
-        if drawn:
-            pictures.append((one, len(drawn), slice_dots(one["field"], drawn)))
-
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        {name: getattr(figures, name) for name in figures.__all__},
-        count=lambda value: f"{value:,}",
-        edits=edits_of,
-        as_edits=lambda alignment: [Edit(*one) for one in alignment],
-        json=json.dumps,
+        {one.__name__: one for one in WRITTEN}, count=lambda value: f"{value:,}", edits=edits_of, json=json.dumps
     )
+    series = {name: f"s{index % COLORS}{' dashed' * (index >= COLORS)}" for index, name in enumerate(report.systems)}
+    lead, about = leading(report), student(report)
+    for_script = {
+        "systems": {name: {"series": series[name], "shown": name in lead} for name in report.systems},
+        "baseline": report.baseline, "student": about, "sets": len(report.sets),
+    }  # fmt: skip
     return environment.get_template("report.html").generate(
-        report=report,
-        below=below_it(report),
-        systems=systems,
-        series=series,
-        notes=notes,
-        ranked=ranked,
-        student=student(report),
-        lead=lead,
-        lead_pairs=[pair for pair in report["pairs"] if {pair["a"], pair["b"]} <= set(lead)],
-        many=MANY,
-        lead_legend=[(name, "") for name in lead],
-        bars=wer_bars([bar(name, systems[name]) for name in ranked]),
-        curves=learning_curves(curves) if curves else None,
-        curves_legend=[(curve.name, f": best {best_of(curve)}") for curve in curves],
-        hours=wer_against_hours(hours) if len({amount for amount, _ in hours}) > 1 else None,
-        hours_legend=[(one.name, f": {amount:.4g} h") for amount, one in hours],
-        slices=pictures,
-        named_slices=figures.named_slices(report),
-        listed=LISTED,
-        slice_words=SLICE_WORDS,
-        others=OTHERS,
-        calibration=reliability(calibrated) if calibrated else None,
-        calibrated=[name for name, _, _ in calibrated],
-        calibration_legend=[(name, "") for name, _, _ in calibrated],
-        heat=heat_maps(evidence.pictures) if evidence.pictures else None,
-        evidence=evidence,
-        packed=packed,
-        first_line=_first_line,
-        fields=["set", "speaker", *searchable(report)],
-        command=command(report["settings"]),
-        decoder=figures.decoder(report),
-        threads=figures.threads(report),
-        intervals=figures.intervals_note(report["bootstrap"]),
-        data=Markup(
-            _for_script(
-                {
-                    "systems": {name: {"series": series[name], "shown": name in lead} for name in systems},
-                    "baseline": report["baseline"],
-                    "student": student(report),
-                    "sets": len(report["sets"]),
-                }
-            )
-        ),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup(style),
-    )
+        report=report, systems=report.systems, settings=report.settings.model_dump(), below=below_it(report),
+        series=series, notes=_notes(report), ranked=ranked(report), student=about, lead=lead,
+        lead_pairs=[pair for pair in report.pairs if {pair.a, pair.b} <= set(lead)], many=MANY,
+        lead_legend=[(name, "") for name in lead], **_charts(report, series), slices=_pictures(report, series, lead),
+        named_slices=formats.named_slices(report), listed=LISTED, slice_words=SLICE_WORDS, others=OTHERS,
+        heat=heat_maps(evidence.pictures) if evidence.pictures else None, evidence=evidence, packed=packed,
+        first_line=_first_line, fields=["set", "speaker", *searchable(report)], command=command(report.settings),
+        decoder=formats.decoder(report.settings), threads=formats.threads(report.settings.threads),
+        intervals=formats.intervals_note(report.bootstrap), data=Markup(_for_script(for_script)), script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), style=Markup(style),
+    )  # fmt: skip
 
 
-def leading(report: dict[str, Any]) -> list[str]:
+def _notes(report: Report) -> dict[str, str]:
+    """The role of each system that has one and is not named after it."""
+    return {name: role for role, name in roles_of(report).items() if name != role}
+
+
+def _bar(report: Report, series: dict[str, str], name: str, wer: float, interval: Interval | None) -> Bar:
+    return Bar(name, series[name], wer, interval, _notes(report).get(name, ""))
+
+
+def _charts(report: Report, series: dict[str, str]) -> dict[str, Any]:
+    """The pictures of whole systems and their legends, by their names in the template."""
+    best, systems = ranked(report), report.systems
+    bars = {name: _bar(report, series, name, one.wer, one.interval) for name, one in systems.items()}
+    curves = [
+        Curve(name, series[name], [at.audio_hours for at in one.curve], [at.development_wer for at in one.curve])
+        for name, one in systems.items()
+        if one.curve
+    ]
+    hours = [(one.unlabelled_hours, bars[name]) for name, one in systems.items() if one.unlabelled_hours is not None]
+    calibrated = [(name, series[name], found.bins) for name in best if (found := systems[name].calibration)]
+    return {
+        "bars": wer_bars([bars[name] for name in best]),
+        "curves": learning_curves(curves) if curves else None,
+        "curves_legend": [(curve.name, f": best {best_of(curve)}") for curve in curves],
+        "hours": wer_against_hours(hours) if len({amount for amount, _ in hours}) > 1 else None,
+        "hours_legend": [(one.name, f": {amount:.4g} h") for amount, one in hours],
+        "calibration": reliability(calibrated) if calibrated else None,
+        "calibrated": [name for name, _, _ in calibrated],
+        "calibration_legend": [(name, "") for name, _, _ in calibrated],
+    }
+
+
+def _pictures(report: Report, series: dict[str, str], lead: list[str]) -> list[tuple[Slices, int, Markup]]:
+    """The slices of each field, how many of them are drawn, and the picture."""
+    pictures = []
+    for one in report.slices:
+        values = [value for value in one.values if value.words]
+        if not one.bands and len(values) > DRAWN:
+            values = sorted(values, key=lambda value: -value.words)[:DRAWN]
+        rows = []
+        for value in values:
+            rates = [(name, value.systems[name].wer, value.systems[name].interval) for name in lead]
+            bars = [_bar(report, series, name, wer, interval) for name, wer, interval in rates if wer is not None]
+            if bars:
+                rows.append(Row(formats.named(value.value), value.words, bars))
+        if rows:
+            pictures.append((one, len(rows), slice_dots(one.field, rows)))
+    return pictures
+
+
+def leading(report: Report) -> list[str]:
     """The systems to look at first: baseline, teacher and student, then the best, up to a few."""
-    systems = report["systems"]
-    named = [name for name in (report["baseline"], report["teacher"], student(report)) if name is not None]
-    best = sorted(systems, key=lambda name: systems[name]["wer"])
-    chosen = list(dict.fromkeys([*named, *best]))[: max(LEADING, len(set(named)))]
-    return [name for name in systems if name in chosen]
+    named = [name for name in (report.baseline, report.teacher, student(report)) if name is not None]
+    chosen = list(dict.fromkeys([*named, *ranked(report)]))[: max(LEADING, len(set(named)))]
+    return [name for name in report.systems if name in chosen]
 
 
-def drawn(report: dict[str, Any]) -> list[str]:
+def drawn(report: Report) -> list[str]:
     """The systems whose posteriors are drawn: the teacher, or else the baseline, and the student."""
-    first = report["teacher"] or report["baseline"]
+    first = report.teacher or report.baseline
     return list(dict.fromkeys(name for name in (first, student(report)) if name is not None))
 
 
-def searchable(report: dict[str, Any]) -> list[str]:
+def searchable(report: Report) -> list[str]:
     """The manifest fields that rows of the page carry: those of the slices whose values are not bands."""
     own = ("set", "speaker")  # columns of their own
-    return [one["field"] for one in report["slices"] if not one["bands"] and one["field"] not in own]
+    return [one.field for one in report.slices if not one.bands and one.field not in own]
 
 
-def command(settings: dict[str, Any]) -> str:
+def command(settings: EvalSettings) -> str:
     """The command that makes such a report, for a shell; settings that are left to their defaults are not in it."""
     words = ["asr-kd", "eval"]
-    for key, value in settings.items():
-        known = EvalSettings.model_fields.get(key)
-        if known is None or known.is_required() or value != known.get_default(call_default_factory=True):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            words.append(f"{key}={text}")
+    for key, value in settings.model_dump(exclude_defaults=True).items():
+        words.append(f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     return shlex.join(words)
 
 
@@ -197,9 +171,5 @@ def _for_script(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c").replace("&", "\\u0026")
 
 
-def _first_line(group: Group) -> dict[str, Any]:
+def _first_line(group: Group) -> Line:
     return next(iter(group.values()))
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

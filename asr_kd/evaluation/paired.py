@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 from array import array
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import blocks, resampled
+from asr_kd.evaluation.bootstrap import drawn_of, resampled
+from asr_kd.evaluation.earlier import Earlier
+from asr_kd.evaluation.schema import Pair
 from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
 from asr_kd.evaluation.utterances import by_utterance, edits_of, read_lines
 from asr_kd.files import Place
@@ -23,24 +24,23 @@ class Side:
     """A report, what it is called in the comparison, and where its `utterances.jsonl` would be."""
 
     letter: str
-    report: dict[str, Any]
+    report: Earlier
     lines: Place
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What the tests say of each system and its counterpart, as `pairs` of report.json, and what they rest on."""
+    """What the tests say of each system and its counterpart, and what they rest on."""
 
-    pairs: list[dict[str, Any]]
+    pairs: list[Pair]
     basis: str
 
 
-def counterparts(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str]]:
+def counterparts(first: Earlier, second: Earlier) -> list[tuple[str, str]]:
     """Systems of the second report with those of the first that they are compared with: of the same name, else both students."""
-    names = [(name, name) for name in second["systems"] if name in first["systems"]]
-    students = second.get("student"), first.get("student")
-    if None not in students and students[0] not in first["systems"]:
-        names.append(students)
+    names = [(name, name) for name in second.systems if name in first.systems]
+    if second.student and first.student and second.student not in first.systems:
+        names.append((second.student, first.student))
     return names
 
 
@@ -70,9 +70,9 @@ def paired(first: Side, second: Side) -> Paired | str:
         return f"{error.filename or 'utterances.jsonl'} is not there"
     except (KeyError, ValueError, TypeError, AttributeError):
         return f"{first.lines} and {second.lines} do not hold the same utterances, or one is damaged or of an older version"
-    for place_of, side in enumerate((second, first)):
+    for number, side in enumerate((second, first)):
         for systems, counts in zip(names, errors, strict=True):
-            if sum(counts[place_of]) != side.report["systems"][systems[place_of]].get("errors"):
+            if sum(counts[number]) != side.report.systems[systems[number]].errors:
                 return f"{side.lines} is not of the same run as the report beside it"
     return _tested(first, second, names, np.array(words), np.array(speakers), np.array(errors), tests)
 
@@ -92,9 +92,9 @@ def _tested(
         words, speakers: of each utterance, int [utterances].
         errors: int [pairs, 2, utterances].
     """
-    resamples = first.report["bootstrap"]["resamples"]
+    resamples = first.report.settings.bootstrap
     rows = errors.reshape(-1, len(words))
-    drawn, drawn_words = resampled(rows, words, speakers, resamples, first.report["settings"]["seed"])
+    drawn, drawn_words = resampled(rows, words, speakers, resamples, first.report.settings.seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = (drawn / drawn_words).reshape(len(names), 2, -1)
     wers = errors.sum(2) / words.sum()
@@ -102,6 +102,6 @@ def _tested(
         compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], rate[0] - rate[1], test)
         for (name, other), wer, rate, test in zip(names, wers.tolist(), rates, tests, strict=True)
     ]
-    _, number, by_speaker = blocks(speakers)
-    what = f"{resamples:,} resamples of {number:,} {'speakers' if by_speaker else 'utterances'}"
+    blocks, number = drawn_of(speakers)
+    what = f"{resamples:,} resamples of {number:,} {blocks}"
     return Paired(pairs, what if resamples else "no resamples (bootstrap=0)")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, clear_errors, read_json, write_json, write_whole
@@ -19,6 +20,28 @@ from asr_kd.shards.index import ShardInfo
 FORMAT, VERSION = "asr_kd-scores", 1
 #: what was measured of a system on a shard, in seconds
 TIMED = ("frontend_seconds", "network_seconds", "decoder_seconds")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that a system took, and of the audio that it was timed on.
+
+    Attributes:
+        seconds: of audio.
+    """
+
+    seconds: float = 0.0
+    frontend_seconds: float = 0.0
+    network_seconds: float = 0.0
+    decoder_seconds: float = 0.0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(*map(operator.add, astuple(self), astuple(other)))
+
+    @property
+    def factor(self) -> float:
+        """Seconds of front end and network for a second of audio."""
+        return (self.frontend_seconds + self.network_seconds) / self.seconds
 
 
 @dataclass(frozen=True)
@@ -37,6 +60,40 @@ class Shard:
         return output / "parts" / self.set / f"{self.info.name.removesuffix('.tar')}.jsonl"
 
 
+class Line(TypedDict):
+    """A line of a part, and of utterances.jsonl: an utterance and what a system made of it.
+
+    Attributes:
+        fields: every other number or text that the shard says of the utterance.
+        reference_scored, hypothesis_scored: the texts as they were compared.
+        times: word as decoded, start and end in seconds, confidence.
+        tokens: unit piece, start, end; not in lines of earlier versions.
+        same_as_teacher: null without a teacher.
+    """
+
+    system: str
+    set: str
+    shard: str
+    key: str
+    speaker: str | None
+    seconds: float
+    fields: dict[str, Any]
+    reference: str
+    hypothesis: str
+    reference_scored: str
+    hypothesis_scored: str
+    words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    errors: int
+    characters: int
+    character_errors: int
+    times: list[list[Any]]
+    tokens: NotRequired[list[list[Any]]]
+    same_as_teacher: bool | None
+
+
 @dataclass
 class Part:
     """The scores of a shard.
@@ -53,7 +110,7 @@ class Part:
     body: bytes
 
     @property
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[Line]:
         """The lines of the body."""
         return map(json.loads, self.body.splitlines())
 
@@ -106,8 +163,8 @@ def read_part(path: Place) -> Part:
     return Part(header["utterances"], header["seconds"], header["quarantined"], body)
 
 
-def read_costs(path: Place) -> dict[str, Any]:
-    """What the part at `path` took.
+def read_costs(path: Place) -> dict[str, Costs]:
+    """What each system took for the part at `path`.
 
     Raises:
         UserError: when that is missing or damaged.
@@ -117,8 +174,8 @@ def read_costs(path: Place) -> dict[str, Any]:
         raise UserError(f"{costs}: is gone; remove {path.name} beside it too, and run the command again")
     value = read_json(costs)
     try:
-        seconds = {name: {key: float(one[key]) for key in TIMED} for name, one in value["systems"].items()}
-        return {"seconds": float(value["seconds"]), "systems": seconds}
+        seconds = float(value["seconds"])
+        return {name: Costs(seconds, *(float(one[key]) for key in TIMED)) for name, one in value["systems"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(costs) from None
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from asr_kd.evaluation.evidence import gather
-from asr_kd.evaluation.figures import (
+from asr_kd.evaluation.formats import (
     NOTHING,
     change,
     decoder,
@@ -23,67 +21,67 @@ from asr_kd.evaluation.figures import (
     span,
     table,
     threads,
-)
+)  # fmt: skip
 from asr_kd.evaluation.page import drawn, render_html, searchable
+from asr_kd.evaluation.samples import gather
+from asr_kd.evaluation.schema import Pair, Report
 from asr_kd.evaluation.utterances import pack, read_lines
 from asr_kd.evaluation.verdict import below_it
 from asr_kd.files import Place, write_json, write_whole
 
-FORMAT, VERSION = "asr_kd-report", 2
 
-
-def write_report(folder: Place, report: dict[str, Any]) -> None:
+def write_report(folder: Place, report: Report) -> None:
     """Write report.md, report.html and, last, report.json.
 
     Reads `utterances.jsonl` of the folder for the table of the page and, for a few utterances, audio and checkpoints.
     """
     packed = pack(
         partial(read_lines, folder / "utterances.jsonl"),
-        list(report["systems"]),
+        list(report.systems),
         searchable(report),
-        {(one["set"], one["key"]) for one in report["samples"]},
-        report["data"]["utterances"],
+        {(one.set, one.key) for one in report.samples},
+        report.data.utterances,
     )
     with write_whole(folder / "report.md", "w", make_folder=False) as file:
         file.write(render_markdown(report))
     with write_whole(folder / "report.html", "w", make_folder=False) as file:
         file.writelines(render_html(report, packed, gather(report, drawn(report))))
-    write_json(folder / "report.json", report, make_folder=False)
+    write_json(folder / "report.json", report.model_dump(mode="json"), make_folder=False)
 
 
-def render_markdown(report: dict[str, Any]) -> str:
+def render_markdown(report: Report) -> str:
     """Verdict, table, what is sure, slices and origin, to paste into a page."""
-    data, bootstrap = report["data"], report["bootstrap"]
-    left_out = f", {data['quarantined']:,} left out" if data["quarantined"] else ""
-    audio = ", ".join(f"`{one['audio']}`, {one['hash']}" for one in report["sets"].values())
+    data, bootstrap = report.data, report.bootstrap
+    left_out = f", {data.quarantined:,} left out" if data.quarantined else ""
+    audio = ", ".join(f"`{one.audio}`, {one.hash}" for one in report.sets.values())
     origin = (
-        f"{data['utterances']:,} utterances{left_out}, {data['words']:,} words, {data['seconds'] / 3600:.2f} hours "
-        f"({audio}); normaliser {report['normalizer']}; decoder {decoder(report)}; "
-        f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report['device']}, "
-        f"{threads(report)}."
+        f"{data.utterances:,} utterances{left_out}, {data.words:,} words, {data.seconds / 3600:.2f} hours "
+        f"({audio}); normaliser {report.normalizer}; decoder {decoder(report.settings)}; "
+        f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report.device}, "
+        f"{threads(report.settings.threads)}."
     )
     parts = [
         "# WER report",
-        f"**{_escaped(report['verdict'])}**",
+        f"**{_escaped(report.verdict)}**",
         *map(_escaped, below_it(report)),
         system_table(report),
     ]
-    if len(report["sets"]) > 1:
+    if len(report.sets) > 1:
         parts += ["WER by set, and the mean of the sets:", set_table(report)]
-    if report["pairs"]:
+    if report.pairs:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
-        parts.append("\n".join(f"- {_pair(pair)}" for pair in report["pairs"]))
+        parts.append("\n".join(f"- {_pair(pair)}" for pair in report.pairs))
     for title, slices in named_slices(report):
         parts.append(f"{_escaped(title)}:")
         parts.append("\n".join(f"- {_escaped(where)}: {figures}" for where, figures in slices))
     return "\n\n".join([*parts, origin]) + "\n"
 
 
-def _pair(pair: dict[str, Any]) -> str:
-    bounds = f" ({points(pair['interval'][0])} to {points(pair['interval'][1])})" if pair["interval"] else ""
-    tests = f"*p* {p_value(pair['p_bootstrap'])}, {p_value(pair['mapsswe']['p'])}"
-    names = _escaped(f"{pair['a']} − {pair['b']}")
-    return f"{names}: {points(pair['difference'])}{bounds}, {tests}: {_escaped(said_of_pair(pair))}"
+def _pair(pair: Pair) -> str:
+    bounds = f" ({points(pair.interval[0])} to {points(pair.interval[1])})" if pair.interval else ""
+    tests = f"*p* {p_value(pair.p_bootstrap)}, {p_value(pair.mapsswe.p)}"
+    names = _escaped(f"{pair.a} − {pair.b}")
+    return f"{names}: {points(pair.difference)}{bounds}, {tests}: {_escaped(said_of_pair(pair))}"
 
 
 def _escaped(text: str) -> str:
@@ -93,31 +91,31 @@ def _escaped(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def system_table(report: dict[str, Any]) -> str:
+def system_table(report: Report) -> str:
     """The systems as a Markdown table that is also easy to read in a terminal."""
     head = ["system", "WER", "95 % interval", "sub", "del", "ins", "WER relative to baseline", "to teacher"]
     head += ["gap recovered", "parameters", "size", "look-ahead", "RTF", "RTF / teacher"]
     rows = [head]
-    for name, system in report["systems"].items():
+    for name, system in report.systems.items():
         rows.append([
-            _escaped(name), percent(system["wer"]), span(system["interval"]),
-            *(f"{system[kind]:,}" for kind in ("substitutions", "deletions", "insertions")),
-            change(system["relative_change_to_baseline"]), change(system["relative_change_to_teacher"]),
-            share(system["gap_recovered"]), f"{system['parameters']:,}", size(system["size_bytes"]),
-            lookahead(system["lookahead_ms"]), f"{system['real_time_factor']:.5f}",
-            ratio(system["real_time_factor_to_teacher"]),
+            _escaped(name), percent(system.wer), span(system.interval),
+            f"{system.substitutions:,}", f"{system.deletions:,}", f"{system.insertions:,}",
+            change(system.relative_change_to_baseline), change(system.relative_change_to_teacher),
+            share(system.gap_recovered), f"{system.parameters:,}", size(system.size_bytes),
+            lookahead(system.lookahead_ms), f"{system.real_time_factor:.5f}",
+            ratio(system.real_time_factor_to_teacher),
         ])  # fmt: skip
     return table(rows)
 
 
-def set_table(report: dict[str, Any]) -> str:
+def set_table(report: Report) -> str:
     """WER by set as a Markdown table."""
 
     def rate(wer: float | None) -> str:
         return NOTHING if wer is None else percent(wer)
 
-    rows = [["system", *map(_escaped, report["sets"]), "mean"]]
-    for name, system in report["systems"].items():
-        sets = [rate(system["sets"][one]["wer"]) for one in report["sets"]]
-        rows.append([_escaped(name), *sets, rate(system["mean_of_sets_wer"])])
+    rows = [["system", *map(_escaped, report.sets), "mean"]]
+    for name, system in report.systems.items():
+        sets = [rate(system.sets[one].wer) for one in report.sets]
+        rows.append([_escaped(name), *sets, rate(system.mean_of_sets_wer)])
     return table(rows)

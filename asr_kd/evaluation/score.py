@@ -14,7 +14,7 @@ from typing import Any
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.evaluation.beside import Batch, Loaded, find_words, load_shard
-from asr_kd.evaluation.parts import TIMED, Part, Shard
+from asr_kd.evaluation.parts import TIMED, Line, Part, Shard
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
@@ -110,7 +110,7 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
             found, hypothesis = pending.found[number][place], scored[number][place]
             counts = count_errors(reference, hypothesis)
             fields, speaker = utterance.fields, utterance.fields.get("speaker")
-            line: dict[str, Any] = {
+            line: Line = {
                 "system": system.name, "set": pending.loaded.shard.set, "shard": pending.loaded.shard.info.name,
                 "key": utterance.key, "speaker": None if speaker is None else str(speaker), "seconds": utterance.seconds,
                 "fields": {name: value for name, value in fields.items() if name not in APART and _scalar(value)},

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.errors import UserError
-from asr_kd.evaluation.memory import peak_memory
-from asr_kd.evaluation.parts import TIMED, Shard, is_there, read_costs, write_part
+from asr_kd.evaluation.parts import Costs, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.files import (
@@ -21,9 +20,7 @@ from asr_kd.files import (
     clear_torn,
     hash_json,
     names_in,
-    read_json,
     sha256_file,
-    write_json,
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import Leases
@@ -71,11 +68,11 @@ class Work:
         return [shard for shard in shards if shard not in done]
 
 
-def score_all(work: Work) -> dict[str, dict[str, float | None]]:
-    """Score every shard into a part, and measure every system's memory; returns when all is done, by whomever.
+def score_all(work: Work) -> dict[str, Costs]:
+    """Score every shard into a part; returns when all is done, by whomever.
 
     Returns:
-        costs of each system: `seconds` of audio that it was timed on, what `TIMED` names, and what `peak_memory` returns.
+        costs of each system, over all parts.
 
     Raises:
         UserError: as `score`, and as soon as more than `max_bad_share` of all utterances was quarantined here.
@@ -100,11 +97,10 @@ def score_all(work: Work) -> dict[str, dict[str, float | None]]:
                 time.sleep(WAIT)
             first = random.randrange(len(left)) if left else 0  # not where all the others are
             left = left[first:] + left[:first]
-        memory = _measure_memory(work, leases)
         leases.clear()
     for folder in (work.output, work.output / "parts", *folders):
         clear_torn(folder, began)
-    return {name: {**took, **memory[name]} for name, took in _times(work).items()}
+    return _costs(work)
 
 
 def _score_free(work: Work, leases: Leases, left: list[Shard], total: int, progress: Progress) -> int:
@@ -141,29 +137,10 @@ def refuse_bad(settings: EvalSettings, bad: int, total: int, shard: Shard, examp
         )
 
 
-def _measure_memory(work: Work, leases: Leases) -> dict[str, dict[str, int | None]]:
-    """Peak memory of each system, on the largest shard; one process measures for all."""
-    path = work.output / "parts" / "memory.json"
-    shard = max(work.shards, key=lambda shard: shard.info.samples)
-    made_of = work.made_of(shard)
-    while True:
-        found = read_json(path) if path.exists() else None
-        if isinstance(found, dict) and found.get("made_of") == made_of:
-            return found["systems"]
-        if leases.take("memory"):
-            systems = {system.name: peak_memory(work.settings, system, shard) for system in work.systems}
-            write_json(path, {"made_of": made_of, "systems": systems}, make_folder=False)
-            leases.give_back("memory")
-        else:
-            time.sleep(WAIT)
-
-
-def _times(work: Work) -> dict[str, dict[str, float]]:
-    """Seconds of every part, added up."""
-    sums = {system.name: dict.fromkeys(("seconds", *TIMED), 0.0) for system in work.systems}
+def _costs(work: Work) -> dict[str, Costs]:
+    """The costs of every part, added up."""
+    sums = {system.name: Costs() for system in work.systems}
     for shard in work.shards:
-        costs = read_costs(shard.part(work.output))
-        for name, took in sums.items():
-            for key, seconds in {"seconds": costs["seconds"], **costs["systems"][name]}.items():
-                took[key] += seconds
+        part = read_costs(shard.part(work.output))
+        sums = {name: costs + part[name] for name, costs in sums.items()}
     return sums

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from asr_kd.evaluation.bootstrap import interval, two_sided
+from asr_kd.evaluation.schema import MatchedPairsTest, Pair
 from asr_kd.evaluation.wer import Edit
 
 CORRECT_BETWEEN = 2
@@ -86,8 +86,8 @@ class MatchedPairs:
             self.difference += first - second
             self.squares += (first - second) ** 2
 
-    def test(self) -> dict[str, float | int]:
-        """`segments`, `mean` difference in errors of a segment (first less second), `z` and two-sided `p`.
+    def test(self) -> MatchedPairsTest:
+        """What the sums say of the two systems.
 
         The mean is taken as normally distributed, so trust it from some tens of segments on. Where all segments differ
         by the same, z is 0 and p is 1, as in sc_stats: there is no variance to test against.
@@ -97,16 +97,15 @@ class MatchedPairs:
         spread = self.squares - count * mean * mean  # sum of squared deviations
         varies = count > 1 and self.squares * count != self.difference**2  # in whole numbers: exact
         z = mean / math.sqrt(spread / (count - 1) / count) if varies else 0.0
-        return {"segments": count, "mean": mean, "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}
+        return MatchedPairsTest(segments=count, mean=mean, z=z, p=math.erfc(abs(z) / math.sqrt(2)))
 
 
-def compared(a: str, b: str, difference: float, drawn: np.ndarray, matched: MatchedPairs) -> dict[str, Any]:
-    """What both tests say of two systems, as one of the `pairs` of report.json.
+def compared(a: str, b: str, difference: float, drawn: np.ndarray, matched: MatchedPairs) -> Pair:
+    """What both tests say of two systems.
 
     Args:
         difference: WER of a less that of b; drawn: the same of each resample, float [resamples].
     """
-    return {
-        "a": a, "b": b, "difference": difference, "interval": interval(drawn), "p_bootstrap": two_sided(drawn),
-        "mapsswe": matched.test(),
-    }  # fmt: skip
+    return Pair(
+        a=a, b=b, difference=difference, interval=interval(drawn), p_bootstrap=two_sided(drawn), mapsswe=matched.test()
+    )

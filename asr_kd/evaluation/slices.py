@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from asr_kd.evaluation.parts import Line
 
 FIELDS = 40  # fields that are followed
 DISTINCT = 2000  # values of a text field at most, or it is left out: a name, not a property
@@ -89,10 +91,10 @@ class Column:
         order = [code for code in [*(self.values[name] for name in given), 0] if present[code]]
         by_words = np.bincount(codes, weights=words, minlength=len(names))
         kept = set(sorted(order, key=lambda code: -by_words[code])[:VALUES])
-        place = np.full(len(names), -1)
         shown = [code for code in order if code in kept]
-        place[shown] = np.arange(len(shown))
-        labels = place[codes]
+        label_of = np.full(len(names), -1)
+        label_of[shown] = np.arange(len(shown))
+        labels = label_of[codes]
         texts = [names[code] for code in shown]
         if len(shown) < len(order):
             labels = np.where(labels < 0, len(shown), labels)
@@ -131,10 +133,10 @@ class Fields:
         self.utterances = 0
         self.left_out: dict[str, str] = {}
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: Line) -> None:
         """The fields of the next utterance, from one of its lines; `set` and `speaker` are fields too."""
         seconds = line["seconds"]
-        values = {"set": line["set"], "speaker": line["speaker"], "seconds": seconds}
+        values: dict[str, Any] = {"set": line["set"], "speaker": line["speaker"], "seconds": seconds}
         values["words_per_second"] = line["words"] / seconds if seconds else None
         values = values | line["fields"] | values  # these four first, whatever the shard has under their names
         for name in values:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import heapq
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
+from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of, edit_distance
+
+K = TypeVar("K", str, tuple[str, str])
 
 WORST, CONFUSIONS = 12, 8
 CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half is forgotten
@@ -19,7 +21,7 @@ CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half i
 class Scored:
     """One utterance of one system: its line, the alignment of its texts as scored, and their errors."""
 
-    line: Mapping[str, Any]
+    line: Line
     edits: list[Edit]
     counts: ErrorCounts
 
@@ -48,7 +50,7 @@ class Tally:
     insertions: collections.Counter[str] = field(default_factory=collections.Counter)
     worst: list[tuple[int, float, int, Scored]] = field(default_factory=list)
 
-    def add(self, line: Mapping[str, Any], edits: list[Edit]) -> None:
+    def add(self, line: Line, edits: list[Edit]) -> None:
         """Count one utterance.
 
         Args:
@@ -99,7 +101,6 @@ def _bound(counter: collections.Counter) -> None:
         counter.update(kept)
 
 
-def most_frequent(counter: collections.Counter) -> list[list]:
-    """The most frequent entries as [word…, count], ties by spelling."""
-    ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:CONFUSIONS]
-    return [[*((name,) if isinstance(name, str) else name), count] for name, count in ranked]
+def most_frequent(counter: collections.Counter[K]) -> list[tuple[K, int]]:
+    """The most frequent entries and their counts, ties by spelling."""
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:CONFUSIONS]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.wer import Edit, align
 from asr_kd.files import Place, local_copy
 
@@ -24,7 +25,7 @@ from asr_kd.files import Place, local_copy
 ROWS = 100_000
 
 #: of one utterance: its lines, by system
-Group = dict[str, dict[str, Any]]
+Group = dict[str, Line]
 Identity = tuple[str | None, str]  # set and key
 
 
@@ -38,13 +39,13 @@ class Packed:
     wanted: dict[Identity, Group] = field(default_factory=dict)
 
 
-def read_lines(path: Place) -> Iterator[dict[str, Any]]:
+def read_lines(path: Place) -> Iterator[Line]:
     """The lines of `utterances.jsonl`."""
     with local_copy(path) as copy, open(copy, encoding="utf-8") as file:
         yield from map(json.loads, file)
 
 
-def by_utterance(lines: Iterable[dict[str, Any]]) -> Iterator[Group]:
+def by_utterance(lines: Iterable[Line]) -> Iterator[Group]:
     """Lines of the same utterance brought together, in order; one shard's lines are held at a time."""
     for _, shard in itertools.groupby(lines, lambda line: (line.get("set"), line.get("shard"))):
         groups: dict[str, Group] = {}
@@ -54,7 +55,7 @@ def by_utterance(lines: Iterable[dict[str, Any]]) -> Iterator[Group]:
 
 
 def pack(
-    read: Callable[[], Iterable[dict[str, Any]]],
+    read: Callable[[], Iterable[Line]],
     systems: list[str],
     fields: list[str],
     wanted: set[Identity],
@@ -79,7 +80,8 @@ def pack(
                 break
             room -= count
     compressor = zlib.compressobj(9, wbits=31)
-    block, rows, found = bytearray(compressor.compress(_line({"systems": systems, "fields": fields}))), 0, {}
+    block, rows = bytearray(compressor.compress(_line({"systems": systems, "fields": fields}))), 0
+    found: dict[Identity, Group] = {}
     for group in by_utterance(read()):
         first = next(iter(group.values()))
         identity = first.get("set"), first["key"]
@@ -95,7 +97,7 @@ def pack(
     return Packed(base64.b64encode(block).decode(), rows, utterances, found)
 
 
-def edits_of(line: dict[str, Any]) -> list[Edit]:
+def edits_of(line: Line) -> list[Edit]:
     """The alignment of the texts as scored, one step a word."""
     return align(line["reference_scored"], line["hypothesis_scored"])
 
@@ -104,7 +106,7 @@ def _most_errors(group: Group) -> int:
     return max(line["errors"] for line in group.values())
 
 
-def _row(first: dict[str, Any], group: Group, systems: list[str], fields: list[str]) -> list[Any]:
+def _row(first: Line, group: Group, systems: list[str], fields: list[str]) -> list[Any]:
     known = first.get("fields", {})
     return [
         first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
@@ -122,7 +124,7 @@ def _named(value: str | int | float | bool | None) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _short(line: dict[str, Any]) -> list[list[Any]]:
+def _short(line: Line) -> list[list[Any]]:
     if not line["errors"]:
         return []
     edits, index = list[list[Any]](), 0

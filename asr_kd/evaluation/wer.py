@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -52,8 +52,7 @@ class ErrorCounts:
         )
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(NamedTuple):
     """One step of an alignment; `reference` is None at an insertion, `hypothesis` None at a deletion."""
 
     kind: Literal["equal", "substitution", "deletion", "insertion"]
@@ -138,8 +137,3 @@ def counts_of(edits: Iterable[Edit]) -> ErrorCounts:
 def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
     """Word errors of one utterance; the texts are compared as they are, so normalise them before."""
     return counts_of(align(reference, hypothesis))
-
-
-def error_rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """Word error rate over (reference, hypothesis) pairs: all errors by all reference words; see `ErrorCounts.rate`."""
-    return sum((count_errors(*pair) for pair in pairs), ErrorCounts()).rate

@@ -178,6 +178,17 @@ def map_ordered(
     return results()
 
 
+class _Pool(ProcessPoolExecutor):
+    """A pool that ends when one of its processes was killed: the others take no SIGTERM (`serve_parent`), by which it would end them."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `ProcessPoolExecutor`."""
+        if getattr(self, "_broken", False):
+            for process in list((getattr(self, "_processes", None) or {}).values()):
+                process.kill()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+
 def process_pool(workers: int, setting: str, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
     """A pool of that many processes, each of which calls `begin` first; `setting` is the name under which the user has set their number.
 
@@ -186,7 +197,7 @@ def process_pool(workers: int, setting: str, begin: Callable[..., None], *argume
     """
     try:
         # spawn, not fork: a fork of a process with torch's threads may hang
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, arguments)
+        return _Pool(workers, multiprocessing.get_context("spawn"), begin, arguments)
     except (OSError, ImportError) as error:  # no semaphores
         reason = getattr(error, "strerror", None) or "semaphores do not work on this system"
         raise UserError(

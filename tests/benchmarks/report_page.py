@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asr_kd.evaluation.evidence import Evidence
 from asr_kd.evaluation.page import render_html
+from asr_kd.evaluation.samples import Evidence
 from asr_kd.evaluation.utterances import pack, read_lines
 from tests.benchmarks.tables import print_rows
-from tests.evaluation.made import line, report_of, system
+from tests.evaluation.made import changed, line, report_of, system
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SYSTEMS = {"teacher": 0.05, "baseline": 0.11, "student": 0.07}
@@ -96,8 +96,7 @@ def open_page(folder: Path) -> dict[str, float | None]:
 def measure(count: int) -> dict[str, Any]:
     """One row of the table."""
     report = report_of({name: system(int(100 * rate)) for name, rate in SYSTEMS.items()}, "baseline", "teacher")
-    report["samples"] = []
-    report["data"]["utterances"] = count
+    report = changed(report, samples=[], data__utterances=count)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with open(folder / "utterances.jsonl", "w") as file:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,17 @@ from asr_kd.shards.texts import train_units
 from asr_kd.units import Units
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture(scope="session")
+def flashlight() -> None:
+    """Only where torchaudio's CTC decoder and KenLM are there to compare with."""
+    if importlib.util.find_spec("flashlight") is None:
+        pytest.skip(
+            "flashlight-text is not there for Python 3.13; these tests run on 3.11 and 3.12"
+            if sys.version_info >= (3, 13)
+            else "flashlight-text is not installed; `pip install -r requirements-dev.lock` does it"
+        )
 
 
 @pytest.fixture(scope="session")

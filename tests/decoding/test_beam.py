@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.decoding.beam import BeamSearch, prefix_beam_search
-from asr_kd.decoding.flashlight import align_spikes
 from asr_kd.decoding.grammar import Grammar, Lexicon
 from asr_kd.decoding.greedy import GreedySearch, greedy
 from asr_kd.decoding.ngram import END, START, Ngrams, read_arpa
 from asr_kd.units import Units
+from tests.decoding.oracle import align_spikes
 
 
 def random_posteriors(frames: int, units: int, seed: int, sharpness: float = 2.0) -> np.ndarray:
@@ -225,7 +225,7 @@ def test_times_are_those_of_the_most_probable_alignment(frames: int, units: int,
         assert found == exact[tuple(spike.unit for spike in spikes)][1]
         aligned = align_spikes(
             log_probs.astype(np.float32), [spike.unit for spike in spikes], 0
-        )  # torchaudio's decoder
+        )  # as torchaudio aligns
         assert found == [(spike.unit, spike.start, spike.end) for spike in aligned]
 
 

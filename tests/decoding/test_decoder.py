@@ -75,7 +75,8 @@ def test_nothing_heard(letter_units: Units, decoder: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lm": "x.arpa"}, "lm needs a beam search; set decoder to beam or torchaudio"),
+        ({"lm": "x.arpa"}, "lm needs a beam search; set decoder to beam"),
+        ({"decoder": "torchaudio"}, "torchaudio's beam search is not among the decoders any more; set beam"),
         ({"lexicon": "x.txt"}, "lexicon needs a beam search"),
         ({"nbest": 3}, "nbest needs a beam search"),
         ({"decoder": "beam", "lm_weight": 2.0}, "lm_weight needs a language model; set lm"),

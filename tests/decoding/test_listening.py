@@ -17,7 +17,7 @@ from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork, find_seam, streams
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.transcribe import follow
-from asr_kd.errors import AudioError, UserError
+from asr_kd.errors import AudioError
 from asr_kd.models.acoustic import Checkpoint, build_model, infer
 from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
@@ -106,13 +106,6 @@ def test_too_short_sound_is_refused_by_name(letter_units: Units, student: Checkp
         assert listener.push(noise(0.01)) == []
         with pytest.raises(AudioError, match=r"clip.wav: too short"):
             listener.finish()
-
-
-def test_a_decoder_of_whole_utterances_is_refused(student: Checkpoint) -> None:
-    pytest.importorskip("flashlight", reason="needs the extra asr-kd[lm]")
-    decode = make_decoder(DecodingSettings(decoder="torchaudio"), student)
-    with pytest.raises(UserError, match="torchaudio hears whole utterances alone; set it to beam or greedy"):
-        Listener(StreamingNetwork(student), decode, "sound")
 
 
 def test_a_recording_within_a_window_is_heard_whole(letter_units: Units) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from asr_kd.evaluation.evidence import Evidence
 from asr_kd.evaluation.page import render_html
+from asr_kd.evaluation.samples import Evidence
 from asr_kd.evaluation.utterances import pack
-from tests.evaluation.made import line, report_of, system
+from tests.evaluation.made import changed, line, report_of, system
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "</script><img src=x onerror='top.hacked = 1'>"
@@ -66,8 +66,7 @@ addEventListener("load", async () => {
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    report = report_of({"base": system(20), "small": system(10)}, baseline="base")
-    report["student"] = "small"
+    report = changed(report_of({"base": system(20), "small": system(10)}, baseline="base"), student="small")
     lines = []
     for name in ("base", "small"):
         for index in range(60):
@@ -77,7 +76,7 @@ def page(tmp_path: Path) -> Path:
             fields = {"condition": "noisy" if index % 2 else "clean"}
             lines.append(line(name, f"u{index}", "one two three", said, fields=fields))
         lines.append(line(name, HOSTILE, f"hostile {HOSTILE}", "hostile <b>"))
-    packed = pack(lambda: lines, list(report["systems"]), ["condition"], set(), len(lines) // 2)
+    packed = pack(lambda: lines, list(report.systems), ["condition"], set(), len(lines) // 2)
     (tmp_path / "report.html").write_text("".join(render_html(report, packed, Evidence())))
     (tmp_path / "driver.html").write_text(DRIVER)
     return tmp_path / "driver.html"

@@ -11,7 +11,7 @@ from asr_kd.evaluation.charts import (
     Bar,
     Curve,
     Heat,
-    Slice,
+    Row,
     heat_maps,
     learning_curves,
     linear_ticks,
@@ -21,6 +21,7 @@ from asr_kd.evaluation.charts import (
     wer_against_hours,
     wer_bars,
 )
+from asr_kd.evaluation.schema import Bin
 
 
 @pytest.mark.parametrize("high", [0.0, 0.013, 1.0, 7.3, 25.0, 99.9, 101.0, 4321.0])
@@ -60,7 +61,7 @@ def test_pictures_of_slices_and_hours_hold_any_figures(
     wer: float, interval: tuple[float, float] | None, hours: list[float]
 ) -> None:
     bar = Bar("a", "s0", wer, interval)
-    slices = [Slice(f"value {number}" * 9, 5, [bar] * number) for number in (1, 3)]
+    slices = [Row(f"value {number}" * 9, 5, [bar] * number) for number in (1, 3)]
     for svg in (str(slice_dots("speaker", slices)), str(wer_against_hours([(one, bar) for one in hours]))):
         xml.etree.ElementTree.fromstring(svg)
         assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))
@@ -73,7 +74,7 @@ def test_a_long_name_leaves_room_for_its_note_and_figure() -> None:
 
 
 def test_a_long_interval_of_a_small_slice_is_cut_at_the_edge() -> None:
-    svg = str(slice_dots("snr", [Slice("low", 3, [Bar("a", "s0", 0.1, (0.0, 3.0))])]))
+    svg = str(slice_dots("snr", [Row("low", 3, [Bar("a", "s0", 0.1, (0.0, 3.0))])]))
     assert "interval 0.00 % to 300.00 %" in svg
     assert "goes on beyond the axis" in svg
     assert max(numbers(svg)) <= 520
@@ -81,8 +82,8 @@ def test_a_long_interval_of_a_small_slice_is_cut_at_the_edge() -> None:
 
 def test_a_slice_of_few_words_does_not_stretch_the_axis() -> None:
     """It has an arrow at the edge instead of a dot, and its figure in the title and the description."""
-    many = Slice("many", 5000, [Bar("a", "s0", 0.05, (0.04, 0.06))])
-    few = Slice("few", 7, [Bar("a", "s0", 2.5, (1.0, 3.0))])
+    many = Row("many", 5000, [Bar("a", "s0", 0.05, (0.04, 0.06))])
+    few = Row("few", 7, [Bar("a", "s0", 2.5, (1.0, 3.0))])
     alone, both = (str(slice_dots("speaker", slices)) for slices in ([many], [many, few]))
     assert "<polygon" not in alone
     assert "beyond" not in alone
@@ -94,8 +95,8 @@ def test_a_slice_of_few_words_does_not_stretch_the_axis() -> None:
 
 def test_calibration_passes_over_empty_bins() -> None:
     bins = [
-        {"low": 0.0, "high": 0.5, "words": 0, "confidence": None, "accuracy": None},
-        {"low": 0.5, "high": 1.0, "words": 9, "confidence": 0.9, "accuracy": 0.5},
+        Bin(low=0.0, high=0.5, words=0, confidence=None, accuracy=None),
+        Bin(low=0.5, high=1.0, words=9, confidence=0.9, accuracy=0.5),
     ]
     for filled in (bins, bins[:1]):
         svg = str(reliability([("a", "s0", filled)]))

@@ -9,7 +9,9 @@ import pytest
 
 from asr_kd import cli
 from asr_kd.errors import UserError
-from asr_kd.evaluation.compare import compare, comparison, read_report
+from asr_kd.evaluation.compare import compare, comparison
+from asr_kd.evaluation.earlier import Earlier, read_report
+from asr_kd.evaluation.schema import Report as Latest
 
 Report = dict[str, Any]
 
@@ -84,7 +86,7 @@ def test_a_gate_over_reports(folders: dict[str, str], expression: str, status: i
             {"hash": "12ab", "utterances": 9, "words": 100},
             "because its number of scored utterances is not the same",
         ),
-        ("version", 3, "new/report.json: is of version 3; this asr-kd reads 1 to 2"),
+        ("version", 4, "new/report.json: is of version 4; this asr-kd reads 1 to 3"),
         ("format", "x", "new/report.json: is no WER report"),
         ("systems", {"a": {}}, "new/report.json: is damaged"),
         ("systems", [], "new/report.json: is damaged"),
@@ -120,7 +122,9 @@ def test_reports_of_version_1_and_2(folders: dict[str, str], capsys: pytest.Capt
 
 
 def test_a_baseline_without_errors() -> None:
-    assert "| B a" in comparison({"A": report(a=0.0), "B": report(a=0.1)})
+    assert "| B a" in comparison(
+        {letter: Earlier.model_validate(report(a=wer)) for letter, wer in (("A", 0.0), ("B", 0.1))}
+    )
 
 
 def test_settings_and_compare_do_not_mix(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,4 +133,28 @@ def test_settings_and_compare_do_not_mix(folders: dict[str, str], capsys: pytest
 
 
 def test_one_report_is_read_whole(folders: dict[str, str]) -> None:
-    assert list(read_report(folders["old"])["systems"]) == ["teacher", "student"]
+    read, whole = read_report(folders["old"])
+    assert list(read.systems) == list(whole["systems"]) == ["teacher", "student"]
+
+
+#: a report of version 2, as the version before this one wrote it
+GOLDEN = Path(__file__).parent / "report-v2"
+
+
+def test_a_report_of_version_2_beside_one_of_today(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Version 3 is version 2 without the memory of its systems."""
+    today = json.loads((GOLDEN / "report.json").read_text()) | {"version": 3}
+    for system in today["systems"].values():
+        del system["peak_memory_bytes"], system["peak_device_bytes"]
+    assert Latest.model_validate(today).model_dump(mode="json") == today
+    new = written(tmp_path / "new", today)
+    (tmp_path / "new" / "utterances.jsonl").write_bytes((GOLDEN / "utterances.jsonl").read_bytes())
+    condition = "B.student.wer > A.student.wer * 1.05 or A.student.peak_memory_bytes == 0"
+    assert cli.main(["eval", "--compare", str(GOLDEN), new, "--fail-if", condition]) == 0
+    out = capsys.readouterr().out
+    assert "11 utterances, 22 words" in out
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in out.splitlines() if "student" in line]
+    assert rows[0][:2] == ["100.00 %", "100.00 – 100.00"]
+    assert rows[0][3:] == rows[1][3:]
+    assert "B against A: paired" in out
+    assert "| B student − A student |" in out

@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from asr_kd.cli import main
-from asr_kd.evaluation import sharing
 from tests.evaluation.conftest import TEXTS, speech, write_shards
 from tests.faults import (
     Job,
@@ -36,8 +35,6 @@ def prepare(cache: Path) -> None:
     )
     ticks = itertools.count(0.0)
     time.perf_counter = lambda: next(ticks)
-    # what it is, test_memory.py asks; here it would start a process
-    sharing.peak_memory = lambda *_: {"peak_memory_bytes": 1, "peak_device_bytes": None}
 
 
 def parts(output: Path) -> Iterable[Path]:
@@ -107,7 +104,6 @@ def test_a_small_disk_and_one_that_may_only_be_read(job: Job, tmp_path: Path) ->
         ("parts", "{output}/parts.*: is a file, not a folder"),
         ("parts/audio", "{output}/parts/audio: is a file, not a folder"),
         ("job.json/", "{output}/job.json: is a folder where a job claim was expected"),
-        ("parts/memory.json/", "{output}/parts/memory.json: is a folder where a"),
         ("parts/audio/shard-000001.jsonl/", "{output}/parts/audio/shard-000001.jsonl: is a folder where a"),
         ("parts/audio/shard-000001.costs.json/", "{output}/parts/audio/shard-000001.costs.json: is a folder where a"),
         ("utterances.jsonl/", "{output}/utterances.jsonl: is a folder where a file belongs"),

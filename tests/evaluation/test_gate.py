@@ -73,6 +73,8 @@ def test_the_outcome_shows_the_figures_it_rests_on(capsys: pytest.CaptureFixture
         ("a.b[0] > 1", "[ has no meaning here"),
         ("(" * 900 + "1" + ")" * 900 + " > 0", "cannot be understood"),
         ("1" * 3000 + " > 0", "longer than 2,000 characters"),
+        ("teacher.wer(1) > 0", "cannot be understood"),
+        ("teacher.wer > 0 # and so on", "# has no meaning here"),
     ],
 )
 def test_what_is_no_condition(expression: str, message: str) -> None:
@@ -92,7 +94,7 @@ def test_what_is_no_condition(expression: str, message: str) -> None:
         ('"nobody".wer > 0', 'there is no figure "nobody".wer'),
         ("teacher > 0", "there is no figure teacher;"),
         ("teacher.interval.7 > 0", "there is no figure teacher.interval.7"),
-        ("teacher.wer / data.quarantined > 0", "divides by nought"),
+        ("teacher.wer / data.quarantined > 0", "cannot be worked out: float division by zero"),
     ],
 )
 def test_figures_that_are_not_there(expression: str, message: str) -> None:

@@ -63,7 +63,7 @@ def test_end_to_end(job: Job, checkpoints: dict[str, Path], capsys: pytest.Captu
     ]  # fmt: skip
     assert lines[0]["reference"] == "One, two."
     assert lines[0]["reference_scored"] == "one two"
-    assert (report["version"], report["normalizer"], list(report["systems"])) == (2, "basic-2", ["teacher", "student"])
+    assert (report["version"], report["normalizer"], list(report["systems"])) == (3, "basic-2", ["teacher", "student"])
     assert report["data"] | {"audio": "", "hash": ""} == {
         "audio": "", "hash": "", "shards": 2, "utterances": 3, "quarantined": 0, "words": 6, "seconds": 2.1, "speakers": 2,
     }  # fmt: skip

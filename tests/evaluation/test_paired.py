@@ -12,6 +12,7 @@ import pytest
 
 from asr_kd import cli
 from asr_kd.evaluation.bootstrap import interval, two_sided
+from asr_kd.evaluation.earlier import Earlier
 from asr_kd.evaluation.paired import Paired, Side, counterparts, paired
 from asr_kd.evaluation.significance import MatchedPairs, marks, segments
 from asr_kd.evaluation.wer import align
@@ -43,11 +44,11 @@ def side(folder: Path, letter: str, lines: list[Line], student: str | None = Non
     report = {
         "format": "asr_kd-report", "version": 2, "normalizer": "basic-1", "student": student, "systems": systems,
         "data": {"hash": "12ab", "utterances": len(lines), "words": 6 * len(lines)},
-        "bootstrap": {"resamples": resamples}, "settings": {"seed": 3},
+        "settings": {"seed": 3, "bootstrap": resamples},
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "utterances.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    return Side(letter, report, folder / "utterances.jsonl")
+    return Side(letter, Earlier.model_validate(report), folder / "utterances.jsonl")
 
 
 def test_the_tests_of_both_sides_lines(tmp_path: Path) -> None:
@@ -63,19 +64,26 @@ def test_the_tests_of_both_sides_lines(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     drawn = np.array([by_speaker[:, rng.integers(0, 6, 6)].sum(1) for _ in range(200)]) / 360
     differences = drawn[:, 0] - drawn[:, 1]
-    assert pair == {
-        "a": "B student", "b": "A student", "difference": pytest.approx((errors[0] - errors[1]).sum() / 360),
-        "interval": pytest.approx(interval(differences)), "p_bootstrap": two_sided(differences), "mapsswe": tested.test(),
-    }  # fmt: skip
+    assert (pair.a, pair.b, pair.mapsswe) == ("B student", "A student", tested.test())
+    assert pair.difference == pytest.approx((errors[0] - errors[1]).sum() / 360)
+    assert pair.interval == pytest.approx(interval(differences))
+    assert pair.p_bootstrap == two_sided(differences)
     assert found.basis == "200 resamples of 6 speakers"
 
 
+def earlier(student: str | None, *systems: str) -> Earlier:
+    figures = {"wer": 0.1, "interval": None}
+    return Earlier.model_validate({
+        "format": "asr_kd-report", "normalizer": "basic-2", "student": student, "systems": dict.fromkeys(systems, figures),
+        "data": {"hash": "12ab", "utterances": 1, "words": 1},
+    })  # fmt: skip
+
+
 def test_counterparts_have_one_name_or_are_the_students() -> None:
-    first = {"student": "old", "systems": {"teacher": {}, "old": {}}}
-    second = {"student": "new", "systems": {"new": {}, "teacher": {}, "other": {}}}
+    first, second = earlier("old", "teacher", "old"), earlier("new", "new", "teacher", "other")
     assert counterparts(first, second) == [("teacher", "teacher"), ("new", "old")]
     assert counterparts(first, first) == [("teacher", "teacher"), ("old", "old")]
-    assert counterparts(first, {"systems": {"x": {}}}) == []
+    assert counterparts(first, earlier(None, "x")) == []
 
 
 def broken(lines: list[Line], how: str) -> list[Line]:
@@ -122,11 +130,8 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
 def test_without_resamples_mapsswe_is_left(tmp_path: Path) -> None:
     found = paired(*(side(tmp_path / name, name, lines_of("x", 3), resamples=0) for name in "AB"))
     assert isinstance(found, Paired)
-    assert (found.pairs[0]["interval"], found.pairs[0]["p_bootstrap"], found.pairs[0]["mapsswe"]["p"]) == (
-        None,
-        None,
-        1.0,
-    )
+    (pair,) = found.pairs
+    assert (pair.interval, pair.p_bootstrap, pair.mapsswe.p) == (None, None, 1.0)
 
 
 def test_the_command_says_which_test_it_used_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

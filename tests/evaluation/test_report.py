@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import html.parser
 import re
@@ -11,25 +10,26 @@ from typing import Any
 
 from asr_kd.config.load import build, override
 from asr_kd.evaluation.charts import Heat
-from asr_kd.evaluation.evidence import Clip, Evidence
 from asr_kd.evaluation.page import command, drawn, leading, render_html
 from asr_kd.evaluation.report import render_markdown
+from asr_kd.evaluation.samples import Clip, Evidence
+from asr_kd.evaluation.schema import Report
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.utterances import Packed, pack
-from tests.evaluation.made import distilled, line, report_of, system
+from tests.evaluation.made import changed, distilled, line, report_of, system
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&|"
 
 
-def packed_of(report: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> Packed:
+def packed_of(report: Report, lines: list[dict[str, Any]] | None = None) -> Packed:
     lines = lines or [
         line(name, key, "one two three", said)
-        for name in report["systems"]
+        for name in report.systems
         for key, said in (("u1", "one four three four"), ("u2", "one three"), ("u3", "one two three"))
     ]
-    wanted = {(one["set"], one["key"]) for one in report["samples"]}
-    return pack(lambda: lines, list(report["systems"]), ["condition"], wanted, report["data"]["utterances"])
+    wanted = {(one.set, one.key) for one in report.samples}
+    return pack(lambda: lines, list(report.systems), ["condition"], wanted, report.data.utterances)
 
 
 EVIDENCE = Evidence(
@@ -37,7 +37,7 @@ EVIDENCE = Evidence(
 )
 
 
-def page_of(report: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> str:
+def page_of(report: Report, lines: list[dict[str, Any]] | None = None) -> str:
     return "".join(render_html(report, packed_of(report, lines), EVIDENCE))
 
 
@@ -109,7 +109,7 @@ def check_page(page: str) -> Checker:
 
 
 def test_the_page_is_well_formed_and_self_contained() -> None:
-    page = page_of(distilled(20, 10, 12, [-0.5, -0.3]))
+    page = page_of(distilled(20, 10, 12, (-0.5, -0.3)))
     seen = check_page(page).seen
     assert {
         "header",
@@ -150,10 +150,12 @@ def row_of(markdown: str, name: str) -> list[str]:
 def test_rates_that_are_not_defined_are_dashes() -> None:
     """As in a set without reference words in which a system says something."""
     report = distilled(20, 10, 12)
-    report["sets"]["hollow"] = report["sets"]["test"] | {"words": 0}
-    for one in report["systems"].values():
-        one["sets"]["hollow"] = one["sets"]["test"] | {"wer": None}
-        one["mean_of_sets_wer"] = None
+    report = changed(report, sets__hollow=report.data.model_dump() | {"words": 0})
+    for name, one in report.systems.items():
+        hollow = one.sets["test"].model_dump() | {"wer": None}
+        report = changed(
+            report, **{f"systems__{name}__sets__hollow": hollow, f"systems__{name}__mean_of_sets_wer": None}
+        )
     page = page_of(report)
     check_page(page)
     assert [cell.strip() for cell in row_of(render_markdown(report).split("by set")[1], "base")] == [
@@ -167,33 +169,36 @@ def test_rates_that_are_not_defined_are_dashes() -> None:
 
 def test_wer_against_hours_needs_two_systems_that_say_theirs() -> None:
     report = distilled(20, 10, 12)
-    report["systems"]["base"]["unlabelled_hours"] = 0.0
+    report = changed(report, systems__base__unlabelled_hours=0.0)
     assert "WER against unlabelled audio" not in page_of(report)
-    report["systems"]["small"]["unlabelled_hours"] = 1200.0
-    page = page_of(report)
+    page = page_of(changed(report, systems__small__unlabelled_hours=1200.0))
     check_page(page)
     assert "small: 1200 h" in page
 
 
 def test_hostile_text_stays_text() -> None:
-    alignment = [["substitution", HOSTILE, HOSTILE], ["deletion", HOSTILE, None], ["insertion", None, HOSTILE]]
+    alignment = [("substitution", HOSTILE, HOSTILE), ("deletion", HOSTILE, None), ("insertion", None, HOSTILE)]
+    one = system(9)
+    worst = one.worst[0].model_dump() | {"key": HOSTILE, "speaker": HOSTILE, "alignment": alignment}
     hostile = system(
         9,
-        worst=[{"key": HOSTILE, "speaker": HOSTILE, "errors": 3, "words": 2, "alignment": alignment}],
+        worst=[worst],
         confusions={
-            "substitutions": [[HOSTILE, HOSTILE, 1]],
-            "deletions": [[HOSTILE, 1]],
-            "insertions": [[HOSTILE, 1]],
+            "substitutions": [(HOSTILE, HOSTILE, 1)],
+            "deletions": [(HOSTILE, 1)],
+            "insertions": [(HOSTILE, 1)],
         },
         checkpoint=HOSTILE,
+        sets={HOSTILE: one.sets["test"]},
     )
     report = report_of({HOSTILE: hostile})
-    report["sets"] = {HOSTILE: report["sets"]["test"] | {"audio": HOSTILE}}
-    hostile["sets"] = {HOSTILE: hostile["sets"]["test"]}
-    report["settings"]["audio"] = HOSTILE
-    for value in report["slices"][0]["values"]:
+    slices = report.model_dump()["slices"]
+    for value in slices[0]["values"]:
         value["value"] = HOSTILE
-    report["samples"] = [{"key": HOSTILE, "set": HOSTILE, "shard": HOSTILE, "why": HOSTILE}]
+    report = changed(
+        report, sets={HOSTILE: report.data.model_dump() | {"audio": HOSTILE}}, slices=slices, settings__audio=HOSTILE,
+        samples=[{"key": HOSTILE, "set": HOSTILE, "shard": HOSTILE, "why": HOSTILE}],
+    )  # fmt: skip
     lines = [
         line(
             HOSTILE,
@@ -219,12 +224,12 @@ def test_hostile_text_stays_text() -> None:
 
 
 def test_many_systems_without_roles_curves_slices_or_errors() -> None:
-    one = system(0, curve=[], worst=[], interval=None, calibration=None, word_delay_ms=None)
-    one["confusions"] = {"substitutions": [], "deletions": [], "insertions": []}
-    report = report_of({f"system-{index}": copy.deepcopy(one) for index in range(11)})
-    report["data"].update(speakers=None, quarantined=0)
-    report.update(slices=[], slices_worst=[], samples=[])
-    report["bootstrap"]["resamples"] = 0
+    nothing: dict[str, list[Any]] = {"substitutions": [], "deletions": [], "insertions": []}
+    one = system(0, curve=[], worst=[], interval=None, calibration=None, word_delay_ms=None, confusions=nothing)
+    report = changed(
+        report_of({f"system-{index}": one for index in range(11)}), data__speakers=None, data__quarantined=0, slices=[],
+        slices_worst=[], samples=[], bootstrap__resamples=0,
+    )  # fmt: skip
     page = "".join(render_html(report, packed_of(report), Evidence()))
     check_page(page)
     assert page.count("<svg") == 1
@@ -245,11 +250,11 @@ def test_the_page_says_where_audio_is_missing() -> None:
 
 
 def test_the_command_makes_the_report_again() -> None:
-    settings = EvalSettings(systems={"a b": "runs/it's"}, audio="test", output="out", bootstrap=10).model_dump()
+    settings = EvalSettings(systems={"a b": "runs/it's"}, audio="test", output="out", bootstrap=10)
     text = command(settings)
     words = shlex.split(text)
     assert words[:2] == ["asr-kd", "eval"]
-    assert build(EvalSettings, override({}, words[2:]), "command").model_dump() == settings
+    assert build(EvalSettings, override({}, words[2:]), "command") == settings
     assert "batch_frames" not in text
 
 

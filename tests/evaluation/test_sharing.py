@@ -29,10 +29,7 @@ COUNT = 6  # shards of two utterances
 
 
 @pytest.fixture
-def job(checkpoints: dict[str, Path], sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    # what it is, test_memory.py asks; here it would start a process
-    monkeypatch.setattr(sharing, "peak_memory", lambda *_: {"peak_memory_bytes": 1, "peak_device_bytes": None})
-
+def job(checkpoints: dict[str, Path], sets: dict[str, str], tmp_path: Path) -> Job:
     def make(output: str = "report", **changes: Any) -> EvalSettings:
         values = {
             "systems": {name: str(folder) for name, folder in checkpoints.items()}, "audio": sets, "teacher": "teacher",
@@ -49,7 +46,7 @@ def scores(settings: EvalSettings) -> dict[str, Any]:
     files: dict[str, Any] = {
         str(path.relative_to(output)): path.read_bytes()
         for path in output.rglob("*")
-        if path.is_file() and not path.name.endswith((".costs.json", ".html", ".md")) and path.name != "memory.json"
+        if path.is_file() and not path.name.endswith((".costs.json", ".html", ".md"))
     }
     report = json.loads(files["report.json"])
     for system in report["systems"].values():

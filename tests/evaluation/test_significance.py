@@ -20,11 +20,11 @@ def matched_pairs(transcripts: list[Triple]) -> dict[str, float | int]:
 
 
 def assert_same(found: dict[str, float | int], nist: list[float]) -> None:
-    assert found["segments"] == nist[0]
-    assert (found["mean"], found["z"]) == pytest.approx(nist[1:3], abs=0.00051)
-    in_table = math.floor(100 * abs(found["z"])) / 100  # sc_stats looks p up for z cut to two digits
+    assert found.segments == nist[0]
+    assert (found.mean, found.z) == pytest.approx(nist[1:3], abs=0.00051)
+    in_table = math.floor(100 * abs(found.z)) / 100  # sc_stats looks p up for z cut to two digits
     assert nist[3] == pytest.approx(math.erfc(in_table / math.sqrt(2)), abs=0.001)
-    assert found["p"] == pytest.approx(nist[3], abs=0.0085)
+    assert found.p == pytest.approx(nist[3], abs=0.0085)
 
 
 def test_the_same_as_sc_stats() -> None:
@@ -63,14 +63,14 @@ def test_by_hand() -> None:
     pairs = MatchedPairs()
     pairs.add([(1, 0), (2, 0), (0, 1), (1, 0)])
     # mean 3/4, variance (1 + 4 + 1 + 1 - 4 * 9/16) / 3 = 1.583, z = 0.75 / sqrt(1.583 / 4)
-    assert pairs.test() == pytest.approx({"segments": 4, "mean": 0.75, "z": 1.1921, "p": 0.2332}, abs=1e-4)
+    assert pairs.test().model_dump() == pytest.approx({"segments": 4, "mean": 0.75, "z": 1.1921, "p": 0.2332}, abs=1e-4)
 
 
 def test_nothing_to_test() -> None:
     pairs = MatchedPairs()
-    assert pairs.test() == {"segments": 0, "mean": 0.0, "z": 0.0, "p": 1.0}
+    assert pairs.test().model_dump() == {"segments": 0, "mean": 0.0, "z": 0.0, "p": 1.0}
     pairs.add([(1, 0), (1, 0)])
-    assert pairs.test() == {"segments": 2, "mean": 1.0, "z": 0.0, "p": 1.0}
+    assert pairs.test().model_dump() == {"segments": 2, "mean": 1.0, "z": 0.0, "p": 1.0}
 
 
 def test_equal_systems_are_told_apart_about_as_often_as_p_says() -> None:
@@ -78,5 +78,5 @@ def test_equal_systems_are_told_apart_about_as_often_as_p_says() -> None:
     for _ in range(400):
         pairs = MatchedPairs()
         pairs.add([(rng.randint(0, 3), rng.randint(0, 3)) for _ in range(60)])
-        found += pairs.test()["p"] < 0.05
+        found += pairs.test().p < 0.05
     assert 8 <= found <= 34

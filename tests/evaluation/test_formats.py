@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from asr_kd.evaluation.figures import decoder
+from asr_kd.evaluation.earlier import EarlierSettings
+from asr_kd.evaluation.formats import decoder
 
 
 @pytest.mark.parametrize(
@@ -25,4 +26,4 @@ from asr_kd.evaluation.figures import decoder
     ],
 )
 def test_the_decoder_is_named_with_all_that_it_had(settings: dict[str, Any], said: str) -> None:
-    assert decoder({"settings": settings}) == said
+    assert decoder(EarlierSettings(**settings)) == said

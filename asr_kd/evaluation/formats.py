@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.evaluation.charts import percent
-
-__all__ = [
-    "change",
-    "changes",
-    "drawn_of",
-    "lookahead",
-    "milliseconds",
-    "named",
-    "p_value",
-    "percent",
-    "points",
-    "ratio",
-    "said_of_pair",
-    "share",
-    "size",
-    "span",
-    "table",
-]
+from asr_kd.evaluation.earlier import EarlierSettings
+from asr_kd.evaluation.schema import Bootstrap, Drawn, Interval, NamedSlice, Pair, Report, Slice
+from asr_kd.evaluation.settings import EvalSettings
 
 NOTHING = "–"
 SURE = "significant"
@@ -66,12 +48,12 @@ def share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.0f} %".replace("-", "−")
 
 
-def span(bounds: list[float] | None) -> str:
+def span(bounds: Interval | None) -> str:
     """An interval of fractions in percent."""
     return NOTHING if bounds is None else f"{100 * bounds[0]:.2f} – {100 * bounds[1]:.2f}"
 
 
-def changes(bounds: list[float] | None) -> str:
+def changes(bounds: Interval | None) -> str:
     """An interval of relative changes or shares in percent."""
     return "" if bounds is None else f"{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}".replace("-", "−")
 
@@ -99,44 +81,44 @@ def lookahead(value: int | None) -> str:
     return "utterance" if value is None else f"{value:,} ms"
 
 
-def decoder(report: dict[str, Any]) -> str:
-    """The decoder in words, with the language model and the lexicon that it had; reports of old say less."""
-    settings, fields = report.get("settings", {}), DecodingSettings.model_fields
-    had = {name: settings.get(name, field.default) for name, field in fields.items()}
-    if had["decoder"] == "greedy":
+#: by the setting; reports before version 3 had the third
+SEARCHES = {"beam": "prefix beam search", "torchaudio": "beam search of torchaudio"}
+
+
+def decoder(settings: EvalSettings | EarlierSettings) -> str:
+    """The decoder in words, with the language model and the lexicon that it had."""
+    if settings.decoder == "greedy":
         return "greedy"
-    search = {"beam": "prefix beam search", "torchaudio": "beam search of torchaudio"}[had["decoder"]]
-    said = [f"{search}, beam {had['beam']}"]
-    if had["lm"]:
-        said.append(f"language model {had['lm']} with weight {had['lm_weight']:g}")
-    if had["lexicon"]:
-        said.append(f"lexicon {had['lexicon']}")
-    if had["lm"] or had["lexicon"]:
-        said.append(f"word bonus {had['word_bonus']:g}")
+    said = [f"{SEARCHES[settings.decoder]}, beam {settings.beam}"]
+    if settings.lm:
+        said.append(f"language model {settings.lm} with weight {settings.lm_weight:g}")
+    if settings.lexicon:
+        said.append(f"lexicon {settings.lexicon}")
+    if settings.lm or settings.lexicon:
+        said.append(f"word bonus {settings.word_bonus:g}")
     return ", ".join(said)
 
 
-def threads(report: dict[str, Any]) -> str:
+def threads(count: int) -> str:
     """The thread count in words."""
-    count = report["settings"]["threads"]
     return "one thread" if count == 1 else f"{count} threads"
 
 
-def intervals_note(bootstrap: dict[str, Any]) -> str:
+def intervals_note(bootstrap: Bootstrap) -> str:
     """How the intervals came about, and when to distrust them."""
-    if not bootstrap["resamples"]:
+    if not bootstrap.resamples:
         return "no intervals (bootstrap=0)"
-    crude = ", which is few: the intervals are crude" if bootstrap["number"] < 20 else ""
+    crude = ", which is few: the intervals are crude" if bootstrap.number < 20 else ""
     return (
-        f"95 % intervals from {bootstrap['resamples']:,} bootstrap resamples of {bootstrap['number']:,} "
-        f"{bootstrap['blocks']}{crude}"
+        f"95 % intervals from {bootstrap.resamples:,} bootstrap resamples of {bootstrap.number:,} "
+        f"{bootstrap.blocks}{crude}"
     )
 
 
-def sureness(pair: dict[str, Any]) -> str:
+def sureness(pair: Pair) -> str:
     """Whether two systems can be told apart, by both tests at 5 %; by MAPSSWE alone where nothing was resampled."""
-    known = [value for value in (pair["p_bootstrap"], pair["mapsswe"]["p"]) if value is not None]
-    if not known or not pair["difference"]:
+    known = [value for value in (pair.p_bootstrap, pair.mapsswe.p) if value is not None]
+    if not known or not pair.difference:
         return "no difference"
     sure = [value < 0.05 for value in known]
     if all(sure):
@@ -144,38 +126,38 @@ def sureness(pair: dict[str, Any]) -> str:
     return "the tests disagree" if any(sure) else "within chance"
 
 
-def said_of_pair(pair: dict[str, Any]) -> str:
+def said_of_pair(pair: Pair) -> str:
     """The same, naming the better one."""
     how = sureness(pair)
-    return f"{pair['a'] if pair['difference'] < 0 else pair['b']} is better" if how == SURE else how
+    return f"{pair.a if pair.difference < 0 else pair.b} is better" if how == SURE else how
 
 
-def named_slices(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def named_slices(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """The worst slices, and those that changed most: for each list its title, and slices with their figures in words."""
     lists: dict[str, list[tuple[str, str]]] = {}
-    for one in report["slices_worst"]:
-        bounds = f"95 % interval {span(one['interval'])}; " if one["interval"] else ""
-        figures = f"{percent(one['wer'])} ({bounds}{_of(one)})"
-        lists.setdefault(f"Worst of {one['system']}", []).append((_where(one), figures))
-    for one in report["slices_changed"]:
-        bounds = "95 % interval {} to {}; ".format(*map(points, one["interval"])) if one["interval"] else ""
-        moved = f"{points(one['difference'])} points, {percent(one['other_wer'])} → {percent(one['wer'])}"
-        title = f"Most changed from {one['other']} to {one['system']}"
-        lists.setdefault(title, []).append((_where(one), f"{moved} ({bounds}{_of(one)})"))
+    for one in report.slices_worst:
+        bounds = f"95 % interval {span(one.interval)}; " if one.interval else ""
+        figures = f"{percent(one.wer)} ({bounds}{_of(one)})"
+        lists.setdefault(f"Worst of {one.system}", []).append((_where(one), figures))
+    for apart in report.slices_changed:
+        bounds = "95 % interval {} to {}; ".format(*map(points, apart.interval)) if apart.interval else ""
+        moved = f"{points(apart.difference)} points, {percent(apart.other_wer)} → {percent(apart.wer)}"
+        title = f"Most changed from {apart.other} to {apart.system}"
+        lists.setdefault(title, []).append((_where(apart), f"{moved} ({bounds}{_of(apart)})"))
     return list(lists.items())
 
 
-def _of(one: dict[str, Any]) -> str:
-    return f"{one['words']:,} words, {drawn_of(one)}"
+def _of(one: Slice) -> str:
+    return f"{one.words:,} words, {drawn_of(one)}"
 
 
-def drawn_of(one: dict[str, Any]) -> str:
+def drawn_of(one: Drawn) -> str:
     """What the interval of a slice was drawn of: `5 speakers`."""
-    return f"{one['number']:,} {one['blocks'].removesuffix('s') if one['number'] == 1 else one['blocks']}"
+    return f"{one.number:,} {one.blocks.removesuffix('s') if one.number == 1 else one.blocks}"
 
 
-def _where(one: dict[str, Any]) -> str:
-    return f"{one['field']} {named(one['value'])}"
+def _where(one: NamedSlice) -> str:
+    return f"{one.field} {named(one.value)}"
 
 
 def named(value: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -14,6 +13,9 @@ from asr_kd.audio.decode import decode, encode
 from asr_kd.audio.features import Frontend
 from asr_kd.errors import AudioError, UserError
 from asr_kd.evaluation.charts import Heat
+from asr_kd.evaluation.schema import Report
+from asr_kd.evaluation.schema import Sample as Listed
+from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.utterances import Identity
 from asr_kd.files import place
 from asr_kd.models.acoustic import infer, load_checkpoint, pick_device
@@ -52,7 +54,7 @@ class Evidence:
     pictures: list[Heat] = field(default_factory=list)
 
 
-def gather(report: dict[str, Any], drawn: list[str]) -> Evidence:
+def gather(report: Report, drawn: list[str]) -> Evidence:
     """Fetch the report's samples from the shards, and draw the first that is short enough.
 
     Args:
@@ -61,15 +63,14 @@ def gather(report: dict[str, Any], drawn: list[str]) -> Evidence:
     An utterance whose audio is gone or cannot be read keeps its place, with the reason.
     """
     evidence, left = Evidence(), CLIP_BYTES
-    samples = report["samples"][:CLIPS]
-    heard = {}
-    for one in samples:
-        identity = one["set"], one["key"]
+    heard: dict[Identity, Sample] = {}
+    for one in report.samples[:CLIPS]:
+        identity = one.set, one.key
         try:
-            sample = _fetch(report["settings"]["audio"], one)
-            waveform, rate = decode(sample.audio, one["key"], None, report["settings"]["max_seconds"])
+            sample = _fetch(report.settings.audio, one)
+            waveform, rate = decode(sample.audio, one.key, None, report.settings.max_seconds)
             if rate > CLIP_RATE:
-                waveform, rate = decode(sample.audio, one["key"], CLIP_RATE, report["settings"]["max_seconds"])
+                waveform, rate = decode(sample.audio, one.key, CLIP_RATE, report.settings.max_seconds)
         except (AudioError, UserError, OSError) as error:
             evidence.clips[identity] = Clip(0.0, problem=f"cannot be played: {error}")
             continue
@@ -83,28 +84,28 @@ def gather(report: dict[str, Any], drawn: list[str]) -> Evidence:
     short = [one for one in heard if 0 < evidence.clips[one].seconds <= PICTURE_SECONDS]
     evidence.shown = next(iter(short or heard), None)
     if evidence.shown is not None:
-        evidence.pictures = _pictures(report["settings"], heard[evidence.shown], drawn)
+        evidence.pictures = _pictures(report.settings, heard[evidence.shown], drawn)
     return evidence
 
 
-def _fetch(audio: str | dict[str, str], one: dict[str, Any]) -> Sample:
-    shard = place(audio if isinstance(audio, str) else audio[one["set"]]) / one["shard"]
+def _fetch(audio: str | dict[str, str], one: Listed) -> Sample:
+    shard = place(audio if isinstance(audio, str) else audio[one.set]) / one.shard
     for sample in read_shard(shard):
-        if sample.key == one["key"]:
+        if sample.key == one.key:
             return sample
-    raise UserError(f"{shard}: {one['key']} is not there any more; make the report again")
+    raise UserError(f"{shard}: {one.key} is not there any more; make the report again")
 
 
 def _mp3(waveform: np.ndarray, rate: int) -> str:
     return base64.b64encode(encode(waveform, rate, "MP3")).decode()
 
 
-def _pictures(settings: dict[str, Any], sample: Sample, drawn: list[str]) -> list[Heat]:
+def _pictures(settings: EvalSettings, sample: Sample, drawn: list[str]) -> list[Heat]:
     """Spectrogram and posteriors of one utterance, all with the same time axis; posteriors with the same rows."""
     spectrum, posteriors = None, []
     for name in drawn:
-        checkpoint = load_checkpoint(place(settings["systems"][name]), pick_device("cpu"))
-        waveform, _ = decode(sample.audio, sample.key, checkpoint.features.sample_rate, settings["max_seconds"])
+        checkpoint = load_checkpoint(place(settings.systems[name]), pick_device("cpu"))
+        waveform, _ = decode(sample.audio, sample.key, checkpoint.features.sample_rate, settings.max_seconds)
         frames = round(1000 * PICTURE_SECONDS / checkpoint.frame_ms)
         # rounded as in training and in scoring
         features = Frontend(checkpoint.features).compute(waveform)
@@ -119,8 +120,8 @@ def _pictures(settings: dict[str, Any], sample: Sample, drawn: list[str]) -> lis
     rows = _rows([(probs, pieces) for _, probs, pieces, _ in posteriors])
     pictures = [spectrum] if spectrum else []
     for name, probs, pieces, seconds in posteriors:
-        place_of = {piece: unit for unit, piece in enumerate(pieces)}
-        image = np.stack([probs[:, place_of[row]] if row in place_of else np.zeros(len(probs)) for row in rows])
+        rows_of = {piece: unit for unit, piece in enumerate(pieces)}
+        image = np.stack([probs[:, rows_of[row]] if row in rows_of else np.zeros(len(probs)) for row in rows])
         pictures.append(Heat(name, _png(image, "viridis", 0.0, 1.0), rows, seconds))
     return pictures
 

@@ -1,24 +1,19 @@
+"""Our beam search against torchaudio's."""
+
 from __future__ import annotations
 
-import importlib.util
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asr_kd.decoding.decoder import Decoder
-from asr_kd.decoding.flashlight import KenLm, align_spikes
-from asr_kd.decoding.ngram import read_arpa
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.words import Word
-from asr_kd.errors import UserError
 from asr_kd.units import Units
+from tests.decoding.oracle import TorchaudioDecoder, align_spikes
 
-needs_extra = pytest.mark.skipif(
-    importlib.util.find_spec("flashlight") is None,
-    reason="torchaudio's CTC decoder and KenLM are compared with where the extra asr-kd[lm] is installed",
-)
+needs_extra = pytest.mark.usefixtures("flashlight")
 
 
 def spoken(units: Units, text: str, seed: int, sharpness: float = 5.0) -> np.ndarray:
@@ -58,7 +53,7 @@ def test_finds_what_ours_finds(
     if not (with_lm or with_lexicon):
         del values["word_bonus"]
     ours = Decoder(DecodingSettings(decoder="beam", **values), letter_units, 0.03)
-    theirs = Decoder(DecodingSettings(decoder="torchaudio", **values), letter_units, 0.03)
+    theirs = TorchaudioDecoder(DecodingSettings(decoder="beam", **values), letter_units, 0.03)
     rng = np.random.default_rng(1)
     for frames in range(1, 7):  # few enough that neither beam leaves anything out
         logits = rng.normal(0, 2, (frames, letter_units.size))
@@ -73,9 +68,9 @@ def test_finds_what_ours_finds(
 @needs_extra
 def test_says_the_same_words_at_the_same_time(digit_units: Units, digits_arpa: str, digits_lexicon: str) -> None:
     found = []
-    for engine in ("beam", "torchaudio"):
-        settings = DecodingSettings(decoder=engine, beam=20, lm=digits_arpa, lexicon=digits_lexicon)
-        decoder = Decoder(settings, digit_units, 0.03)
+    for kind in (Decoder, TorchaudioDecoder):
+        settings = DecodingSettings(decoder="beam", beam=20, lm=digits_arpa, lexicon=digits_lexicon)
+        decoder = kind(settings, digit_units, 0.03)
         found.append(
             [decoder(spoken(digit_units, text, seed))[0] for seed, text in enumerate(("zero three", "one", ""))]
         )
@@ -83,61 +78,6 @@ def test_says_the_same_words_at_the_same_time(digit_units: Units, digits_arpa: s
     for one, other in zip(*found, strict=True):
         for ours, theirs in zip(one.words, other.words, strict=True):
             assert times(ours) == times(theirs)
-
-
-@needs_extra
-def test_kenlm_reads_what_our_reader_reads(digits_arpa: str) -> None:
-    words = ["zero", "one", "two", "three", "seven", "nine", "ten"]
-    ours, theirs = read_arpa(digits_arpa), KenLm(digits_arpa, words)
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        context, state = ours.start, theirs.start
-        for word in rng.choice(words, rng.integers(0, 6)).tolist():
-            one, context = ours.score(context, word)
-            other, state = theirs.score(state, word)
-            assert one == pytest.approx(other, abs=1e-4)
-        assert ours.finish(context) == pytest.approx(theirs.finish(state), abs=1e-4)
-
-
-@needs_extra
-def test_kenlm_tells_which_words_it_knows(digits_arpa: str) -> None:
-    words = ["zero", "ZERO", "one", "zehn"]
-    assert [word for word in words if KenLm(digits_arpa, words).knows(word)] == ["zero", "one"]
-
-
-@needs_extra
-def test_is_sent_to_other_processes_as_its_settings(digit_units: Units, digits_lexicon: str) -> None:
-    decoder = Decoder(DecodingSettings(decoder="torchaudio", lexicon=digits_lexicon), digit_units, 0.03)
-    log_probs = spoken(digit_units, "four two", 3)
-    assert pickle.loads(pickle.dumps(decoder))(log_probs) == decoder(log_probs)
-
-
-@needs_extra
-def test_no_frames(digit_units: Units) -> None:
-    decoder = Decoder(DecodingSettings(decoder="torchaudio"), digit_units, 0.03)
-    assert decoder(np.zeros((0, digit_units.size), np.float32))[0].text == ""
-
-
-@needs_extra
-def test_a_damaged_kenlm_binary_is_named(digit_units: Units, digits_lexicon: str, tmp_path: Path) -> None:
-    path = tmp_path / "lm.bin"
-    path.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0" + bytes(100))
-    with pytest.raises(UserError, match=r"lm.bin: not a language model that KenLM reads"):
-        Decoder(DecodingSettings(decoder="beam", lm=str(path), lexicon=digits_lexicon), digit_units, 0.03)
-
-
-def test_without_the_extra_it_says_what_to_install(
-    digit_units: Units, digits_lexicon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchaudio.models.decoder._ctc_decoder", None)
-    with pytest.raises(UserError, match=r"decoder: torchaudio needs the extra lm; .*asr-kd\[lm\]"):
-        Decoder(DecodingSettings(decoder="torchaudio"), digit_units, 0.03)
-    path = tmp_path / "lm.bin"
-    path.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0")
-    with pytest.raises(UserError, match=r"lm.bin: a KenLM binary needs the extra lm"):
-        Decoder(DecodingSettings(decoder="beam", lm=str(path), lexicon=digits_lexicon), digit_units, 0.03)
-    with pytest.raises(UserError, match=r"lm.bin: a KenLM binary does not tell its words; set lexicon"):
-        Decoder(DecodingSettings(decoder="beam", lm=str(path)), digit_units, 0.03)
 
 
 def test_alignment_of_certain_posteriors() -> None:

@@ -3,29 +3,25 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
 
-from asr_kd.evaluation import evidence
-from asr_kd.evaluation.evidence import gather
+from asr_kd.evaluation import samples
+from asr_kd.evaluation.samples import gather
+from asr_kd.evaluation.schema import Report
+from tests.evaluation import made
+from tests.evaluation.made import changed, system
 
 
-def report_of(audio: str | dict[str, str], checkpoints: dict[str, Path], *keys: str) -> dict[str, Any]:
+def report_of(audio: str | dict[str, str], checkpoints: dict[str, Path], *keys: str) -> Report:
     shards = {"u2": "shard-000001.tar"}
-    return {
-        "samples": [
-            {"key": key, "set": "test", "shard": shards.get(key, "shard-000000.tar"), "why": ""} for key in keys
-        ],
-        "settings": {
-            "audio": audio,
-            "systems": {name: str(path) for name, path in checkpoints.items()},
-            "max_seconds": 60.0,
-        },
-    }
+    listed = [{"key": key, "set": "test", "shard": shards.get(key, "shard-000000.tar"), "why": ""} for key in keys]
+    report = made.report_of({name: system(5) for name in checkpoints})
+    systems = {name: str(path) for name, path in checkpoints.items()}
+    return changed(report, samples=listed, settings__audio=audio, settings__systems=systems)
 
 
 def test_clips_can_be_played_and_posteriors_share_rows(audio: Path, checkpoints: dict[str, Path]) -> None:
@@ -55,7 +51,7 @@ def test_what_cannot_be_played_says_why(
     assert found.clips["test", "u0"].problem
     assert found.shown is None
     assert found.pictures == []
-    monkeypatch.setattr(evidence, "CLIP_BYTES", 10)
+    monkeypatch.setattr(samples, "CLIP_BYTES", 10)
     found = gather(report_of(str(audio), checkpoints, "u0"), ["student"])
     assert found.clips["test", "u0"].problem == "left out to keep the page small"
     assert found.pictures
@@ -63,5 +59,5 @@ def test_what_cannot_be_played_says_why(
 
 def test_rows_are_the_blank_and_the_heaviest_units() -> None:
     probs = np.array([[0.9, 0.0, 0.1], [0.1, 0.0, 0.9], [0.95, 0.02, 0.03]])
-    assert evidence._rows([(probs, ["∅", "faint", "b"])]) == ["∅", "b"]
-    assert evidence._rows([]) == []
+    assert samples._rows([(probs, ["∅", "faint", "b"])]) == ["∅", "b"]
+    assert samples._rows([]) == []

@@ -1,84 +1,34 @@
-"""What the extra `lm` brings: torchaudio's CTC beam search (flashlight's, in C++) and KenLM's binary language models.
-
-torch is imported where it is used: a process that searches with ours starts without it.
-"""
+"""torchaudio's CTC beam search (flashlight's, in C++), which ours is compared with; it needs the extra `lm`."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
+from torchaudio.functional import forced_align
 
 from asr_kd.decoding.beam import CANDIDATES
+from asr_kd.decoding.decoder import Decoder, Search
 from asr_kd.decoding.grammar import Grammar, State
-from asr_kd.decoding.ngram import UNKNOWN
 from asr_kd.decoding.words import Spike
-from asr_kd.errors import UserError
-from asr_kd.files import local_copy, place
 from asr_kd.units import Units
 
 # far below every probability; with minus infinity flashlight's sums become NaN
 FORBIDDEN = -1e9
 
 
-def _library(needed_by: str) -> Any:
-    try:
-        return importlib.import_module("torchaudio.models.decoder._ctc_decoder")
-    except ImportError:
-        raise UserError(f"{needed_by} needs the extra lm; install it with pip install 'asr-kd[lm]'") from None
-
-
-class KenLm:
-    """A KenLM model (binary or ARPA) for the words of a lexicon, with the interface of `Ngrams`.
-
-    Raises:
-        UserError: when the extra is not installed or KenLM cannot read the file.
-    """
-
-    def __init__(self, name: str, words: Iterable[str]) -> None:
-        library = _library(f"{name}: a KenLM binary")
-        known = [UNKNOWN, *dict.fromkeys(words)]
-        self._number = {word: number for number, word in enumerate(known)}
-        try:
-            with local_copy(place(name)) as path:
-                self._model = library._KenLM(str(path), library._Dictionary(known))
-        except (RuntimeError, OSError) as error:  # RuntimeError: KenLM's exceptions
-            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "unreadable"
-            raise UserError(
-                f"{name}: not a language model that KenLM reads ({reason}); make it again with KenLM's build_binary"
-            ) from None
-        self.start = self._model.start(False)
-
-    def knows(self, word: str) -> bool:
-        """Whether the model has a word, as far as can be told: KenLM does not say, but scores others as the unknown one."""
-        alone = self._model.start(True)
-        return self._model.score(alone, self._number.get(word, 0))[1] != self._model.score(alone, 0)[1]
-
-    def score(self, context: Any, word: str) -> tuple[float, Any]:
-        """log10 P(word | context), and the context of the word that follows."""
-        after, score = self._model.score(context, self._number.get(word, 0))
-        return score, after
-
-    def finish(self, context: Any) -> float:
-        """log10 P(end of the sentence | context)."""
-        return self._model.finish(context)[1]
-
-
-def make_engine(units: Units, grammar: Grammar | None, beam: int) -> Any:
+def _engine(units: Units, grammar: Grammar | None, beam: int) -> Any:
     """torchaudio's `CTCDecoder`, which sums over alignments and asks our grammar about every unit.
 
     Its own lexicon decoder is not used: there a word is over with the first frame of its last unit, so that paths in which
     that unit lasts longer are missing from the sum, unless every spelling ends with a unit of silence. Pieces that begin
     with a space have none.
-
-    Raises:
-        UserError: when the extra is not installed.
     """
-    library = _library("decoder: torchaudio")
-
+    library: Any = importlib.import_module("torchaudio.models.decoder._ctc_decoder")
     base: Any = library.CTCDecoderLM
 
     class GrammarLm(base):
@@ -115,8 +65,15 @@ def make_engine(units: Units, grammar: Grammar | None, beam: int) -> Any:
     )  # fmt: skip
 
 
-class FlashlightSearch:
-    """It hears a whole utterance before it searches: unlike ours, it gives nothing while the frames come."""
+class TorchaudioDecoder(Decoder):
+    """Ours, but for the search."""
+
+    def start(self) -> Search:
+        return _WholeSearch(_engine(self.units, self._grammar, self.settings.beam), self.units.blank)
+
+
+class _WholeSearch:
+    """It hears a whole utterance before it searches."""
 
     def __init__(self, engine: Any, blank: int) -> None:
         self._engine, self._blank = engine, blank
@@ -128,8 +85,6 @@ class FlashlightSearch:
 
     def results(self) -> Iterator[tuple[list[Spike], float]]:
         """Spikes (in the most probable alignment of the units) and scores, best first."""
-        import torch
-
         log_probs = np.ascontiguousarray(np.concatenate(self._parts))
         if not len(log_probs):
             return
@@ -147,9 +102,6 @@ def align_spikes(log_probs: np.ndarray, ids: list[int], blank: int) -> list[Spik
     """The spikes of a unit sequence in its most probable alignment to log-probabilities float32 [frames, units]."""
     if not ids:
         return []
-    import torch
-    from torchaudio.functional import forced_align
-
     path = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([ids], dtype=torch.int32), blank=blank)[0][0]
     spikes: list[Spike] = []
     last = blank
