@@ -9,11 +9,11 @@ _MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for its next tensors.
+    """Let this process keep freed memory for its next tensors.
 
-    As it stands glibc gives large blocks back when they are freed, and the kernel clears every page of them anew at the next
-    batch (training/README.md has figures). What the process holds stays at its height instead. Where the C library has no
-    `mallopt` nothing happens.
+    By default glibc returns large blocks to the kernel when they are freed, and the kernel clears every page again for the next
+    batch (training/README.md has figures). With this the process stays at its peak size. Without `mallopt` in the C library
+    nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

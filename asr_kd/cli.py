@@ -1,4 +1,4 @@
-"""The verbs of `asr-kd`. Each parses, calls one function and prints; torch is imported only where a verb needs it."""
+"""The command line `asr-kd`. Each verb parses, calls one function and prints; torch is imported only if a verb needs it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _settings(kind: type[S], words: list[str]) -> S:
 
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
-    """Do what a verb is for with the settings in its words; those in `PARTICULAR` have ways of their own."""
+    """Run a verb with the settings in its words; those in `PARTICULAR` have functions of their own."""
     if verb.name in PARTICULAR:
         return PARTICULAR[verb.name](words, **options) or Status.DONE
     return Status.DOES_NOT_HOLD if verb.do(_settings(verb.kind(), words)) is False else Status.DONE
@@ -95,7 +95,7 @@ def _run(words: list[str], dry_run: bool) -> None:
 #: verbs that take more from the command line than settings
 PARTICULAR: dict[str, Callable[..., int | None]] = {"eval": _eval, "transcribe": _transcribe, "run": _run}
 
-#: how settings are typed, above the list of them
+#: how to write settings, shown above the list of them
 TYPING = (
     "A text is taken as it is typed, also 0012, on and null; an optional one is left out by an empty value (lm=), anything else by null. "
     "Numbers, lists [a, b] and groups {a: 1} are YAML. ~ in front of a path is the home folder.\n"
@@ -120,7 +120,7 @@ def _keys(kind: type[Settings], indent: str = "  ") -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line, not with its whole usage."""
+    """A parser that answers a mistake with one line, not with its usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(Status.MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, one in VERBS.items():
-        if not one.help:  # a stage of pipelines alone
+        if not one.help:  # only a stage of pipelines
             continue
         verb = verbs.add_parser(
             name, help=one.help, description=one.help, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -169,11 +169,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see `Status`. Raises what is a defect of the program."""
-    # a text or a file's name that the terminal or pipe cannot hold is shown escaped, as stderr does it
+    """Run the command line; returns the exit status, see `Status`. Defects of the program are raised."""
+    # characters that the terminal or pipe cannot encode are escaped, as on stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    # what `one_thread` would leave idle is not even started, here and in the processes of a job
+    # threads that `one_thread` would leave idle are not started at all, here and in the processes of a job
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command() -> NoReturn:
-    """`asr-kd` as a program: a defect has a status of its own, and is no `verify` that does not hold."""
+    """`asr-kd` as a program: a defect has its own exit status, other than that of a `verify` that does not hold."""
     try:
         status = int(main())
     except Exception:

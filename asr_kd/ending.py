@@ -1,4 +1,4 @@
-"""How a command ends: the exit statuses of all verbs, and being asked to stop by Ctrl-C or SIGTERM."""
+"""How a command ends: the exit statuses of all verbs, and requests to stop by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from asr_kd.errors import UserError
 
-#: seconds within which a request to stop that comes again is the same one: `timeout` sends SIGTERM to a process and to its group
+#: signals within this many seconds count as one request: `timeout` sends SIGTERM to a process and to its group
 SAME = 1.0
 
 
@@ -28,15 +28,15 @@ class Status(enum.IntEnum):
     INTERRUPTED = 128 + signal.SIGINT
     #: SIGTERM, as schedulers send it
     TERMINATED = 128 + signal.SIGTERM
-    #: who read the output has closed it
+    #: the reader of the output has closed it
     NOBODY_READS = 141
 
 
 class Stopped(UserError):
-    """A job has stopped because it was asked to, and everything that it needs to go on is on the disk.
+    """A job has stopped because it was asked to, and everything needed to resume is on disk.
 
     Attributes:
-        status: that the command ends with.
+        status: exit status of the command.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -44,16 +44,16 @@ class Stopped(UserError):
         self.status = Status(status)
 
 
-#: requests that this process got since `interruptible` was entered
+#: signals received since `interruptible` was entered
 _asked: list[int] = []
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], Status]]:
-    """While open, Ctrl-C and SIGTERM raise KeyboardInterrupt; yields what tells the status that this comes to.
+    """Within this context Ctrl-C and SIGTERM raise KeyboardInterrupt; yields a function that gives the exit status.
 
-    An exception that is raised while C code calls Python is lost there, so a later request raises again, and
-    `stop_if_asked` looks between two pieces of work.
+    An exception that is raised while C code calls Python is lost, so a later signal raises again, and `stop_if_asked` checks
+    between two pieces of work.
     """
     last = 0.0
 
@@ -62,10 +62,10 @@ def interruptible() -> Iterator[Callable[[], Status]]:
         _asked.append(number)
         if (now := time.monotonic()) - last > SAME:
             last = now
-            raise KeyboardInterrupt  # itself, and no kind of it: Ray would pass on no other
+            raise KeyboardInterrupt  # not a subclass, which Ray would not pass on
 
     _asked.clear()
-    # a job in the background of a shell has no Ctrl-C
+    # a background job of a shell ignores Ctrl-C
     numbers = [
         number
         for number in (signal.SIGTERM, signal.SIGINT)
@@ -81,14 +81,14 @@ def interruptible() -> Iterator[Callable[[], Status]]:
 
 
 def stop_if_asked() -> None:
-    """Raise KeyboardInterrupt when this process was asked to stop and has not: for between two pieces of work."""
+    """Raise KeyboardInterrupt if this process was asked to stop; to be called between two pieces of work."""
     if _asked:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
-    """While open, Ctrl-C and SIGTERM ask for a stop instead of ending the process; yields what tells the status to stop with, 0: go on."""
+    """Within this context Ctrl-C and SIGTERM do not end the process; yields a function that gives the status to stop with, or 0."""
     asked: list[int] = []
     before = {
         number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)

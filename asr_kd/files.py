@@ -1,4 +1,4 @@
-"""Publishing files whole, on a disk or in an object store, and knowing what they hold: write aside, rename, hash, claim."""
+"""Writing files atomically, on a disk or in an object store, and identifying them: write aside, rename, hash, claim."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from urllib.parse import unquote
 from asr_kd.errors import UserError
 from asr_kd.objects import URL, ObjectPath
 
-#: of a file or folder: on a local disk, or in an object store
+#: path of a file or folder, on a local disk or in an object store
 Place = Path | ObjectPath
-#: what a URL begins with: a scheme, a colon and slashes; all of them or some, perhaps behind a quote
+#: start of a URL: a scheme, a colon and slashes, or only some of them, perhaps after a quote
 NEARLY_URL = re.compile(r"""([\s'"<]*)([a-z][a-z0-9+.-]*)(:?)(/*)(.*)""", re.IGNORECASE | re.DOTALL)
 SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https", "file")
-#: file of an output folder that says which job and settings it belongs to
+#: file of an output folder that records which job and settings it belongs to
 CLAIM = "job.json"
 
 
 def place(text: Place | str) -> Place:
-    """What a setting names: a local path, or a URL of an object store, read as `spelled` says.
+    """The path that a setting names: local, or a URL of an object store; see `spelled`.
 
     Raises:
-        UserError: when it is nearly a URL, or one that names no bucket.
+        UserError: when it is a misspelt URL, or one without a bucket.
     """
     if not isinstance(text, str):
         return text
@@ -42,12 +42,12 @@ def place(text: Place | str) -> Place:
 
 
 def spelled(text: str) -> str:
-    """The name of a file or folder as it is meant: `~` in front is the home folder, `S3://` is `s3://`, `file:///x` is `/x`.
+    """The normal spelling of a file or folder: `~` in front is the home folder, `S3://` is `s3://`, `file:///x` is `/x`.
 
-    A local name that looks like a URL is written with `./` in front.
+    A local name that looks like a URL needs `./` in front.
 
     Raises:
-        UserError: when it is empty, or nearly a URL; with the right spelling.
+        UserError: when it is empty, or a misspelt URL, with the right spelling.
     """
     if not text.strip():
         raise UserError(f"{text!r}: is empty where a file or folder belongs; a variable of the shell may be empty")
@@ -79,7 +79,7 @@ def spelled(text: str) -> str:
 
 
 def local(text: str, key: str) -> Path:
-    """The same where only a local path will do; `key` is the setting that holds it.
+    """As `place`, for a setting `key` that must be a local path.
 
     Raises:
         UserError: when it is a URL.
@@ -91,7 +91,7 @@ def local(text: str, key: str) -> Path:
 
 
 def local_copy(path: Place) -> AbstractContextManager[Path]:
-    """The file itself when it is local; of an object, a copy for as long as the context lasts.
+    """The file itself if it is local; for an object, a temporary copy within the context.
 
     Raises:
         FileNotFoundError: when the object is not there.
@@ -100,7 +100,7 @@ def local_copy(path: Place) -> AbstractContextManager[Path]:
 
 
 def names_in(folder: Place) -> Iterator[str]:
-    """Names of what is directly in a folder, in any order, in few requests to a store; none when it is not there."""
+    """Names of the entries of a folder, in any order, with few requests to a store; none if it does not exist."""
     if isinstance(folder, ObjectPath):
         yield from folder.names()
     elif folder.exists():
@@ -112,12 +112,14 @@ def names_in(folder: Place) -> Iterator[str]:
 def write_whole(path: Place | str, mode: str = "wb", make_folder: bool = True) -> Iterator[IO[Any]]:
     """Open a file beside `path` for writing and rename it to `path` once the block has ended without an error.
 
-    A process killed at any moment leaves either the whole new file or what was there before. For an object store the file
-    is written to the local temporary folder, and then put.
+    A process killed at any moment leaves either the complete new file or the old one. For an object store the file is
+    written to the local temporary folder and then uploaded.
 
     Args:
-        make_folder: make the folder when it is missing. A job that has claimed its folder must not: when that is gone,
-            what was in it is lost, and the rest alone is nothing that could be gone on with.
+        path: of the new file.
+        mode: as of `open`.
+        make_folder: create the folder if it is missing. A job that has claimed its folder must not: if the folder is gone,
+            the earlier output in it is lost, and the job cannot be resumed without.
 
     Raises:
         UserError: when there is no space left or the folder cannot be written or is gone.
@@ -151,9 +153,9 @@ def write_whole(path: Place | str, mode: str = "wb", make_folder: bool = True) -
 
 
 def clear_torn(folder: Place, began: float) -> None:
-    """Remove what processes that were killed left half written in a folder, before the time `began`.
+    """Remove incomplete files that killed processes left in a folder before the time `began`.
 
-    What a process is still writing stays, whatever machine it runs on; in an object store nothing is ever half written.
+    Files that a process is still writing stay, on whatever machine; an object store has no incomplete files.
     """
     for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
         with contextlib.suppress(OSError), open(path, "rb+") as file:  # gone meanwhile, or locked by its writer
@@ -164,7 +166,7 @@ def clear_torn(folder: Place, began: float) -> None:
 
 @contextmanager
 def clear_errors(path: Place) -> Iterator[None]:
-    """Turn what the user can fix about writing `path` into a sentence."""
+    """Turn errors in writing `path` that the user can fix into UserError."""
     try:
         yield
     except OSError as error:
@@ -186,29 +188,29 @@ def clear_errors(path: Place) -> Iterator[None]:
 
 
 def check_there(folder: Place) -> None:
-    """Refuse to go on without the folder that a job has claimed; an object store has no folders that could go.
+    """Check that the folder that a job has claimed still exists; an object store has no folders.
 
     Raises:
-        UserError: when it is not there any more.
+        UserError: when it does not exist any more.
     """
     if isinstance(folder, Path) and not folder.is_dir():
         raise UserError(f"{folder}: is gone, removed or unmounted since the job began; run the command again")
 
 
 def create(path: Place | str, text: str) -> bool:
-    """Publish a file, whole, unless there is one of this name: of several processes that try, one succeeds.
+    """Create a file atomically, unless there is one of this name: if several processes try, one succeeds.
 
     Returns:
         whether it was created; in a store, whether it has this content.
 
     Raises:
-        FileNotFoundError: when its folder is not there.
+        FileNotFoundError: when its folder does not exist.
         UserError: when there is no space left or the folder cannot be written.
     """
     path = place(path)
     if isinstance(path, ObjectPath):
         return path.create(text.encode())
-    # made aside and linked it has its content from the first moment, and a link never replaces anything
+    # written aside and linked, it has its content from the start; and a link never replaces a file
     aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with clear_errors(path):
@@ -225,7 +227,7 @@ def create(path: Place | str, text: str) -> bool:
 
 
 def write_json(path: Place | str, value: Any, make_folder: bool = True) -> None:
-    """Write `value` as indented JSON, whole or not at all, as `write_whole`."""
+    """Write `value` as indented JSON, atomically, as `write_whole`."""
     with write_whole(path, "w", make_folder) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -261,7 +263,7 @@ def read_text(path: Place | str, what: str = "file") -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON; `where` opens the message when it is not.
+    """Parse JSON; `where` begins the message of an error.
 
     Raises:
         UserError: when `text` is not JSON.
@@ -293,13 +295,16 @@ def claim_folder(
     product: str | None = None,
     named: dict[str, str] | None = None,
 ) -> None:
-    """Mark `folder` as the output of this job with these settings, or refuse it when it belongs to others.
+    """Mark `folder` as the output of this job with these settings, or refuse it if it belongs to others.
 
-    The claim is `job.json` in the folder. The same claim again is no error: that is how a job resumes.
+    The claim is `job.json` in the folder. The same claim again is accepted: that is how a job resumes.
 
     Args:
-        product: how the names of what the job publishes end; a folder without any is refused with a shorter way out.
-        named: hash → the file or folder of that content, for a setting that is one.
+        folder: output of the job.
+        job: verb.
+        settings: everything that the output depends on; valid JSON.
+        product: extension of the job's output files; if there are none yet, the message says so.
+        named: hash → the file or folder with that content, to name it in messages.
 
     Raises:
         UserError: when the folder holds another job's output, other settings' output, or foreign files.
@@ -309,7 +314,7 @@ def claim_folder(
     mine = {"job": job, "settings": json.loads(json.dumps(settings))}
     if not claim.exists():
         filled = folder.is_dir() and any(not name.startswith(".") for name in names_in(folder))
-        if filled and not claim.exists():  # looked at again: another process of this job may have come first
+        if filled and not claim.exists():  # checked again: another process of this job may have been faster
             raise UserError(
                 f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder"
             )
@@ -326,14 +331,14 @@ def claim_folder(
     for content, name in (named or {}).items():
         differing = differing.replace(f"now {json.dumps(content)}", f"now the content of {name}")
     remedy = "choose another output folder or remove it"
-    # not taken over here: a process with the old settings may be at work on the first of them
+    # not taken over here: a process with the old settings may be working on its first file
     if product and not any(name.endswith(product) for name in names_in(folder)):
         remedy = f"nothing was finished there yet: unless a job is at work there, remove {claim} to go on with the new settings"
     raise UserError(f"{folder}: belongs to other settings ({differing}); {remedy}")
 
 
 def claimed_settings(folder: Place | str) -> dict[str, Any]:
-    """The settings that a folder is claimed for, empty where it has no claim.
+    """The settings that a folder is claimed for; empty without a claim.
 
     Raises:
         UserError: when the claim is not JSON.

@@ -1,6 +1,6 @@
 """Objects of a store (`s3://`, `gs://`, any URL that fsspec reads) with the methods of a path, every request retried.
 
-An object is there whole or not at all: a store publishes what was put when the last byte has come.
+Objects are written atomically: a store publishes an object when its last byte has arrived.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from asr_kd.errors import UserError
 
 A = TypeVar("A")
 
-#: tries of a request that failed for a reason that may pass, and seconds before the second one; they double, up to MAX_PAUSE
+#: attempts at a request with transient errors, and seconds before the second one, which double up to MAX_PAUSE
 ATTEMPTS, PAUSE, MAX_PAUSE = 10, 0.1, 30.0
-#: stores that publish an object whole and can refuse to replace one; elsewhere (http, sftp, …) is only read
+#: stores that write atomically and can refuse to replace an object; others (http, sftp, …) are only read
 WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-#: of the local disk
+#: errors of a full local disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
 class Stat:
-    """What a store says about an object: bytes."""
+    """Size of an object in bytes."""
 
     st_size: int
 
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """The place of an object, or of a folder of them (a prefix); its methods are those of `pathlib.Path`, and few more.
+    """The path of an object, or of a folder of objects (a prefix), with the methods of `pathlib.Path` and a few more.
 
-    Every method raises UserError when the store cannot be reached after some tries, refuses access, or has no such bucket.
+    Every method raises UserError when the store cannot be reached after several attempts, refuses access, or has no such
+    bucket.
 
     Attributes:
-        protocol: before `://`; path: bucket and key, with no slash at its ends.
+        protocol: what is before `://`.
+        path: bucket and key, without slashes at its ends.
     """
 
     protocol: str
@@ -107,9 +109,9 @@ class ObjectPath:
         return Stat(self._request(lambda store: store.info(str(self)))["size"])
 
     def names(self) -> Iterator[str]:
-        """Names of what is directly below, in a few requests for many; none where nothing is."""
+        """Names of the entries directly below, many a request; none if there are none."""
         if self.protocol in ("s3", "s3a"):
-            yield from self._pages()  # page by page: a list of all is a gigabyte for a million objects
+            yield from self._pages()  # page by page: a full list takes a gigabyte for a million objects
             return
         try:
             entries = self._request(lambda store: store.ls(str(self), detail=False))
@@ -118,11 +120,11 @@ class ObjectPath:
         yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """What is directly below and has a name like `pattern`."""
+        """The entries directly below with a name like `pattern`."""
         return (self / name for name in self.names() if fnmatch.fnmatchcase(name, pattern))
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        """What is directly below."""
+        """The entries directly below."""
         return self.glob("*")
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
@@ -149,7 +151,7 @@ class ObjectPath:
 
     @contextlib.contextmanager
     def fetched(self) -> Iterator[Path]:
-        """A local copy for as long as the context lasts.
+        """A local copy within the context.
 
         Raises:
             FileNotFoundError: when the object is not there.
@@ -160,7 +162,7 @@ class ObjectPath:
 
     @contextlib.contextmanager
     def written(self, mode: str) -> Iterator[IO[Any]]:
-        """A local temporary file that is put here when the block has ended without an error."""
+        """A local temporary file that is uploaded when the block ends without an error."""
         self._check_writable()
         with _temporary(self, mode) as file:
             yield file
@@ -168,22 +170,22 @@ class ObjectPath:
             self._request(lambda store: store.put_file(file.name, str(self)))
 
     def write(self, data: bytes) -> None:
-        """Put `data` here, in place of what is here."""
+        """Write `data`, replacing any object here."""
         self._check_writable()
         self._request(lambda store: store.pipe_file(str(self), data))
 
     def create(self, data: bytes) -> bool:
-        """Put `data` here unless there is an object: of several that try, each with data of its own, one succeeds.
+        """Write `data` unless there is an object: if several try, each with different data, one succeeds.
 
         Returns:
-            whether `data` is here.
+            whether the object is now `data`.
         """
         self._check_writable()
         try:
             self._request(lambda store: store.pipe_file(str(self), data, mode="create"))
             return True
         except FileExistsError:
-            # perhaps ours: a request whose answer was lost is made again, here or deep in the HTTP client
+            # it may be ours: a request whose answer was lost is repeated, here or in the HTTP client
             with contextlib.suppress(FileNotFoundError):
                 return self.read_bytes() == data
             return False
@@ -220,7 +222,7 @@ class ObjectPath:
             wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def _request(self, request: Callable[[Any], A]) -> A:
-        """Do `request` with the store, again when it failed for a reason that may pass.
+        """Do `request` with the store, and repeat it after transient errors.
 
         Raises:
             FileNotFoundError, FileExistsError: as the store says.
@@ -250,7 +252,7 @@ class ObjectPath:
 
 @contextlib.contextmanager
 def _temporary(path: ObjectPath, mode: str) -> Iterator[IO[Any]]:
-    """A local file of its own name for the bytes of `path`."""
+    """A local temporary file for the bytes of `path`."""
     try:
         with tempfile.NamedTemporaryFile(mode, prefix="asr-kd-", encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -268,7 +270,7 @@ def _store(path: ObjectPath) -> Any:
 
     options: dict[str, Any] = {"use_listings_cache": False}  # other processes write too
     if path.protocol in ("s3", "s3a"):
-        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}  # it is retried here, and only here
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}  # retried only here
     try:
         store = fsspec.filesystem(path.protocol, **options)
     except ImportError as error:
@@ -290,7 +292,7 @@ def _from_store(error: Exception) -> bool:
 
 
 def _answer(error: BaseException) -> dict[str, Any]:
-    """What S3 answered, where `error` comes from an answer."""
+    """S3's answer, if `error` comes from one."""
     answers = (getattr(one, "response", None) for one in (error, error.__cause__))
     return next((answer for answer in answers if isinstance(answer, dict)), {})
 

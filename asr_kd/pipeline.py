@@ -81,8 +81,8 @@ class Stage:
 def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> None:
     """Run the stages whose inputs or settings changed since they last finished.
 
-    A stage's identity is its settings, the identities of the stages it reads from, and the content of what it reads
-    besides. Stages that do not need each other run at once, as many as the variable `jobs` says.
+    A stage is identified by its settings, the identities of the stages it reads from, and the content of its other inputs.
+    Independent stages run in parallel, as many as the variable `jobs` says.
 
     Args:
         path: the pipeline's YAML file, or a folder that holds it as pipeline.yaml.
@@ -112,7 +112,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
 
 
 def _outcome(stages: list[Stage]) -> list[str]:
-    """What came of a finished pipeline: the training runs that won nothing, and then what the reports say."""
+    """The result of a finished pipeline: training runs that improved nothing, then the verdicts of the reports."""
     lost, verdicts = [], []
     for stage in stages:
         output = place(stage.settings["output"])
@@ -126,7 +126,7 @@ def _outcome(stages: list[Stage]) -> list[str]:
 
 
 def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], list[Stage]]:
-    """Read a pipeline: its variables, and its stages with everything validated before anything runs."""
+    """Read a pipeline: its variables, and its stages; everything is validated before anything runs."""
     values = load_yaml(file, as_typed=True)
     pipeline = build(PipelineSettings, values, str(file))
     variables = pipeline.variables
@@ -163,7 +163,7 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         upstream = {stage.name for stage in needs}
         outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
         inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
-        # where a pipeline writes, and how many threads it uses, does not change what comes out
+        # the output does not depend on the pipeline's folder and the number of threads
         identity = [
             plan.verb,
             _without_place(values, str(variables["run"])),
@@ -211,7 +211,7 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def _content(path: Path) -> str | None:
-    """A hash of a file, or of a set of shards by its index; None for what is neither."""
+    """A hash of a file, or of the index of a set of shards; None for anything else."""
     try:
         if path.is_file():
             return sha256_file(path)
@@ -227,19 +227,19 @@ def _record(run: Path, stage: Stage) -> Path:
 
 
 def _recorded(record: Path) -> dict[str, Any]:
-    """Of a stage: its fingerprint as it last began; once it has finished also the `seconds` that it took, and its `claim`."""
+    """The record of a stage: its fingerprint when it last started; if it has finished, also its `seconds` and its `claim`."""
     value = read_json(record, "stage record") if record.exists() else {}
     return value if isinstance(value, dict) else {}
 
 
 def _claim(stage: Stage) -> str | None:
-    """A hash of what the stage's output says of the job that wrote it, None where it says nothing."""
+    """A hash of job.json in the stage's output; None if it has none."""
     claim = stage.output / CLAIM
     return sha256_file(claim) if claim.is_file() else None
 
 
 def _is_current(run: Path, stage: Stage) -> bool:
-    """Whether the stage has finished, and its output is still the one that it wrote."""
+    """Whether the stage has finished, and its output is still the one it wrote."""
     known, claim = _recorded(_record(run, stage)), _claim(stage)
     if "seconds" not in known or known.get("fingerprint") != stage.fingerprint or not stage.output.exists():
         return False
@@ -274,8 +274,8 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int, che
 
 def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
     record = _record(run, stage)
-    # What the stage wrote with other settings or inputs is stale; interrupted with these, it goes on. Outside the run's
-    # folder nothing is removed: there the job itself refuses what is not its own.
+    # Output of other settings or inputs is stale and removed; that of an interrupted stage is kept, and it resumes. Outside
+    # the run's folder nothing is removed: there the job itself refuses output of others.
     if run in stage.output.parents and stage.output.exists():
         if not record.exists():
             raise UserError(f"stage {stage.name}: {stage.output} is there, and this run did not write it; remove it")
@@ -289,7 +289,7 @@ def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
 
 
 def _remove(stage: Stage, record: Path) -> None:
-    """Remove what a stage wrote with other settings or inputs, unless a job is at work there."""
+    """Remove a stage's output of other settings or inputs, unless a job is working there."""
     if not stage.output.is_dir():
         stage.output.unlink()
         return
@@ -303,7 +303,7 @@ def _remove(stage: Stage, record: Path) -> None:
 
 
 def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
-    """Run a stage as a process of its own, its output shown line by line behind the stage's name and kept in a log."""
+    """Run a stage as a process; its output is shown line by line after the stage's name, and logged."""
     if stage.verb == "script":
         command = [
             sys.executable,
@@ -319,7 +319,7 @@ def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
         command = [sys.executable, "-m", "asr_kd.cli", stage.verb, str(file)]
     log = run / "logs" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # many small matrix products: one thread a process beats two here, and stages run side by side
+    # many small matrix products: one thread a process is faster than two, and stages run in parallel
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     last = ""
     with (

@@ -1,4 +1,4 @@
-"""Progress of everything long: a bar on a terminal, an occasional line in a log."""
+"""Progress of long jobs: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LOG_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Counts done against total, with audio hours an hour and the time left.
+    """Shows how much is done, audio hours an hour, and the time left.
 
     Args:
         title: what is being done, e.g. `label`.
-        total: how many units of work there are, or None when unknown.
+        total: amount of work; None if unknown.
         unit: what is counted, e.g. `utterances`.
-        show: whether anything is printed; of several processes one does.
+        show: whether anything is printed; true in one of several processes.
     """
 
     def __init__(self, title: str, total: int | None, unit: str, show: bool = True) -> None:
@@ -42,7 +42,7 @@ class Progress:
             self._print()
 
     def resume(self, count: int) -> None:
-        """Count what an earlier run has done: it says nothing of the speed of this one."""
+        """Count what an earlier run has done, without its effect on the speed."""
         self.done += count
         self._before += count
         if self._bar is not None:
@@ -50,9 +50,9 @@ class Progress:
             self._bar.refresh()
 
     def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
-        """Count `count` more units done, which held so many seconds of audio; `note` is shown beside the figures.
+        """Count `count` more done, with `audio_seconds` seconds of audio; `note` is shown beside the figures.
 
-        What other processes did counts without its audio: the time left is that of all, the speed that of this one.
+        Work of other processes is counted without its audio: the time left is of the whole job, the speed of this process.
         """
         with self._counting:
             self.done += count

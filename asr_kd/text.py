@@ -1,4 +1,4 @@
-"""What counts as the same text: one rule of folding, and normalisers, named and versioned, because a WER means nothing without one."""
+"""What counts as the same text: one rule of folding, and named, versioned normalisers, without which a WER means nothing."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 APOSTROPHES = frozenset("'’ʼ`´＇")
-#: what stands for an apostrophe anywhere, and what does between two letters only
+#: characters used as an apostrophe anywhere, and those used as one only between two letters
 ALWAYS, WITHIN = "’ʼ＇", "‘‛`´′ꞌ"
-#: a character that shapes, joins or directs others and is never heard: soft hyphen, (zero-width) joiners and non-joiners, marks of
-#: direction, variation selectors, byte order mark. Not U+200B, the zero-width space, which parts words
+#: characters without a sound or a shape of their own: soft hyphen, (zero-width) joiners and non-joiners, marks of direction,
+#: variation selectors, byte order mark. Not U+200B, the zero-width space, which separates words
 INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff"
 )
-#: characters that sentencepiece keeps for itself, or at which it takes a text to be over
+#: characters that sentencepiece reserves, or at which it ends a text
 RESERVED = "▁▅\0"
 
 
 class Folding:
-    """Makes one spelling of what looks and sounds the same, and changes nothing else; case and punctuation stay.
+    """Gives texts that look and sound the same one spelling, and changes nothing else; case and punctuation stay.
 
     - composed and decomposed letters (é, e + ´) are composed: Unicode NFC;
-    - invisible characters are dropped, so that a joiner between letters parts no word;
-    - curly and other apostrophes become the straight one: ’ and ʼ anywhere, ‘, `, ´ and their like between letters;
-    - ▁, ▅ and NUL, which sentencepiece keeps for itself, become spaces.
+    - invisible characters are removed, so that a joiner between letters does not split a word;
+    - curly and other apostrophes become the straight one: ’ and ʼ anywhere, ‘, `, ´ and similar ones between letters;
+    - ▁, ▅ and NUL, which sentencepiece reserves, become spaces.
 
     Args:
-        own: characters that are left alone where they stand, as units have them; units that have another apostrophe and no straight
-            one get theirs.
+        own: characters of the units, which are not changed; if they have another apostrophe and not the straight one, all
+            apostrophes become theirs.
     """
 
     def __init__(self, own: Iterable[str] = ()) -> None:
@@ -40,12 +40,12 @@ class Folding:
         self._anywhere = {ord(one): straight for one in ("'", *ALWAYS) if one not in kept}
         self._anywhere |= {ord(one): " " for one in RESERVED if one not in kept}
         within = "".join(one for one in WITHIN if one not in kept)
-        # its character first: that is what a search leaps to
+        # the character first: the search jumps to it
         self._within = re.compile(rf"[{within}](?<=[^\W\d_].)(?=[^\W\d_])") if within else None
         self._straight, self._kept = straight, kept
 
     def __call__(self, text: str) -> str:
-        """The text as it is written here."""
+        """The folded text."""
         if not text.isascii():
             text = _INVISIBLE.sub(lambda found: found[0] if found[0] in self._kept else "", text)
             text = unicodedata.normalize("NFC", text)
@@ -60,7 +60,7 @@ fold = Folding()
 
 @dataclass(frozen=True)
 class Normalizer:
-    """A normaliser; change its version with its behaviour, because reports, comparisons and units quote it."""
+    """A normaliser; change its version with its behaviour, because reports, comparisons and units record it."""
 
     version: str
     apply: Callable[[str], str]
@@ -68,19 +68,19 @@ class Normalizer:
 
     @property
     def name(self) -> str:
-        """Name and version, with those of the library that does the work."""
+        """Name and version, with those of the library it uses."""
         if self.library is None:
             return self.version
         return f"{self.version} ({self.library} {importlib.metadata.version(self.library)})"
 
 
 def none(text: str) -> str:
-    """The text as it is, but for `fold` and white space."""
+    """The text after `fold`, with single spaces."""
     return " ".join(fold(text).split())
 
 
 def basic(text: str) -> str:
-    """Lower case (Unicode NFKC), apostrophes dropped (don't = dont), other punctuation and symbols turned to spaces.
+    """Lower case (Unicode NFKC), apostrophes removed (don't = dont), other punctuation and symbols replaced by spaces.
 
     Letters, digits and combining marks of every script stay.
     """
@@ -92,11 +92,11 @@ def basic(text: str) -> str:
 def english(text: str) -> str:
     """The English normaliser of Whisper, which most public comparisons of English recognisers use.
 
-    Lower case, contractions written out (don't = do not), numbers in figures (twenty one = 21), British spelling turned to
-    American, fillers (uh, um) and what stands in brackets dropped, diacritics and punctuation removed. Figures said one
-    after another become one word (one two = 12), so it does not suit strings of digits. Source: A. Radford et al.,
-    "Robust speech recognition via large-scale weak supervision", 2022, appendix C. Texts are folded first here, since it knows no
-    apostrophe but the straight one, and leftover words without any letter or figure are dropped.
+    Lower case, contractions written out (don't = do not), numbers in figures (twenty one = 21), British spelling changed to
+    American, fillers (uh, um) and text in brackets removed, diacritics and punctuation removed. Consecutive digits become one
+    word (one two = 12), so it does not suit strings of digits. Source: A. Radford et al., "Robust speech recognition via
+    large-scale weak supervision", 2022, appendix C. Texts are folded first here, since it knows only the straight apostrophe,
+    and remaining words without any letter or figure are removed.
     """
     return " ".join(word for word in _whisper()(fold(text)).split() if any(map(str.isalnum, word)))
 
@@ -108,7 +108,7 @@ def _whisper() -> Callable[[str], str]:
     return EnglishTextNormalizer()
 
 
-#: version 2 folds first: joiners inside words are dropped, and all apostrophes are one
+#: version 2 folds first: joiners inside words are removed, and all apostrophes are the same
 NORMALIZERS = {
     "none": Normalizer("none-2", none),
     "basic": Normalizer("basic-2", basic),

@@ -1,7 +1,7 @@
-"""Settings as they were typed: words of YAML files and of `key=value`, which the setting that they land in takes as text or as a value.
+"""Settings as typed: words of YAML files and of `key=value`, read as text or as a value by the type of their setting.
 
-YAML makes a number of `0012` and nothing of `null`, and cuts a value off at ` #`. So a word keeps its spelling (`Typed`) until it is known where it
-lands: a setting that holds text takes it as it was typed, every other one as YAML reads it.
+YAML turns `0012` into a number and `null` into nothing, and cuts a value off at ` #`. So a word keeps its spelling (`Typed`)
+until its setting is known: a text setting takes it as typed, every other one as YAML reads it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from asr_kd.errors import UserError
 
 
 class Typed(str):
-    """A word as it was typed, where YAML makes something else than text of it, or where it stood on the command line.
+    """A word as typed, either in a file if YAML reads it as something else than text, or on the command line.
 
     Attributes:
-        value: what YAML makes of a word in a file: a number, true, false or None.
-        source: the assignment whose whole value the word is, not read as YAML yet; None: it stands in a file.
+        value: for a word in a file, its value in YAML: a number, true, false or None.
+        source: for a word on the command line, its assignment; it is not read as YAML yet.
     """
 
     value: Any
@@ -34,14 +34,14 @@ class Typed(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with numbers as everybody writes them (there 1e-3 is none, and 0012 is ten), without dates, and with every key once."""
+    """YAML 1.1 with common numbers (in YAML 1.1, 1e-3 is text and 0012 is ten), without dates, and with every key once."""
 
     where = "YAML"
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
-        for key, _ in node.value:  # before `<<` is merged: that gives keys which may stand here too
+        for key, _ in node.value:  # before `<<` is merged, whose keys may be repeated here
             if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
                 line = key.start_mark.line + 1
                 if key.value in lines:
@@ -53,11 +53,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TypedLoader(_Loader):
-    """The same, whose words keep their spelling."""
+    """As `_Loader`, but words keep their spelling."""
 
 
 _TAG = "tag:yaml.org,2002:"
-#: of YAML 1.1 without base 60 (12:30), and without base 8 for what begins with a zero (0012)
+#: numbers of YAML 1.1, without base 60 (12:30) and base 8 (0012)
 _NUMBERS = {
     "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$",
     "float": r"[-+]?(([0-9][0-9_]*)?\.[0-9_]+|[0-9][0-9_]*\.)([eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
@@ -84,7 +84,8 @@ def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
     """Read YAML, safely: no tags that build objects.
 
     Args:
-        where: opens a message. as_typed: words that are no text to YAML are given as `Typed`.
+        where: begins the message of an error.
+        as_typed: words that YAML does not read as text are given as `Typed`.
 
     Raises:
         UserError: when `text` is not YAML, or holds a key twice.
@@ -97,7 +98,7 @@ def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "unreadable"
-    except ValueError as error:  # a number that looks right and is not
+    except ValueError as error:  # a number that matches the pattern and is invalid
         line, reason = "", str(error)
     except RecursionError:
         line, reason = "", "nested too deeply"
@@ -105,7 +106,7 @@ def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
 
 
 def read(word: Typed) -> Any:
-    """What a word means where it is no text: as YAML reads it; in lists and mappings words are still `Typed`.
+    """The value of a word that is not text, as YAML reads it; in lists and mappings words are still `Typed`.
 
     Raises:
         UserError: when it stood on the command line and is not YAML.
@@ -117,10 +118,10 @@ def read(word: Typed) -> Any:
 
 
 def landed(value: Any, annotation: Any) -> Any:
-    """`value` as a setting of this type takes it: words as text where it holds text, else as YAML reads them.
+    """`value` as read by a setting of this type: words as text for a text setting, else as YAML reads them.
 
-    A text that may be left out is left out by an empty value, and in a file by YAML's `null`. What does not fit is given back
-    as it is, for the validation to say so.
+    An optional text is None for an empty value, and in a file for YAML's `null`. What does not fit the type is returned
+    unchanged, and the validation reports it.
 
     Raises:
         UserError: when a list, a mapping or a number on the command line is not YAML.
@@ -154,7 +155,7 @@ def landed(value: Any, annotation: Any) -> Any:
 def _text(word: Typed, arms: list[Any]) -> Any:
     if types.NoneType in arms and (word.value is None if word.source is None else not word):
         return None
-    # what may be a number too is one where nothing of the spelling is lost
+    # if a number is allowed too, it is taken if its spelling is kept
     value = read(word) if {int, float} & set(arms) and not word.strip().startswith(("[", "{")) else None
     return value if type(value) in arms and str(value) == word else str(word)
 
@@ -164,7 +165,7 @@ def _is_mapping(arm: Any) -> bool:
 
 
 def _arms(annotation: Any) -> Any:
-    """The types that a setting may have, one by one; those of its words in place of a Literal."""
+    """The types that a setting may have, one by one; for a Literal the types of its choices."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _arms(get_args(annotation)[0])

@@ -15,9 +15,9 @@ from asr_kd.files import Place, place
 from asr_kd.text import NORMALIZERS, Folding, fold
 
 MODEL_FILE = "units.model"
-#: bytes of a text that sentencepiece learns from at most: it passes over a longer one in silence
+#: longest text in bytes that sentencepiece learns from: it skips longer ones without a message
 LONGEST = 4192
-#: what a model that learned normalised texts says before the name of their normaliser
+#: prefix of a normaliser's name in models that were trained on normalised texts
 NORMALIZED = "nmt_nfkc after "
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # its classes are made on import
 
@@ -25,14 +25,19 @@ ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-define
 class Units:
     """Text ⇄ unit ids. Id 0 is the blank; a sentencepiece piece `p` has id `p + 1`; `unknown` stands for other characters.
 
-    Every text is first brought to the spelling of the units (`written`), so that two that look and sound the same have the same ids.
+    Every text is first changed to the spelling of the units (`written`), so that texts that look and sound the same have the
+    same ids.
 
     Args:
         model: a serialised sentencepiece model.
         name: where it came from, for messages.
 
     Attributes:
-        normalizer: what the texts went through that the units were made from, and every other goes through.
+        model: the serialised sentencepiece model.
+        normalizer: key of the normaliser that was applied to the training texts, and is applied to every text.
+        hash: of the model.
+        size: number of units, blank included.
+        unknown: id of the unknown unit.
 
     Raises:
         UserError: when `model` is not a sentencepiece model, or its normaliser is unknown here.
@@ -59,13 +64,13 @@ class Units:
         return type(self), (self.model,)
 
     def written(self, text: str) -> str:
-        """A text as the units write it, which is what a hypothesis is to be compared with: folded, by the normaliser that they were
-        made with, and in sentencepiece's own form (Unicode NFKC). Characters that no unit covers stay.
+        """A text in the spelling of the units, to be compared with a hypothesis: normalised as the units' training texts, folded,
+        and in sentencepiece's form (Unicode NFKC). Characters that no unit covers stay.
         """
         return " ".join(self._processor.Normalize(self._prepared(text)).replace("▁", " ").split())
 
     def changes(self, text: str) -> bool:
-        """Whether the units write a text in another way than it was normalised to, white space apart."""
+        """Whether the units spell a text differently than its normalised form, except for white space."""
         normal = text if self.normalizer == "none" else NORMALIZERS[self.normalizer].apply(text)
         return self.written(text) != " ".join(normal.split())
 
@@ -74,7 +79,7 @@ class Units:
         return [piece + 1 for piece in self._processor.EncodeAsIds(self._prepared(text))]
 
     def unwritable(self, text: str) -> list[str]:
-        """The stretches of `text` that only `unknown` can stand for, in order."""
+        """The parts of `text` that no unit covers, in order."""
         prepared = self._prepared(text)
         ids, pieces = self._processor.EncodeAsIds(prepared), self._processor.EncodeAsPieces(prepared)
         return [piece.strip("▁") or piece for unit, piece in zip(ids, pieces, strict=True) if unit == self.unknown - 1]
@@ -87,7 +92,7 @@ class Units:
         return self._processor.DecodeIds([unit - 1 for unit in ids if unit != self.blank])
 
     def starts_word(self, unit: int) -> bool:
-        """Whether a word begins with this unit: its piece holds the space before it."""
+        """Whether this unit starts a word: its piece includes the space before it."""
         return unit != self.blank and self._processor.IdToPiece(unit - 1).startswith("▁")
 
     def piece(self, unit: int) -> str:
@@ -118,15 +123,21 @@ def _normalizer(model: bytes, name: str) -> str:
 
 
 def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "none", name: str = "units") -> Units:
-    """Units from texts, which are normalised and folded first; they keep the normaliser.
+    """Units from texts, which are normalised and folded first; the normaliser is stored in the units.
+
+    Args:
+        kind: model type of sentencepiece: `unigram`, `bpe` or `char`.
+        size: number of pieces.
+        normalizer: key of `NORMALIZERS`.
+        name: of the units, for messages.
 
     Raises:
         UserError: when there is too little text for the wanted number of pieces, or too few pieces for all characters.
     """
-    # where nothing is normalised, folding alone: sentencepiece joins white space itself
+    # without a normaliser only folding: sentencepiece merges white space itself
     apply = fold if normalizer == "none" else NORMALIZERS[normalizer].apply
     texts = [text for text in map(apply, texts) if text.strip()]
-    # characters: exactly those that occur, so `size` is only a bound; sentencepiece adds the unknown piece and the space
+    # char: exactly the characters that occur, so `size` is only a bound; sentencepiece adds the unknown piece and the space
     bound = min(size, len(set("".join(texts)) | {" "}) + 1) if kind == "char" else size
     buffer = io.BytesIO()
     try:
@@ -152,7 +163,7 @@ def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "n
 
 
 def _parts(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, those that are too long for sentencepiece word by word: it learns within words alone."""
+    """The texts; those too long for sentencepiece are split into words, as it learns only within words."""
     for text in texts:
         if len(text.encode()) <= LONGEST:
             yield text

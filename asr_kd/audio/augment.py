@@ -1,4 +1,4 @@
-"""Changes of the learner's input alone: SpecAugment, which never changes time, and stretches that say what became of it."""
+"""Augmentation of the learner's input: SpecAugment, which keeps the timing, and stretches, which report the new timing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from asr_kd.audio.settings import AugmentSettings, FeatureSettings
 def stretched(
     features: np.ndarray, stack: int, settings: AugmentSettings, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw another speaking rate and vocal tract: resample the time and the mel axis linearly.
+    """Simulate another speaking rate and vocal tract: resample the time and the mel axis linearly, at random.
 
     Args:
         features: float [frames, stack * mels].
+        stack: number of spectral frames joined in one network frame.
 
     Returns:
-        features float32 [new frames, stack * mels], and int64 [new frames]: the old frame that each new one shows, by which
-        targets must be picked too.
+        features float32 [new frames, stack * mels], and int64 [new frames]: the old frame of each new one, by which targets
+        must be selected too.
     """
     frames, mels = len(features), features.shape[1] // stack
     spectra = features.reshape(frames * stack, mels).astype(np.float32)
@@ -44,7 +45,7 @@ def spec_augment(
 
     Args:
         features: float [frames, stack * mels].
-        like: how many spectral frames one network frame joins (a band is masked in all of them), and its period.
+        like: front end, whose `stack` spectral frames are joined in a network frame (a band is masked in all of them).
 
     Returns:
         a masked copy, same shape.

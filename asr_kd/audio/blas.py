@@ -1,7 +1,7 @@
-"""One thread for numpy's small matrix products, whoever calls: a command or a Python program.
+"""One thread for numpy's small matrix products, in commands and in Python programs.
 
-OpenBLAS, which comes with numpy, gives each of them a thread a core, which takes several times longer than it saves and crowds out a job's other
-threads. Two calls of its C interface do here what `threadpoolctl` would do for every library there is, so that nothing more is depended upon.
+OpenBLAS, which comes with numpy, uses a thread a core for each of them, which costs more than it saves and slows down a job's
+other threads. Two calls of its C interface do what `threadpoolctl` does for every library, without another dependency.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _inside, _before = 0, 0
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """While open in any thread, numpy's matrix products take one thread each; afterwards as many as before. Also a decorator."""
+    """While any thread is in this context, numpy's matrix products use one thread; afterwards as before. Also a decorator."""
     global _inside, _before
     found = _openblas()
     if found is None:
@@ -44,10 +44,10 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def _openblas() -> tuple[Callable[[], int], Callable[[int], object]] | None:
-    """What tells and sets the number of threads of the OpenBLAS in numpy's own package; None with another library."""
+    """Getter and setter for the number of threads of the OpenBLAS in numpy's package; None with another library."""
     package = Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
-        library = ctypes.CDLL(str(path))  # loaded already: the same one
+        library = ctypes.CDLL(str(path))  # already loaded by numpy: the same instance
         for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
             get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
             put = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)

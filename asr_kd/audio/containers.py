@@ -1,4 +1,4 @@
-"""What any bytes are: the container, how long it says it is, what really follows, and the command that repairs or converts it."""
+"""Recognise a container, check its stated length against what is there, and name the command that repairs or converts it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from asr_kd.audio.parts import Buffer, Container, behind_tags, convert, keep
 from asr_kd.errors import AudioError
 
 READ = "WAV, FLAC, MP3, Ogg Vorbis or Opus"
-HEAD = 4096  # bytes from which a container is told
-PADDING = 1 << 16  # zeros that may stand before an MP3's first frame
+HEAD = 4096  # bytes that are enough to recognise a container
+PADDING = 1 << 16  # most zeros before an MP3's first frame
 
-# what the first bytes say: their place, they themselves, what it is, and the ending of its files
+# signatures: offset, bytes, name of the format, and extension of its files
 _SOUND: list[tuple[int, bytes, str, str]] = [
     (8, b"AIFF", "AIFF", "aiff"), (8, b"AIFC", "AIFF", "aiff"), (8, b"8SVX", "Amiga 8SVX", "8svx"), (0, b"caff", "CAF", "caf"), (0, b".snd", "AU", "au"),
     (0, b"dns.", "AU", "au"), (0, b"NIST_1A", "NIST SPHERE", "sph"), (0, b"ajkg", "Shorten", "shn"), (0, b"#!AMR-WB", "AMR-WB", "amr"), (0, b"#!AMR", "AMR", "amr"),
@@ -38,9 +38,14 @@ _PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body|error)", re.IGNORECASE)
 
 @dataclass
 class Found:
-    """What the first bytes are: sound (`what`, and the `ending` of its files), with a `reader` where it is read here; or a `reason` why it is none.
+    """What a file is, by its first bytes.
 
-    `certain` is False where a few bytes of raw sound could look the same.
+    Attributes:
+        what: name of its format, if it is audio.
+        ending: extension of such files.
+        reader: module that reads it; empty if it is not supported.
+        reason: why it is not audio.
+        certain: False if raw samples could begin with the same few bytes.
     """
 
     what: str = ""
@@ -51,7 +56,7 @@ class Found:
 
 
 def recognise(head: bytes) -> Found | None:
-    """Tell a container by its first bytes behind all tags; None where nothing is known that begins so."""
+    """Recognise a container by its first bytes after all tags; None if they are unknown."""
     if head[:4] in wav.RIFFS and head[8:12] == b"WAVE":
         return Found("WAV", "wav", "wav")
     if head[:4] == b"fLaC":
@@ -82,7 +87,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _first_mp3(head: bytes) -> int:
-    """Where four MP3 frames in a row begin behind other bytes, as in a broadcast that was recorded; 0 where none do."""
+    """Offset of four MP3 frames in a row after other bytes, as in a recorded broadcast; 0 if there are none."""
     at = 0
     while (at := head.find(b"\xff", at + 1)) > 0:
         follows = at
@@ -97,15 +102,14 @@ def _first_mp3(head: bytes) -> int:
 
 
 def examine(data: Buffer, name: str) -> Container:
-    """Find the sound in a file, and whether what its header states is there.
+    """Find the sound in a file, and check that what its header states is there.
 
     Args:
         data: the whole file.
-        name: opens every message.
+        name: of the file, for messages.
 
     Raises:
-        AudioError: in one sentence, with the command that repairs or converts it where there is one: it is not audio, of a
-            kind that is not read, cut or damaged.
+        AudioError: when it is not audio, not supported, cut or damaged; with a command that repairs or converts it, if any.
     """
     end = len(data)
     start = behind_tags(data, 0, end)

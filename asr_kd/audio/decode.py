@@ -1,4 +1,4 @@
-"""Bytes of an audio file → mono waveform at the wanted rate; every kind of bad file becomes one clear sentence."""
+"""Bytes of an audio file → mono waveform at the wanted rate; for every kind of bad file a clear one-sentence error."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ from asr_kd.errors import AudioError
 from asr_kd.files import clear_errors
 
 EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
-MP3_SLACK = 2304  # samples of encoder and decoder delay that an MP3's stated length may be off by
-BLOCK_SLACK = 4096  # samples that the last block of a codec in WAV may hold beyond the sound
-IN_MEMORY = 1 << 26  # bytes; a larger part of a file that is no file of its own goes through the disk
+MP3_SLACK = 2304  # samples by which an MP3's stated length may be wrong, due to encoder and decoder delay
+BLOCK_SLACK = 4096  # most samples after the end of the sound in the last block of a codec in WAV
+IN_MEMORY = 1 << 26  # bytes; a larger part of a file is copied to a temporary file on disk for libsndfile
 
 
 @dataclass
 class Audio:
-    """Decoded audio: waveform float32 [samples], mono, at `rate` Hz, and what the file held before conversion.
+    """Decoded audio.
 
-    `plain` says that any other reader finds the same sound in its bytes.
+    Attributes:
+        waveform: float32 [samples], mono, full scale 1.
+        rate: of the waveform, Hz.
+        extension: kind of the file.
+        source_rate: of the file, Hz.
+        source_channels: of the file.
+        plain: whether any other reader finds the same sound in the file.
     """
 
     waveform: np.ndarray
@@ -46,11 +52,11 @@ class Audio:
 def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> tuple[np.ndarray, int]:
     """Decode a WAV, FLAC, MP3, Ogg Vorbis or Opus file of any rate and number of channels.
 
-    Files that were joined are read whole, one behind another, and so is what lies behind a header that was never finished.
+    Concatenated files are read completely, and so is the sound after a header that was never finished.
 
     Args:
         data: the bytes of the file.
-        name: opens every message.
+        name: of the file, for messages.
         sample_rate: wanted rate in Hz; None keeps the file's own.
         max_seconds: longer audio is refused before it is decoded.
 
@@ -58,14 +64,21 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
         waveform float32 [samples], mono (the mean of the channels), full scale 1; and its rate in Hz.
 
     Raises:
-        AudioError: when the audio is empty, not audio, truncated, damaged, too long, not a number, or its channels cancel out.
+        AudioError: when the file is empty, not audio, truncated, damaged or too long, a sample is not a number, or its
+            channels cancel out.
     """
     audio = read_audio(data, name, sample_rate, max_seconds)
     return audio.waveform, audio.rate
 
 
 def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> Audio:
-    """Like `decode`, and says what the file held."""
+    """Like `decode`, with what the file was before conversion.
+
+    Args: see `decode`.
+
+    Raises:
+        AudioError: as `decode`.
+    """
     if not isinstance(data, bytes | bytearray | memoryview | mmap.mmap):
         raise AudioError(
             f"{name}: the bytes of an audio file are decoded, not {type(data).__name__}; asr_kd.audio.waveform.from_array takes samples"
@@ -83,7 +96,7 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
                 f"{name}: {length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
             )
         for one in opened:
-            # one read: libsndfile's lossy decoders do not promise the same samples after a seek
+            # in one read: libsndfile's lossy decoders may give other samples after a seek
             samples = one.read(one.length)
             _check_length(len(samples), one, container, name)
             waveforms.append(mixer.mix(samples))
@@ -96,18 +109,20 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
 
 
 def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) -> Iterator[np.ndarray]:
-    """The same waveform as `decode` gives, block by block, of a local file of any length; memory holds one block.
+    """The waveform that `decode` gives, block by block, of a local file of any length; memory holds one block.
 
-    An MP3 may differ from it by a rounding: its decoder does not promise the same samples for reads of another size.
+    An MP3 may differ from it by rounding: its decoder may give other samples for reads of another size.
 
     Args:
-        seconds: length of a block, of the file's own rate.
+        name: of the file, for messages.
+        sample_rate: wanted rate in Hz.
+        seconds: length of a block.
 
     Returns:
         blocks float32 [samples], mono, at `sample_rate`.
 
     Raises:
-        AudioError: as `decode`, at the block where it is found.
+        AudioError: as `decode`, at the block with the error.
     """
     mixer = Mixer(name)
     resample = None
@@ -122,10 +137,10 @@ def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) 
 
 
 def native_blocks(path: Path, name: str, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Rate in Hz and float32 [samples, channels], block by block, as a local file holds them.
+    """Rate in Hz and float32 [samples, channels] of a local file, block by block, without conversion.
 
     Raises:
-        AudioError: as `decode`, but for what samples may be.
+        AudioError: as `decode`, but samples and channels are not checked.
     """
     with _opened(path, name) as (source, container):
         rate = found = 0
@@ -144,10 +159,10 @@ def native_blocks(path: Path, name: str, seconds: float) -> Iterator[tuple[int, 
 
 
 def seconds_of(path: Path, name: str) -> float:
-    """How long a local audio file is, without decoding it.
+    """Length in seconds of a local audio file, without decoding it.
 
     Raises:
-        AudioError: when it is not audio, or not as long as it says.
+        AudioError: when it is not audio, or not as long as its header says.
     """
     return measure(path, name)[0]
 
@@ -170,7 +185,7 @@ def measure(path: Path, name: str) -> tuple[float, int, str]:
 
 @dataclass
 class _Source:
-    """A file: its bytes from a place to a place, what it is opened as where it is a local one, and its size in bytes."""
+    """A file: `fetch` gives its bytes from a start to an end; `file`: its handle, if it is local; `size` in bytes."""
 
     fetch: Callable[[int, int], bytes]
     file: int | None
@@ -179,7 +194,7 @@ class _Source:
 
 @dataclass
 class _Sound:
-    """A part of a file, opened: `read` gives so many samples more as float32 [samples, channels]; `length` in samples, as stated."""
+    """An opened part of a file: `read` gives the next samples, float32 [samples, channels]; `length`: stated samples."""
 
     rate: int
     channels: int
@@ -189,12 +204,12 @@ class _Sound:
 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[tuple[_Source, Container]]:
-    """A local file and what it is."""
+    """Open a local file and examine it."""
     file = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(file).st_size
         _check_not_empty(size, name)
-        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:  # given back at once, with its memory
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:  # closed at once, to free its memory
             container = examine(data, name)
         yield _Source(lambda start, end: os.pread(file, end - start, start), file, size), container
     finally:
@@ -209,13 +224,13 @@ def _open(part: Part, source: _Source, container: Container, name: str, stack: E
         os.lseek(handle, 0, os.SEEK_SET)
     else:
         handle = stack.enter_context(unnamed_file(part.end - part.start)).fileno()
-        with clear_errors(Path(name)):  # memory files too are bound by `ulimit -f`
+        with clear_errors(Path(name)):  # `ulimit -f` also limits files in memory
             _write(handle, part.head)
             for at in range(part.start, part.end, GAP):
                 _write(handle, source.fetch(at, min(at + GAP, part.end)))
         os.lseek(handle, 0, os.SEEK_SET)
     stack.enter_context(_reasons(name, container.extension))
-    # a handle, for libsndfile to read by itself: a signal that comes while it calls back into Python would be lost
+    # libsndfile reads from a handle itself: a signal during a call back into Python would be lost
     file = stack.enter_context(soundfile.SoundFile(handle, closefd=False))
     rate, channels, length = file.samplerate, file.channels, file.frames
     if rate not in wav.RATES or not 1 <= channels <= wav.MAX_CHANNELS:
@@ -237,7 +252,7 @@ def _bare(part: Part, pcm: wav.Pcm, source: _Source) -> _Sound:
 
 
 def unnamed_file(size: int) -> IO[bytes]:
-    """A file without a name, in memory where it is small, that libsndfile can be given."""
+    """A temporary file for libsndfile, in memory if it is small."""
     if size <= IN_MEMORY and hasattr(os, "memfd_create"):  # Linux
         with suppress(OSError):
             return os.fdopen(os.memfd_create("sound"), "w+b")
@@ -251,7 +266,14 @@ def _write(handle: int, data: bytes) -> None:
 
 
 def encode(waveform: np.ndarray, rate: int, container: str, subtype: str | None = None) -> bytes:
-    """A file of one of soundfile's containers that holds this waveform [samples]."""
+    """The bytes of an audio file.
+
+    Args:
+        waveform: [samples].
+        rate: Hz.
+        container: a format of soundfile, such as WAV.
+        subtype: an encoding of soundfile; None: the format's default.
+    """
     with unnamed_file(waveform.nbytes) as file:
         soundfile.write(file.fileno(), waveform, rate, format=container, subtype=subtype, closefd=False)
         file.seek(0)
@@ -260,7 +282,7 @@ def encode(waveform: np.ndarray, rate: int, container: str, subtype: str | None 
 
 @contextmanager
 def _reasons(name: str, extension: str) -> Iterator[None]:
-    """What libsndfile says, as one sentence."""
+    """Turn errors of libsndfile into AudioError."""
     try:
         yield
     except soundfile.LibsndfileError as error:

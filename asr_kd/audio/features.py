@@ -11,19 +11,19 @@ from asr_kd.audio.settings import FeatureSettings
 from asr_kd.audio.waveform import checked
 from asr_kd.errors import AudioError
 
-#: of what the same settings make of the same sound. Raise it with every change of that: checkpoints, cached features and soft targets
-#: name it, and those of another version are refused
+#: version of the computation. Raise it whenever the same settings would give other features for the same sound: checkpoints,
+#: cached features and soft targets record it, and those of another version are refused
 FRONTEND_VERSION = 1
-# Energies below the floor (noise some 80 dB under full scale) carry nothing that helps.
+# Energies below the floor (noise some 80 dB under full scale) are of no use.
 LOG_FLOOR = 1e-5
-# What the causal mean holds before an utterance begins: a quiet room, worth so many hops. Without it the first frames would be
-# normalised by themselves, and their level be lost.
+# Start of the causal mean: a quiet room, with the weight of this many hops. Without it the first frames would be normalised by
+# themselves and lose their level.
 PRIOR_MEAN, PRIOR_HOPS = -6.0, 50
-# Log energies of speech vary by about this much; dividing by it gives the network inputs near unit variance.
+# Standard deviation of log energies of speech, about; dividing by it gives the network inputs near unit variance.
 LOG_SCALE = 3.0
 # Frames of the exponential mean that are computed at once.
 MEAN_BLOCK = 100
-# Hops whose mel energies are computed at once: their spectra stay in a processor's cache, and memory is not asked for in megabytes.
+# Hops whose mel energies are computed at once: their spectra fit into a processor's cache.
 HOP_BLOCK = 64
 
 
@@ -42,19 +42,19 @@ def _mel_filters(sample_rate: int, mels: int, fft: int) -> np.ndarray:
 
 
 class CausalMean:
-    """Running mean of every column over the present and the past, as frames arrive.
+    """Running mean of every column over present and past frames, as frames arrive.
 
-    A cumulative mean that starts from the prior, until it has seen more than `time_constant` frames (the prior's
-    included); an exponential one with that time constant from then on.
+    A cumulative mean that starts from the prior for the first `time_constant` frames (including the prior's); then an
+    exponential mean with that time constant.
     """
 
     def __init__(self, time_constant: int, columns: int) -> None:
         prior = min(PRIOR_HOPS, time_constant)
         self._count = prior
-        self._head = time_constant - prior + 1  # frames that the cumulative mean is yet to see
+        self._head = time_constant - prior + 1  # number of further frames for the cumulative mean
         self._sum = np.full(columns, PRIOR_MEAN * prior)
-        # The exponential part goes block by block: a triangular matrix holds the weight of each frame in each later mean.
-        # Blocks are always full, so that a frame's mean is the same bits however many frames come together.
+        # The exponential part is computed by blocks: a triangular matrix has the weight of each frame in each later mean.
+        # The product is always of a full block, so that the bits do not depend on how many frames arrive together.
         self._weights, self._decay = _exponential_weights(time_constant)
         self._block = np.zeros((MEAN_BLOCK, columns))
         self._filled = 0
@@ -90,30 +90,30 @@ def _exponential_weights(time_constant: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def versioned(settings: FeatureSettings) -> dict[str, object]:
-    """Everything that decides features, to be hashed: the settings, and the version where it is not the first."""
+    """Everything that features depend on, to be hashed: the settings, and the version if it is not the first."""
     values = settings.model_dump()
     return values if FRONTEND_VERSION == 1 else {**values, "frontend": FRONTEND_VERSION}
 
 
 class Frontend:
-    """Turns a waveform into network input, frame by frame without a look into the future beyond the stacked frame."""
+    """Turns a waveform into network input, frame by frame, without looking beyond the stacked frame."""
 
     def __init__(self, settings: FeatureSettings) -> None:
         self.settings = settings
         self.window = settings.sample_rate * settings.window_ms // 1000
         self.hop = settings.sample_rate * settings.hop_ms // 1000
-        # twice the next power of two: with fewer bins the lowest mel filters would hold none
+        # twice the next power of two: with fewer bins the lowest mel filters would be empty
         self.fft = 2 << (self.window - 1).bit_length()
         self._filters = _mel_filters(settings.sample_rate, settings.mels, self.fft)
         self._taper = np.hanning(self.window + 2)[1:-1].astype(np.float32)
 
     @property
     def overhang_ms(self) -> int:
-        """Audio past the end of a stacked frame's own period that its last window reads, in milliseconds."""
+        """How far the last window of a stacked frame reaches beyond the frame's own period, in milliseconds."""
         return max(0, self.settings.window_ms - self.settings.hop_ms)
 
     def start(self) -> FeatureStream:
-        """Begin an utterance whose sound comes in pieces."""
+        """Start an utterance whose audio arrives in pieces."""
         return FeatureStream(self)
 
     def compute(self, waveform: np.ndarray) -> np.ndarray:
@@ -123,10 +123,10 @@ class Frontend:
             waveform: float32 [samples] in [-1, 1].
 
         Returns:
-            float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; what does not fill a frame is dropped.
+            float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; an incomplete last frame is dropped.
 
         Raises:
-            AudioError: when the audio is shorter than one frame, or no mono waveform of full scale 1 (`checked`).
+            AudioError: when the audio is shorter than one frame, or not a mono waveform of full scale 1 (`checked`).
         """
         features = self.start().push(waveform)
         if not len(features):
@@ -134,9 +134,9 @@ class Frontend:
         return features
 
     def log_energies(self, windows: np.ndarray, position: int) -> np.ndarray:
-        """Log mel energies float32 [hops, mels] of windows float32 [hops, window]; `position`: hops before them.
+        """Log mel energies float32 [hops, mels] of windows float32 [hops, window]; `position`: number of hops before them.
 
-        The filters are applied in blocks of rows in their places, since a matrix product of another shape rounds otherwise.
+        The filters are applied to full blocks, aligned to the utterance's start: a product of another shape rounds differently.
         """
         before = position % HOP_BLOCK
         energy = np.empty((len(windows), self._filters.shape[1]), np.float32)
@@ -150,10 +150,10 @@ class Frontend:
 
 
 class FeatureStream:
-    """The features of one utterance as its sound arrives: the same bits for pieces of any size.
+    """The features of one utterance as its audio arrives: the same bits for pieces of any size.
 
-    They are rounded to float16 here, and nowhere else, so that every network hears in every job what it was trained on, from a cache
-    or not.
+    They are rounded to float16 here, and only here, so that a network gets the same input in every job, with or without a
+    cache.
     """
 
     def __init__(self, frontend: Frontend) -> None:
@@ -161,15 +161,15 @@ class FeatureStream:
         settings = frontend.settings
         self._mean = CausalMean(settings.mean_frames, settings.mels)
         self._waiting = np.empty(0, np.float32)  # samples from the next window on
-        self._skip = 0  # samples to come that lie before it, where hops are longer than windows
+        self._skip = 0  # number of further samples before it, if hops are longer than windows
         self._hops = 0
 
     @one_thread()
     def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Hear float32 [samples] more; returns the frames that they fill, float16 [frames, mels * stack].
+        """Add float32 [samples]; returns the frames that are now complete, float16 [frames, mels * stack].
 
         Raises:
-            AudioError: when they are no mono waveform of full scale 1 (`checked`).
+            AudioError: when they are not a mono waveform of full scale 1 (`checked`).
         """
         waveform = checked(waveform)
         front, stack = self._frontend, self._frontend.settings.stack

@@ -1,4 +1,4 @@
-"""FLAC: how many samples its header states, and how many its last frame says there are."""
+"""FLAC: compare the number of samples in its header with that of its last frame."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _crc16(data: bytes) -> int:
 
 @dataclass
 class _Info:
-    """What STREAMINFO says, and where the frames begin. `bits` etc. as in the format; 0 is unknown."""
+    """The fields of STREAMINFO, 0 if unknown; `frames`: offset of the first frame."""
 
     block: int
     max_frame: int
@@ -53,14 +53,19 @@ class _Info:
 
 
 def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The sound of a FLAC: as much as is there, where its header states none or less.
+    """The sound of a FLAC; all of it, even if its header states no length or less.
+
+    Args:
+        start: offset of the FLAC in `data`.
+        end: where to stop.
+        name: of the file, for messages.
 
     Raises:
-        AudioError: when it is cut, damaged or has samples of other sizes than are read.
+        AudioError: when it is cut or damaged, or its sample size is not supported.
     """
     starts, at = [start], start
     while at >= 0:
-        found = [place for mark in _STARTS if (place := data.find(mark, starts[-1] + 8, end)) >= 0]
+        found = [offset for mark in _STARTS if (offset := data.find(mark, starts[-1] + 8, end)) >= 0]
         at = min(found, default=-1)
         if at >= 0:
             starts.append(at)
@@ -74,7 +79,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
 
 
 def _before_tag_of(data: Buffer, start: int, following: int) -> int:
-    """Where a FLAC ends that is followed by another one with an ID3v2 tag in front."""
+    """The end of a FLAC before another one, which may have an ID3v2 tag in front."""
     tag = data.rfind(b"ID3", start, following)
     return tag if tag >= 0 and behind_tags(data, tag, following) == following else following
 
@@ -88,7 +93,7 @@ def _one(data: Buffer, start: int, end: int, name: str) -> Part:
     found = _last_frame(data, info, end, name)
     if found is None:
         if info.total:
-            return Part(start, end)  # decoding tells how much of it is there
+            return Part(start, end)  # decoding will show how much of it is there
         raise AudioError(f"{name}: truncated or damaged, it does not end with a whole FLAC frame; {keep('flac')}")
     if info.total > found:
         raise AudioError(
@@ -125,12 +130,12 @@ def _info(data: Buffer, start: int, end: int, name: str) -> _Info:
 
 
 def _last_frame(data: Buffer, info: _Info, end: int, name: str) -> int | None:
-    """How many samples there are up to the end of the last whole frame; None where none is found.
+    """Number of samples up to the end of the last complete frame; None if none is found.
 
-    A frame that ends where the header says is believed; any other by its checksum.
+    A frame that ends at the stated length is accepted; any other one only by its checksum.
 
     Raises:
-        AudioError: when something else follows it.
+        AudioError: when something else follows the frame.
     """
     at, least, most = end, max(info.frames, end - SEARCHED), 0
     sync = data[info.frames : info.frames + 2]  # the same in every frame
@@ -158,7 +163,7 @@ _BLOCKS = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{code: 1
 
 
 def _frame_end(head: bytes, info: _Info) -> int | None:
-    """The number of the sample behind a frame, by its header; None where this is none."""
+    """Number of samples up to the end of a frame, by its header; None if this is not a frame."""
     if len(head) < 6 or head[3] & 1:
         return None
     variable, block, rate = head[1] & 1, head[2] >> 4, head[2] & 15

@@ -1,4 +1,4 @@
-"""Sound as it arrives: raw PCM or WAV through a pipe, or a microphone."""
+"""Audio as it arrives: raw PCM or WAV through a pipe, or a microphone."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from asr_kd.audio.parts import Pcm, tag_size
 from asr_kd.audio.waveform import Mixer
 from asr_kd.errors import AudioError, UserError
 
-PIECE = 1 << 16  # bytes of a pipe that are passed over at once
+PIECE = 1 << 16  # bytes of a pipe that are skipped at once
 
 
 def pipe_sound(
     stream: IO[bytes], name: str, sample_rate: int, raw_rate: int | None, seconds: float
 ) -> Iterator[np.ndarray]:
-    """Sound from a pipe, without waiting for more than has come: WAV, or raw 16-bit little-endian mono.
+    """Audio from a pipe, passed on as it arrives: WAV, or raw 16-bit little-endian mono.
 
-    Every other container that is known is refused by its name. What begins like none of them is raw; with `raw_rate`, so is what
-    two or three bytes alone would call a container.
+    Every other known container is refused by its name. Anything else is raw; with `raw_rate`, also what only two or three
+    bytes would identify as a container.
 
     Args:
         stream: a buffered binary stream (`read1`).
+        name: of the pipe, for messages.
         sample_rate: wanted rate in Hz.
-        raw_rate: of raw sound, in Hz; None takes `sample_rate`.
-        seconds: length of a piece at most.
+        raw_rate: rate of raw audio, in Hz; None: `sample_rate`.
+        seconds: greatest length of a piece.
 
     Returns:
         pieces float32 [samples], mono, full scale 1, at `sample_rate`.
 
     Raises:
-        AudioError: when it is neither (FLAC, MP3, MP4; WAV of another encoding), is cut, is no number, or its channels cancel out.
+        AudioError: when it is neither (FLAC, MP3, MP4; WAV of another encoding) or cut, a sample is not a number, or its
+            channels cancel out.
     """
     pipe = _Pipe(stream)
     pipe.pass_tag()
@@ -62,44 +64,44 @@ def pipe_sound(
 
 
 class _Pipe:
-    """A pipe of which some bytes may be looked at before they are read."""
+    """A pipe whose next bytes can be looked at before they are read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._held = stream, b""
         self._read1: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
 
     def peek(self, size: int) -> bytes:
-        """The next bytes, waited for; fewer where the pipe ends."""
+        """The next `size` bytes without taking them; waits for them; fewer at the end of the pipe."""
         while len(self._held) < size and (more := self._stream.read(size - len(self._held))):
             self._held += more
         return self._held[:size]
 
     def read(self, size: int) -> bytes:
-        """So many bytes, waited for; fewer where the pipe ends."""
+        """The next `size` bytes; waits for them; fewer at the end of the pipe."""
         taken = self.peek(size)
         self._held = self._held[size:]
         return taken
 
     def arrived(self, size: int) -> bytes:
-        """What has come, so many bytes at most; none where the pipe has ended."""
+        """What has arrived, at most `size` bytes; none at the end of the pipe."""
         if self._held:
             return self.read(min(size, len(self._held)))
         return self._read1(size)
 
     def skip(self, size: int) -> None:
-        """Pass over so many bytes, or to the end."""
+        """Skip `size` bytes, or to the end."""
         while size and (gone := self.read(min(size, PIECE))):
             size -= len(gone)
 
     def pass_tag(self) -> bool:
-        """Pass over a tag, if one follows."""
+        """Skip a tag, if one follows."""
         head = self.peek(32 if self.peek(3) in (b"ID3", b"APE") else 3)
         size = tag_size(head)
         self.skip(size)
         return size > 0
 
     def pass_chunks(self, big: bool) -> bool:
-        """Pass over what may stand behind the sound of a WAV; says whether another WAV follows."""
+        """Skip what may follow the sound of a WAV; returns whether another WAV follows."""
         while head := self.peek(8):
             if head[:4] in wav.RIFFS:
                 return True
@@ -110,10 +112,10 @@ class _Pipe:
 
 
 def _is_wav(pipe: _Pipe, name: str, raw_rate: int | None) -> bool:
-    """Whether a WAV comes, as opposed to raw sound.
+    """Whether the pipe holds WAV, not raw audio.
 
     Raises:
-        AudioError: when it is another container, by its name.
+        AudioError: when it is another container, naming it.
     """
     head = pipe.peek(12)
     if size := mpeg.first_size(head):  # certain once a second frame follows the first
@@ -134,14 +136,14 @@ def _is_wav(pipe: _Pipe, name: str, raw_rate: int | None) -> bool:
 
 
 def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float, name: str) -> Iterator[np.ndarray]:
-    """The sound up to its stated length, or further where what follows it is no chunk."""
+    """The sound up to its stated length, or further if what follows is not a chunk."""
     piece = max(1, int(seconds * pcm.rate)) * pcm.step
     left, waiting = header.size if header else None, b""
     while True:
         if left == 0 and (header is None or _ends(pipe, header.size or 0)):
             break
         if left == 0:
-            left = None  # the header states less than there is: a recorder that died, or 4 GiB and more
+            left = None  # the header states less than there is: the recorder died, or there are over 4 GiB
         data = pipe.arrived(piece if left is None else min(left, piece))
         if not data:
             break
@@ -157,7 +159,7 @@ def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float, n
 
 
 def _ends(pipe: _Pipe, size: int) -> bool:
-    """Whether the stated sound is all: nothing follows it, or a chunk, or another WAV."""
+    """Whether the sound ends at its stated length: nothing follows, or a chunk, or another WAV."""
     head = pipe.peek(9)
     for shift in (1, 0) if size % 2 else (0,):
         begin = head[shift:]
@@ -168,7 +170,7 @@ def _ends(pipe: _Pipe, size: int) -> bool:
 
 
 def microphone_sound(sample_rate: int, seconds: float) -> Iterator[np.ndarray]:
-    """What the default microphone hears, in pieces float32 [samples] of so many seconds, until interrupted.
+    """Audio of the default microphone, in pieces float32 [samples] of `seconds` seconds, until interrupted.
 
     Raises:
         UserError: when the extra is not installed, or the machine has no microphone at that rate.

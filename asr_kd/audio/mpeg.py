@@ -1,4 +1,4 @@
-"""MP3: its frames, the length that its first one states, and what was joined to it."""
+"""MP3: its frames, the length stated in its first one, and concatenated recordings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KBPS = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-SAME = 0xFFFE0C00  # of a frame's header: sync, version, layer and rate, which do not change within a recording
+SAME = 0xFFFE0C00  # header bits that do not change within a recording: sync, version, layer and rate
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Frame:
 
     @property
     def side(self) -> int:
-        """Bytes between the header and what is no side information."""
+        """Bytes of side information after the header."""
         mono, first = self.header >> 6 & 3 == 3, self.header >> 19 & 3 == 3
         return (17 if mono else 32) if first else (9 if mono else 17)
 
 
 def frame(data: Buffer, at: int) -> Frame | None:
-    """The layer III frame that begins there, if one does."""
+    """The layer III frame that begins at an offset, if any."""
     if at + 4 > len(data):
         return None
     header = struct.unpack_from(">I", data, at)[0]
@@ -48,7 +48,7 @@ _LAYER_II = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 
 
 def first_size(head: bytes) -> int:
-    """Bytes of the frame of MP3, MPEG layer II or AAC (ADTS) that begins so; 0 where none does."""
+    """Size in bytes of the frame of MP3, MPEG layer II or AAC (ADTS) that begins so; 0 if it is none."""
     if one := frame(head, 0):
         return one.size
     if len(head) < 6 or head[0] != 0xFF:
@@ -63,7 +63,7 @@ def first_size(head: bytes) -> int:
 
 
 def recognise(head: bytes) -> tuple[str, str] | None:
-    """What begins so, by two frames in a row where there is room for them, and the ending of such files."""
+    """Name and extension of the format that begins so, by two frames in a row if `head` is long enough."""
     size = first_size(head)
     if not size or (size + 6 <= len(head) and (not first_size(head[size:]) or head[size + 1] & 0xFE != head[1] & 0xFE)):
         return None
@@ -72,15 +72,15 @@ def recognise(head: bytes) -> tuple[str, str] | None:
 
 @dataclass
 class _Info:
-    """The first frame of an MP3 where it is no sound but states a length: frames that follow, and bytes; None where it does not say."""
+    """A first frame that holds no sound but a length: number of frames that follow, and bytes; None if not stated."""
 
     frames: int | None
     bytes: int | None
 
 
 def _info(data: Buffer, at: int, one: Frame) -> _Info | None:
-    for place in (at + 4 + one.side, at + 6 + one.side):  # with a checksum two bytes later
-        head = data[place : place + 16]
+    for offset in (at + 4 + one.side, at + 6 + one.side):  # two bytes later if there is a checksum
+        head = data[offset : offset + 16]
         if head[:4] in (b"Xing", b"Info") and len(head) == 16:
             flags, first, second = struct.unpack_from(">III", head, 4)
             frames = first if flags & 1 else None
@@ -93,10 +93,15 @@ def _info(data: Buffer, at: int, one: Frame) -> _Info | None:
 
 
 def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The recordings of an MP3, one behind another where some were joined.
+    """The recordings of an MP3, more than one if files were concatenated.
 
-    libsndfile decodes as many frames as the first one states, or guesses from its size where it states nothing: a frame that
-    states what is there is put in front where that would be wrong.
+    libsndfile decodes as many frames as the first one states, or guesses from its size if it states nothing. If that would be
+    wrong, a frame with the right length is put in front.
+
+    Args:
+        start: offset of the MP3 in `data`.
+        end: where to stop.
+        name: of the file, for messages.
 
     Raises:
         AudioError: when it is cut or damaged.
@@ -115,7 +120,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
 
 
 def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], bool, int]:
-    """A recording (two, where a length in the middle shows that one ends), whether it states its length rightly, and its end."""
+    """A recording (two, if the stated length ends in the middle), whether its stated length is right, and its end."""
     opening = frame(data, start)
     if opening is None:
         raise AudioError(f"{name}: damaged at byte {start} (no MP3 frame begins there); {keep('mp3')}")
@@ -144,36 +149,36 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
     if info.frames is not None and there <= info.frames + 1 and there + 1 >= info.frames:
         return [Part(start, at)], True, at
     if there == 0:
-        return [], False, at  # a frame that says how long nothing is
+        return [], False, at  # a frame with a length, and no sound
     following = frame(data, first)
     assert following is not None
-    if split and _independent(data, split):  # one without such a frame was joined to it
+    if split and _independent(data, split):  # a recording without a stated length was appended
         return [Part(start, split), _stated(data, split, at, following, frames - info.frames - 1)], False, at  # type: ignore[operator]
     return [_stated(data, first, at, following, there)], False, at
 
 
 def _marks(data: Buffer, start: int, end: int) -> set[int]:
-    """Where frames that state a length may begin."""
+    """Offsets at which frames that state a length may begin."""
     marks: set[int] = set()
-    places = (13, 15, 21, 23, 36, 38)
+    offsets = (13, 15, 21, 23, 36, 38)  # of the mark within such a frame
     for mark in (b"Xing", b"Info", b"VBRI"):
         at = data.find(mark, start, end)
         while at >= 0:
-            marks.update(at - place for place in places)
+            marks.update(at - offset for offset in offsets)
             at = data.find(mark, at + 4, end)
     return marks
 
 
 def _independent(data: Buffer, at: int) -> bool:
-    """Whether a frame needs no bits of those before it, as the first one of a recording."""
+    """Whether a frame uses no bits of earlier frames, like the first one of a recording."""
     one = frame(data, at)
     assert one is not None
-    place = at + (4 if one.header >> 16 & 1 else 6)
-    return data[place] == 0 and (one.samples == 576 or data[place + 1] < 128)
+    side = at + (4 if one.header >> 16 & 1 else 6)
+    return data[side] == 0 and (one.samples == 576 or data[side + 1] < 128)
 
 
 def _stated(data: Buffer, start: int, end: int, opening: Frame, frames: int) -> Part:
-    """A part behind a frame that states its length, of the least bit rate that leaves room for it."""
+    """A part with a frame in front that states its length, of the lowest bit rate with room for it."""
     header = (opening.header | 1 << 16) & ~(15 << 12 | 1 << 9)  # without checksum and padding
     sizes = ((frame(struct.pack(">I", header | kbps << 12), 0), kbps) for kbps in range(1, 15))
     size, kbps = next((one.size, kbps) for one, kbps in sizes if one and one.size >= 20 + opening.side)

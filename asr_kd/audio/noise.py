@@ -1,4 +1,4 @@
-"""Noise and reverberation on a waveform: the student's input only. Length and timing never change, so targets of the clean sound stay right."""
+"""Noise and reverberation, on the student's input only. Length and timing do not change, so targets of the clean sound stay valid."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from asr_kd.audio.decode import EXTENSIONS, decode, seconds_of
 from asr_kd.audio.settings import NoiseSettings
 from asr_kd.errors import AudioError, UserError
 
-# Power falls with frequency to this exponent.
+# exponent with which power falls with frequency
 COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}
-LOWEST = 20.0  # Hz; below it the mel filters hear nothing, and brown noise would have most of its power there
-# Sound counts as active in pieces of so many seconds whose power is no further below the loudest piece's.
+LOWEST = 20.0  # Hz; brown noise would have most of its power below, where there are no mel filters
+# pieces of this many seconds count as active if their power is at least this share of the loudest piece's
 PIECE, ACTIVE_RANGE = 0.02, 1e-3
-LONGEST_FILE = 600.0  # seconds of a noise file, which is held in memory whole
+LONGEST_FILE = 600.0  # seconds; noise files are held in memory
 
 
 @dataclass
 class Voice:
-    """Another utterance that can be part of a babble: waveform float32 [samples], speaker None when unknown."""
+    """Another utterance, for babble: waveform float32 [samples]; speaker None if unknown."""
 
     key: str
     speaker: str | None
@@ -32,9 +32,15 @@ class Voice:
 
 
 def coloured(colour: str, samples: int, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise whose power density is flat (white) or falls with 1/f (pink) or 1/f² (brown), without what lies below 20 Hz.
+    """Gaussian noise whose power density is flat (white) or falls with 1/f (pink) or 1/f² (brown), without parts below 20 Hz.
 
-    A piece from a random place of a stretch that is made once: making it anew costs as much as the features.
+    It is a random excerpt of a minute of noise that is generated once: generating it each time costs as much as the features.
+
+    Args:
+        colour: a key of `COLOURS`.
+        samples: length.
+        rate: Hz.
+        rng: decides the excerpt.
 
     Returns:
         float32 [samples].
@@ -54,7 +60,7 @@ def _stretch_of_noise(colour: str, rate: int) -> np.ndarray:
 
 
 def looped(sound: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """So many samples in a row from a random place of a sound; of a shorter one, round and round from a random place on."""
+    """A random excerpt of `samples` samples; a shorter sound is looped."""
     if len(sound) < samples:
         return sound.take(np.arange(samples) + rng.integers(len(sound)), mode="wrap")
     start = int(rng.integers(len(sound) - samples + 1))
@@ -73,7 +79,10 @@ def babble(voices: Sequence[np.ndarray], samples: int, rng: np.random.Generator)
 def choose_voices(
     voices: Sequence[Voice], key: str, speaker: str | None, talkers: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """So many utterances (fewer where there are not as many) that are not `key`; of other speakers, unless there are none."""
+    """Waveforms of `talkers` random utterances (fewer if there are not as many) other than `key`.
+
+    They are of other speakers than `speaker` (None: unknown), unless there are none.
+    """
     others = [voice for voice in voices if voice.key != key]
     strangers = [voice for voice in others if None in (speaker, voice.speaker) or voice.speaker != speaker]
     pool = strangers or others
@@ -85,7 +94,7 @@ def _power(waveform: np.ndarray) -> float:
 
 
 def active_power(waveform: np.ndarray, rate: int) -> float:
-    """Mean power of the pieces of 20 ms that are within 30 dB of the loudest one, so that pauses do not count as speech."""
+    """Mean power of the pieces of 20 ms that are within 30 dB of the loudest one, so that pauses do not count."""
     piece = max(1, min(len(waveform), int(PIECE * rate)))
     whole = len(waveform) // piece * piece
     if not whole:
@@ -97,10 +106,13 @@ def active_power(waveform: np.ndarray, rate: int) -> float:
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, rate: int) -> np.ndarray:
     """Add noise so that the active speech's power (`active_power`) is `snr` dB over the noise's mean power.
 
-    Speech keeps its level. Where either is silent there is no ratio, and the speech is returned as it is.
+    Speech keeps its level. If either is silent, the speech is returned unchanged.
 
     Args:
-        speech, noise: float32 [samples], as long as each other.
+        speech: float32 [samples].
+        noise: float32 [samples], of the same length.
+        snr: dB.
+        rate: Hz.
     """
     loud, quiet = active_power(speech, rate), _power(noise)
     if not loud or not quiet:
@@ -109,11 +121,13 @@ def mix(speech: np.ndarray, noise: np.ndarray, snr: float, rate: int) -> np.ndar
 
 
 def impulse_response(rt60: float, direct: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """A room as the direct sound at sample 0 and, after it, Gaussian noise that decays exponentially (Polack's model).
+    """A room: the direct sound at sample 0, followed by Gaussian noise that decays exponentially (Polack's model).
 
     Args:
         rt60: seconds in which the reverberation falls by 60 dB.
-        direct: ratio of the energies of the direct sound and of all that comes later, in dB.
+        direct: energy ratio of the direct sound to all that follows, dB.
+        rate: Hz.
+        rng: draws the noise.
 
     Returns:
         float32 [samples], of unit energy.
@@ -126,12 +140,12 @@ def impulse_response(rt60: float, direct: float, rate: int, rng: np.random.Gener
 
 
 def _fast_size(samples: int) -> int:
-    """The least 2^n, 3·2^n or 5·2^n that holds so many samples: lengths that the Fourier transform is fast with."""
+    """The smallest 2^n, 3·2^n or 5·2^n of at least `samples`: lengths for which the Fourier transform is fast."""
     return min(factor << max(0, (-(-samples // factor) - 1).bit_length()) for factor in (1, 3, 5))
 
 
 def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The sound as it reaches a listener in a room, cut to its own length, with the same energy: float32 [samples]."""
+    """The sound in a room, cut to its own length, with the same energy: float32 [samples]."""
     response = response[: len(waveform)]
     size = _fast_size(len(waveform) + len(response) - 1)
     wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
@@ -141,10 +155,10 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def noise_files(folder: str) -> tuple[Path, ...]:
-    """The audio files anywhere in a folder, in the order of their names.
+    """All audio files under a folder, sorted by name.
 
     Raises:
-        UserError: when it holds none.
+        UserError: when there is none.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower().removeprefix(".") in EXTENSIONS)
     if not paths:
@@ -154,7 +168,7 @@ def noise_files(folder: str) -> tuple[Path, ...]:
 
 
 def check_noise_files(folder: str) -> None:
-    """Open every noise file, so that a long run does not meet a bad one late.
+    """Open every noise file, so that a bad one stops a run at its start.
 
     Raises:
         UserError: when there is none, or one is not audio or too long.
@@ -184,20 +198,21 @@ def read_noise(path: Path, rate: int) -> np.ndarray:
 
 
 def generator(seed: Sequence[int], name: str) -> np.random.Generator:
-    """Random numbers of their own for each seed and name."""
+    """A random generator for a seed and a name, independent of all others."""
     words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<u4")
     return np.random.default_rng([*seed, *words.tolist()])
 
 
 @dataclass
 class Corruption:
-    """All that is needed to corrupt the utterances of a shard.
+    """Everything needed to corrupt the utterances of a shard.
 
     Args:
-        rate: of every waveform, in Hz.
-        seed: with an utterance's key it fixes what is drawn, so neither order nor process matters.
-        voices: utterances to make babble of; without any other than the utterance itself, pink noise takes the place of babble.
-        files: sounds of the settings' folder, float32 [samples] each.
+        settings: kinds and levels of noise, and rooms.
+        rate: of every waveform, Hz.
+        seed: with an utterance's key it decides all draws, so that neither order nor process matters.
+        voices: utterances for babble; if there is none but the utterance itself, pink noise is used instead.
+        files: noises of the settings' folder, float32 [samples] each.
     """
 
     settings: NoiseSettings
@@ -209,8 +224,8 @@ class Corruption:
     def apply(self, waveform: np.ndarray, key: str, speaker: str | None) -> np.ndarray:
         """Draw a room and a noise for an utterance, or neither: float32 [samples], same length and timing.
 
-        The signal-to-noise ratio is that of the reverberant speech. The result is turned down where it would exceed both full
-        scale and the clean sound's own peak.
+        The signal-to-noise ratio is that of the reverberant speech. The result is scaled down if it exceeds both full scale
+        and the peak of the clean sound.
         """
         settings, rng = self.settings, generator(self.seed, key)
         noisy, reverberant = rng.random() < settings.share, rng.random() < settings.reverb

@@ -1,4 +1,4 @@
-"""Ogg: its pages, their checksums, and the streams that were joined in it."""
+"""Ogg: its pages, their checksums, and concatenated streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from asr_kd.audio.parts import Buffer, Container, Part, before_tags, behind_tags, convert, keep, only_zeros
 from asr_kd.errors import AudioError
 
-#: the first bytes of a stream → what it holds, and whether it is read here
+#: first bytes of a stream → its codec, and the extension if it is supported
 CODECS = {
     b"\1vorbis": ("Vorbis", "ogg"), b"OpusHead": ("Opus", "opus"), b"\x7fFLAC": ("FLAC", None), b"Speex   ": ("Speex", None),
     b"\x80theora": ("Theora, a film", None), b"fishead\0": ("a film", None), b"BBCD\0": ("Dirac, a film", None), b"\x80kate": ("Kate, subtitles", None),
@@ -24,16 +24,21 @@ def _checksum(page: bytes) -> int:
 
 
 def codec(page: bytes) -> tuple[str, str | None]:
-    """What the first page of a stream says that it holds, and the extension of what is read here."""
+    """The codec named in the first page of a stream, and its extension; None if it is not supported."""
     body = page[27 + page[26] :] if len(page) > 26 else b""
     return next((value for mark, value in CODECS.items() if body.startswith(mark)), ("something unknown", None))
 
 
 def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The streams of an Ogg file, one behind another (a chain, as `cat` makes it).
+    """The streams of an Ogg file, one after another (chained, as by `cat`).
+
+    Args:
+        start: offset of the Ogg in `data`.
+        end: where to stop.
+        name: of the file, for messages.
 
     Raises:
-        AudioError: when it is cut, damaged, of a codec that is not read, or holds streams beside each other.
+        AudioError: when it is cut, damaged, of an unsupported codec, or holds several streams in parallel.
     """
     parts: list[Part] = []
     extension, at, first, last = "", start, start, 4

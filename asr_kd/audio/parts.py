@@ -1,4 +1,4 @@
-"""What the readers of containers share: the parts of a file that are decoded each for itself, and the tags around them."""
+"""What the readers of containers share: the parts of a file that are decoded one by one, and the tags around them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import mmap
 from dataclasses import dataclass
 
 Buffer = bytes | mmap.mmap
-GAP = 1 << 20  # bytes of a mapped file that are looked at together
+GAP = 1 << 20  # bytes of a mapped file that are read at once
 
 
 @dataclass(frozen=True)
 class Pcm:
-    """Samples that lie bare in a file: WAV's format tag and bits a sample, big-endian or not."""
+    """Uncompressed samples in a file: WAV's format tag and bits a sample, big-endian or not."""
 
     rate: int
     channels: int
@@ -27,10 +27,12 @@ class Pcm:
 
 @dataclass
 class Part:
-    """Bytes `start` to `end` of a file, behind a `head` that takes the place of what was wrong or missing there.
+    """Bytes `start` to `end` of a file.
 
-    `pcm` says that they are bare samples; else libsndfile reads them. `samples` is how many they hold, where that is known and
-    libsndfile may think otherwise.
+    Attributes:
+        head: bytes to put in front, in place of what was wrong or missing.
+        pcm: the format, if they are uncompressed samples; else libsndfile reads them.
+        samples: their number, if it is known and libsndfile may find another.
     """
 
     start: int
@@ -42,9 +44,9 @@ class Part:
 
 @dataclass
 class Container:
-    """What a file is: `extension` of its kind, and its parts, more than one where recordings were joined.
+    """What a file is: its `extension`, and its parts, more than one if recordings were concatenated.
 
-    `plain` says that every reader finds all of its sound: one part, its header right, nothing in front of it.
+    `plain`: whether every reader finds all of its sound: one part with a right header and nothing in front.
     """
 
     extension: str
@@ -58,17 +60,17 @@ def convert(ending: str) -> str:
 
 
 def keep(ending: str) -> str:
-    """What to do with a file that was cut: fetch it, or make a whole one of what is there."""
+    """What to do with a cut file: fetch it again, or make a valid file from what is there."""
     return f"fetch the file again, or keep what is there: {convert(ending)}"
 
 
 def only_zeros(data: Buffer, start: int, end: int) -> bool:
-    """Whether nothing but zeros lies there."""
+    """Whether there are only zeros between `start` and `end`."""
     return all(not data[at : min(at + GAP, end)].strip(b"\0") for at in range(start, end, GAP))
 
 
 def tag_size(head: bytes) -> int:
-    """Bytes of the tag that begins with these 32 bytes: ID3v2, APE or ID3v1; 0 where none does."""
+    """Size of the tag that begins with these 32 bytes: ID3v2, APE or ID3v1; 0 if there is none."""
     if head[:3] == b"ID3" and len(head) >= 10 and 2 <= head[3] <= 4 and max(head[6:10]) < 128:
         return 10 + _synchsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)
     if head[:8] == b"APETAGEX" and len(head) >= 32:
@@ -77,7 +79,7 @@ def tag_size(head: bytes) -> int:
 
 
 def behind_tags(data: Buffer, at: int, end: int) -> int:
-    """Where what follows the tags at a place begins: ID3v2, APE, and an old ID3v1 or Lyrics3 that joining left there."""
+    """Offset after the tags at `at`: ID3v2, APE, and an ID3v1 or Lyrics3 left between concatenated files."""
     while True:
         head = data[at : at + 32]
         size = tag_size(head)
@@ -90,7 +92,7 @@ def behind_tags(data: Buffer, at: int, end: int) -> int:
 
 
 def _begins(data: Buffer, at: int) -> bool:
-    """Whether something with a name begins there: a tag, a container or an MPEG frame."""
+    """Whether something known begins there: a tag, a container or an MPEG frame."""
     head = data[at : at + 8]
     return head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"fLaC", b"OggS") or head[:3] in (b"ID3", b"TAG", b"APE") or (
         len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0
@@ -98,7 +100,7 @@ def _begins(data: Buffer, at: int) -> bool:
 
 
 def before_tags(data: Buffer, start: int, end: int) -> int:
-    """Where what lies before the tags at the end of a file ends: ID3v1 (and its extension), APE, Lyrics3, ID3v2 with a footer."""
+    """Offset of the tags at the end of a file: ID3v1 (and its extension), APE, Lyrics3, ID3v2 with a footer."""
     while True:
         tail = data[max(start, end - 256) : end]
         if tail[-128:][:3] == b"TAG" and len(tail) >= 128:

@@ -1,4 +1,4 @@
-"""A recording of any length, from which stretches are cut in one pass."""
+"""A recording of any length, from which segments are cut in one pass."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from asr_kd.audio.waveform import Mixer, resampled
 from asr_kd.errors import AudioError
 
 BLOCK = 10.0  # seconds that are decoded at once
-FRAME = 0.1  # seconds by which bounds may miss the ends of a recording: they come from other tools, rounded
+FRAME = 0.1  # seconds by which segments may exceed a recording: other tools round their bounds
 
 
 class Recording:
-    """A local recording. Memory holds a stretch and a block; whoever asks for stretches by their starts has it decoded once.
+    """A local recording. Memory holds a segment and a block; segments in the order of their starts need one decoding pass.
 
     Raises:
-        AudioError: when it is not audio, or not as long as it says.
+        AudioError: when it is not audio, or not as long as its header says.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -35,7 +35,7 @@ class Recording:
         self._held = np.empty((0, 1), np.float32)
 
     def bounds(self, start: float, end: float | None) -> tuple[float, float]:
-        """A stretch in seconds, from `start` to `end` (None: its end), within the recording.
+        """The bounds in seconds of a segment, limited to the recording; `end` None: the recording's end.
 
         Raises:
             AudioError: when it is empty, or more than a frame of it lies outside.
@@ -52,10 +52,10 @@ class Recording:
         return max(start, 0.0), min(stop, self.seconds)
 
     def cut(self, start: float, end: float, sample_rate: int | None) -> tuple[np.ndarray, int]:
-        """The waveform float32 [samples], mono, from one second to another, and its rate: `sample_rate`, or the recording's own.
+        """The waveform of a segment, float32 [samples], mono, and its rate: `sample_rate`, or the recording's own.
 
         Raises:
-            AudioError: as `decode`, about the stretch and what comes before it.
+            AudioError: as `decode`, for the segment and what is before it.
         """
         name = f"{self._name}, {start:g} to {end:g} s"
         if self._rate and round(start * self._rate) < self._at:
@@ -70,7 +70,7 @@ class Recording:
         return resampled(waveform, self._rate, wanted, name), wanted
 
     def _samples(self, start: float, end: float) -> np.ndarray:
-        """Float32 [samples, channels], which stay held with what was decoded beyond them."""
+        """Float32 [samples, channels] of a segment; they are kept for the next one, with what was decoded after them."""
         while not self._rate or self._at + len(self._held) < round(end * self._rate):
             if self._failed:
                 raise self._failed
@@ -79,7 +79,7 @@ class Recording:
             except AudioError as error:
                 self._failed = error
                 continue
-            if block is None:  # an MP3 may be a little shorter than it says
+            if block is None:  # an MP3 may be a little shorter than stated
                 break
             self._rate, samples = block
             gone = min(max(0, round(start * self._rate) - self._at), len(self._held))

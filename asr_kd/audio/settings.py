@@ -1,4 +1,4 @@
-"""Settings of what is heard: features, and what is done to the learner's sound and input."""
+"""Settings of features, and of the augmentation of the learner's audio and input."""
 
 from __future__ import annotations
 

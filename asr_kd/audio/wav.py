@@ -13,12 +13,12 @@ from asr_kd.audio import mpeg
 from asr_kd.audio.parts import Buffer, Container, Part, Pcm, before_tags, behind_tags, convert, keep, only_zeros
 from asr_kd.errors import AudioError
 
-RATES = range(1000, 768001)  # Hz; what lies outside is a damaged header
+RATES = range(1000, 768001)  # Hz; any other rate means a damaged header
 MAX_CHANNELS = 32
 RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 EXTENSIBLE = 0xFFFE
 PCM, FLOAT, A_LAW, MU_LAW, MP3 = 1, 3, 6, 7, 0x55
-# encodings of bare samples: tag and bits → numpy's type (8 and 24 bits and the two laws are widened first) and full scale
+# encodings of uncompressed samples: tag and bits → numpy's type (8 and 24 bits and the two laws are widened first), full scale
 BARE = {
     (PCM, 8): ("i1", 2.0**7), (PCM, 16): ("i2", 2.0**15), (PCM, 24): ("i4", 2.0**31), (PCM, 32): ("i4", 2.0**31),
     (FLOAT, 32): ("f4", 1.0), (FLOAT, 64): ("f8", 1.0), (A_LAW, 8): ("i2", 2.0**15), (MU_LAW, 8): ("i2", 2.0**15),
@@ -29,7 +29,7 @@ CODECS = {
     0x162: "WMA Pro", 0x163: "WMA lossless", 0x1600: "AAC (ADTS)", 0x2000: "AC-3", 0x2001: "DTS", 0x566F: "Vorbis", 0xA106: "AAC", 0xF1AC: "FLAC",
 }  # fmt: skip
 BY_LIBSNDFILE = (2, 0x11, 0x31)
-# what may stand behind the sound
+# chunks that may follow the sound
 CHUNKS = frozenset(
     b"LIST|id3 |ID3 |ID32|bext|iXML|cue |smpl|fact|PEAK|JUNK|junk|FLLR|PAD |pad |_PMX|axml|cart|inst|plst|note|labl|ltxt|DISP|acid|strc|afsp|umid|minf|"
     b"elm1|regn|levl|chna|dbmd|ubxt|bxml|SAUR|r64m|CSET|ICMT|wavl|slnt|link|MEXT|qlty|SNDM".split(b"|")
@@ -39,7 +39,7 @@ _ANOTHER = re.compile(rb"WAVE(fmt |JUNK|junk|bext|LIST|ds64|FLLR|PAD )")
 
 @dataclass
 class Header:
-    """What stands before the sound. `size`: bytes of sound as stated, None where the writer did not know; `read`: of the header."""
+    """The header of a WAV. `size`: stated bytes of sound, None if the writer did not know; `read`: bytes of the header."""
 
     tag: int
     bits: int
@@ -64,11 +64,11 @@ def header(read: Callable[[int], bytes], name: str, riff: bytes = b"") -> Header
     """Read the header of a WAV up to its sound.
 
     Args:
-        read: gives so many bytes more, fewer where it ends.
-        riff: the first 12 bytes, when they were read already.
+        read: gives the next bytes, fewer at the end.
+        riff: the first 12 bytes, if they were already read.
 
     Raises:
-        AudioError: when it is cut or damaged; what it holds may still be a codec that is not read here.
+        AudioError: when it is cut or damaged; an unsupported codec is not refused here.
     """
     riff = riff or read(12)
     order = ">" if riff[:4] == b"RIFX" else "<"
@@ -106,20 +106,20 @@ def header(read: Callable[[int], bytes], name: str, riff: bytes = b"") -> Header
         raise AudioError(
             f"{name}: its header says {bits} bits a sample in {block} bytes for {channels} channels; it is damaged, or unusual: {convert('wav')}"
         )
-    if tag == PCM:  # 12 or 20 bits are the upper ones of two or three bytes
+    if tag == PCM:  # 12 or 20 bits are stored as the upper bits of two or three bytes
         bits = 8 * -(-bits // 8)
     if size == 0xFFFFFFFF and long_size:
         size = long_size
-    elif 0x7FFFF000 <= size <= 0x80000000 or size >= 0xFFFF0000 or size == 0:  # what writers to a pipe put there
+    elif 0x7FFFF000 <= size <= 0x80000000 or size >= 0xFFFF0000 or size == 0:  # values that writers to a pipe use
         size = None
     return Header(tag, bits, rate, channels, block, order == ">", size, fact, taken)
 
 
 def check_bare(found: Header, name: str, remedy: str) -> None:
-    """Refuse a codec by its name.
+    """Refuse compressed samples, naming the codec; `remedy`: what to do.
 
     Raises:
-        AudioError: when the samples do not lie bare.
+        AudioError: when the samples are compressed.
     """
     if not found.bare:
         codec = CODECS.get(found.tag, "PCM" if found.tag == PCM else "floats" if found.tag == FLOAT else f"codec 0x{found.tag:04X}")  # fmt: skip
@@ -128,7 +128,7 @@ def check_bare(found: Header, name: str, remedy: str) -> None:
 
 
 def samples(data: bytes, pcm: Pcm) -> np.ndarray:
-    """Bare samples, as many as are whole → float32 [samples, channels], full scale 1."""
+    """Bytes of uncompressed samples → float32 [samples, channels], full scale 1; an incomplete last one is dropped."""
     data = data[: len(data) // pcm.step * pcm.step]
     kind, scale = BARE[pcm.tag, pcm.bits]
     width = -(-pcm.bits // 8)
@@ -143,7 +143,7 @@ def samples(data: bytes, pcm: Pcm) -> np.ndarray:
         values = padded.view("<i4")[:, 0]
     else:
         values = np.frombuffer(data, (">" if pcm.big else "<") + kind)
-    # what is no number, or none that a float holds, is refused as that
+    # NaN and infinity are refused later
     with np.errstate(over="ignore", invalid="ignore"):
         floats = values.astype(np.float32) / np.float32(scale)
     return floats.reshape(-1, pcm.channels)
@@ -166,10 +166,15 @@ _LAWS = {A_LAW: _a_law(), MU_LAW: _mu_law()}
 
 
 def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The sound of a WAV: as much as is there, where the header was never finished or states less than what follows it.
+    """The sound of a WAV; all of it, even if the header was never finished or states less.
+
+    Args:
+        start: offset of the WAV in `data`.
+        end: where to stop.
+        name: of the file, for messages.
 
     Raises:
-        AudioError: when it is cut, damaged or of a codec that is not read.
+        AudioError: when it is cut, damaged or of an unsupported codec.
     """
     parts: list[Part] = []
     plain, at = start == 0, start
@@ -181,7 +186,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
 
 
 def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], bool, int]:
-    """The parts of a recording, whether it is what its header says, and where the next one begins that was joined to it (or the end)."""
+    """The parts of a recording, whether its header is right, and the offset of the next recording (or the end)."""
     at = start
 
     def read(size: int) -> bytes:
@@ -196,7 +201,7 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
     before: list[Part] = []
     if size is None:
         stop = sound
-        following = _chunks(data, sound, end, found.big)  # no sound at all, and a chunk behind it
+        following = _chunks(data, sound, end, found.big)  # no sound at all, followed by a chunk
     else:
         stop = _stop(sound, size, end, name)
         # some writers put a sound into several chunks
@@ -206,7 +211,7 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
             stop = _stop(sound, size, end, name)
         following = _behind(data, stop, size % 2, end, found.big)
     as_stated = not before
-    if following is None:  # what follows is sound: the recorder died, or 4 GiB were too many for the header
+    if following is None:  # what follows is sound: the recorder died, or there are over 4 GiB
         as_stated = False
         another = _another(data, sound, end)
         following = end if another is None else another
@@ -224,7 +229,7 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
 
 
 def _stop(sound: int, size: int, end: int, name: str) -> int:
-    """Where a sound of the stated size ends."""
+    """Offset of the end of a sound of the stated size."""
     if size > end - sound:
         raise AudioError(
             f"{name}: truncated, its header says {size} bytes of sound and {end - sound} are there; {keep('wav')}"
@@ -233,7 +238,7 @@ def _stop(sound: int, size: int, end: int, name: str) -> int:
 
 
 def _more_sound(data: Buffer, at: int, end: int, big: bool) -> int | None:
-    """Where the sound of another `data` chunk begins, if one stands here or behind chunks of other kinds."""
+    """Offset of the sound of another `data` chunk, if there is one here or after chunks of other kinds."""
     while at + 8 < end:
         name = bytes(data[at : at + 4])
         if name == b"data":
@@ -246,20 +251,20 @@ def _more_sound(data: Buffer, at: int, end: int, big: bool) -> int | None:
 
 
 def _behind(data: Buffer, at: int, odd: int, end: int, big: bool) -> int | None:
-    """What follows the stated sound: the place of another recording, `end` after chunks, tags or padding, None when it is sound."""
+    """What follows the stated sound: offset of another recording; `end` after chunks, tags or padding; None if it is sound."""
     rest = before_tags(data, at, end)
     if rest - at <= odd or (only_zeros(data, at, min(at + 64, rest)) and only_zeros(data, at, rest)):
         return end
-    for place in (at + 1, at) if odd else (at,):  # padded to an even size, as it should be, or not
-        place = behind_tags(data, place, rest)
-        found = end if place >= rest else _chunks(data, place, rest, big)
+    for padded in (at + 1, at) if odd else (at,):  # padded to an even size, as it should be, or not
+        begin = behind_tags(data, padded, rest)
+        found = end if begin >= rest else _chunks(data, begin, rest, big)
         if found is not None:
             return end if found == rest else found
     return None
 
 
 def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
-    """Pass over chunks: the place of another recording behind them, else the end; None where no chunk begins."""
+    """Skip chunks: offset of another recording after them, else the end; None if no chunk begins here."""
     first = at
     known = False
     while at + 8 <= end:
@@ -271,14 +276,14 @@ def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
         known = known or name in CHUNKS
         size = int.from_bytes(data[at + 4 : at + 8], "big" if big else "little")
         at += 8 + size + size % 2
-    # chunks of unknown names count as such when they lead to the end
+    # unknown names count as chunks if they lead exactly to the end
     if at == first or not (known or at in (end, end + 1)):
         return None
-    another = _another(data, first, end)  # behind one that is cut, or not padded
+    another = _another(data, first, end)  # after a chunk that is cut, or not padded
     return end if another is None else another
 
 
 def _another(data: Buffer, start: int, end: int) -> int | None:
-    """Where another WAV begins, if one does."""
+    """Offset of another WAV, if there is one."""
     found = (match.start() - 8 for match in _ANOTHER.finditer(data, start + 8, end))
     return next((at for at in found if data[at : at + 4] in RIFFS), None)

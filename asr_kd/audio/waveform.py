@@ -1,4 +1,4 @@
-"""Samples of any shape → a mono waveform, once they are numbers of a sensible size and their channels do not cancel out."""
+"""Samples of any shape → a mono waveform; checks that they are sensible numbers and that channels do not cancel out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import soxr
 from asr_kd.audio.wav import MAX_CHANNELS, RATES
 from asr_kd.errors import AudioError
 
-MAX_AMPLITUDE = 100.0  # full scale is 1; far beyond it are integers that were stored as floats, or noise
-# Channels cancel out whose mean has less than this share of the power that it would have if they had nothing in common.
+MAX_AMPLITUDE = 100.0  # full scale is 1; far larger values are integers stored as floats, or noise
+# channels cancel out if their mean has less than this share of the power it would have if they were uncorrelated
 CANCELLED = 0.1
-AUDIBLE = 1e-8  # mean power (full scale is 1) below which nothing can be said of channels
+AUDIBLE = 1e-8  # mean power (full scale is 1) below which channels are not checked
 
 
 class Mixer:
-    """The mean of the channels of a recording (`name` in messages) that comes in pieces."""
+    """The mean of the channels of a recording that arrives in pieces; `name`: of the recording, for messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -50,10 +50,10 @@ class Mixer:
         return mean
 
     def finish(self) -> None:
-        """The recording is over.
+        """End the recording.
 
         Raises:
-            AudioError: when its channels cancel out, as where one is the other inverted: their mean is not what was said.
+            AudioError: when its channels cancel out, for example if one is the other inverted.
         """
         if not self._count:
             return
@@ -70,7 +70,7 @@ def checked(waveform: Any) -> np.ndarray:
     """A waveform as float32 [samples].
 
     Raises:
-        AudioError: when it is no array of floats with one axis, or its samples are no numbers around full scale, which is 1.
+        AudioError: when it is not an array of floats with one axis, or a sample is not a number or far beyond full scale, 1.
     """
     if not isinstance(waveform, np.ndarray) or waveform.ndim != 1 or waveform.dtype.kind != "f":
         what = (
@@ -86,12 +86,13 @@ def checked(waveform: Any) -> np.ndarray:
 
 
 def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "the array") -> np.ndarray:
-    """A waveform of samples that lie in memory, as soundfile, SciPy or torchaudio (transposed) read them.
+    """A waveform from an array of samples, as soundfile, SciPy or torchaudio (transposed) read them.
 
     Args:
         samples: [samples] or [samples, channels]; floats of full scale 1, or integers (int16, int32, uint8) of their own full scale.
         rate: of the samples, in Hz.
         sample_rate: wanted rate in Hz.
+        name: of the recording, for messages.
 
     Returns:
         float32 [samples], mono (the mean of the channels), full scale 1.
@@ -123,8 +124,14 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
 def resampled(waveform: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     """A whole waveform at another rate: float32 [samples].
 
+    Args:
+        waveform: float [samples].
+        rate: its rate, Hz.
+        wanted: the new rate, Hz.
+        name: of the recording, for messages.
+
     Raises:
-        AudioError: when nothing is left of it.
+        AudioError: when it is too short to be converted.
     """
     if rate != wanted:
         before = len(waveform)

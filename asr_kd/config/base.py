@@ -1,4 +1,4 @@
-"""What settings are made of: their base class, their types, and rules that several of them have."""
+"""Settings: their base class, their types, and rules that several of them share."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ def _spelled(text: str) -> str:
         raise ValueError(str(error).removeprefix(f"{text}: ").removeprefix(f"{text!r}: ")) from None
 
 
-#: of a file or folder: `~` in front is the home folder, a URL is known by its scheme and refused where it is misspelt
+#: name of a file or folder: `~` in front is the home folder; a URL is recognised by its scheme, and refused if misspelt
 Location = Annotated[str, AfterValidator(_spelled)]
 
 
 def is_default(settings: Settings, name: str) -> bool:
-    """Whether a setting is as if it had not been given."""
+    """Whether a setting has its default value."""
     default = type(settings).model_fields[name].get_default(call_default_factory=True)
     return bool(getattr(settings, name) == default)
 
 
 def check_given_once(settings: Settings, frames: str, milliseconds: str) -> None:
-    """Refuse a length that is given in frames and in milliseconds; for validators, as `check_owners`."""
+    """Refuse a length that is given both in frames and in milliseconds; for validators, like `check_owners`."""
     if getattr(settings, milliseconds) is not None and not is_default(settings, frames):
         raise ValueError(f"{frames} and {milliseconds} say the same; give one")
 
 
 def check_owners(settings: Settings, chooser: str, owners: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a setting that was changed, where another value of `chooser` was chosen than those it belongs to.
+    """Refuse a setting that was changed though it does not belong to the chosen value of `chooser`.
 
     Args:
-        owners: name of a setting: the values that it belongs to.
+        chooser: name of the setting that chooses, such as `mode`.
+        owners: name of a setting → the values of `chooser` that it belongs to.
     """
     for name, values in owners.items():
         value = getattr(settings, name)
@@ -61,7 +62,7 @@ def check_owners(settings: Settings, chooser: str, owners: Mapping[str, tuple[st
 
 
 def group_of(annotation: Any) -> type[Settings] | None:
-    """The group of settings that a field holds: itself, or in a list or an option."""
+    """The group of settings in the type of a field: itself, in a list, or optional."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
     return next((found for part in get_args(annotation) if (found := group_of(part))), None)

@@ -1,4 +1,4 @@
-"""Settings that several jobs have, declared once: type, default, help. A job that says more of one declares its own."""
+"""Settings shared by several jobs, declared once: type, default, help. A job with another help text declares its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydantic import Field
 
 from asr_kd.config.base import Location
 
-#: more than a machine has; torch crashes where the system refuses it as many as were asked for
+#: upper bound: torch aborts when the system refuses to create the threads
 Threads = Annotated[int, Field(ge=1, le=1024)]
-#: of texts, `text.NORMALIZERS`
+#: keys of `text.NORMALIZERS`
 Normalizing = Literal["none", "basic", "english"]
 Audio = Annotated[Location, Field(description="folder of audio shards, or its URL (s3://…, gs://…)")]
 Texts = Annotated[

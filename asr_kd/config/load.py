@@ -1,4 +1,4 @@
-"""Settings from YAML and key=value: read, overridden, validated, and what is said of a mistake."""
+"""Settings from YAML and key=value: read, override, validate, and explain mistakes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
     """Read a YAML mapping, safely: no tags that build objects, and every key once.
 
     Args:
-        as_typed: words keep their spelling, for `build` to take them as the settings do that they belong to.
+        as_typed: words keep their spelling, so that `build` can read them by the type of their setting.
 
     Raises:
         UserError: when the file is missing, not YAML or not a mapping.
@@ -41,7 +41,7 @@ def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Apply `a.b=value` assignments (a number steps into a list) to a copy of `values`.
 
-    The value is kept as it was typed, for `build` to take as text, or as YAML, as its setting does.
+    The value is kept as typed: `build` reads it as text or as YAML, by the type of its setting.
 
     Raises:
         UserError: when an assignment has no `=`, or steps into something that has no keys.
@@ -73,23 +73,26 @@ def _step(here: Any, step: str, assignment: str) -> Any:
     if isinstance(here, list):
         if not step.isdigit() or int(step) >= len(here):
             raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
-        place: Any = int(step)
+        position: Any = int(step)
     elif isinstance(here, dict):
-        place = step
+        position = step
         here.setdefault(step, {})
     else:
         raise UserError(f"{assignment}: {step} cannot be looked up inside a {_kind(here)}")
-    if isinstance(here[place], Typed) and here[place].source:  # a group given whole just before
-        inside = read(here[place])
-        here[place] = inside if isinstance(inside, dict | list) else here[place]
-    return here[place]
+    if isinstance(here[position], Typed) and here[position].source:  # an earlier assignment of the whole group
+        inside = read(here[position])
+        here[position] = inside if isinstance(inside, dict | list) else here[position]
+    return here[position]
 
 
 def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterable[str] = ()) -> S:
-    """Validate `values` as settings of `kind`; `where` (a file, a command) opens every message.
+    """Validate `values` as settings of `kind`.
 
     Args:
-        assignments: `a.b=value` that went into `values` from the command line, which opens a message about one of them.
+        kind: the class of the settings.
+        values: as of `load_yaml` and `override`.
+        where: the file or command that they come from, for messages.
+        assignments: `a.b=value` from the command line that are in `values`; messages about them name the command line.
 
     Raises:
         UserError: naming the first wrong key or value, with the nearest valid key for an unknown one.
@@ -101,9 +104,9 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     except ValidationError as error:
         # a misspelt key is also a missing one: name the misspelling
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-    # without what pydantic calls the alternatives of a type
+    # without pydantic's names of the alternatives of a type
     path = [str(step) for step in first["loc"] if not re.fullmatch(r"str|(list|dict|function-after)\[.*\]", str(step))]
-    # of settings that do not fit together the job is named, not a class
+    # an error of the settings as a whole names the job, not the class
     name = ".".join(path) or name_of(kind)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"

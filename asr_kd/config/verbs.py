@@ -1,4 +1,4 @@
-"""The verbs of `asr-kd` and of the stages of pipelines, in one table: another verb is another line."""
+"""The verbs of `asr-kd` and of the stages of pipelines, in one table: a new verb is a new line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from asr_kd.config.base import Settings
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb. What it does is named, not imported: torch is loaded only where a verb needs it.
+    """A verb. Its function is named, not imported: torch is loaded only when a verb needs it.
 
     Attributes:
         help: what it does, in a line.
-        settings: module and name of its settings class, within the package; a verb without any takes other words.
-        function: module and name of what does it, called with the settings.
-        stage: it can be a stage of a pipeline.
-        claims: its output folder says in job.json what it was written with.
+        settings: module and name of its settings class, within the package; empty for a verb without settings.
+        function: module and name of its function, which is called with the settings.
+        stage: whether it can be a stage of a pipeline.
+        claims: whether its output folder has a job.json with the settings.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Verb:
         return kind
 
     def do(self, settings: Settings) -> Any:
-        """Do what it is for."""
+        """Run it."""
         function: Callable[[Settings], Any] = pkgutil.resolve_name(f"asr_kd.{self.function}")
         return function(settings)
 
@@ -55,11 +55,11 @@ _TABLE = (
     Verb("run", "the stages of a pipeline, each where its inputs or settings changed"),
 )  # fmt: skip
 VERBS = {verb.name: verb for verb in _TABLE}
-#: of pipelines, which end in a report
+#: verbs of pipelines; eval last
 STAGES = tuple(sorted((verb.name for verb in _TABLE if verb.stage), key=lambda name: name == "eval"))
 
 
 def name_of(kind: type[Settings]) -> str:
-    """The verb that has these settings, or the class where none has."""
+    """The verb with these settings, or the name of the class if there is none."""
     here = f"{kind.__module__.removeprefix('asr_kd.')}:{kind.__name__}"
     return next((verb.name for verb in _TABLE if verb.settings == here), kind.__name__)

@@ -1,4 +1,4 @@
-"""CTC prefix beam search: the most probable unit sequences, each summed over its alignments, with a language model or without."""
+"""CTC prefix beam search: the most probable unit sequences, each summed over its alignments, with or without a language model."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import numpy as np
 from asr_kd.decoding.grammar import Grammar, State
 from asr_kd.decoding.words import Spike
 
-# A prefix is a node of a tree; it is named by the pair (node of the prefix without its last unit, last unit).
+# A prefix is a node of a tree, identified by the pair (parent node, last unit).
 Pair = tuple[int, int]
 ROOT = 0
-#: with a grammar, the most probable units of a frame that extend a prefix at most; it may favour a less probable one
+#: with a grammar, number of units of a frame that may extend a prefix: the grammar may favour a less probable one
 CANDIDATES = 64
-#: the logarithm of what a grammar multiplies with at least: a probability of nought would forbid the prefix
+#: smallest log factor of a grammar: a probability of 0 would forbid the prefix
 LEAST_FACTOR = -600.0
 
 
 class Path(NamedTuple):
-    """The spikes of a prefix, the last first: a chain, so that prefixes share what they have in common."""
+    """The spikes of a prefix as a linked list from the last one, so that prefixes share their common beginning."""
 
     before: Path | None
     last: Spike
 
 
 class Kept(NamedTuple):
-    """A prefix in the beam: probability of its alignments that end in a blank, and of those that end in its last unit.
+    """A prefix in the beam: the probability of its alignments that end in a blank, and of those that end in its last unit.
 
-    Of each part also the most probable alignment, which gives the times: its probability (on a scale of its own) and spikes.
+    `best_*` and `path_*` are the most probable alignment of each kind, which gives the times: its probability (on a scale of
+    its own) and its spikes.
     """
 
     ends_blank: float
@@ -43,7 +44,7 @@ class Kept(NamedTuple):
     @property
     def path(self) -> Path | None:
         """Spikes of the most probable alignment."""
-        if self.best_blank == self.best_unit:  # both may be too small to be told from nought
+        if self.best_blank == self.best_unit:  # both may have underflowed to 0
             return self.path_blank if self.ends_blank >= self.ends_unit else self.path_unit
         return self.path_blank if self.best_blank > self.best_unit else self.path_unit
 
@@ -53,8 +54,8 @@ def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list
 
     Args:
         log_probs: float [frames, units], natural logarithm.
-        beam: prefixes kept from frame to frame. With a beam as large as the number of possible prefixes the result is
-            exact: every sequence with the sum over all of its alignments.
+        beam: number of prefixes kept from frame to frame. If it is at least the number of possible prefixes, the result is
+            exact: every sequence with the sum over all its alignments.
 
     Returns:
         up to `beam` pairs of unit ids without blanks and log-probability, most probable first.
@@ -68,10 +69,12 @@ class BeamSearch:
     """`prefix_beam_search` as frames arrive, with the spikes of the units.
 
     Args:
-        grammar: what words may be found and how probable they are; None finds any units.
-        horizon: frames after which a doubt is over: hypotheses that differ from the best one in what lies before are dropped
-            (twice in that time). Two readings of a word would stay in the beam for ever, for nothing that follows changes
-            their ratio but a language model; None lets them.
+        beam: number of prefixes kept from frame to frame.
+        blank: unit id.
+        grammar: which words may be found and how probable they are; None finds any units.
+        horizon: hypotheses that differ from the best one more than this many frames back are dropped (every half horizon).
+            Otherwise two readings of a word would stay in the beam for ever, as only a language model changes their ratio
+            later. None keeps them.
     """
 
     def __init__(self, beam: int, blank: int = 0, grammar: Grammar | None = None, horizon: int | None = None) -> None:
@@ -79,16 +82,15 @@ class BeamSearch:
         self.frames = 0
         self._pairs: list[Pair] = [(-1, -1)]  # of every node that was ever kept
         self._nodes: dict[Pair, int] = {self._pairs[ROOT]: ROOT}
-        # probabilities here include what the grammar adds: a factor on each step from a prefix to a longer one
+        # probabilities include those of the grammar: a factor on each step from a prefix to a longer one
         self._states: list[State] = [grammar.start] if grammar else []
         self._steps: dict[Pair, tuple[State | None, float]] = {}
         self._kept: dict[int, Kept] = {ROOT: Kept(1.0, 0.0, 1.0, 0.0, None, None)}
-        self._scale = (
-            0.0  # the probabilities are rescaled frame by frame against underflow; this is the logarithm taken out
-        )
+        # probabilities are rescaled in each frame against underflow; this is the logarithm of the factors taken out
+        self._scale = 0.0
 
     def push(self, log_probs: np.ndarray) -> None:
-        """Hear the next frames: float [frames, units], natural logarithm."""
+        """Search the next frames: float [frames, units], natural logarithm."""
         frames = np.exp(log_probs.astype(np.float64))
         count = max(self.beam + 1, CANDIDATES) if self.grammar else self.beam + 1
         for frame, best in zip(frames.tolist(), _best_units(frames, count, self.blank), strict=True):
@@ -100,7 +102,7 @@ class BeamSearch:
     def results(self) -> list[tuple[list[Spike], float]]:
         """The kept prefixes as spikes and their log-probabilities, most probable first, as if the utterance ended here.
 
-        With a lexicon, only those that end with a word; where there are none, all, without the word that is not over.
+        With a lexicon, only those that end with a complete word; if there are none, all, without their incomplete word.
         """
         scored = [
             (node, _chain(kept.path), self._scale + math.log(kept.ends_blank + kept.ends_unit))
@@ -120,13 +122,12 @@ class BeamSearch:
         return sorted(found, key=lambda one: -one[1])
 
     def settle(self) -> list[Spike]:
-        """Take out the spikes that all hypotheses begin with, and forget all that no later result needs.
+        """Remove and return the spikes that all hypotheses begin with, and free what no later result needs.
 
-        `results` are what follows them. How often it is called changes no result: what is taken out would be in all of
-        them.
+        `results` then gives what follows them. How often this is called changes no result.
         """
         chains = [
-            chain[: len(chain) - goes_on]  # the last unit may go on, and its spike with it
+            chain[: len(chain) - goes_on]  # the last unit may continue, and its spike with it
             for kept in self._kept.values()
             for part, path, goes_on in ((kept.ends_blank, kept.path_blank, 0), (kept.ends_unit, kept.path_unit, 1))
             if part > 0.0
@@ -151,7 +152,7 @@ class BeamSearch:
         return settled
 
     def _decide(self, before: int) -> None:
-        """Drop what differs from the best hypothesis before that frame, and let the others take its times there."""
+        """Drop hypotheses that differ from the best one before that frame; the others take its times there."""
         best = next((_cells(kept.path) for kept in self._kept.values()), [])
         best = [cell for cell in best if cell.last.end <= before]
         if not best:
@@ -171,7 +172,7 @@ class BeamSearch:
         }
 
     def _forget(self) -> None:
-        """Keep of the tree what lies at and under the last prefix that all kept ones begin with: no other can come back."""
+        """Prune the tree to the nodes from the last common prefix of all kept ones on: no other is needed again."""
         lines = []
         for node in self._kept:
             line = [node]
@@ -183,7 +184,7 @@ class BeamSearch:
         depth = next(
             (i for i, nodes in enumerate(zip(*lines, strict=False)) if len(set(nodes)) > 1), min(map(len, lines))
         )
-        needed = sorted({node for line in lines for node in line[depth - 1 :]})  # a parent's number is the smaller
+        needed = sorted({node for line in lines for node in line[depth - 1 :]})  # parents come before their children
         number = {node: new for new, node in enumerate(needed)}
         self._pairs = [(number.get(self._pairs[node][0], -1), self._pairs[node][1]) for node in needed]
         self._nodes = {pair: node for node, pair in enumerate(self._pairs)}
@@ -193,7 +194,7 @@ class BeamSearch:
         self._kept = {number[node]: kept for node, kept in self._kept.items()}
 
     def _factor(self, pair: Pair) -> float:
-        """What the grammar multiplies the probability of a prefix with for its last unit; 0 where it forbids it."""
+        """The grammar's factor on the probability of a prefix for its last unit; 0 if it forbids the unit."""
         if self.grammar is None:
             return 1.0
         if pair not in self._steps:
@@ -210,10 +211,10 @@ class BeamSearch:
             blanks[pair] = (ends_blank + ends_unit) * frame[blank]
             if pair[1] >= 0:
                 units[pair] = ends_unit * frame[pair[1]]
-                # its kept parent adds to it, even where its last unit is none of the best of this frame
+                # a parent in the beam adds to it, even if the unit is not among the best of this frame
                 if pair[0] in kept:
                     units[pair] += self._begins(pair, kept[pair[0]]) * frame[pair[1]]
-        # where the beam is full, what stays below the worst of these cannot be kept: nothing else adds to it
+        # if the beam is full, an extension below the worst of these cannot be kept: nothing else adds to it
         least = min(blanks[pair] + units.get(pair, 0.0) for pair in blanks) if len(kept) == self.beam else 0.0
         if self.grammar:
             least /= math.exp(self.grammar.most)
@@ -240,7 +241,7 @@ class BeamSearch:
                 pairs.append(pair)
                 if self.grammar:
                     state = self._steps[pair][0]
-                    assert state is not None  # a forbidden prefix has no probability to win with
+                    assert state is not None  # a forbidden prefix has probability 0
                     self._states.append(state)
             node = self._nodes[pair]
             before = kept.get(node)
@@ -254,7 +255,7 @@ class BeamSearch:
             )  # fmt: skip
 
     def _begins(self, pair: Pair, parent: Kept) -> float:
-        """Probability from which the last unit of a prefix begins: the same unit again needs a blank between."""
+        """Probability with which the last unit of a prefix starts: to repeat a unit, a blank must come between."""
         repeats = self._pairs[pair[0]][1] == pair[1]
         total = parent.ends_blank if repeats else parent.ends_blank + parent.ends_unit
         return total * self._factor(pair)
@@ -262,16 +263,16 @@ class BeamSearch:
     def _best_unit(
         self, pair: Pair, before: Kept | None, parent: Kept | None, frame: list[float]
     ) -> tuple[float, Path | None]:
-        """The most probable alignment that ends in the unit of `pair` at this frame: the unit goes on, or it begins."""
+        """The most probable alignment that ends in the unit of `pair` at this frame: the unit continues, or starts here."""
         unit, probability, best = pair[1], frame[pair[1]], 0.0
         spike = Spike(unit, self.frames, self.frames + 1, probability)
-        repeats = self._pairs[pair[0]][1] == unit  # and needs a blank between
+        repeats = self._pairs[pair[0]][1] == unit  # so a blank must come between
         if parent:
             best = parent.best_blank if repeats else max(parent.best_blank, parent.best_unit)
             best *= self._factor(pair)
         if before and before.path_unit:
             goes_on = before.best_unit >= best
-            if before.best_unit == best and parent:  # both may be too small to be told from nought
+            if before.best_unit == best and parent:  # both may have underflowed to 0
                 goes_on = before.ends_unit >= self._begins(pair, parent)
             if goes_on:
                 longer = before.path_unit.last.longer(spike)
@@ -282,7 +283,7 @@ class BeamSearch:
 def _best_units(frames: np.ndarray, count: int, blank: int) -> list[list[int]]:
     """The `count` most probable units of each frame, without the blank, the most probable first.
 
-    Any other extension of a prefix has at least `beam` better ones of the same prefix, so it could not be kept.
+    Any other extension of a prefix would have at least `beam` better ones of the same prefix, so it could not be kept.
     """
     scores = -frames
     scores[:, blank] = np.inf
@@ -305,7 +306,7 @@ def _chain(path: Path | None) -> list[Spike]:
 
 
 def _remade(path: Path | None, fresh: dict[int, Path | None]) -> Path | None:
-    """The chain with the cells that `fresh` (by their ids) puts in place of others; it remembers there what it makes anew."""
+    """The chain with cells replaced as `fresh` (by id) says; cells that must be rebuilt for that are added to `fresh`."""
     for cell in _cells(path):
         if id(cell) not in fresh:
             before = None if cell.before is None else fresh[id(cell.before)]

@@ -1,4 +1,4 @@
-"""Log-probabilities → hypotheses, by the settings: the one entrance of every job that decodes."""
+"""Log-probabilities → hypotheses, by the settings: used by every job that decodes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from asr_kd.units import Units
 if TYPE_CHECKING:  # a process that only decodes starts without torch
     from asr_kd.models.acoustic import Checkpoint
 
-#: a beam search keeps a doubt about a word for so long; no shorter utterance notices
+#: how long a beam search keeps alternatives to a word; shorter utterances are not affected
 HORIZON_SECONDS = 20.0
 
 
 class Search(Protocol):
-    """A decoder at work on one utterance."""
+    """The search through one utterance."""
 
     def push(self, log_probs: np.ndarray) -> None:
-        """Hear the next frames: float [frames, units], natural logarithm."""
+        """Search the next frames: float [frames, units], natural logarithm."""
 
     def results(self) -> Iterable[tuple[list[Spike], float]]:
-        """Unit sequences so far (behind what has settled) and their scores, best first."""
+        """Unit sequences so far (after the settled spikes) and their scores, best first."""
 
     def settle(self) -> list[Spike]:
-        """Take out the spikes that nothing to come can change."""
+        """Remove and return the spikes that later frames cannot change."""
 
 
 class Decoder:
@@ -55,7 +55,7 @@ class Decoder:
         self._grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
 
     def compare_words(self) -> str:
-        """What of the language model does not fit the units or the lexicon, as `grammar.compare_words`."""
+        """Which words of the language model do not fit the units or the lexicon; see `grammar.compare_words`."""
         if self._lm is None or self.settings.lm is None:
             return ""
         return compare_words(self.settings.lm, self._lm, self.units, self._lexicon)
@@ -64,7 +64,7 @@ class Decoder:
         return type(self), (self.settings, self.units, self.frame_seconds)
 
     def __call__(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        """The best hypotheses, at most `nbest`, the best first; at least one, if an empty one.
+        """The best hypotheses, at most `nbest`, the best first; at least one, which may be empty.
 
         Args:
             log_probs: float [frames, units], natural logarithm.
@@ -81,12 +81,12 @@ class Decoder:
         return BeamSearch(self.settings.beam, self.units.blank, self._grammar, horizon)
 
     def hypotheses(self, search: Search) -> list[Hypothesis]:
-        """What a search has found so far, as of the whole utterance."""
+        """What a search has found so far, as if the utterance ended here."""
         found: dict[str, Hypothesis] = {}
         for spikes, score in search.results():
             words = self.words(spikes)
             text = " ".join(word.text for word in words)
-            # other pieces of the same text are no further hypothesis
+            # the same text in other pieces is not another hypothesis
             if text not in found:
                 found[text] = Hypothesis(text, score, words)
             if len(found) == self.settings.nbest:
@@ -101,7 +101,7 @@ class Decoder:
 class Transcript:
     """The words of one utterance of any length as its log-probabilities arrive, in bounded memory.
 
-    The same as the best hypothesis for the whole: settled words are those that nothing to come can change.
+    They equal the best hypothesis for the whole utterance: settled words are those that later frames cannot change.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -109,7 +109,7 @@ class Transcript:
         self._settled: list[Spike] = []
 
     def push(self, log_probs: np.ndarray) -> list[Word]:
-        """Hear the next frames: float [frames, units]; returns the words that have settled."""
+        """Search the next frames, float [frames, units]; returns the words that have settled."""
         self._search.push(_checked(log_probs))
         self._settled += self._search.settle()
         groups = group_words(self._decoder.units, self._settled)
@@ -120,13 +120,13 @@ class Transcript:
         return words
 
     def rest(self) -> list[Word]:
-        """The words behind the settled ones, as of now."""
+        """The words after the settled ones, as of now."""
         found = next(iter(self._search.results()), ([], 0.0))[0]
         return self._decoder.words(self._settled + found)
 
 
 def _checked(log_probs: np.ndarray) -> np.ndarray:
-    """Refuse frames that are no numbers, which would be decoded as silence; a softmax makes all of a frame NaN or none."""
+    """Refuse NaN, which would be decoded as silence; a softmax makes either all of a frame NaN or nothing."""
     if np.isnan(log_probs[:, :1]).any():
         raise UserError(
             "the network's output is NaN; its weights are broken: train it again, or give another checkpoint"
@@ -145,7 +145,7 @@ def _language_model(name: str, units: Units, lexicon: Lexicon | None) -> Languag
 
 
 def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
-    """The decoder of a checkpoint's output; what of a language model's words does not fit is counted on standard error.
+    """The decoder of a checkpoint's output; words of the language model that do not fit are counted on standard error.
 
     Raises:
         UserError: when a language model or lexicon of the settings cannot be used, or none of its words fits.
@@ -158,5 +158,5 @@ def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
 
 @functools.cache
 def _say(remark: str) -> None:
-    """Once, however many systems are decoded alike."""
+    """Print a remark once, however many systems are decoded with the same settings."""
     print(remark, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Text → its words and a small n-gram model as an ARPA file, in memory: for transcripts. For text by the gigabyte use KenLM's lmplz."""
+"""Text → its words and a small n-gram model as an ARPA file, in memory: for transcripts. For gigabytes of text use KenLM's lmplz."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.texts import read_texts
 from asr_kd.units import load_units
 
-#: of the output: the model, and the vocabulary
+#: files of the output: the model, and the vocabulary
 MODEL, WORDS = "lm.arpa", "words.txt"
 Gram = tuple[str, ...]
 
@@ -46,8 +46,8 @@ def write_arpa(path: Place | str, sentences: Iterable[str], order: int) -> None:
     """Write an interpolated n-gram model with Witten-Bell smoothing (Witten and Bell 1991).
 
     P(w | context) = (count of both + kinds · P(w | shorter context)) / (count of the context + kinds), where kinds is the
-    number of different words seen behind the context; below the unigrams lies the uniform distribution over the
-    vocabulary, the end of the sentence and the unknown word.
+    number of different words seen after the context; unigrams back off to a uniform distribution over the vocabulary, the
+    end of the sentence and the unknown word.
     """
     counts: Counter[Gram] = Counter()
     for sentence in sentences:

@@ -1,4 +1,4 @@
-"""Which words a beam search may find, and what a language model makes of them: applied where a word ends."""
+"""Which words a beam search may find, and their scores by a language model, applied where a word ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Lexicon:
     """Words and their spellings.
 
     Attributes:
-        words: units of a spelling → its word.
-        beginnings: every beginning of a spelling.
+        words: unit ids of a spelling → its word.
+        beginnings: all prefixes of spellings.
     """
 
     words: dict[tuple[int, ...], str]
@@ -28,7 +28,7 @@ class Lexicon:
 
 
 def read_lexicon(name: str, units: Units) -> Lexicon:
-    """Read a lexicon: a line a spelling, a word and behind it its pieces; without pieces it is spelled as the units do.
+    """Read a lexicon: a spelling a line, a word followed by its pieces; without pieces the units spell it.
 
     Raises:
         UserError: when the file cannot be read, a word cannot be spelled, or two words are spelled alike.
@@ -60,7 +60,7 @@ def read_lexicon(name: str, units: Units) -> Lexicon:
 
 
 class LanguageModel(Protocol):
-    """log10 probabilities of words, each in the context that the words before it leave."""
+    """log10 probabilities of words, each given a context made from the words before it."""
 
     start: Any
 
@@ -68,14 +68,14 @@ class LanguageModel(Protocol):
         """Whether a word is in the vocabulary."""
 
     def score(self, context: Any, word: str) -> tuple[float, Any]:
-        """log10 P(word | context), and the context of the word that follows."""
+        """log10 P(word | context), and the context of the next word."""
 
     def finish(self, context: Any) -> float:
         """log10 P(end of the sentence | context)."""
 
 
 def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
-    """Let a language model find words that the units, or the lexicon, spell otherwise than it does: don’t and don't."""
+    """Let a language model recognise words that the units, or the lexicon, spell differently: don’t and don't."""
     for word in lm.words:
         if (written := units.written(word)) != word:
             lm.spellings.setdefault(written, word)
@@ -87,8 +87,12 @@ def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
 def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon | None) -> str:
     """Compare the words of a language model with what a decoder can find.
 
+    Args:
+        name: of the language model, for messages.
+        lexicon: the words that a decoder may find; None: all that the units can spell.
+
     Returns:
-        a sentence that counts what does not fit, empty where all does.
+        a sentence that counts what does not fit; empty if everything does.
 
     Raises:
         UserError: when nothing fits, naming some of the words.
@@ -103,7 +107,7 @@ def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon |
             )
         what, then = f"does not know {len(odd):,} of the {len(words):,} words of the lexicon", "they count as unknown"
     else:
-        assert isinstance(lm, Ngrams)  # a KenLM binary goes with a lexicon
+        assert isinstance(lm, Ngrams)  # a KenLM binary always comes with a lexicon
         words = list(lm.words)
         odd = [word for word in words if not _spelt(units, word)]
         if words and len(odd) == len(words):
@@ -116,7 +120,7 @@ def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon |
 
 
 def _spelt(units: Units, word: str) -> bool:
-    """Whether a decoder could write it, as one word."""
+    """Whether a decoder can write it as one word."""
     return len(units.written(word).split()) == 1 and not units.unwritable(word)
 
 
@@ -125,7 +129,7 @@ def _some(words: Sequence[str]) -> str:
 
 
 class State(NamedTuple):
-    """Where a prefix stands: what the language model knows of the words that are over, and the units of the one that is not."""
+    """State of a prefix: the language model's context after its complete words, and the unit ids of the incomplete word."""
 
     context: Any
     word: tuple[int, ...]
@@ -135,8 +139,11 @@ class Grammar:
     """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words.
 
     Args:
+        units: vocabulary of the hypotheses.
         lm: the language model, if any.
-        lexicon: the words that are allowed; None: any pieces.
+        lexicon: the words that are allowed, or None for any pieces.
+        lm_weight: factor on the language model's log-probabilities.
+        word_bonus: added for each word, nat.
     """
 
     def __init__(
@@ -146,11 +153,11 @@ class Grammar:
         self.weight, self.bonus = lm_weight * math.log(10), word_bonus
         self._starts_word = [units.starts_word(unit) for unit in range(units.size)]
         self.start = State(lm.start if lm else None, ())
-        #: no unit adds more than this
+        #: upper bound of what a unit adds
         self.most = max(0.0, word_bonus)
 
     def extend(self, state: State, unit: int) -> tuple[State, float] | None:
-        """The state behind a unit and what it adds; None where the lexicon has no such word."""
+        """The state after a unit, and what the unit adds; None if the lexicon has no such word."""
         context, word = state
         if word and self._starts_word[unit]:
             over = self._end_word(state)
@@ -165,7 +172,7 @@ class Grammar:
         return State(context, word), added
 
     def finish(self, state: State) -> float | None:
-        """What the end of the utterance adds; None within a word of the lexicon."""
+        """What the end of the utterance adds; None if it is within a word of the lexicon."""
         over = self._end_word(state)
         if over is None:
             return None
@@ -173,7 +180,7 @@ class Grammar:
         return added + (self.weight * self.lm.finish(context) if self.lm else 0.0)
 
     def spell(self, ids: tuple[int, ...]) -> str:
-        """The text of a word's units."""
+        """The text of a word's unit ids."""
         return self.lexicon.words.get(ids, "") if self.lexicon else self.units.decode(ids).strip()
 
     def _end_word(self, state: State) -> tuple[State, float] | None:
@@ -181,7 +188,7 @@ class Grammar:
         if self.lexicon and ids and ids not in self.lexicon.words:
             return None
         word = self.spell(ids)
-        if not word:  # nothing yet, or a space that nothing followed
+        if not word:  # nothing yet, or only a space
             return State(context, ()), 0.0
         added = self.bonus
         if self.lm:

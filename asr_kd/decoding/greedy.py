@@ -1,4 +1,4 @@
-"""Greedy CTC decoding: the best unit of every frame, repeats joined, blanks dropped."""
+"""Greedy CTC decoding: the best unit of every frame, repeats merged, blanks removed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
     """Unit ids of the most probable path.
 
     Args:
-        log_probs: float [frames, units], natural logarithm (any monotonic score will do).
+        log_probs: float [frames, units], natural logarithm (or any other monotonic score).
 
     Returns:
-        unit ids without blanks; of equally probable units the lowest id counts.
+        unit ids without blanks; on a tie the lowest id.
     """
     return units_of(log_probs.argmax(axis=1), blank)
 
 
 def units_of(path: np.ndarray, blank: int = 0) -> list[int]:
-    """Unit ids of a path, the unit of every frame (int [frames]): repeats joined, blanks dropped."""
+    """Unit ids of a path, int [frames], the unit of every frame: repeats merged, blanks removed."""
     starts = np.ones(len(path), dtype=bool)
     starts[1:] = path[1:] != path[:-1]
     return path[starts & (path != blank)].tolist()
 
 
 class GreedySearch:
-    """The same as frames arrive, with the spikes of the units and the log-probability of the path."""
+    """`greedy` as frames arrive, with the spikes of the units and the log-probability of the path."""
 
     def __init__(self, blank: int = 0) -> None:
         self.blank = blank
@@ -39,7 +39,7 @@ class GreedySearch:
         self._spikes: list[Spike] = []
 
     def push(self, log_probs: np.ndarray) -> None:
-        """Hear the next frames: float [frames, units], natural logarithm."""
+        """Decode the next frames: float [frames, units], natural logarithm."""
         best = log_probs.argmax(axis=1)
         for unit, value in zip(best.tolist(), log_probs[np.arange(len(best)), best].tolist(), strict=True):
             if unit != self.blank:
@@ -54,7 +54,7 @@ class GreedySearch:
         return [(list(self._spikes), self._score)]
 
     def settle(self) -> list[Spike]:
-        """Take out the spikes that nothing to come can change; `results` are what follows them."""
+        """Remove and return the spikes that later frames cannot change; `results` then gives what follows them."""
         goes_on = int(self._last != self.blank)
         done = self._spikes[: len(self._spikes) - goes_on]
         self._spikes = self._spikes[len(done) :]

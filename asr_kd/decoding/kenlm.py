@@ -43,12 +43,12 @@ class KenLm:
         self.start = self._model.start(False)
 
     def knows(self, word: str) -> bool:
-        """Whether the model has a word, as far as can be told: KenLM does not say, but scores others as the unknown one."""
+        """Whether the model has a word, judging by its score: KenLM scores missing words as the unknown word."""
         alone = self._model.start(True)
         return self._model.score(alone, self._number.get(word, 0))[1] != self._model.score(alone, 0)[1]
 
     def score(self, context: Any, word: str) -> tuple[float, Any]:
-        """log10 P(word | context), and the context of the word that follows."""
+        """log10 P(word | context), and the context of the next word."""
         after, score = self._model.score(context, self._number.get(word, 0))
         return score, after
 

@@ -1,4 +1,4 @@
-"""Sound of any length, in pieces of any size → log-probabilities and words as they become known, in bounded memory."""
+"""Audio of any length, in pieces of any size → log-probabilities and words as they become known, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from asr_kd.decoding.words import Word
 from asr_kd.errors import AudioError
 from asr_kd.models.acoustic import Checkpoint, infer
 
-# A seam between two windows is sought where both hear the blank for this many frames on either side.
+# Two windows are joined where both output blanks for this many frames on either side.
 SEAM_MARGIN = 5
 
 
 class Network(ABC):
-    """A front end and a network at work on one recording; `frames` is how many it has heard."""
+    """A front end and a network that process one recording; `frames`: how many they have processed."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint, self._features = checkpoint, Frontend(checkpoint.features).start()
         self.frames = 0
 
     def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Hear float32 [samples] more; returns the log-probabilities that are known by now, float32 [frames, units]."""
+        """Process the next samples, float32 [samples]; returns new log-probabilities, float32 [frames, units]."""
         features = self._features.push(waveform)
         self.frames += len(features)
         return self._hear(features)
 
     def finish(self) -> np.ndarray:
-        """The sound is over; returns the log-probabilities that were still to come.
+        """End the recording; returns the remaining log-probabilities.
 
         Raises:
-            AudioError: when it did not fill one frame.
+            AudioError: when the recording is shorter than one frame.
         """
         if not self.frames:
             raise AudioError("too short: the sound does not fill one frame")
@@ -43,30 +43,30 @@ class Network(ABC):
 
     @abstractmethod
     def _hear(self, features: np.ndarray) -> np.ndarray:
-        """What is known after float16 [frames, inputs] more."""
+        """New log-probabilities after float16 [frames, inputs] more."""
 
     @abstractmethod
     def _end(self) -> np.ndarray:
-        """What was still to come."""
+        """The remaining log-probabilities."""
 
 
 def streams(checkpoint: Checkpoint) -> bool:
-    """Whether a model answers while it hears: a unidirectional LSTM does."""
+    """Whether a model can run while audio arrives, as a unidirectional LSTM can."""
     return checkpoint.model.streams
 
 
 class StreamingNetwork(Network):
-    """A unidirectional LSTM that hears frame after frame.
+    """A unidirectional LSTM, run frame by frame.
 
-    It is always given one frame, since a matrix product of another shape rounds otherwise: so the same sound gives the same
-    bits in whatever pieces it comes.
+    It always gets one frame, since a matrix product of another shape rounds differently: so the same audio gives the same
+    bits, whatever the pieces.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self._model = checkpoint.model
         self._state: Any = None
-        self._early = self._model.delay  # outputs to come that belong to no frame
+        self._early = self._model.delay  # number of further outputs that belong to no frame
 
     @torch.inference_mode()
     def _hear(self, features: np.ndarray) -> np.ndarray:
@@ -84,21 +84,22 @@ class StreamingNetwork(Network):
 
 
 class WindowedNetwork(Network):
-    """A network that hears whole utterances, window by window.
+    """A network for whole utterances, run window by window.
 
-    Windows overlap. In the overlap one hands over to the other at the frame around which both are surest of the blank, so
-    that no word is cut there: none is lost or heard twice.
+    Windows overlap. Within the overlap they are joined at the frame around which both are surest of the blank, so that no
+    word is cut, lost or doubled.
 
     Args:
-        window, overlap: seconds. A recording that is no longer than a window is heard whole.
+        window: seconds; shorter recordings are processed whole.
+        overlap: seconds.
     """
 
     def __init__(self, checkpoint: Checkpoint, window: float, overlap: float) -> None:
         super().__init__(checkpoint)
         self._window = max(1, round(window * 1000 / checkpoint.frame_ms))
         self._overlap = min(round(overlap * 1000 / checkpoint.frame_ms), self._window // 2)
-        self._heard = np.empty((0, checkpoint.features.dimension), np.float16)  # from the beginning of the window on
-        self._before: np.ndarray | None = None  # what the window before it said of the overlap
+        self._heard = np.empty((0, checkpoint.features.dimension), np.float16)  # features from the window's start on
+        self._before: np.ndarray | None = None  # the previous window's output in the overlap
 
     def _hear(self, features: np.ndarray) -> np.ndarray:
         self._heard = np.concatenate([self._heard, features])
@@ -121,16 +122,16 @@ class WindowedNetwork(Network):
 
 
 def find_seam(first: np.ndarray, second: np.ndarray, blank: int) -> int:
-    """The frame at which `second` takes over from `first`, two log-probabilities [frames, units] of the same sound.
+    """The frame at which `second` takes over from `first`, two log-probabilities [frames, units] of the same audio.
 
-    In the middle half, where both windows have context on both sides; of equally good frames the one nearest to the centre.
+    In the middle half, where both windows have context on both sides; on a tie the frame nearest to the centre.
     """
     count = len(first)
     quiet = np.minimum(first[:, blank], second[:, blank])
     padded = np.pad(quiet, SEAM_MARGIN, mode="edge")
     around = np.lib.stride_tricks.sliding_window_view(padded, 2 * SEAM_MARGIN + 1).min(axis=1)
-    places = range(count // 4, max(count // 4 + 1, count - count // 4))
-    return max(places, key=lambda frame: (around[frame], -abs(2 * frame - count)))
+    middle = range(count // 4, max(count // 4 + 1, count - count // 4))
+    return max(middle, key=lambda frame: (around[frame], -abs(2 * frame - count)))
 
 
 class Listener:
@@ -144,18 +145,18 @@ class Listener:
         self._network, self._transcript, self._name = network, Transcript(decoder), name
 
     def push(self, waveform: np.ndarray) -> list[Word]:
-        """Hear float32 [samples] more; returns the words that have settled: nothing to come can change them."""
+        """Process the next samples, float32 [samples]; returns the words that later audio cannot change any more."""
         return self._transcript.push(self._network.push(waveform))
 
     def rest(self) -> list[Word]:
-        """The words behind the settled ones, as of now."""
+        """The words after the settled ones, as of now."""
         return self._transcript.rest()
 
     def finish(self) -> list[Word]:
-        """The sound is over; returns the words behind the settled ones.
+        """End the recording; returns the words after the settled ones.
 
         Raises:
-            AudioError: when the sound did not fill one frame.
+            AudioError: when the recording is shorter than one frame.
         """
         try:
             log_probs = self._network.finish()

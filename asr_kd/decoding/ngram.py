@@ -14,15 +14,15 @@ from asr_kd.errors import UserError
 from asr_kd.files import local_copy, place
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
-#: how else files write the unknown word (KenLM reads both)
+#: another spelling of the unknown word in files (KenLM reads both)
 UNKNOWN_TOO = "<UNK>"
-#: what parts the words of a line, as KenLM reads it: a no-break space is part of a word
+#: what separates the words of a line, as in KenLM: a no-break space is part of a word
 SPACES = " \t\r\n\f\v\0"
-#: what a KenLM binary begins with
+#: first bytes of a KenLM binary
 KENLM = b"mmap lm"
-#: log10 probability of an unknown word where the file gives none (KenLM's)
+#: log10 probability of an unknown word if the file has none (KenLM's)
 MISSING_UNKNOWN = -100.0
-#: log10 probability that stands for minus infinity, SRILM's; sums and weights of it stay numbers
+#: log10 probability in place of minus infinity, as in SRILM; sums and products with it stay finite
 NEVER = -99.0
 
 
@@ -30,12 +30,12 @@ _PARTS = re.compile(f"[{SPACES}]+")
 
 
 class Ngrams:
-    """A backoff n-gram model (Katz 1987): P(w | context) is the longest n-gram's that is known, times the backoffs of the longer contexts.
+    """A backoff n-gram model (Katz 1987): P(w | context) is that of the longest known n-gram, times the backoffs of the longer contexts.
 
     Attributes:
-        order: words of the longest n-gram.
+        order: number of words of the longest n-gram.
         table: n-gram → log10 probability and log10 backoff.
-        spellings: how a decoder writes a word → how the table does, where they differ.
+        spellings: a decoder's spelling of a word → the table's, if they differ.
     """
 
     def __init__(self, order: int, table: dict[tuple[str, ...], tuple[float, float]]) -> None:
@@ -55,7 +55,7 @@ class Ngrams:
         return (self.spellings.get(word, word),) in self.table
 
     def score(self, context: tuple[str, ...], word: str) -> tuple[float, tuple[str, ...]]:
-        """log10 P(word | context), and the context of the word that follows. A word out of the vocabulary is `<unk>`."""
+        """log10 P(word | context), and the context of the next word. A word out of the vocabulary counts as `<unk>`."""
         if (word,) not in self.table:
             word = self.spellings.get(word, UNKNOWN)
         total = 0.0
@@ -101,7 +101,7 @@ def read_arpa(name: str) -> Ngrams:
                 raise UserError(f"{name}: not an ARPA language model (not UTF-8 text); give an ARPA file") from None
             where = f"{name}: line {number}"
             if not line or (line != "\\data\\" and not stated and order == 0 and not line.startswith("ngram ")):
-                continue  # what stands before the header is a comment
+                continue  # lines before the header are comments
             if section := re.fullmatch(r"\\(\d{1,9})-grams:", line):
                 order = int(section[1])
                 if order not in stated:

@@ -1,4 +1,4 @@
-"""Audio → text with a checkpoint: one recording, files, a whole set of shards, or sound as it arrives."""
+"""Audio → text with a checkpoint: one recording, files, a whole set of shards, or audio as it arrives."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def transcribe(
     name: str,
     max_seconds: float = 3600.0,
 ) -> list[Hypothesis]:
-    """What was said in one recording, the best hypothesis first.
+    """Transcribe one recording; the best hypothesis first.
 
     Args:
         data: an audio file's bytes; or an array, [samples] or [samples, channels], and its rate in Hz (`from_array`).
-        name: the recording in messages.
+        name: of the recording, for messages.
         max_seconds: longer audio is refused.
 
     Raises:
@@ -55,7 +55,7 @@ def transcribe(
     else:
         waveform, _ = decode(data, name, rate, max_seconds)
     try:
-        if streams(checkpoint):  # as it would be heard in pieces, to the bit
+        if streams(checkpoint):  # the same bits as when audio arrives in pieces
             network = StreamingNetwork(checkpoint)
             return decoder(np.concatenate([network.push(waveform), network.finish()]))
         features = Frontend(checkpoint.features).compute(waveform)
@@ -68,10 +68,12 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
     """The words of a local recording of any length, in bounded memory.
 
     Args:
-        window: seconds that a model which hears whole utterances is given at once (`WindowedNetwork`).
+        path: of the recording.
+        name: of the recording, for messages.
+        window: seconds processed at once by a model that needs whole utterances (`WindowedNetwork`).
 
     Raises:
-        UserError: when the decoder hears whole utterances alone, or the recording cannot be used.
+        AudioError: when the recording cannot be used.
     """
     network: Network
     network = StreamingNetwork(checkpoint) if streams(checkpoint) else WindowedNetwork(checkpoint, window, window / 5)
@@ -82,10 +84,10 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
 
 
 def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None:
-    """Print the text of each audio file, behind its name where there are several; with `details`, a JSON line of all that is known.
+    """Print the text of each audio file, after its name if there are several; with `details`, JSON lines with times and scores.
 
     Raises:
-        UserError: when the checkpoint cannot be used; when a file cannot, after the texts of the others.
+        UserError: when the checkpoint cannot be used; when a file cannot, after printing the texts of the others.
     """
     checkpoint = _load(settings)
     decoder = make_decoder(settings, checkpoint)
@@ -120,9 +122,9 @@ def _transcribe_file(
 
 
 def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
-    """Print words as sound arrives from a file, standard input (`-`) or the `microphone`, and the text at the end.
+    """Print words as audio arrives from a file, standard input (`-`) or the `microphone`, and the text at the end.
 
-    A line for each word as soon as it is heard, and again where it changes; with `details`, JSON lines.
+    A line for each word as soon as it is recognised, and again when it changes; with `details`, JSON lines.
 
     Raises:
         UserError: when the checkpoint, the model, the decoder or the source cannot be used.
@@ -148,7 +150,7 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
 
 
 def _until_interrupted(sound: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Ctrl-C is how who speaks says that it was all."""
+    """Ctrl-C ends the recording."""
     with contextlib.suppress(KeyboardInterrupt):
         yield from sound
 
@@ -160,7 +162,13 @@ def _file_sound(file: str, rate: int, piece: float) -> Iterator[np.ndarray]:
 
 @dataclass
 class Known:
-    """A word on its way: when its present text was first known, in seconds of sound heard, and what computing it took."""
+    """A word so far.
+
+    Attributes:
+        word: as of now.
+        heard: seconds of audio that had arrived when its present text was first known.
+        seconds: time to compute it then.
+    """
 
     word: Word
     heard: float
@@ -168,14 +176,14 @@ class Known:
 
 
 def follow(listener: Listener, sound: Iterable[np.ndarray], rate: int) -> Iterator[tuple[str, Known]]:
-    """What becomes known as sound arrives.
+    """Events as words become known while audio arrives.
 
     Args:
         sound: pieces float32 [samples] at `rate` Hz.
 
     Returns:
-        pairs of an event and a word: `new`, `changed` (the text of the word in its place), `gone`, and `final`, after which
-        it cannot change. The words of the `final` events, joined, are the text.
+        pairs of an event and a word: `new`, `changed` (the text of the word in this position), `gone`, and `final`, after
+        which it cannot change. The words of the `final` events, joined, are the text.
     """
     known: list[Known] = []  # of the words that are not final
     heard = 0.0
@@ -243,7 +251,7 @@ def _typical(seconds: list[float]) -> str:
 
 
 def transcribe_shards(settings: TranscribeSettings) -> None:
-    """Write key and text of every utterance of a set of shards as JSON lines, whole or not at all.
+    """Write key and text of every utterance of a set of shards as JSON lines, atomically.
 
     Utterances that cannot be read are left out and listed on stderr with their reason.
 
@@ -291,7 +299,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
 
 
 def _of_set(found: Sequence[Hypothesis], settings: TranscribeSettings) -> dict[str, Any]:
-    """What is written of an utterance of a set: its text, all that is known, or the n-best list to learn from."""
+    """What is written for an utterance of a set: its text, with `details` also times and scores, or its n-best list."""
     if settings.details:
         return details(found)
     nbest = {"nbest": [{"text": one.text, "score": one.score} for one in found]} if settings.nbest > 1 else {}
@@ -299,12 +307,12 @@ def _of_set(found: Sequence[Hypothesis], settings: TranscribeSettings) -> dict[s
 
 
 def _same(one: Place, other: Place) -> bool:
-    """Whether two names are those of one file."""
+    """Whether two names refer to one file."""
     return one.resolve() == other.resolve() if isinstance(one, Path) and isinstance(other, Path) else one == other
 
 
 def details(found: Sequence[Hypothesis]) -> dict[str, Any]:
-    """Text and words of the best hypothesis, and of all with their scores (not of a long recording), as JSON holds them."""
+    """Text and words of the best hypothesis, and of all with their scores (but of a long recording), as a JSON value."""
 
     def text_and_words(one: Hypothesis) -> dict[str, Any]:
         return {"text": one.text, "words": [_word(word) for word in one.words]}
@@ -316,7 +324,7 @@ def details(found: Sequence[Hypothesis]) -> dict[str, Any]:
 
 
 def _word(word: Word) -> dict[str, Any]:
-    """A word with its tokens, all with their times and confidences."""
+    """A word and its tokens, with times and confidences, as a JSON value."""
     tokens = [{"token": token.piece, **_times(token)} for token in word.tokens]
     return {"word": word.text, **_times(word), "tokens": tokens}
 

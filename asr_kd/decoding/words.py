@@ -1,4 +1,4 @@
-"""What a decoder gives: words with their times and confidences, made from the spikes of a unit sequence."""
+"""The output of a decoder: words with their times and confidences, made from the spikes of a unit sequence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asr_kd.units import Units
 
 
 class Spike(NamedTuple):
-    """A unit where CTC emits it: frames [start, end), and its highest probability in them."""
+    """A unit as CTC emits it: frames [start, end), and its highest probability in them."""
 
     unit: int
     start: int
@@ -19,7 +19,7 @@ class Spike(NamedTuple):
     probability: float
 
     def longer(self, following: Spike) -> Spike:
-        """This spike and the frames behind it in which its unit goes on."""
+        """This spike, extended by the next frames of its unit."""
         return Spike(self.unit, self.start, following.end, max(self.probability, following.probability))
 
 
@@ -27,8 +27,8 @@ class Spike(NamedTuple):
 class Token:
     """A unit of a word as `Units.piece` writes it; `start` and `end` in seconds, `confidence` the highest probability there.
 
-    The times are those of the frames that emit the unit. CTC emits it as a spike somewhere in its sound (a streaming model
-    behind it), so they lie inside the sound more often than at its edges.
+    The times are those of the frames that emit the unit. CTC emits it as a spike somewhere within its sound (a streaming
+    model after it), so they do not mark where the sound starts and ends.
     """
 
     piece: str
@@ -41,7 +41,7 @@ class Token:
 class Word:
     """A word as decoded; `start` and `end` in seconds of the audio, those of its first and its last token.
 
-    The confidence, in 0 to 1, is the product of the tokens': the acoustic model's alone, whatever a language model said.
+    The confidence, in 0 to 1, is the product of the tokens': it is the acoustic model's, without the language model.
     """
 
     text: str
@@ -53,7 +53,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text, its log-probability (natural; with a language model the weighted sum that it won by), and its words."""
+    """A text, its log-probability (natural; with a language model the weighted sum of both), and its words."""
 
     text: str
     score: float
@@ -61,7 +61,7 @@ class Hypothesis:
 
 
 def group_words(units: Units, spikes: Sequence[Spike]) -> list[list[Spike]]:
-    """The spikes word by word: a piece that starts with a space (`▁`) opens one."""
+    """The spikes word by word: a piece that starts with a space (`▁`) starts a word."""
     groups: list[list[Spike]] = []
     for spike in spikes:
         if not groups or units.starts_word(spike.unit):
@@ -80,13 +80,13 @@ def make_words(
 
     Args:
         frame_seconds: period of a frame.
-        spell: the text of a word's units where it is not their pieces joined (a lexicon).
+        spell: gives the text of a word's unit ids, if it is not their pieces joined (with a lexicon).
     """
     words = []
     for group in group_words(units, spikes):
         ids = tuple(spike.unit for spike in group)
         text = spell(ids) if spell else units.decode(ids).strip()
-        if text:  # a space that nothing follows is no word
+        if text:  # a lone space is not a word
             tokens = tuple(
                 Token(
                     units.piece(spike.unit), spike.start * frame_seconds, spike.end * frame_seconds, spike.probability

@@ -1,4 +1,4 @@
-"""What there is to learn from: an utterance as the loader reads it, and a batch of them as the network gets it."""
+"""Training data: an utterance as the loader reads it, and a batch of utterances as the network gets it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from asr_kd.targets.posteriors import SparsePosteriors
 
 @dataclass
 class Example:
-    """Something to learn from: features, and what the kinds of knowledge need beside them.
+    """An utterance, or a chunk of one: features, and what the kinds of knowledge need besides.
 
     Attributes:
-        features: float16 [frames, dimension]; what is learned are the frames from `first` to before `last`, the others are context.
-        ids: units of the text; None where no kind needs it.
-        choices: transcripts to draw from, each as unit ids and with its score in nat.
+        features: float16 [frames, dimension]; frames `first` to before `last` are learned, the others are context.
+        ids: unit ids of the text; None if no kind needs it.
+        choices: transcripts to draw from, each as unit ids with a score in nat.
         targets: soft targets of the learned frames.
-        prior: float32 [units], in whose proportions the targets' tail is spread; None unless `missing_mass` is prior.
+        prior: float32 [units], the proportions in which the targets' tail is spread; None unless `missing_mass` is prior.
     """
 
     key: str
@@ -43,13 +43,13 @@ class Example:
 
 
 class Part(NamedTuple):
-    """Something that a batch brings beside its features.
+    """A tensor that a batch has besides its features.
 
     Attributes:
-        values: a row per learned frame of all utterances, one after the other; or, with `lengths`, the values of all utterances in
-            a row; or, with `whole`, a table of the batch.
-        lengths: int64 [utterances], how many values each utterance has.
-        whole: whether it belongs to the batch, and not to its frames or utterances.
+        values: a row per learned frame, utterance after utterance; or, with `lengths`, the values of all utterances one after
+            the other; or, with `whole`, a table of the batch.
+        lengths: int64 [utterances], number of values of each utterance.
+        whole: whether it belongs to the batch as a whole, not to its frames or utterances.
     """
 
     values: Tensor
@@ -65,14 +65,14 @@ class Batch:
         features: float32 [batch, frames, inputs].
         lengths: int64 [batch].
         first: int64 [batch], the first frame that is learned.
-        last: int64 [batch], the frame before which learning ends; the others are context.
-        source: which source of the phase it came from.
-        parts: by name: `text` (unit ids, ragged); `soft.units`, `soft.probs` [learned frames, k], `soft.tail` [learned frames], the
-            soft targets; `soft.priors` [shards, units], in whose proportions the tail is spread (whole), and `soft.prior`
-            [learned frames], which of them is the frame's; and what kinds of knowledge add.
-        seconds: of audio to learn, before any stretch.
-        lane: which lane gave it.
-        after: where that lane stands behind it.
+        last: int64 [batch], one past the last frame that is learned; frames outside are context.
+        source: index of its source in the phase.
+        parts: by name. `text`: unit ids, ragged. Soft targets: `soft.units` and `soft.probs` [learned frames, k], `soft.tail`
+            [learned frames]; `soft.priors` [shards, units], whole, the proportions in which tails are spread, and
+            `soft.prior` [learned frames], the row of it for each frame. And what kinds of knowledge add.
+        seconds: audio to learn, before any stretch.
+        lane: index of its lane.
+        after: position of the lane after this batch.
     """
 
     features: Tensor
@@ -87,7 +87,7 @@ class Batch:
 
     @property
     def frames(self) -> int:
-        """Frames that are learned; neither padding nor context."""
+        """Number of learned frames, without padding and context."""
         return int((self.last - self.first).sum())
 
     @property
@@ -97,7 +97,7 @@ class Batch:
         return (frame >= self.first[:, None]) & (frame < self.last[:, None])
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with all its tensors on the device; lengths stay in the host's memory."""
+        """The batch with its tensors on the device; lengths stay in host memory."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("features", "first", "last")}
         parts = {
             name: part._replace(values=part.values.to(device, non_blocking=True)) for name, part in self.parts.items()
@@ -105,7 +105,7 @@ class Batch:
         return replace(self, **moved, parts=parts)
 
     def of_rows(self, rows: Tensor) -> dict[str, Part]:
-        """The parts of some of the learned frames, int64 [rows], and those of the whole batch; none of utterances."""
+        """The parts of some learned frames, int64 [rows], and of the whole batch, without those of utterances."""
         return {
             name: part if part.whole else part._replace(values=part.values[rows])
             for name, part in self.parts.items()

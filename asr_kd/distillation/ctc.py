@@ -1,4 +1,4 @@
-"""The text itself, by CTC (Graves et al. 2006): what every teacher learns, and a student of transcripts."""
+"""The text, by CTC (Graves et al. 2006): what teachers learn, and students that learn from transcripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asr_kd.distillation.batch import Part
 from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.units import Units
 
-#: log-probability that CTC sees for a unit outside its targets: a path there is always worse, and never impossible
+#: log-probability given to units that the targets do not hold: such a path is always worse, but never impossible
 OUTSIDE = -30.0
 
 
@@ -17,7 +17,9 @@ def ctc_loss(log_probs: Tensor, lengths: Tensor, text: Part) -> Tensor:
     """The CTC loss of all utterances together, in nat.
 
     Args:
-        log_probs: float [batch, frames, units], normalised; lengths: int64 [batch]; text: unit ids of each utterance.
+        log_probs: float [batch, frames, units], normalised.
+        lengths: int64 [batch].
+        text: unit ids of each utterance.
     """
     assert text.lengths is not None
     return nn.functional.ctc_loss(
@@ -34,12 +36,12 @@ class Ctc(Knowledge):
 
 
 class CtcWithinTargets(Knowledge):
-    """`ctc_within_targets`: of those alignments alone whose units the targets hold at that frame."""
+    """`ctc_within_targets`: the same over only those alignments whose units the targets hold at that frame."""
 
     def loss(self, seen: Seen) -> Tensor:
         """See `Knowledge`."""
         inside = seen.logits.log_softmax(-1).masked_fill(~_allowed(seen), OUTSIDE)
-        # torch's ctc_loss has the right gradient for a distribution only: normalise, and add the norm back
+        # the gradient of torch's ctc_loss is right only for a distribution: normalise, and add the norm back
         total = ctc_loss(inside.log_softmax(-1), seen.lengths, seen.parts["text"])
         return total - inside.logsumexp(-1)[seen.learned].sum()
 

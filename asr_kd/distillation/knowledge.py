@@ -1,4 +1,4 @@
-"""What a student can learn: the contract of a kind of knowledge. Each kind is a file of this room, and a field of a source's settings."""
+"""What a student can learn: the interface of a kind of knowledge. A kind is a file in this folder and a field of `SourceSettings`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from asr_kd.units import Units
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, for kinds that must know.
+    """What is trained, for the kinds that need to know.
 
     Attributes:
-        units: of the student; None where nothing is spelled, as when a step is timed.
+        units: vocabulary of the student; None when a step is only timed.
         missing_mass: see `soft_cross_entropy`.
         blank_weight: weight in a soft loss of frames whose best target is the blank.
     """
@@ -36,15 +36,15 @@ class Task:
 
 
 class Seen(NamedTuple):
-    """What the network, and what is trained beside it, make of a batch.
+    """A batch, and the outputs of the network and of the modules trained beside it.
 
     Attributes:
         logits: float32 [batch, frames, units].
         lengths: int64 [batch].
         learned: bool [batch, frames], the frames that are learned.
-        parts: those of the batch, rows for the learned frames in the order of `learned`.
-        hidden: of each tap, [batch, frames, width].
-        beside: what this kind's module beside the student said.
+        parts: parts of the batch, rows for the learned frames in the order of `learned`.
+        hidden: for each tap, [batch, frames, width].
+        beside: outputs of this kind's module beside the student.
     """
 
     logits: Tensor
@@ -63,11 +63,11 @@ class Seen(NamedTuple):
 class Knowledge:
     """A kind of knowledge: what it adds to a batch, what it trains beside the student, and its loss.
 
-    What it needs of an utterance (text, targets, n-best lists; the whole of it) say its settings: `KnowledgeSettings.needs`.
+    What it needs of an utterance (text, targets, n-best lists; all frames at once) is in `KnowledgeSettings.needs`.
 
     Attributes:
-        name: as the settings call it.
-        taps: hidden states of the student that its loss, or its module beside the student, looks at.
+        name: its name in the settings.
+        taps: hidden states of the student that its loss, or its module beside the student, uses.
     """
 
     taps: Sequence[str] = ()
@@ -76,27 +76,27 @@ class Knowledge:
         self.name, self.settings, self.task = name, settings, task
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
-        """Add parts to a batch, in the loader: behind every change of the features, on the CPU; `rng` is the batch's own."""
+        """Add parts to a batch, in the loader, on the CPU, after all changes of the features; `rng` is the batch's own."""
 
     def beside(self) -> nn.Module | None:
-        """What is trained beside the student, if anything: maps `Outputs`, features and lengths to named tensors."""
+        """The module to train beside the student, if any: it maps `Outputs`, features and lengths to named tensors."""
         return None
 
     def loss(self, seen: Seen) -> Tensor:
-        """A sum over the learned frames (or the utterances), which the trainer divides by the number of learned frames."""
+        """The loss, a sum over learned frames (or utterances); the trainer divides it by the number of learned frames."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """A kind that a source asks for, and the weight of its loss."""
+    """A kind of knowledge of a source, and the weight of its loss."""
 
     weight: float
     kind: Knowledge
 
 
 def knowledge_of(source: SourceSettings, task: Task) -> list[Weighed]:
-    """The kinds that a source asks for, in the order in which their losses are added."""
+    """The kinds of knowledge of a source, in the order in which their losses are added."""
     made = []
     for asked in source.knowledge():
         kind = pkgutil.resolve_name(asked.settings.make)
@@ -105,14 +105,15 @@ def knowledge_of(source: SourceSettings, task: Task) -> list[Weighed]:
 
 
 class Pupil(nn.Module):
-    """Everything that is trained, as one module: the student, and what stands beside it.
+    """Everything that is trained, as one module: the student and the modules beside it.
 
-    It is what processes exchange, the optimiser steps, the moving average follows and the state holds. A checkpoint is of the
-    student alone.
+    Processes exchange it, the optimiser updates it, the moving average follows it and the training state holds it. A
+    checkpoint holds only the student.
 
     Attributes:
-        beside: by name of the kind, which all sources that ask for it share.
-        taps: what any kind wants to see of the student.
+        student: the network.
+        beside: modules beside the student by kind; sources with the same kind share them.
+        taps: hidden states of the student that any kind uses.
     """
 
     def __init__(self, student: AcousticModel, kinds: Sequence[Knowledge] = ()) -> None:
@@ -125,9 +126,9 @@ class Pupil(nn.Module):
                 self.beside[kind.name] = module
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Outputs, dict[str, dict[str, Tensor]]]:
-        """What the student says, and what stands beside it says of that, for every batch alike, whatever is learned of it.
+        """Outputs of the student, and by kind those of the modules beside it.
 
-        So every weight has a part in what comes out, as processes that exchange gradients expect.
+        All modules run on every batch, whatever is learned from it: DDP expects every weight to be used.
         """
         outputs = self.student(features, lengths, self.taps)
         return outputs, {name: module(outputs, features, lengths) for name, module in self.beside.items()}

@@ -1,25 +1,25 @@
-"""Sequence training: the word errors that a CTC model expects to make, for the last steps of a training on labelled audio.
+"""Sequence training: minimum expected word errors of a CTC model, for the last steps of training on labelled audio.
 
-Cross-entropy asks for the probability of the reference; what counts in the end is the number of wrong words. With P(h)
-the probability of a unit sequence, summed over all its alignments, and W(h) its word errors, the model expects
-Σ P(h) W(h) of them, and
+Cross-entropy maximises the probability of the reference, but what counts in the end is the number of wrong words. With P(h)
+the probability of a unit sequence, summed over all its alignments, and W(h) its word errors, the expected word errors are
+Σ P(h) W(h), and
 
     d Σ P(h) W(h) = Σ P(h) (W(h) - mean W) d log P(h):
 
-what is better than expected becomes more probable. All sequences are too many, so a few candidates stand for them:
+sequences better than the mean become more probable. There are too many sequences to sum over, so a few candidates are used:
 
 - **n-best** (MWER; Prabhavalkar et al. 2017, arXiv 1712.01818): the best sequences of a prefix beam search, with their P
-  renormalised over the list. Little noise; a bias towards what the beam holds.
+  renormalised over the list. Little noise, but biased towards what is in the beam.
 - **sampled** (Shannon 2017, "Optimizing expected word error rate via sampling for speech recognition"): N paths, each
   frame's unit drawn from the softmax, collapsed to sequences. A path of CTC is a product over frames, so these are exact
-  draws of P. Each is compared with the mean errors of the N - 1 others, which it does not depend on, so that the gradient
+  draws of P. Each is compared with the mean errors of the N - 1 others, which are independent of it, so that the gradient
 
       1/N Σ (W(hᵢ) - mean of the others' W) d log P(hᵢ) = 1/(N-1) Σ (W(hᵢ) - mean W) d log P(hᵢ)
 
-  is, on average over the draws, that of the expected errors over all sequences. No bias; noise, and nothing to learn from
-  an utterance of which all draws make the same number of errors.
+  is an unbiased estimate of that of the expected errors over all sequences. It is noisy, and there is nothing to learn from
+  an utterance if all draws make the same number of errors.
 
-The trainer adds this to a share of CTC ("smoothing"), which goes on pulling where a few candidates say nothing.
+The trainer adds this to a share of CTC ("smoothing"), which still has a gradient where the candidates are equally good.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.distillation.settings import MwerSettings
 from asr_kd.units import Units
 
-#: candidate unit sequences of an utterance and how often each was found
+#: candidate unit sequences of an utterance, and how often each was found
 Hypotheses = Counter[tuple[int, ...]]
 
 
 class Mwer(Knowledge):
-    """`mwer`: the word errors that the model expects to make."""
+    """`mwer`: expected word errors."""
 
     def loss(self, seen: Seen) -> Tensor:
         """See `Knowledge`."""
@@ -60,19 +60,21 @@ def expected_word_errors(
     units: Units,
     settings: MwerSettings,
 ) -> Tensor:
-    """Word errors that the model expects to make in each utterance; differentiable once.
+    """Expected word errors of each utterance; differentiable once.
 
     Args:
-        logits: float [batch, frames, units]; lengths: int64 [batch].
-        labels: int64 [sum of label_lengths], the reference units of all utterances in a row; label_lengths: int64 [batch].
-        units: spells sequences as text. The reference is spelled from its units too: what they cannot write is no error.
-        settings: how many candidates an utterance, and whether they are drawn (torch's global random state decides) or the best.
+        logits: float [batch, frames, units].
+        lengths: int64 [batch].
+        labels: int64 [sum of label_lengths], reference unit ids, utterance after utterance.
+        label_lengths: int64 [batch].
+        units: vocabulary. The reference is spelled by it too, so that what it cannot spell is no error.
+        settings: number of candidates an utterance, and whether they are drawn (by torch's global random state) or the best.
 
     Returns:
-        [batch], of the logits' type; not a number where the logits are not finite.
+        [batch], of the logits' type; NaN if the logits are not finite.
     """
     log_probs = logits.log_softmax(-1)
-    if not torch.isfinite(log_probs).all():  # the trainer stops at a loss like that and says so
+    if not torch.isfinite(log_probs).all():  # the trainer stops at a NaN loss with a message
         return log_probs.sum((1, 2)) * math.nan
     number = settings.hypotheses
     found = (sampled_paths if settings.sampled else n_best)(log_probs.detach(), lengths, number)
@@ -86,7 +88,7 @@ def expected_word_errors(
         weights, scale = scores.detach().masked_fill(counts == 0, -math.inf).softmax(-1), 1.0
     expected = (weights * errors).sum(-1)
     slopes = scale * weights * (errors - expected[:, None])
-    # the value of the first and, by each log P, the slope of the second
+    # the value of the first term, and the gradient of the second by each log P
     return expected + (slopes * (scores - scores.detach())).sum(-1)
 
 
@@ -112,11 +114,12 @@ def sampled_paths(log_probs: Tensor, lengths: Tensor, number: int) -> list[Hypot
 
 
 def sequence_log_probs(log_probs: Tensor, lengths: Tensor, hypotheses: list[Hypotheses]) -> Tensor:
-    """log P of each hypothesis, summed over all alignments, all of them in one pass of the CTC recursion.
+    """log P of each hypothesis, summed over its alignments, in one call of the CTC recursion.
 
     Args:
-        log_probs: float [batch, frames, units], normalised; lengths: int64 [batch].
-        hypotheses: of each utterance at least one, each of which fits into its frames.
+        log_probs: float [batch, frames, units], normalised.
+        lengths: int64 [batch].
+        hypotheses: at least one for each utterance, each short enough for its frames.
 
     Returns:
         float [batch, most hypotheses of an utterance], 0 where an utterance has fewer.
@@ -142,6 +145,6 @@ def _word_errors(hypotheses: Hypotheses, reference: str, units: Units) -> list[f
 
 
 def _padded(rows: list[list[float]] | list[list[int]], like: Tensor) -> Tensor:
-    """Rows of different lengths as a tensor like `like`, filled up with 0."""
+    """Rows of different lengths as a tensor like `like`, padded with 0."""
     width = max(map(len, rows))
     return like.new_tensor([[*row, *[0] * (width - len(row))] for row in rows])

@@ -1,6 +1,6 @@
 """Response knowledge: the cross-entropy of the student's full softmax against a sparse teacher distribution.
 
-The student's softmax always runs over every unit. Restricting it to the kept units would leave the rest of the student free.
+The student's softmax always runs over every unit: restricted to the kept units, its other outputs would not be trained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Soft(Knowledge):
         return self.of_frames(seen, seen.rows).sum()
 
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
-        """Weighted cross-entropy of each learned frame, of its logits `rows` [learned frames, units]."""
+        """Weighted cross-entropy of each learned frame with the logits `rows` [learned frames, units]."""
         units, probs, tail = (seen.parts[f"soft.{name}"].values for name in ("units", "probs", "tail"))
         priors, prior = (
             part.values if (part := seen.parts.get(f"soft.{name}")) else None for name in ("priors", "prior")
@@ -41,25 +41,25 @@ def soft_cross_entropy(
     priors: Tensor | None = None,
     prior: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of each frame against its soft target, without a second (frames × units) tensor.
+    """Cross-entropy of each frame against its soft target, in the memory of one (frames × units) tensor.
 
     With t the kept probabilities, r the mass left over and p the student's softmax, the loss of a frame is
 
     - `renormalise`: -Σ t/(1-r) log p: the kept units share all the mass (biased towards them);
-    - `ghost`: -Σ t log p - r log(Σ p over units not kept): what was not kept counts as one class;
-    - `prior`: as if r were spread over the units not kept in the proportions of a prior;
-    - `uniform`: as if r were spread over them evenly.
+    - `ghost`: -Σ t log p - r log(Σ p over units not kept): the units that were not kept count as one class;
+    - `prior`: r is spread over the units not kept, in proportion to a prior;
+    - `uniform`: r is spread over them evenly.
 
-    It is differentiated by the logits alone, and once.
+    It can be differentiated once, and by the logits only.
 
     Args:
         logits: float [frames, units].
-        units: int64 [frames, k], unit of each kept entry, the best first; anything where `probs` is 0.
+        units: int64 [frames, k], unit id of each kept entry, the best first; any where `probs` is 0.
         probs: float [frames, k], probability of each kept entry, 0 where there is none.
         tail: float [frames], probability that was not kept.
-        missing: what is done about `tail`.
-        priors: float [distributions, units], each above 0 and adding up to 1: what `prior` spreads by.
-        prior: int64 [frames], which of them is the frame's; None: the first.
+        missing: what to do with `tail`.
+        priors: float [distributions, units], each above 0 and adding up to 1, for `prior`.
+        prior: int64 [frames], row of `priors` for each frame; None: the first.
 
     Returns:
         float32 [frames] (float64 for float64 logits).
@@ -70,7 +70,7 @@ def soft_cross_entropy(
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """Every policy's gradient on the logits is p - q, with q the (completed) target: one buffer serves p and gradient."""
+    """The gradient by the logits is p - q for every policy, q the (completed) target: p and gradient share one buffer."""
 
     @staticmethod
     def forward(
@@ -80,12 +80,12 @@ class _SoftCrossEntropy(torch.autograd.Function):
         exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probs, tail = probs.to(exact), tail.to(exact)
         empty = probs <= 0
-        units = torch.where(empty, units[:, :1], units)  # so that the kept set is {units}, whatever fills empty places
+        units = torch.where(empty, units[:, :1], units)  # empty entries repeat the best unit: the kept set is {units}
         gradient = logits.softmax(-1, dtype=exact)
-        largest, place = logits.max(-1, keepdim=True)
-        normaliser = largest.to(exact) - gradient.gather(1, place).log()
+        largest, best = logits.max(-1, keepdim=True)
+        normaliser = largest.to(exact) - gradient.gather(1, best).log()
         kept = logits.gather(1, units).to(exact)
-        # a frame whose kept units are all units has nothing else; its tail can only be rounding
+        # if all units of a frame are kept, its tail can only be rounding
         tail = tail.masked_fill((~empty).sum(-1) == logits.shape[1], 0.0)
         if missing == "renormalise":
             probs = probs / probs.sum(-1, keepdim=True)
@@ -106,7 +106,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        # nothing else holds it, so the buffer itself becomes the logits' gradient
+        # nothing else uses the buffer, so it becomes the logits' gradient in place
         return gradient.mul_(grad_loss[:, None]).to(ctx.dtype), None, None, None, None, None, None
 
 
@@ -114,7 +114,7 @@ def _spread(
     gradient: Tensor, logits: Tensor, normaliser: Tensor, units: Tensor, kept: Tensor, empty: Tensor, tail: Tensor,
     missing: MissingMass, priors: Tensor | None, prior: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The part of the loss that `tail` has in units not kept, and its gradient, subtracted from `gradient` in place."""
+    """The loss of `tail`, spread over the units not kept; its part of q is subtracted from `gradient` in place."""
     frames, num_units = logits.shape
     if missing == "uniform" or priors is None:
         priors = tail.new_full((1, num_units), 1.0 / num_units)
@@ -122,7 +122,7 @@ def _spread(
     priors = priors.to(tail)
     which = torch.zeros(frames, dtype=torch.int64, device=units.device) if prior is None else prior
     own = priors[which[:, None], units].masked_fill(empty, 0.0)
-    # how much of the prior there is to spread by; of float32, what is left of 1 can be lost in rounding
+    # the prior's mass on units not kept; in float32 it can be lost in rounding
     left = (1.0 - own.sum(-1)).clamp_min(torch.finfo(tail.dtype).eps)
     share = tail / left
     expected = (logits.to(tail.dtype) @ priors.T).gather(1, which[:, None])[:, 0]

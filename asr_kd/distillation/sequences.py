@@ -1,16 +1,16 @@
-"""Response knowledge of a CTC teacher as whole transcripts: the cross-entropy of sequences, by drawing them.
+"""Response knowledge of a CTC teacher as whole transcripts: the cross-entropy over sequences, estimated by sampling.
 
-What a teacher says of an utterance is a distribution over transcripts, P(y). Its cross-entropy with the student's,
--Σ P(y) log Q(y), is what distillation asks for, and says nothing of *when*: each Q(y) is a sum over all alignments. The sum
-over all transcripts cannot be computed, but the CTC loss of one that is drawn from P is an unbiased estimate of it, and a new
-draw each time an utterance is heard averages over them. Towards temperature 0 it becomes CTC on the pseudo-label.
+A teacher's answer for an utterance is a distribution over transcripts, P(y). Distillation asks for its cross-entropy with the
+student's, -Σ P(y) log Q(y), which does not depend on timing: each Q(y) is a sum over all alignments. The sum over all
+transcripts cannot be computed, but the CTC loss of one transcript drawn from P is an unbiased estimate of it, and a new draw
+in every pass averages over transcripts. As the temperature goes to 0 this becomes CTC on the pseudo-label.
 
-P is taken from one of two places:
+P comes from one of two sources:
 
-- *soft targets*: frames are independent of each other given the audio, so a path that takes each frame's unit from that
-  frame's distribution, collapsed, is an exact draw (the full sum, which arXiv 2303.05958 computes for other models);
-- *n-best lists*, weighted by their scores (Takashima et al. 2018, 2019), which a search may have made with a lexicon and a
-  language model: what the labelled text knows then enters the targets.
+- *soft targets*: frames are independent of each other given the audio, so drawing a unit from each frame's distribution and
+  collapsing the path is an exact draw (of the full sum, which arXiv 2303.05958 computes for other models);
+- *n-best lists*, weighted by their scores (Takashima et al. 2018, 2019). The search may have used a lexicon and a language
+  model, so that the targets contain knowledge of the labelled text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from asr_kd.units import Units
 
 
 class SoftSequences(Knowledge):
-    """`sequences`: transcripts drawn anew each time an utterance is heard, by CTC."""
+    """`sequences`: CTC on transcripts that are drawn each time an utterance is read."""
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
         """See `Knowledge`."""
@@ -52,18 +52,18 @@ def draw_sequences(
 ) -> tuple[Tensor, Tensor]:
     """Draw transcripts of each utterance from soft targets.
 
-    What the targets did not keep is never drawn: the kept units share its mass.
+    Units that were not kept are never drawn: the kept units share their mass.
 
     Args:
-        units: int64 [frames, k], kept units of the utterances one after the other; probs: float [frames, k], their
-            probabilities, 0 where there is none.
-        lengths: int64 [utterances], frames of each.
-        settings: how many are drawn, and the temperature: each frame's unit is drawn by the power of 1 / temperature of
-            its probabilities.
+        units: int64 [frames, k], kept unit ids, utterance after utterance.
+        probs: float [frames, k], their probabilities, 0 where there is none.
+        lengths: int64 [utterances], number of frames of each.
+        settings: number of draws, and temperature: units are drawn by their probabilities to the power 1 / temperature.
+        rng: decides the draws.
 
     Returns:
-        int64 unit ids in a row, of a transcript of each utterance, then of a second one of each, and so on, and int64
-        [draws * utterances], how many each has. They fit into the frames.
+        int64 unit ids of a transcript of each utterance, then of a second one of each, and so on, one after the other; and
+        int64 [draws * utterances], the length of each. They are short enough for the frames.
     """
     weights = probs.double()
     if settings.temperature != 1.0:
@@ -87,10 +87,10 @@ def draw_from_lists(
     """Draw transcripts of each utterance from its n-best list, by the softmax of the scores / temperature.
 
     Args:
-        lists: of each utterance at least one transcript, as unit ids and with its score in nat.
+        lists: for each utterance at least one transcript, as unit ids with a score in nat.
 
     Returns:
-        as `draw_sequences`.
+        see `draw_sequences`.
     """
     drawn = []
     for choices in lists * settings.draws:

@@ -16,11 +16,12 @@ MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
 
 
 class KnowledgeSettings(Settings):
-    """What a kind of knowledge is told. Another kind is a file of this room, such a class, and a field of `SourceSettings`.
+    """Settings of a kind of knowledge. A new kind is a file in this folder, such a class, and a field of `SourceSettings`.
 
     Attributes:
-        make: module and name of the `Knowledge`, which is loaded where it is needed.
-        needs: of an utterance: `text`, `targets` (soft ones), `lists` (of transcripts with scores); `whole`: all of it at once.
+        make: module and name of the `Knowledge`, imported only when needed.
+        needs: what it needs of an utterance: `text`, `targets` (soft targets), `lists` (transcripts with scores), `whole` (all
+            frames at once).
     """
 
     make: ClassVar[str]
@@ -28,7 +29,7 @@ class KnowledgeSettings(Settings):
 
 
 class WeighedSettings(KnowledgeSettings):
-    """Base of the kinds that bring their weight, in place of a setting of the source."""
+    """Base of the kinds with a weight of their own, in place of a setting of the source."""
 
     weight: Positive = Field(1.0, description="of its loss")
 
@@ -103,8 +104,8 @@ class Asked(NamedTuple):
 
     Attributes:
         name: the setting that asks for it.
-        weight: of its loss.
-        needs: as of `KnowledgeSettings`.
+        weight: weight of its loss.
+        needs: see `KnowledgeSettings`.
     """
 
     name: str
@@ -184,7 +185,7 @@ class SourceSettings(Settings):
         return [self.targets] if isinstance(self.targets, str) else self.targets or []
 
     def knowledge(self) -> list[Asked]:
-        """What is learned, in the order in which the losses are added; `ctc`, `soft` and their variants are spelled with a weight."""
+        """What is learned, in the order in which the losses are added; for `ctc` and `soft` the setting is the weight."""
         asked: list[tuple[str, float, KnowledgeSettings]] = []
         if self.ctc:
             within = self.ctc_within_targets
@@ -209,5 +210,5 @@ class SourceSettings(Settings):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What all that is learned needs of an utterance."""
+        """What the kinds of knowledge need of an utterance, all together."""
         return frozenset().union(*(asked.needs for asked in self.knowledge()))

@@ -1,10 +1,10 @@
-"""Response knowledge of a CTC teacher without its timing: each spike is one event, and the student chooses its moment.
+"""Response knowledge of a CTC teacher without its timing: each spike is one event, and the student chooses the frame.
 
-A CTC teacher leaves the blank for a frame or two at a moment that means nothing. Frame by frame, a student is taught that
+A CTC teacher leaves the blank for a frame or two, at an arbitrary moment. Learning frame by frame, a student learns that
 moment along with the unit, and spreads a spike that it cannot place over several frames, all below the blank. Here the
-teacher's spike becomes one distribution, over which unit it emits or whether it emits none, and the student's answer is
-the same distribution over a wider stretch, summed over every alignment within it. With one-hot targets this is CTC on the
-teacher's 1-best, held near its spikes; soft ones also say how sure the teacher was, and of what else.
+teacher's spike becomes one distribution over the unit that it emits, or none, and the student's answer is the same
+distribution over a wider stretch of frames, summed over all alignments within it. With one-hot targets this is CTC on the
+teacher's 1-best, held near its spikes; soft ones also tell how sure the teacher was, and the alternatives.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from asr_kd.distillation.response import Soft
 from asr_kd.distillation.settings import SpikeSettings
 from asr_kd.units import Units
 
-#: a frame belongs to a spike when this much of its mass is on units other than the blank
+#: a frame belongs to a spike if at least this much of its mass is on units other than the blank
 SPIKE = 0.1
-#: log-probability of what cannot be; finite, so that its gradient is 0 and not NaN
+#: log-probability of the impossible; finite, so that its gradient is 0 and not NaN
 NEVER = -1e4
 
 
 class SoftSpikes(Soft):
-    """`spikes`: each spike as one event, and frame by frame what lies outside the stretches in which the student may answer."""
+    """`spikes`: each spike as one event; frames outside the stretches in which the student may answer, one by one."""
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
         """See `Knowledge`."""
@@ -52,8 +52,8 @@ class SoftSpikes(Soft):
 class Spikes:
     """The spikes of a batch, in order; int64 [spikes] each, frames counted over the whole batch, ends exclusive.
 
-    The teacher emits between `start` and `end`; the student may between `first` and `last`. Stretches of the student do not
-    overlap, and two of them touch only where the teacher's spikes do: else the frame between keeps equal units apart.
+    The teacher emits between `start` and `end`, and the student may emit between `first` and `last`. The student's stretches
+    do not overlap, and two of them touch only where the teacher's spikes do: otherwise a frame between separates equal units.
     """
 
     start: Tensor
@@ -73,9 +73,10 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSe
     """Find where the targets leave the blank, and where the student may answer.
 
     Args:
-        units: int64 [frames, k], kept units of the utterances one after the other, the best first.
+        units: int64 [frames, k], kept unit ids, utterance after utterance, the best first.
         probs: float [frames, k], their probabilities, 0 where there is none.
-        lengths: int64 [utterances], frames of each.
+        lengths: int64 [utterances], number of frames of each.
+        settings: how far the student may move a spike.
     """
     begins = np.concatenate([[0], np.cumsum(lengths.numpy())])
     speech = torch.where(units != Units.blank, probs, 0.0)
@@ -85,7 +86,7 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSe
     on = mass >= SPIKE
     starting = on & ~np.append(False, on[:-1])
     starting[begins[:-1]] = on[begins[:-1]]
-    # a spike that is sure of one unit, and then of another, is two
+    # a spike that has more than half its mass on one unit, then on another, is two spikes
     sure = np.flatnonzero(mass > 0.5)
     spike = np.cumsum(starting)
     starting[sure[1:][(spike[sure[1:]] == spike[sure[:-1]]) & (unit[sure[1:]] != unit[sure[:-1]])]] = True
@@ -93,7 +94,7 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSe
     ends = np.flatnonzero(on & ~np.append((on & ~starting)[1:], False)) + 1
 
     following = np.searchsorted(begins, starts, side="right")  # the utterance after the spike's
-    same = following[1:] == following[:-1]  # whether a spike and the next are of one utterance
+    same = following[1:] == following[:-1]  # whether a spike and the next are in one utterance
     apart = (starts[1:] > ends[:-1]).astype(np.int64)
     latest = begins[following]
     latest[:-1][same] = (starts[1:] - apart)[same]
@@ -107,19 +108,22 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSe
 def spike_cross_entropy(
     logits: Tensor, units: Tensor, probs: Tensor, spikes: Spikes, temperature: float = 1.0, certainty: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of each spike: -w Σ q log p, with q what the teacher emits there, and p what the student does.
+    """Cross-entropy of each spike: -w Σ q log p, with q the teacher's distribution there, and p the student's.
 
-    Both are P(nothing) and P(exactly this unit, once) over their stretch of frames, summed over all CTC paths. q is over
-    what the targets kept in the spike, softened by the temperature and normalised; p comes of the student's full softmax,
-    and what it has for other units, or for two in a row, is left out of the sum and so pushed down. w is max q to the power
-    of `certainty`.
+    Both are P(nothing) and P(exactly this unit, once) over their stretch of frames, summed over all CTC paths. q covers the
+    units kept in the spike, softened by the temperature and normalised. p comes from the student's full softmax: its mass on
+    other units, or on two units in a row, is not in the sum and so is pushed down. w is max q to the power of `certainty`.
 
     Args:
         logits: float [frames, units] of the student.
-        units, probs: int64 and float [frames, k], as of `find_spikes`, on the device of the logits.
+        units: int64 [frames, k], as of `find_spikes`, on the device of the logits.
+        probs: float [frames, k], as of `find_spikes`, on the device of the logits.
+        spikes: of the same targets.
+        temperature: softens q above 1.
+        certainty: power of the weight w; 0 weighs all spikes equally.
 
     Returns:
-        float [spikes], the type of the logits.
+        float [spikes], of the logits' type.
     """
     if not len(spikes.start):
         return logits.new_zeros(0)
@@ -149,7 +153,7 @@ def _log(probs: Tensor) -> Tensor:
 
 
 def _frames(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Of stretches [first, last): bool [stretches, longest], whether a place is inside, and int64, its frame."""
+    """For stretches [first, last): bool [stretches, longest], whether a position is inside, and int64, its frame."""
     steps = torch.arange(int((last - first).max()), device=first.device)
     inside = steps < (last - first)[:, None]
     return inside, torch.where(inside, first[:, None] + steps, first[:, None])
@@ -159,11 +163,12 @@ def _emission(blank: Tensor, unit: Tensor, inside: Tensor) -> Tensor:
     """Log-probability that a stretch emits nothing, and that it emits one unit once; a forward pass of CTC for each.
 
     Args:
-        blank: float [stretches, frames], log-probability of the blank; unit: float [stretches, frames, kept], of each unit.
+        blank: float [stretches, frames], log-probability of the blank.
+        unit: float [stretches, frames, kept], of each unit.
         inside: bool [stretches, frames], which frames count.
 
     Returns:
-        float [stretches, 1 + kept]: nothing first.
+        float [stretches, 1 + kept]: first for nothing, then for each unit.
     """
     nothing = torch.zeros_like(blank[:, 0])
     during = after = torch.full_like(unit[:, 0], NEVER)  # on the unit, or past it

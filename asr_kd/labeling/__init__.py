@@ -1,1 +1,1 @@
-"""Teachers over audio shards: batch generation of soft targets."""
+"""Running teachers over audio shards: batch generation of soft targets."""

@@ -1,4 +1,4 @@
-"""What was kept of a teacher's answer → bytes, and what they lost. Without torch, as `load.py`."""
+"""A teacher's answer → the bytes of a soft target, and the rounding loss. Does not import torch, like `load.py`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from asr_kd.targets.reduced import Reduced, divergence
 
 @dataclass
 class Answer:
-    """What a teacher says of an utterance.
+    """A teacher's answer for an utterance.
 
     Attributes:
+        kept: what is kept of its distribution.
         best: int [frames], the teacher's most probable unit; empty for an alignment.
-        full: only of mass and top_k.
+        full: its full distribution, reduced; only in modes mass and top_k.
     """
 
     kept: SparsePosteriors
@@ -32,7 +33,7 @@ class Encoded:
     Attributes:
         data: its bytes.
         top1: bool [frames], whether the best unit is the teacher's; empty for an alignment.
-        divergence: float64 [frames], in nat; of what has no full distribution empty.
+        divergence: float64 [frames], in nat; empty without a full distribution.
     """
 
     data: bytes
@@ -41,10 +42,10 @@ class Encoded:
 
 
 def encode(answer: Answer, draws: int | None) -> Encoded:
-    """Encode an answer; `draws` of each frame, where it was drawn."""
+    """Encode an answer; `draws`: number of draws a frame in mode sampled."""
     data, kept = codec.encode(answer.kept, draws=draws), answer.kept
     if answer.full is None:
         return Encoded(data, kept.units[kept.starts][: len(answer.best)] == answer.best, np.empty(0))
-    # what is reported is what a reader will get
+    # the reported figures are of what a reader will get
     stored = codec.decode(data)
     return Encoded(data, stored.units[stored.starts] == answer.best, divergence(answer.full, stored))

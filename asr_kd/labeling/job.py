@@ -1,4 +1,4 @@
-"""Run a teacher over audio shards and write soft-target shards: restartable, with every utterance accounted for."""
+"""Run a teacher over audio shards and write soft-target shards; it can be resumed, and accounts for every utterance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
-from asr_kd.labeling.load import NO_TEXT, HeardShard, hear_shard, select
+from asr_kd.labeling.load import NO_TEXT, HeardShard, read_features, select
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
@@ -32,13 +32,13 @@ from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
-#: file of a finished job, or of one that gave up: a line for each utterance that was not labelled
+#: written when a job finishes or gives up: a line for each utterance that was not labelled
 QUARANTINE = "quarantine.jsonl"
-#: seconds between looks at shards that other processes are working on
+#: seconds between checks for shards that other processes are working on
 WAIT = 0.5
-#: requests for what finished shards say of themselves that are under way at a time
+#: threads that read the metadata of finished shards
 READERS = 16
-#: shards that are looked at one by one before a list of all that are done is asked for
+#: fewer shards than this are looked up one by one, more by listing the folder
 FEW = 16
 
 
@@ -46,11 +46,10 @@ FEW = 16
 def label(settings: LabelSettings) -> None:
     """Label every shard of `settings.audio` with the teacher's posteriors, or its alignment to the text.
 
-    Writes into `settings.output` one soft-target shard for each audio shard, under the same name, and in the end
+    Writes into `settings.output` one soft-target shard for each audio shard, under the same name, and at the end
     `quarantine.jsonl`, `report.json` (what was labelled) and `timing.json` (how fast). Killed at any moment and started
-    again, it goes on with the first shard that is not there, and ends in the same bytes (`timing.json` apart).
-    Any number of processes with these settings share the work, from any machines that see the folder; each ends when
-    everything is done.
+    again, it continues with the missing shards and produces the same bytes (except `timing.json`). Any number of processes
+    with these settings share the work, on all machines that share the folder; each ends when everything is done.
 
     Raises:
         UserError: when the output belongs to other settings, or more than `max_bad_share` was quarantined.
@@ -58,7 +57,7 @@ def label(settings: LabelSettings) -> None:
     began = time.time()
     keep_freed_memory()
     engine_of = _engine(settings)
-    # of many machines the driver needs the teacher's description alone
+    # the driver of a cluster needs only the teacher's description
     device = pick_device("cpu" if settings.engine == "ray" else settings.device)
     torch.set_num_threads(settings.threads)
     infos = read_index(settings.audio)
@@ -79,7 +78,7 @@ def label(settings: LabelSettings) -> None:
 
     def published(info: ShardInfo) -> bool:
         there = (output / info.name).exists()
-        if there:  # and was not when this process last looked: others made it
+        if there:  # it was missing when this process last looked: another one made it
             progress.advance(info.samples)
         return there
 
@@ -93,14 +92,14 @@ def label(settings: LabelSettings) -> None:
             before = tally.shards
             for info, metadata in engine.run(leases.free(left, lambda info: info.name, published)):
                 _finish(leases, tally, info.name, metadata)
-                # no need to wait weeks for the end when it is lost already
+                # no need to work for weeks on a job that must fail
                 if tally.bad > settings.max_bad_share * total:
                     _give_up(settings, teacher, infos, total)
             left = missing(left, output)
-            progress.advance(total - left.samples - progress.done)  # what others did meanwhile
-            if left and tally.shards == before:  # what was looked at is in the hands of others
+            progress.advance(total - left.samples - progress.done)  # done by others in the meantime
+            if left and tally.shards == before:  # others hold all the leases
                 time.sleep(WAIT)
-            first = random.randrange(len(left)) if left else 0  # not where all the others are
+            first = random.randrange(len(left)) if left else 0  # start where others are unlikely to be
             left = left[first:] + left[:first]
         leases.clear()
     seconds = time.perf_counter() - start
@@ -127,10 +126,10 @@ def label(settings: LabelSettings) -> None:
 
 
 class Engine(Protocol):
-    """What labels the shards that it is given; a context, for what it holds.
+    """Labels the shards it is given; a context manager, which frees its resources.
 
     Attributes:
-        device: where the teacher is, for people.
+        device: where the teacher is, for the report.
     """
 
     @property
@@ -141,18 +140,21 @@ class Engine(Protocol):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        """Label the shards of `free`, which is read no faster than they are worked on; yields each as it is published."""
+        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published."""
         ...
 
     def workers(self, seconds: float) -> float:
-        """How many worked at a time, on average over the `seconds` that the job took."""
+        """Average number of workers over the `seconds` that the job took."""
         ...
 
 
 class LocalEngine:
-    """This process: a thread decodes the next shard, one runs the teacher, one encodes and publishes.
+    """Labels in this process: one thread decodes the next shard, one runs the teacher, one encodes and publishes.
 
-    With `loader_workers`, as many processes decode, and as many encode.
+    With `loader_workers`, that many processes decode, and as many encode.
+
+    Args:
+        transcripts: key → text in place of the text in the shards, for an alignment.
     """
 
     def __init__(
@@ -188,15 +190,15 @@ class LocalEngine:
             yield last[0], last[1].result()
 
     def _heard(self, free: Iterator[ShardInfo]) -> Iterator[HeardShard]:
-        hear = functools.partial(hear_shard, self.settings, self.teacher.features)
+        read = functools.partial(read_features, self.settings, self.teacher.features)
         if not self.settings.loader_workers:
-            yield from ahead(hear, free)
+            yield from ahead(read, free)
             return
-        # the first one here, while the processes start on the next ones
+        # the first one is read here, while the processes start with the next ones
         first = next(free, None)
-        others = map_ordered(hear, free, self.settings.loader_workers)
+        others = map_ordered(read, free, self.settings.loader_workers)
         if first is not None:
-            yield hear(first)
+            yield read(first)
             yield from others
 
     def workers(self, seconds: float) -> float:
@@ -212,7 +214,7 @@ def _engine(settings: LabelSettings) -> Callable[..., Engine]:
 
 
 def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> dict[str, Any]:
-    # what decides the output; where the inputs lie, and how the work is cut up for the machine, does not
+    # everything that the output depends on; not the paths of the inputs, nor how the work is split
     claim = {"max_seconds": settings.max_seconds, **selection_of(settings).model_dump()}
     claim["teacher"] = teacher.fingerprint
     claim["audio"] = infos.hash
@@ -229,7 +231,7 @@ def missing(infos: ShardList, output: Place) -> ShardList:
 
 def _there(infos: ShardList, output: Place) -> np.ndarray:
     """bool [shards], whether `output` has soft targets for each."""
-    if len(infos) < FEW:  # cheaper asked one by one than found in a list of all
+    if len(infos) < FEW:  # cheaper than listing the folder
         return np.array([(output / name).exists() for name in infos.names], bool)
     there = set(names_in(output))
     return np.array([name in there for name in infos.names], bool)
@@ -253,14 +255,14 @@ def _all_finished(
         return _finished(path, settings, teacher, info), path.stat().st_size
 
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(infos), 64 * READERS):  # not all at once: each waiting one takes memory
+        for start in range(0, len(infos), 64 * READERS):  # in batches: each waiting request takes memory
             some = infos[start : start + 64 * READERS]
             yield from zip(some, pool.map(read, some), strict=True)
 
 
 @dataclass
 class _Tally:
-    """What this process has done: shards, frames, seconds of audio; utterances it quarantined."""
+    """What this process has labelled; `bad`: utterances it quarantined."""
 
     shards: int = 0
     frames: int = 0
@@ -278,7 +280,7 @@ def _finish(leases: Leases, tally: _Tally, name: str, metadata: TargetMetadata) 
 
 
 def _give_up(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> None:
-    """Write the quarantine.jsonl of the shards that are done, and raise UserError."""
+    """Write quarantine.jsonl for the finished shards, and raise UserError."""
     output = place(settings.output)
     bad = _Quarantined()
     with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
@@ -295,7 +297,7 @@ class _Quarantined:
     first: tuple[str, str] | None = None
 
     def write(self, file: IO[str], info: ShardInfo, metadata: TargetMetadata) -> None:
-        """List what of a shard was quarantined, a line each."""
+        """List the quarantined utterances of a shard, a line each."""
         for key, reason in metadata.quarantined.items():
             file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
             self.first = self.first or (key, reason)
@@ -303,7 +305,7 @@ class _Quarantined:
 
 
 def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
-    """Raise UserError when more than `max_bad_share` of all utterances is quarantined, or all are; they are listed by now."""
+    """Raise UserError when more than `max_bad_share` of all utterances, or all of them, are quarantined; they are listed."""
     if not bad.first or (bad.count <= settings.max_bad_share * total and bad.count < total):
         return
     key, reason = bad.first
@@ -324,7 +326,7 @@ def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
 
 
 def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
-    """Reconcile what came out with what went in; write quarantine.jsonl and report.json."""
+    """Check the output against the input; write quarantine.jsonl and report.json."""
     output = place(settings.output)
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: dict[str, float] = {}

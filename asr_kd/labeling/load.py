@@ -1,4 +1,4 @@
-"""A shard's audio → the teacher's input. Without torch, so that a process which does nothing else starts in a second."""
+"""A shard's audio → the teacher's input. Does not import torch, so that a loader process starts in a second."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.tarset import read_checked
 from asr_kd.units import Units
 
-#: reason of an utterance that an alignment has no text for
+#: why an utterance without text is quarantined in mode alignment
 NO_TEXT = "no text to align to"
 
 
 @dataclass
 class Heard:
-    """An utterance of an audio shard: features float16 [frames, inputs], or None and the reason."""
+    """An utterance of an audio shard: features float16 [frames, inputs], or None and a reason."""
 
     key: str
     features: np.ndarray | None
@@ -41,7 +41,7 @@ class HeardShard:
 
 @dataclass
 class Loaded:
-    """A shard's utterances as network input, in its order, and those that cannot be labelled: key → reason."""
+    """A shard's utterances as network input, in its order; `quarantined`: key → why it cannot be labelled."""
 
     info: ShardInfo
     keys: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Loaded:
     quarantined: dict[str, str] = field(default_factory=dict)
 
 
-def hear_shard(settings: LabelSettings, features: FeatureSettings, info: ShardInfo) -> HeardShard:
+def read_features(settings: LabelSettings, features: FeatureSettings, info: ShardInfo) -> HeardShard:
     """Decode a shard's audio and compute its features."""
     frontend = Frontend(features)
     utterances = []
@@ -69,10 +69,12 @@ def hear_shard(settings: LabelSettings, features: FeatureSettings, info: ShardIn
 
 
 def select(settings: LabelSettings, units: Units, transcripts: dict[str, str] | None, heard: HeardShard) -> Loaded:
-    """What of a shard can be labelled.
+    """The utterances of a shard that can be labelled; the others are quarantined.
 
     Args:
-        transcripts: key → text in place of the text in the shard; only an alignment asks for texts.
+        units: vocabulary of the teacher.
+        transcripts: key → text in place of the text in the shard; only mode alignment needs texts.
+        heard: the shard.
     """
     loaded = Loaded(heard.info)
     for one in heard.utterances:

@@ -1,7 +1,7 @@
-"""The labelling engine of a cluster: a pool of Ray actors, each with the teacher, that work on the shards a driver gives out.
+"""The labelling engine of a cluster: a pool of Ray actors, each with the teacher, and a driver that assigns shards to them.
 
-The driver holds the leases, counts, and writes the account; actors end with it. Whatever dies is replaced, and its shards
-are given out again: what is published is the same whoever made it.
+The driver holds the leases, counts, and writes the report; the actors end with it. A dead actor is replaced and its shards
+are assigned again: the output does not depend on which worker made it.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ try:
 except ImportError:
     raise UserError("engine: ray is not installed; run `pip install 'asr-kd[ray]'`") from None
 
-#: shards given to a worker at a time: one that is published, one in the network, one that is decoded
+#: shards that a worker has at a time: one being published, one in the network, one being decoded
 IN_FLIGHT = 3
-#: workers that one shard, or the loading of the teacher, may cost
+#: workers that may die over one shard, or over loading the teacher, before the job fails
 ATTEMPTS = 3
-#: seconds between looks at the progress, where nothing happens
+#: seconds between updates of the progress when nothing happens
 TICK = 5.0
 #: seconds to wait for an answer from a cluster's address
 PATIENCE = 10.0
 
 
 class Labeler:
-    """The actor: a teacher, and up to `IN_FLIGHT` calls at a time, of which one decodes and one has the network.
+    """The actor: a teacher, and up to `IN_FLIGHT` calls at a time, one of which decodes and one runs the network.
 
     Args:
-        fingerprint: of the driver's teacher; another one is refused.
+        fingerprint: of the driver's teacher; a different teacher is refused.
     """
 
     def __init__(self, settings: LabelSettings, fingerprint: str, transcripts: dict[str, str] | None) -> None:
@@ -84,7 +84,7 @@ class Labeler:
     def label(self, info: ShardInfo) -> TargetMetadata:
         """Label a shard and return what was published."""
         path = place(self.settings.output) / info.name
-        if path.exists():  # by a worker that died before it could say so
+        if path.exists():  # made by a worker that died before it returned
             return read_metadata(path)
         with self.decoding:
             loaded = load_shard(self.settings, self.teacher, self.transcripts, info)
@@ -94,7 +94,7 @@ class Labeler:
 
 
 class _Unseen(Progress):
-    """In a worker nobody looks; the driver counts whole shards."""
+    """No progress bar in a worker; the driver counts whole shards."""
 
     def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
         pass
@@ -102,10 +102,14 @@ class _Unseen(Progress):
 
 @dataclass(eq=False)
 class _Worker:
-    """The driver's side of an actor: what it was asked, and since when it has been ready.
+    """The driver's side of an actor.
 
     Attributes:
-        suspect: whether it has a shard that others died over, and nothing else.
+        actor: the handle.
+        loading: the call that loads the teacher.
+        since: when it was ready; None before.
+        shards: its calls under way.
+        suspect: whether its only shard is one that other workers died over.
     """
 
     actor: Any
@@ -117,19 +121,22 @@ class _Worker:
 
 
 class RayEngine:
-    """A pool of workers, from `min_workers` to `max_workers`: it grows while shards wait, and gives back who has nothing to do.
+    """A pool of `min_workers` to `max_workers` workers: it grows while shards wait, and ends idle workers.
 
-    Machines are Ray's affair: a worker that finds no room waits for one, which is how Ray's autoscaler learns of it.
+    Ray manages the machines: a worker without room waits, which tells Ray's autoscaler to add a machine.
+
+    Args:
+        transcripts: key → text in place of the text in the shards, for an alignment.
 
     Raises:
-        UserError: when the cluster does not answer, or this machine, in its place, has no room for one worker.
+        UserError: when the cluster does not answer, or Ray on this machine has no room for one worker.
     """
 
     def __init__(
         self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
     ) -> None:
         folders = {name: _absolute(getattr(settings, name)) for name in ("teacher", "audio", "output")}
-        self.settings = settings.model_copy(update=folders)  # a worker stands in another folder
+        self.settings = settings.model_copy(update=folders)  # a worker has another working directory
         self.fingerprint, self.transcripts, self.progress = teacher.fingerprint, transcripts, progress
         self.devices: set[str] = set()
         self._workers: list[_Worker] = []
@@ -156,16 +163,16 @@ class RayEngine:
         return ", ".join(sorted(self.devices))
 
     def workers(self, seconds: float) -> float:
-        """How many worked at a time, on average over the `seconds` that the job took; all must have ended."""
+        """Average number of workers over the `seconds` that the job took; all must have ended."""
         return self._worked / seconds
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        """Label the shards of `free`, which is read no faster than they are worked on; yields each as it is published.
+        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published.
 
         Raises:
-            UserError: of a worker; when a shard, or the teacher, kills `ATTEMPTS` workers.
+            UserError: raised by a worker; or when a shard, or the teacher, kills `ATTEMPTS` workers.
         """
-        again: list[ShardInfo] = []  # a worker died with them; each goes alone now, so that the guilty one is known
+        again: list[ShardInfo] = []  # of workers that died; each goes to a worker alone, to find the one that kills
         following = next(free, None)
         while following or again or any(worker.shards for worker in self._workers):
             for room in range(IN_FLIGHT):  # the least busy first
@@ -181,7 +188,7 @@ class RayEngine:
             yield from self._finished(again)
 
     def _finished(self, again: list[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        """Wait until something happens; what has to be done again is added to `again`."""
+        """Wait for results and yield the finished shards; shards to do again are added to `again`."""
         waiting = {ref: worker for worker in self._workers for ref in worker.shards}
         waiting |= {worker.loading: worker for worker in self._workers if worker.since is None and not worker.ended}
         ray.wait(list(waiting), timeout=TICK)
@@ -192,7 +199,7 @@ class RayEngine:
                 result = ray.get(ref)
             except RayTaskError as error:
                 if isinstance(error.cause, UserError | OSError):
-                    raise error.cause from None  # said as by the local engine, without the way it came
+                    raise error.cause from None  # as from the local engine, without Ray's traceback
                 raise
             except RayError:
                 self._lose(worker, info, again)
@@ -212,7 +219,7 @@ class RayEngine:
         self.progress.advance(0, note=f"workers: {ready}" if ready else f"waiting for a worker with {room}")
 
     def _lose(self, worker: _Worker, info: ShardInfo | None, again: list[ShardInfo]) -> None:
-        """A worker is gone: it is replaced by `_resize`; the shard, or the start, that it failed at is counted."""
+        """Count the shard, or the start, at which a worker died; `_resize` replaces it."""
         if not worker.ended:
             self._end(worker)
             print("label: a worker was lost; its shards are given out again", file=sys.stderr)
@@ -224,7 +231,7 @@ class RayEngine:
                     "and if memory was short, give a worker more of a machine (worker_cpus, worker_gpus)"
                 )
             return
-        output = place(self.settings.output)  # an object store holds nothing that is torn
+        output = place(self.settings.output)  # an object store has no incomplete files
         for torn in output.glob(f".{info.name}.*.tmp") if isinstance(output, Path) else ():
             torn.unlink(missing_ok=True)
         self._strikes[info.name] += 1
@@ -240,10 +247,10 @@ class RayEngine:
         worker.shards[worker.actor.label.remote(info)] = info
 
     def _resize(self, queued: bool) -> None:
-        """Ask for more workers while shards are queued, at most for as many again as there are; else let the idle ones go."""
+        """While shards are queued ask for more workers, at most doubling those that are ready; else end idle ones."""
         settings = self.settings
         ready = sum(worker.since is not None for worker in self._workers)
-        # those that find no room do no harm: they wait, and go with the queue
+        # workers without room do no harm: they wait, and end with the queue
         most = min(settings.max_workers or math.inf, ready + max(settings.min_workers, ready)) if queued else 0
         while len(self._workers) < max(settings.min_workers, most):
             actor = self._start()
@@ -277,13 +284,13 @@ def _absolute(path: str) -> str:
 
 
 def _connect(settings: LabelSettings) -> bool:
-    """Connect to the cluster, unless that is done; returns whether it is ours to leave."""
+    """Connect to the cluster, if not connected; returns whether we must disconnect at the end."""
     if ray.is_initialized():
         return False
     address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address not in ("local", "auto"):
-        _, _, place = address.rpartition("://")
-        host, _, port = place.rpartition(":")
+        _, _, server = address.rpartition("://")
+        host, _, port = server.rpartition(":")
         try:  # Ray itself would try for many minutes
             socket.create_connection((host, int(port)), PATIENCE).close()
         except (OSError, ValueError, OverflowError) as error:
@@ -291,17 +298,17 @@ def _connect(settings: LabelSettings) -> bool:
                 f"ray_address: nobody answers at {address} ({error}); check it, or start Ray there"
             ) from None
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that, and how, Ray is used
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     asked_to_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # Ray raises many kinds, the bare one among them
+    except Exception as error:  # Ray raises many types, a bare Exception among them
         raise UserError(
             f"ray_address: no connection to Ray at {address} ({error}); check it, start Ray there, or set "
             "RAY_AUTH_MODE=token where the cluster wants a token"
         ) from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, asked_to_end)  # Ray's own would print a stack and end the process on the spot
+        signal.signal(signal.SIGTERM, asked_to_end)  # Ray's handler would print a stack and end the process at once
     if address == "local":
         there = ray.cluster_resources()
         for kind, wanted in (("CPU", settings.worker_cpus), ("GPU", settings.worker_gpus)):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from asr_kd.config.base import Count, Location, Natural, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Audio, Threads
 
-#: settings that decide what is kept of a teacher, and the modes in which they do
+#: settings that decide what is kept of a teacher's distribution, and the modes they belong to
 SELECTION = {
     "k": ("mass", "top_k"),
     "mass": ("mass",),

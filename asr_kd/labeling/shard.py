@@ -19,7 +19,7 @@ from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import Place
 from asr_kd.labeling.encode import Answer, Encoded, encode
-from asr_kd.labeling.load import Loaded, hear_shard, select
+from asr_kd.labeling.load import Loaded, read_features, select
 from asr_kd.labeling.settings import SELECTION, LabelSettings
 from asr_kd.models.acoustic import Checkpoint, log_posteriors
 from asr_kd.progress import Progress
@@ -36,12 +36,12 @@ B = TypeVar("B")
 #: a batch: what is kept of each utterance, and its bytes
 Work = tuple[list[Answer], Iterable[Encoded]]
 
-#: batches of the teacher's answers that wait to be encoded, at most
+#: most batches of the teacher's answers that wait to be encoded
 QUEUED = 2
 
 
 def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Results in order, each computed by a background thread while the caller is busy with the one before it."""
+    """Results in order, each computed in a background thread while the caller works on the one before."""
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[B] | None = None
         for item in items:
@@ -56,8 +56,12 @@ def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 def load_shard(
     settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
 ) -> Loaded:
-    """Decode a shard's audio and compute its features, in this thread."""
-    return select(settings, teacher.units, transcripts, hear_shard(settings, teacher.features, info))
+    """Decode a shard's audio and compute its features, in this thread.
+
+    Args:
+        transcripts: key → text in place of the text in the shard, for an alignment.
+    """
+    return select(settings, teacher.units, transcripts, read_features(settings, teacher.features, info))
 
 
 def label_shard(
@@ -69,21 +73,22 @@ def label_shard(
     behind: Executor,
     encoders: Executor | None = None,
 ) -> Future[TargetMetadata]:
-    """Run the teacher over a shard; what it says is cut down to what is kept, encoded and published by `behind`, in this order.
+    """Run the teacher over a shard; `behind` reduces its answers to what is kept, encodes them and publishes the shard.
 
     Args:
-        behind: of one worker.
+        path: of the soft-target shard.
+        behind: an executor with one worker, so that its tasks run in order.
         encoders: processes that encode in its place.
 
     Returns:
-        the metadata, as soon as the shard is published.
+        a future of the metadata, done when the shard is published.
     """
     waiting: list[tuple[list[int], Future[Work]]] = []
     for batch in batches_by_length([len(item) for item in loaded.features], settings.batch_frames):
         rows = log_posteriors(teacher, [loaded.features[index] for index in batch])
         waiting.append((batch, behind.submit(_answer, settings, loaded, batch, rows, encoders)))
         progress.advance(len(batch), sum(loaded.seconds[index] for index in batch))
-        if len(waiting) > QUEUED:  # dense outputs are large: a slow encoder must not pile them up
+        if len(waiting) > QUEUED:  # dense outputs are large: they must not pile up before a slow encoder
             waiting[-1 - QUEUED][1].result()
     progress.advance(len(loaded.quarantined))
     return behind.submit(_publish, settings, teacher, loaded, waiting, path)
@@ -120,7 +125,7 @@ def _publish(
         for batch, work in batches:
             found.update(zip(batch, zip(*work.result(), strict=True), strict=True))
     utterances = [found[index] for index in range(len(loaded.keys))]
-    # in the shard's order, so that no bit depends on how the work was cut into batches
+    # summed in the shard's order, so that no bit depends on the batches
     lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]
     total = functools.reduce(np.add, lefts) if lefts else None
     codes = None if total is None else fit_prior(total)
@@ -149,7 +154,16 @@ def selection_of(settings: LabelSettings) -> Selection:
 
 
 def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor]) -> list[Answer]:
-    """What is kept of the teacher's log-probabilities, each float32 [frames, units], looked for on their device."""
+    """What is kept of the teacher's log-probabilities, found on their device.
+
+    Args:
+        loaded: the shard.
+        batch: indices of the utterances in `loaded`.
+        rows: float32 [frames, units] of each.
+
+    Raises:
+        UserError: when log-probabilities do not make a distribution.
+    """
     answers = []
     for index, log_probs in zip(batch, rows, strict=True):
         try:
@@ -167,7 +181,7 @@ def _keep(log_probs: Tensor, settings: LabelSettings, key: str) -> Answer:
     if settings.temperature != 1:
         log_probs = (log_probs / settings.temperature).log_softmax(-1)
     if settings.mode == "sampled":
-        # of the key, not of the place: the same draws in any batch and any shard
+        # seeded by the key: the same draws in any batch and any shard
         generator = np.random.Generator(np.random.Philox(key=[settings.seed, zlib.crc32(key.encode())]))
         kept = SparsePosteriors.sampled(log_probs, settings.draws, generator)
         return Answer(kept, log_probs.argmax(1).cpu().numpy())
@@ -186,16 +200,16 @@ def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteri
 
 
 def hold(path: np.ndarray, frames: int) -> np.ndarray:
-    """Let every unit of a CTC path last at least so many frames, where blanks follow it.
+    """Extend every unit of a CTC path to at least `frames` frames, as far as blanks follow it.
 
-    CTC marks a unit for a frame or two; a network that learns such spikes frame by frame blurs them below the blank. One
+    CTC emits a unit for a frame or two; a network that learns such spikes frame by frame blurs them below the blank. One
     blank stays between equal units, so that the path still collapses to the same text.
 
     Args:
         path: int [frames], the unit of each frame, 0 for the blank.
 
     Returns:
-        the longer path, same shape.
+        the new path, same shape.
     """
     held = path.copy()
     starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))

@@ -1,4 +1,4 @@
-"""Do soft targets hold what their teacher says? Check the set, and run the teacher again on a part of it."""
+"""Are soft targets what their teacher says? Check the set, and run the teacher again on a part of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import TargetMetadata, check_answers, read_target_shard
 
-#: findings that are printed; the report holds all
+#: number of findings that are printed; the report has all
 SHOWN = 20
 ROUNDED_LATER = (
     "the teacher of {} of these {} shards heard unrounded features (float32, as asr_kd labelled before version 3 of soft targets); it "
@@ -34,12 +34,16 @@ ROUNDED_LATER = (
 
 @dataclass
 class Findings:
-    """What a verification saw.
+    """The findings of a verification.
 
     Attributes:
-        frames: compared with the teacher; difference: the largest between a stored probability and the one made anew.
-        top1: frames whose best unit differs; problems: a sentence each.
-        rounded_later: shards whose teacher heard float32 features, as before version 3.
+        shards: labelled again.
+        utterances: compared with the teacher.
+        frames: compared with the teacher.
+        difference: largest difference between a stored and a new probability.
+        top1: frames whose best unit differs.
+        rounded_later: shards whose teacher was given float32 features, as before version 3.
+        problems: a sentence each.
     """
 
     shards: int = 0
@@ -55,8 +59,8 @@ class Findings:
 def verify(settings: VerifySettings) -> bool:
     """Compare a set of soft targets with its audio and its teacher, and print what differs.
 
-    All shards are looked for; as many as `shards` says, drawn at random, are read whole, checksums included, and labelled
-    again. Stored and new targets are compared as a student would read them.
+    All shards must exist; `shards` of them, drawn at random, are read completely, with checksums, and labelled again. Stored
+    and new targets are compared as a student would read them.
 
     Returns:
         whether everything holds.
@@ -119,7 +123,7 @@ def verify(settings: VerifySettings) -> bool:
 
 
 def _check_claim(settings: VerifySettings) -> None:
-    """Refuse settings that would select other utterances, or other texts, than the label job did: all would differ."""
+    """Refuse settings that select other utterances or other texts than the label job did: everything would differ."""
     claim = claimed_settings(settings.targets)
     advice = []
     if (limit := claim.get("max_seconds", settings.max_seconds)) != settings.max_seconds:
@@ -138,7 +142,7 @@ def _check_claim(settings: VerifySettings) -> None:
 def _verify_shard(
     settings: VerifySettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo, found: Findings
 ) -> bool:
-    """Add to `found`; returns whether the shard was labelled again."""
+    """Verify a shard and add to `found`; returns whether it was labelled again."""
     path = place(settings.targets) / info.name
     stored: dict[str, SparsePosteriors] = {}
     try:
@@ -194,7 +198,7 @@ def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSetti
 
 
 def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
-    """Key and soft target of every utterance, made anew and read back."""
+    """Key and new soft target of every utterance, encoded and decoded."""
     batches = batches_by_length([len(item) for item in loaded.features], labelling.batch_frames)
     outputs = ((batch, log_posteriors(teacher, [loaded.features[index] for index in batch])) for batch in batches)
     draws = selection_of(labelling).draws
@@ -206,9 +210,9 @@ def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> I
 def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:
     rows = [np.repeat(np.arange(one.frames), one.counts) * one.num_units + one.units for one in (stored, anew)]
     probs = [np.exp(one.log_probs, dtype=np.float64) for one in (stored, anew)]
-    places, inverse = np.unique(np.concatenate(rows), return_inverse=True)
-    difference = np.bincount(inverse, np.concatenate([probs[0], -probs[1]]), len(places))
-    # a unit that only one side kept counts in full: what is at the edge of being kept is small
+    entries, inverse = np.unique(np.concatenate(rows), return_inverse=True)
+    difference = np.bincount(inverse, np.concatenate([probs[0], -probs[1]]), len(entries))
+    # a unit that only one side kept counts in full: such probabilities are small
     found.difference = max(found.difference, float(np.abs(difference).max()))
     found.top1 += int((stored.units[stored.starts] != anew.units[anew.starts]).sum())
     found.frames += stored.frames

@@ -1,4 +1,4 @@
-"""The contract of an acoustic model, building one from settings, its checkpoint, and running it."""
+"""Acoustic models: building one from settings, its checkpoint, and running it."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from asr_kd.units import MODEL_FILE, Units, load_units
 FORMAT, VERSION = "asr_kd-checkpoint", 1
 
 
-def _lstm(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
+def _lstm(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
     both = settings.kind == "blstm"
-    return LstmModel(inputs, units, settings.layers, settings.size, settings.dropout, both, settings.delay_frames)
+    return LstmModel(inputs, num_units, settings.layers, settings.size, settings.dropout, both, settings.delay_frames)
 
 
-def _conv(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
-    return ConvModel(inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel)
+def _conv(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
+    return ConvModel(inputs, num_units, settings.layers, settings.size, settings.dropout, settings.kernel)
 
 
-def _conformer(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
+def _conformer(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
     return ConformerModel(
-        inputs, units, settings.layers, settings.size, settings.dropout, settings.kernel, settings.heads
+        inputs, num_units, settings.layers, settings.size, settings.dropout, settings.kernel, settings.heads
     )
 
 
-#: of each kind, what makes a fresh one of settings, number of inputs and number of units
+#: for each kind, a function that makes a network from settings, number of inputs and number of units
 NETWORKS: dict[str, Callable[[ModelSettings, int, int], AcousticModel]] = {
     "lstm": _lstm,
     "blstm": _lstm,
@@ -54,9 +54,9 @@ NETWORKS: dict[str, Callable[[ModelSettings, int, int], AcousticModel]] = {
 }
 
 
-def build_model(settings: ModelSettings, inputs: int, units: int) -> AcousticModel:
-    """A fresh network; see `AcousticModel` for what it maps to what."""
-    return NETWORKS[settings.kind](settings, inputs, units)
+def build_model(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
+    """A network with new random weights, from `inputs` features to `num_units` logits a frame."""
+    return NETWORKS[settings.kind](settings, inputs, num_units)
 
 
 def parameters(model: nn.Module) -> int:
@@ -65,10 +65,10 @@ def parameters(model: nn.Module) -> int:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """The device of this name; `auto` is CUDA if there is one, else the CPU.
 
     Raises:
-        UserError: when the device is unknown or not there.
+        UserError: when the device is unknown or missing.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,10 +85,7 @@ def pick_device(wanted: str) -> torch.device:
 
 @contextmanager
 def blank_held_back(model: AcousticModel, offset: float) -> Iterator[None]:
-    """While open, the blank's log-probability is `offset` nat lower before all are normalised again: it is taken off its bias.
-
-    Afterwards the weights are what they were, to the bit.
-    """
+    """Within this context `offset` nat are subtracted from the blank's output bias; afterwards it is restored bit for bit."""
     bias = model.output.bias
     before = bias.detach().clone()
     with torch.no_grad():
@@ -104,8 +101,9 @@ class Checkpoint:
     """A model with everything needed to rebuild it and its input.
 
     Attributes:
+        units: its vocabulary.
         fingerprint: hash of the weights and of every setting that changes the output.
-        training: what made it (steps, scores, settings); for people, never needed to run the model.
+        training: how it was made (steps, scores, settings), for people; never needed to run the model.
     """
 
     model: AcousticModel
@@ -122,7 +120,7 @@ class Checkpoint:
 
     @property
     def lookahead_ms(self) -> int | None:
-        """Audio after the end of a frame's own period that its output depends on, in milliseconds; None: all of it."""
+        """How much audio after the end of a frame its output depends on, in milliseconds; None: all of it."""
         frames = self.model.lookahead_frames
         return None if frames is None else frames * self.frame_ms + Frontend(self.features).overhang_ms
 
@@ -158,7 +156,11 @@ def save_checkpoint(
 ) -> str:
     """Write a checkpoint folder and return its fingerprint.
 
-    `checkpoint.json` is written last and holds the fingerprint, so a folder that was torn by a crash is noticed.
+    `checkpoint.json` is written last and holds the fingerprint, so a folder left incomplete by a crash is noticed.
+
+    Args:
+        folder: local or in an object store.
+        training: see `Checkpoint`; must be valid JSON.
     """
     folder = place(folder)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
@@ -177,7 +179,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Load a checkpoint; a run's folder means its best one. Executes nothing that is stored.
+    """Load a checkpoint; given the folder of a run, its best one. Nothing in the files is executed.
 
     Raises:
         UserError: when there is no checkpoint, it is of another format or version, or its files do not fit each other.
@@ -210,7 +212,7 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
             f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again"
         ) from None
     misfit = UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
-    # damaged settings may ask for more memory than there is; torch's meta device would tell, and import 100 MB for it
+    # damaged settings may ask for more memory than there is; torch's meta device would show it, but imports 100 MB
     dimensions = [dimension for weight in weights.values() for dimension in weight.shape]
     asked = max(settings.size, features.dimension, units.size)
     if settings.layers > len(weights) or asked > max(dimensions, default=0):
@@ -237,7 +239,7 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
 def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad features [frames, inputs] with zeros into float32 [batch, frames, inputs], with lengths int64 [batch]."""
     lengths = torch.tensor([len(item) for item in features])
-    # in few calls: each asks for the interpreter's lock, which threads beside this one hold
+    # few calls into torch: each takes the interpreter's lock, which other threads hold
     rows = [torch.from_numpy(np.asarray(item, dtype=np.float32)) for item in features]
     return pad_sequence(rows, batch_first=True), lengths
 
@@ -258,5 +260,5 @@ def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> li
 
 
 def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """As `log_posteriors`, in the host's memory."""
+    """As `log_posteriors`, in host memory."""
     return [row.cpu().numpy() for row in log_posteriors(checkpoint, features)]

@@ -14,14 +14,14 @@ class ConformerModel(AcousticModel):
     """Linear input, torchaudio's Conformer (Gulati et al. 2020, arXiv 2005.08100), linear output."""
 
     def __init__(
-        self, inputs: int, units: int, layers: int, size: int, dropout: float, kernel: int, heads: int
+        self, inputs: int, num_units: int, layers: int, size: int, dropout: float, kernel: int, heads: int
     ) -> None:
         super().__init__()
         from torchaudio.models import Conformer
 
         self.input = nn.Linear(inputs, size)
         self.encoder = Conformer(size, heads, 4 * size, layers, kernel, dropout)
-        self.output = nn.Linear(size, units)
+        self.output = nn.Linear(size, num_units)
         self.lookahead_frames = None
         self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
         self._within: Tensor | None = None
@@ -41,13 +41,13 @@ class ConformerModel(AcousticModel):
             :, None, :
         ]
         held: dict[str, Tensor] = {}
-        # torchaudio's encoder gives its last layer alone: the others are seen as they pass
+        # torchaudio's encoder returns only its last layer: hooks catch the others
         hooks = [
             layer.register_forward_hook(
-                lambda _, __, out, tap=f"layer.{place}": held.update({tap: out.transpose(0, 1)})
+                lambda _, __, out, tap=f"layer.{number}": held.update({tap: out.transpose(0, 1)})
             )
-            for place, layer in enumerate(self.encoder.conformer_layers, 1)
-            if f"layer.{place}" in taps
+            for number, layer in enumerate(self.encoder.conformer_layers, 1)
+            if f"layer.{number}" in taps
         ]
         try:
             hidden, _ = self.encoder(self.input(features), lengths_here)

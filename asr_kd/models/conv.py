@@ -1,4 +1,4 @@
-"""A small-context convolutional network: it hears too little around a frame to place a spike early, so it makes a good aligner."""
+"""A convolutional network of small context: it sees too little around a frame to emit units early or late, a good aligner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asr_kd.models.network import AcousticModel, Outputs
 class ConvModel(AcousticModel):
     """Convolutions over time with residual connections; context is layers * (kernel - 1) / 2 frames to each side."""
 
-    def __init__(self, inputs: int, units: int, layers: int, size: int, dropout: float, kernel: int) -> None:
+    def __init__(self, inputs: int, num_units: int, layers: int, size: int, dropout: float, kernel: int) -> None:
         super().__init__()
         widths = [inputs] + [size] * layers
         self.convolutions = nn.ModuleList(
@@ -22,7 +22,7 @@ class ConvModel(AcousticModel):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(size, units)
+        self.output = nn.Linear(size, num_units)
         self.lookahead_frames = layers * (kernel // 2)
         self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
 
@@ -31,7 +31,7 @@ class ConvModel(AcousticModel):
         within = torch.arange(features.shape[1], device=features.device)[None, :] < lengths.to(features.device)[:, None]
         hidden, held = features, {}
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
-            # masked before each layer: what lies past the end must look like silence's zeros, not like activations
+            # masked before each layer: past the end there must be zeros, not activations of padding
             new = convolution((hidden * within[..., None]).transpose(1, 2)).transpose(1, 2)
             new = self.dropout(torch.relu(norm(new)))
             hidden = new + hidden if new.shape == hidden.shape else new

@@ -14,32 +14,34 @@ class LstmModel(AcousticModel):
     """Stacked LSTM layers and a linear output.
 
     Args:
-        delay: frames of future input seen before the output for a frame is given (unidirectional only). The delay is
-            undone inside: the input is continued by `delay` zero frames and the first `delay` outputs are dropped.
+        inputs: dimension of the features.
+        size: hidden units of a layer and direction.
+        delay: future frames seen before the output for a frame (unidirectional only). The delay is undone inside: `delay`
+            zero frames are appended to the input and the first `delay` outputs are dropped.
     """
 
     def __init__(
-        self, inputs: int, units: int, layers: int, size: int, dropout: float, bidirectional: bool, delay: int
+        self, inputs: int, num_units: int, layers: int, size: int, dropout: float, bidirectional: bool, delay: int
     ) -> None:
         super().__init__()
         self.delay = delay
         width = size * (2 if bidirectional else 1)
         widths = [inputs] + [width] * (layers - 1)
-        # A pass over the reversed utterance in place of torch's own bidirectional layer, which needs packed sequences
-        # to keep padding out: on a CPU those train at a third of the speed.
+        # A second LSTM over the reversed utterance, in place of torch's bidirectional layer: that needs packed sequences
+        # to keep padding out, which train at a third of the speed on a CPU.
         self.forwards = nn.ModuleList(nn.LSTM(inputs, size, batch_first=True) for inputs in widths)
         self.backwards = nn.ModuleList(
             nn.LSTM(inputs, size, batch_first=True) for inputs in (widths if bidirectional else [])
         )
         self._initialise()
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(width, units)
+        self.output = nn.Linear(width, num_units)
         self.lookahead_frames = None if bidirectional else delay
         self.streams = not bidirectional
         self.taps = {f"layer.{layer}": width for layer in range(1, layers + 1)}
 
     def _initialise(self) -> None:
-        """Gates that remember from the start: with torch's default, CTC stays on the blank for hundreds of steps more."""
+        """Forget gates open at the start: with torch's default, CTC predicts only blanks for hundreds of steps more."""
         for lstm in [*self.forwards, *self.backwards]:
             for name, weight in lstm.named_parameters():
                 if "weight_ih" in name:
@@ -59,7 +61,7 @@ class LstmModel(AcousticModel):
         ends = lengths.to(features.device)[:, None]
         if self.delay:
             hidden = nn.functional.pad(features * (position < ends)[..., None], (0, 0, 0, self.delay))
-        # where each frame stands in the reversed utterance; padding stays where it is
+        # position of each frame in the reversed utterance; padding is not moved
         reversed_at = torch.where(position < ends, ends - 1 - position, position)
         for layer, forwards in enumerate(self.forwards):
             inputs = self.dropout(hidden) if layer else hidden

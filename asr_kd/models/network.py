@@ -1,4 +1,4 @@
-"""The contract of a network: features and lengths in, logits and what its layers hold out."""
+"""The interface of a network: features and lengths in, logits and hidden states out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from asr_kd.errors import UserError
 
 
 class Outputs(NamedTuple):
-    """What a network says of a batch.
+    """A network's output for a batch.
 
     Attributes:
-        logits: [batch, frames, units]: a row answers for the input frame of the same index, whatever the network's delay.
+        logits: [batch, frames, units]; a row belongs to the input frame of the same index, whatever the network's delay.
         lengths: int64 [batch], those of the input.
-        hidden: of each tap that was asked for, [batch, frames, width], in the same time as the logits.
+        hidden: for each tap that was asked for, [batch, frames, width], aligned with the logits.
     """
 
     logits: Tensor
@@ -25,50 +25,52 @@ class Outputs(NamedTuple):
 
 
 class AcousticModel(nn.Module):
-    """Base of all networks: a new one is a file with such a class, and a line in `NETWORKS`.
+    """Base class of all networks: a new one is a file with such a class, and a line in `NETWORKS`.
 
     Padding never changes the rows within an utterance's length.
 
     Attributes:
-        taps: hidden states that can be asked for, `layer.1` behind the first layer and so on, with their widths.
+        taps: hidden states that can be asked for, with their widths: `layer.1` after the first layer, and so on.
         lookahead_frames: how far the output looks ahead, in frames; None for the whole utterance.
-        streams: whether it answers while it hears: then it has `stream` and `delay`.
-        output: the linear layer that every network ends in.
+        streams: whether it can run while audio arrives: then it has `stream` and `delay`.
+        output: the last, linear layer.
     """
 
     taps: dict[str, int]
     lookahead_frames: int | None
     streams: bool = False
-    #: outputs of `stream` that come before the first frame's
+    #: number of outputs of `stream` before that of the first frame
     delay: int = 0
     output: nn.Linear
 
     def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
-        """The whole of a batch.
+        """Run on whole utterances.
 
         Args:
-            features: float32 [batch, frames, inputs]; lengths: int64 [batch]; taps: names of hidden states to return.
+            features: float32 [batch, frames, inputs].
+            lengths: int64 [batch].
+            taps: names of hidden states to return.
         """
         raise NotImplementedError
 
     def stream(self, features: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Go on with utterances of which earlier frames were heard.
+        """Run on the next frames of utterances.
 
         Args:
-            features: float32 [batch, frames, inputs], the next frames, behind an utterance's end zeros; state: what the
-                call before returned, None at the beginning.
+            features: float32 [batch, frames, inputs], the next frames; zeros after the end of an utterance.
+            state: as returned by the last call; None at the start.
 
         Returns:
-            logits [batch, frames, units], of frames that lie `delay` behind the input, and the state behind it.
+            logits [batch, frames, units], of the frames `delay` before those of the input, and the new state.
         """
         raise NotImplementedError
 
 
 def check_taps(model: AcousticModel, taps: Sequence[str], where: str) -> None:
-    """Refuse names that the network does not have.
+    """Refuse taps that the network does not have.
 
     Raises:
-        UserError: names `where` they were asked for.
+        UserError: naming `where` they were asked for.
     """
     for tap in taps:
         if tap not in model.taps:

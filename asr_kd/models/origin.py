@@ -1,4 +1,4 @@
-"""What a checkpoint says of the one that its training started from."""
+"""What a checkpoint says about the one its training started from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def won_nothing(training: Any) -> str | None:
-    """Words for a run that is no better than its start, from the `training` of its checkpoint; None where it won something."""
+    """A sentence for a run that is no better than its start, from the `training` of its checkpoint; None if it is better."""
     match training:
         case {"started_from": {"won": False, "folder": str(folder), "wer": float(wer), "loss": float(loss)}}:
             return f"no checkpoint was better than {folder}, where it started ({figures(wer, loss)})"

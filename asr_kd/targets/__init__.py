@@ -1,1 +1,1 @@
-"""Soft targets: what a teacher said, frame by frame, and how it is kept."""
+"""Soft targets: a teacher's output distribution frame by frame, and how it is stored."""

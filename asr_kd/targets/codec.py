@@ -22,9 +22,9 @@ MAX_FRAMES = (1 << 24) - 1
 
 _HEADER = struct.Struct("<4sBBHIIII")  # magic, version, levels, num_units - 1, frames, distinct units, runs, crc32
 _VARINT_BYTES = 4
-#: bytes of a body below which two ways to pack it are tried
+#: below this size in bytes a body is packed in two ways, and the shorter result taken
 SMALL = 4096
-#: natural logarithm of every code; of 0, which does not occur, anything
+#: natural logarithm of every code; code 0 does not occur
 _LOGS = np.log(np.arange(256).clip(1))
 _DEFLATE_RATIO = 1032  # deflate cannot expand to more than this many times its input
 
@@ -32,15 +32,15 @@ _DEFLATE_RATIO = 1032  # deflate cannot expand to more than this many times its 
 def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None = None) -> bytes:
     """Bytes of one utterance's soft targets.
 
-    Probabilities are rounded on the scale of their square roots, where equal steps cost equal divergence; the order of
-    a frame's units never reverses (close ones may become equal) and its most probable unit stays the most probable.
+    Probabilities are rounded on the scale of their square roots, where equal steps cost equal divergence. The order of a
+    frame's units is never reversed (close ones may become equal), and its most probable unit stays the most probable.
 
     Args:
         levels: steps between probability 0 and 1, 8 to 255.
-        draws: of `SparsePosteriors.sampled`; then how often each unit was drawn is kept, exactly.
+        draws: as of `SparsePosteriors.sampled`, whose counts are then stored exactly.
 
     Raises:
-        ValueError: when the posteriors are outside the format's bounds or contradict themselves.
+        ValueError: when the posteriors are outside the format's bounds or inconsistent.
     """
     _check(posteriors, levels)
     counts = posteriors.counts
@@ -53,7 +53,7 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
         if draws > MAX_KEPT or codes.min() < 1 or np.abs(drawn - codes).max() > 1e-3 or posteriors.tail.any():
             raise ValueError(f"the probabilities are not counts of {draws} draws")
 
-    # by unit, then by time: a unit is kept for runs of frames, in which its probability changes slowly
+    # by unit, then by time: a unit is kept in runs of frames, within which its probability changes slowly
     frame_bits = posteriors.frames.bit_length()
     kind = _key_type(frame_bits, (posteriors.num_units - 1).bit_length())
     keys = posteriors.units.astype(kind) << (frame_bits + 8)
@@ -66,8 +66,8 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
     if not steps.all():
         raise ValueError("a frame has a unit twice")
     inner, run_starts = np.flatnonzero(steps == 1), _starts(steps != 1)
-    places = keys[run_starts].astype(np.int64)
-    units, starts = places >> frame_bits, places & ((1 << frame_bits) - 1)
+    run_keys = keys[run_starts].astype(np.int64)
+    units, starts = run_keys >> frame_bits, run_keys & ((1 << frame_bits) - 1)
     lengths = np.diff(run_starts, append=len(codes))
     first_runs = _starts(units[1:] != units[:-1])
     gaps = starts.copy()
@@ -90,9 +90,9 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
 
 
 def rounded(posteriors: SparsePosteriors, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The codes that stand for the probabilities and for the tails: uint8 [entries] and [frames]."""
+    """The codes of the probabilities and of the tails: uint8 [entries] and [frames]."""
     codes = np.clip(np.rint(np.exp(0.5 * posteriors.log_probs) * levels), 1, levels).astype(np.uint8)
-    # equal codes are decoded in the order of units: lift the first above a second with the same code
+    # equal codes are decoded in the order of units: raise the first above a second with the same code
     several = posteriors.starts[posteriors.counts > 1]
     codes[several] += codes[several] == codes[several + 1]
     tails = np.clip(np.rint(np.sqrt(posteriors.tail) * levels), posteriors.tail > 0, levels).astype(np.uint8)
@@ -100,12 +100,12 @@ def rounded(posteriors: SparsePosteriors, levels: int) -> tuple[np.ndarray, np.n
 
 
 def _key_type(frame_bits: int, unit_bits: int) -> Any:
-    """Integers that hold a frame, a unit and a code; short ones are sorted in half the time."""
+    """The integer type that holds a frame, a unit and a code; 32 bits are sorted in half the time."""
     return np.uint32 if frame_bits + unit_bits + 8 <= 32 else np.uint64
 
 
 def _starts(changed: np.ndarray) -> np.ndarray:
-    """First positions of stretches, given which of all but the first position begin one."""
+    """Indices where runs start, given for all indices but 0 whether a run starts there."""
     return np.concatenate([[0], np.flatnonzero(changed) + 1])
 
 
@@ -113,7 +113,8 @@ def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
     """The soft targets in `data`; each frame's probabilities and tail add up to 1.
 
     Args:
-        name: opens the message of an error.
+        data: result of `encode`.
+        name: begins the message of an error.
 
     Raises:
         UserError: when `data` is damaged, of another format, or of a newer version.
@@ -122,9 +123,9 @@ def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
 
 
 def decode_all(members: Sequence[tuple[str, bytes]]) -> list[SparsePosteriors]:
-    """The same of several, name and data each, in less time: what numpy takes for a call is taken once for all.
+    """As `decode`, for several pairs of name and data: faster, as numpy's calls are shared.
 
-    What comes out shares its memory.
+    The results share memory.
 
     Raises:
         UserError: as `decode`.
@@ -136,17 +137,22 @@ def decode_all(members: Sequence[tuple[str, bytes]]) -> list[SparsePosteriors]:
         except ValueError as error:
             if len(members) == 1:
                 raise UserError(f"{members[0][0]}: damaged ({error}); label the audio again") from None
-    return [decode(data, name) for name, data in members]  # one of them is damaged, or they are of several kinds
+    return [decode(data, name) for name, data in members]  # one is damaged, or they are of different kinds
 
 
 @dataclass
 class _Columns:
-    """An utterance as its bytes have it: numbers int64, codes and tail codes uint8.
+    """An utterance as it is stored: numbers int64, codes uint8.
 
     Attributes:
-        power: of a code, that its probability is in proportion to.
-        units, run_counts: of each distinct unit; gaps, lengths, firsts (codes): of each run; changes (of the code): of all
-            entries but the firsts; tails (codes): of each frame.
+        power: probabilities are proportional to this power of the codes.
+        units: [distinct units], their ids.
+        run_counts: [distinct units], number of runs of each.
+        gaps: [runs], frames between the unit's previous run, or frame 0, and the run.
+        lengths: [runs], frames of each.
+        firsts: [runs], first code of each.
+        changes: [entries - runs], change of the code, modulo 256, within runs.
+        tails: [frames], code of the tail.
     """
 
     num_units: int
@@ -187,10 +193,10 @@ def _read_columns(data: bytes, name: str) -> _Columns:
 
 
 def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
-    """Soft targets of utterances that have the same units, put together as if they were one after the other one utterance.
+    """Soft targets of utterances with the same number of units, decoded together as if they were one long utterance.
 
     Raises:
-        ValueError: when one of them contradicts itself.
+        ValueError: when one of them is inconsistent.
     """
     units, run_counts, gaps, lengths, firsts, changes, tails = (
         np.concatenate([getattr(columns, name) for columns in read])
@@ -200,7 +206,7 @@ def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
     frames, entries, runs = len(tails), len(firsts) + len(changes), len(firsts)
     own_frames, own_runs = np.array([(len(columns.tails), len(columns.firsts)) for columns in read]).T
 
-    # frame of each run's first entry: gaps and lengths added up from the unit's first run on
+    # first frame of each run: gaps and lengths added up from the unit's first run
     ends = (gaps + lengths).cumsum()
     first_runs = run_counts.cumsum() - run_counts
     ends -= (ends - gaps - lengths)[first_runs].repeat(run_counts)
@@ -226,7 +232,7 @@ def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
     bits = (num_units - 1).bit_length()
     kind = _key_type(frames.bit_length(), bits)
     run_keys = ((starts - run_starts) << (bits + 8)) + units.repeat(run_counts)
-    keys = run_keys.astype(kind)[run]  # some are below 0: unsigned integers add up all the same
+    keys = run_keys.astype(kind)[run]  # some are negative; unsigned sums wrap to the right value
     keys += np.arange(entries, dtype=kind) << (bits + 8)
     keys |= (~codes).astype(kind) << bits
     keys.sort()
@@ -274,8 +280,8 @@ def _require(holds: object, what: str) -> None:
 def _deflate(columns: list[bytes]) -> bytes:
     """The columns as one raw deflate stream.
 
-    On flat posteriors every column has a Huffman code of its own, and repeated strings are not looked for: they would cost
-    more bits than they save. Where little is stored, the other way round is tried too.
+    Each column gets its own Huffman code, and repeated strings are not searched for: on flat posteriors they cost more bits
+    than they save. Small bodies are also packed the usual way, and the shorter result is taken.
     """
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     coded = b"".join(
@@ -289,7 +295,7 @@ def _deflate(columns: list[bytes]) -> bytes:
 
 
 def _inflate(body: memoryview, numbers: int, frames: int) -> bytes:
-    # each number and each frame takes at least a byte, so a lying header is found before anything is allocated for it
+    # each number and each frame takes at least a byte, so a wrong header is found before memory is allocated for it
     _require(numbers + frames <= _DEFLATE_RATIO * len(body), "impossible header")
     unpacker = zlib.decompressobj(-15)
     try:
@@ -307,12 +313,12 @@ def _varints(values: np.ndarray) -> bytes:
     sizes = np.ones(len(values), np.int64)
     for size in range(1, _VARINT_BYTES):
         sizes += values >= 1 << 7 * size
-    places = np.cumsum(sizes) - sizes
+    offsets = np.cumsum(sizes) - sizes
     data = np.empty(sizes.sum(), np.uint8)
     while len(values):
-        data[places] = (values & 0x7F) | (values >= 0x80) << 7
+        data[offsets] = (values & 0x7F) | (values >= 0x80) << 7
         long = values >= 0x80
-        places, values = places[long] + 1, values[long] >> 7
+        offsets, values = offsets[long] + 1, values[long] >> 7
     return data.tobytes()
 
 
@@ -327,13 +333,13 @@ def _read_varints(raw: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
         before = np.empty_like(lasts)
         before[0], before[1:] = -1, lasts[:-1]
         long = np.flatnonzero(lasts - before > 1)
-        places = lasts[long]
+        offsets = lasts[long]
         for _ in range(1, _VARINT_BYTES):
             if not len(long):
                 break
-            places -= 1
-            values[long] = (values[long] << 7) | (data[places] & 0x7F)
-            more = (places > 0) & (data[places - 1] >= 0x80)
-            long, places = long[more], places[more]
+            offsets -= 1
+            values[long] = (values[long] << 7) | (data[offsets] & 0x7F)
+            more = (offsets > 0) & (data[offsets - 1] >= 0x80)
+            long, offsets = long[more], offsets[more]
         _require(not len(long), "an impossible number")
     return values, data[end:]

@@ -1,8 +1,7 @@
-"""Soft targets of several teachers as one, exact about what each left over; and of another frame period, on another grid.
+"""Combining the soft targets of several teachers, with exact tails; and resampling them to another frame period.
 
 A teacher's distribution is completed first: its tail is spread over the units that it did not keep in a frame, evenly or in
-the proportions of a prior. What comes out keeps every unit that one of the teachers kept; its tail is what the completed
-distributions have together for all others.
+proportion to a prior. The result keeps every unit that any teacher kept; its tail is the combined mass of all others.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from asr_kd.targets.posteriors import MAX_KEPT, SparsePosteriors
 
 CombineMode = Literal["mean", "log_mean", "confidence"]
 
-#: what a prior has at least for the units that were not kept; less is lost in rounding
+#: least mass of a prior on the units that were not kept; less is lost in rounding
 EPSILON = np.finfo(np.float64).eps
 
 
@@ -28,21 +27,23 @@ def combine(
     weights: Sequence[float] | None = None,
     priors: Sequence[np.ndarray] | None = None,
 ) -> SparsePosteriors:
-    """One distribution a frame from several, q_i, completed and weighted with w_i / Σ w.
+    """Combine several distributions q_i a frame, completed, with the weights w_i / Σ w.
 
     - `mean`: Σ w_i q_i;
     - `log_mean`: Π q_i^w_i, normalised over all units, kept or not;
-    - `confidence`: Σ w_i c_i q_i / Σ w_i c_i with the `certainty` c_i of each on the frame.
+    - `confidence`: Σ w_i c_i q_i / Σ w_i c_i with the `certainty` c_i of each in the frame.
 
-    The units that are kept are those that a teacher with a weight kept, the best MAX_KEPT of a frame; one becomes itself.
+    Kept are the units that any teacher with a weight above 0 kept, the best MAX_KEPT of a frame. A single teacher is
+    returned unchanged.
 
     Args:
-        targets: of the same units and number of frames.
+        targets: with the same units and number of frames.
+        mode: see above.
         weights: at least 0, not all 0; None: equal.
-        priors: float64 [units] each, above 0 and adding up to 1, in whose proportions each tail is spread; None: evenly.
+        priors: float64 [units] each, above 0 and adding up to 1, for spreading each tail; None: evenly.
 
     Raises:
-        UserError: when in a frame no unit has a probability from all teachers, and `log_mean` asks for one.
+        UserError: when no unit of a frame has a probability from all teachers in mode `log_mean`.
     """
     first = targets[0]
     fixed = np.ones(len(targets)) if weights is None else np.asarray(weights, np.float64)
@@ -50,11 +51,11 @@ def combine(
         raise ValueError(f"weights {weights} for {len(targets)} teachers")
     if any((one.frames, one.num_units) != (first.frames, first.num_units) for one in targets):
         raise ValueError(f"frames and units differ: {[(one.frames, one.num_units) for one in targets]}")
-    used = [place for place, weight in enumerate(fixed) if weight]
+    used = [index for index, weight in enumerate(fixed) if weight]
     if len(used) == 1:
         return targets[used[0]]
     every = _even(first.num_units, len(targets)) if priors is None else priors
-    targets, every = [targets[place] for place in used], [every[place] for place in used]
+    targets, every = [targets[index] for index in used], [every[index] for index in used]
     fixed = fixed[used] / fixed[used].sum()
     if mode == "log_mean":
         return _log_mean(targets, fixed, every)
@@ -68,14 +69,16 @@ def combine(
 def combine_priors(
     priors: Sequence[np.ndarray], mode: CombineMode, weights: Sequence[float], leftover: Sequence[float]
 ) -> np.ndarray:
-    """In what proportions the tail of a combination is spread: float64 [units], adding up to 1.
+    """The proportions in which the tail of a combination is spread: float64 [units], adding up to 1.
 
-    Of `log_mean` the weighted geometric mean of the priors, which is exact. Of the others the mean of the priors weighted by
-    w_i and by the mass that each teacher leaves over; what a single frame's tail is made of may differ from this mean.
+    For `log_mean` the weighted geometric mean of the priors, which is exact. Otherwise their mean, weighted by w_i and by the
+    mass that each teacher did not keep; the tail of a single frame may be composed differently.
 
     Args:
         priors: float64 [units] each, above 0 and adding up to 1.
-        weights: above 0; leftover: at least 0, mean mass that each teacher did not keep.
+        mode: as of `combine`.
+        weights: above 0.
+        leftover: mean mass that each teacher did not keep, at least 0.
     """
     shares = np.asarray(weights, np.float64)
     if mode == "log_mean":
@@ -86,11 +89,11 @@ def combine_priors(
 
 
 def certainty(target: SparsePosteriors, prior: np.ndarray | None = None) -> np.ndarray:
-    """exp(-H) of each frame's completed distribution, H its entropy in nat: 1 for a single unit, 1 / units for all alike.
+    """exp(-H) of each frame's completed distribution, H its entropy in nat: 1 if one unit has all, 1 / units if all are equal.
 
-    It is the inverse of the perplexity, the number of units that the teacher hesitates between. To weigh the posteriors of
-    several recognisers frame by frame by their entropy is from Misra, Bourlard and Tyagi (ICASSP 2003), who take 1 / H;
-    this stays finite where a teacher is sure.
+    It is the inverse of the perplexity, the number of units the teacher hesitates between. Weighting recognisers frame by
+    frame by their entropy is from Misra, Bourlard and Tyagi (ICASSP 2003), who use 1 / H; exp(-H) stays finite when a teacher
+    is sure.
 
     Args:
         prior: as of `combine`.
@@ -116,18 +119,22 @@ def resample(
     wanted_ms: int,
     prior: np.ndarray | None = None,
 ) -> SparsePosteriors:
-    """Soft targets on another grid of frames, by the share of time that the frames of both have in common.
+    """Soft targets on another grid of frames, averaged by overlap in time.
 
-    A wanted frame t covers [t p, (t+1) p), a given frame f [o + f P, o + (f+1) P), in whole milliseconds. A wanted frame is
-    the mean of the (completed) given ones that it overlaps, each weighted by how long; where the given ones begin later or end
-    earlier, the mean of what there is; where there is none, the nearest.
+    A wanted frame t covers [t p, (t+1) p), a given frame f covers [o + f P, o + (f+1) P), in whole milliseconds. A wanted
+    frame is the mean of the (completed) given frames that it overlaps, weighted by the overlap; the nearest one if it overlaps
+    none.
 
     Args:
-        frame_ms, offset_ms: P and o; frames, wanted_ms: how many are wanted, and p.
+        target: on the given grid.
+        frame_ms: P.
+        offset_ms: o.
+        frames: number of wanted frames.
+        wanted_ms: p.
         prior: as of `combine`.
 
     Raises:
-        UserError: when the beginnings or the ends are further apart than one frame of each together.
+        UserError: when starts or ends differ by at least one frame of each grid together.
     """
     if (frame_ms, offset_ms, target.frames) == (wanted_ms, 0, frames):
         return target
@@ -141,11 +148,11 @@ def resample(
     first, last = (
         np.clip((edge - offset_ms) // frame_ms, 0, target.frames - 1) for edge in (start, start + wanted_ms - 1)
     )
-    # int64 [given frames that a wanted one overlaps at most, frames]
+    # int64 [most given frames that a wanted one overlaps, frames]
     given = np.minimum(first + np.arange((last - first).max() + 1)[:, None], last)
     begins = offset_ms + given * frame_ms
     overlap = np.minimum(start + wanted_ms, begins + frame_ms) - np.maximum(start, begins)
-    overlap[np.arange(len(given))[:, None] > last - first] = 0  # those are the last again
+    overlap[np.arange(len(given))[:, None] > last - first] = 0  # these repeat the last one
     overlap = np.maximum(overlap, 0)
     overlap[0, overlap.sum(0) == 0] = 1
     weights = overlap / overlap.sum(0)
@@ -166,9 +173,9 @@ def _mean(targets: Sequence[SparsePosteriors], weights: np.ndarray, priors: Sequ
     """Σ w_i q_i; weights: float64 [targets, frames], of each frame adding up to 1."""
     union = _Union.of(targets, weights)
     probs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
-    for target, places, weight, prior in zip(targets, union.places, weights, priors, strict=True):
+    for target, indices, weight, prior in zip(targets, union.indices, weights, priors, strict=True):
         share = _share(target, prior)
-        probs += weight[union.rows] * union.completed(target, places, share, prior)
+        probs += weight[union.rows] * union.completed(target, indices, share, prior)
         tail += weight * share * union.left(prior)
     return union.kept(probs, tail)
 
@@ -181,9 +188,9 @@ def _log_mean(
     prior, total = _geometric(priors, weights)
     logs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
     with np.errstate(divide="ignore"):
-        for target, places, weight, own in zip(targets, union.places, weights, priors, strict=True):
+        for target, indices, weight, own in zip(targets, union.indices, weights, priors, strict=True):
             share = _share(target, own)
-            logs += weight * np.log(union.completed(target, places, share, own))
+            logs += weight * np.log(union.completed(target, indices, share, own))
             tail += weight * np.log(share)
         tail += np.log(total * union.left(prior))
     largest = np.maximum(np.maximum.reduceat(logs, union.starts), tail)
@@ -196,7 +203,7 @@ def _log_mean(
 
 
 def _geometric(priors: Sequence[np.ndarray], weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Π s_i^w_i over the units, normalised, and what it added up to before."""
+    """Π s_i^w_i over the units, normalised, and its sum before that."""
     product = np.exp(weights @ np.log(np.stack(priors)))
     return product / product.sum(), float(product.sum())
 
@@ -210,35 +217,37 @@ def _rows(target: SparsePosteriors) -> np.ndarray:
 
 
 def _left(prior: np.ndarray, rows: np.ndarray, units: np.ndarray, frames: int) -> np.ndarray:
-    """float64 [frames]: what a prior has for the units that are not among those of the frame; 0 where all are."""
+    """float64 [frames]: the prior's mass on units that are not kept in the frame; 0 if all are kept."""
     left = 1.0 - np.bincount(rows, prior[units], frames)
     return np.where(np.bincount(rows, minlength=frames) < len(prior), np.maximum(left, EPSILON), 0.0)
 
 
 def _share(target: SparsePosteriors, prior: np.ndarray) -> np.ndarray:
-    """float64 [frames]: what the prior is multiplied with to give the units that were not kept; 0 where all were."""
+    """float64 [frames]: factor on the prior that gives the probabilities of units not kept; 0 if all are kept."""
     left = _left(prior, _rows(target), target.units, target.frames)
     return np.where(left > 0, target.tail / np.where(left > 0, left, 1.0), 0.0)
 
 
 @dataclass
 class _Union:
-    """The units that any of several distributions keeps.
+    """The units kept by any of several distributions.
 
     Attributes:
-        rows, units: int64 [entries], by frame, then by unit; starts: int64 [frames].
-        places: of each distribution int64, where its own entries are among these, -1 for those that do not count.
+        rows: int64 [entries], frame of each entry, rising.
+        units: int64 [entries], unit id of each entry, rising within a frame.
+        starts: int64 [frames], index of each frame's first entry.
+        indices: for each distribution int64, where its own entries are among these; -1 for those with weight 0.
     """
 
     rows: np.ndarray
     units: np.ndarray
     starts: np.ndarray
-    places: list[np.ndarray]
+    indices: list[np.ndarray]
     num_units: int
 
     @classmethod
     def of(cls, targets: Sequence[SparsePosteriors], weights: np.ndarray) -> _Union:
-        """weights: float64 [targets, frames]; where one is 0, what the distribution keeps does not count."""
+        """The union for weights float64 [targets, frames]; where a weight is 0, the distribution's units do not count."""
         num_units = targets[0].num_units
         every = [_rows(target) for target in targets]
         keys = np.concatenate([row * num_units + target.units for row, target in zip(every, targets, strict=True)])
@@ -246,32 +255,32 @@ class _Union:
         order = counting[np.argsort(keys[counting])]
         union = keys[order]
         new = np.diff(union, prepend=-1) != 0
-        places = np.full(len(keys), -1)
-        places[order] = np.cumsum(new) - 1
+        indices = np.full(len(keys), -1)
+        indices[order] = np.cumsum(new) - 1
         rows, units = np.divmod(union[new], num_units)
         counts = np.bincount(rows, minlength=targets[0].frames)
-        by_target = np.split(places, np.cumsum([len(row) for row in every])[:-1])
+        by_target = np.split(indices, np.cumsum([len(row) for row in every])[:-1])
         return cls(rows, units, np.cumsum(counts) - counts, by_target, num_units)
 
     def completed(
-        self, target: SparsePosteriors, places: np.ndarray, share: np.ndarray, prior: np.ndarray
+        self, target: SparsePosteriors, indices: np.ndarray, share: np.ndarray, prior: np.ndarray
     ) -> np.ndarray:
-        """float64 [entries]: what a distribution has for them, kept or not."""
+        """float64 [entries]: the probabilities of a completed distribution, whether it kept the unit or not."""
         probs = share[self.rows] * prior[self.units]
-        counts = places >= 0
-        probs[places[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)
+        counts = indices >= 0
+        probs[indices[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)
         return probs
 
     def left(self, prior: np.ndarray) -> np.ndarray:
-        """float64 [frames]: what a prior has for all other units."""
+        """float64 [frames]: the prior's mass on all other units."""
         return _left(prior, self.rows, self.units, len(self.starts))
 
     def kept(self, probs: np.ndarray, tail: np.ndarray) -> SparsePosteriors:
-        """The distribution with these probabilities [entries] and tails [frames], normalised; the best MAX_KEPT stay kept."""
+        """The distribution with these probabilities [entries] and tails [frames], normalised; keeps the best MAX_KEPT."""
         totals = np.add.reduceat(probs, self.starts) + tail
         with np.errstate(divide="ignore"):
             log_probs = np.log(probs / totals[self.rows]).astype(np.float32)
-        # by frame, then as log-probabilities fall, whose bits as integers rise without their sign; equals stay by unit
+        # by frame, then by falling log-probability (its bits without the sign rise as integers); ties stay in unit order
         falling = log_probs.view(np.int32).astype(np.int64) & 0x7FFFFFFF
         order = np.argsort((self.rows << 32) | falling, kind="stable")
         rows, probs = self.rows, probs[order]

@@ -1,4 +1,4 @@
-"""Soft targets for a person: what a shard says of itself, an utterance as a table, and as a picture beside its spectrogram."""
+"""Soft targets for people: a shard's metadata, and an utterance as a table or as a picture under its spectrogram."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asr_kd.targets.settings import InspectSettings
 from asr_kd.targets.store import TargetMetadata, read_target_shard
 from asr_kd.units import load_units
 
-#: audio that is longer cannot be drawn
+#: longest audio that can be drawn
 MAX_SECONDS = 3600.0
 #: units a frame in the table
 COLUMNS = 5
@@ -57,7 +57,7 @@ def inspect(settings: InspectSettings) -> None:
 
 
 def _shard(settings: InspectSettings) -> Place:
-    """The shard that is meant: itself, or the one of a folder that holds the key."""
+    """The shard to show: the one given, or the one in the folder that holds the key."""
     path = place(settings.targets)
     if not path.is_dir():
         return path
@@ -118,7 +118,7 @@ def _print_utterance(
 
 
 def _spectrum(path: Place, key: str, features: FeatureSettings) -> np.ndarray:
-    """float16 [hops, mels], the features of an utterance before they were stacked."""
+    """float16 [hops, mels], the features of an utterance before stacking."""
     for sample in read_shard(path):
         if sample.key == key:
             waveform, _ = decode_audio(sample.audio, key, features.sample_rate, MAX_SECONDS)
@@ -134,9 +134,13 @@ def draw(
     name: Callable[[int], str],
     spectrum: np.ndarray | None,
 ) -> None:
-    """Write a PNG: probability of the units with most mass over time, under the spectrum when it is given.
+    """Write a PNG: the probabilities over time of the units with most mass, under the spectrum if there is one.
 
     Args:
+        path: file to write.
+        key: title.
+        frame_ms: frame period of the target.
+        name: gives the name of a unit id.
         spectrum: float [hops, mels].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -145,12 +149,12 @@ def draw(
     probs = np.exp(target.log_probs)
     mass = np.bincount(target.units, probs, target.num_units)
     chosen = np.argsort(-mass, kind="stable")[: min(ROWS, int((mass > 0).sum()))]
-    place = np.full(target.num_units, -1)
-    place[chosen] = np.arange(len(chosen))
+    line = np.full(target.num_units, -1)  # line of the picture of each unit
+    line[chosen] = np.arange(len(chosen))
     rows = np.repeat(np.arange(target.frames), target.counts)
-    shown = place[target.units] >= 0
+    shown = line[target.units] >= 0
     image = np.zeros((len(chosen), target.frames))
-    image[place[target.units][shown], rows[shown]] = probs[shown]
+    image[line[target.units][shown], rows[shown]] = probs[shown]
 
     seconds = target.frames * frame_ms / 1000
     figure = Figure(figsize=(min(40.0, max(8.0, 4 * seconds)), 8 if spectrum is not None else 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""SparsePosteriors: per frame a few (unit, log-probability) pairs and the mass left over."""
+"""SparsePosteriors: for each frame a few (unit, log-probability) pairs and the mass of all other units."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 MAX_KEPT = 255
 # A softmax in float32 over some thousand units adds up to 1 within about 1e-6, one rounded to float16 within 2e-3.
 SUM_TOLERANCE = 5e-3
-#: numbers of a block of frames that is gone through several times
+#: numbers in a block of frames that is read several times: as many as a CPU's cache holds
 CACHED = 1 << 19
-#: mass that is left over at least, where a unit was not kept
+#: least tail of a frame in which some unit was not kept
 LEAST = 1e-12
 
 
 @dataclass
 class SparsePosteriors:
-    """A distribution over units for every frame of an utterance, of which only the likely units are kept.
+    """A distribution over units for every frame of an utterance; only likely units are kept.
 
     Attributes:
-        counts: uint8 [frames], units kept of each frame, at least 1.
-        units: int32 [entries], the kept units, frame after frame, each frame's most probable first.
+        counts: uint8 [frames], number of units kept, at least 1.
+        units: int32 [entries], ids of the kept units, frame after frame, each frame's most probable first.
         log_probs: float32 [entries], natural logarithm of their probabilities.
         tail: float32 [frames], probability mass of all units that were not kept.
-        num_units: units of the whole distribution.
+        num_units: number of units of the whole distribution.
     """
 
     counts: np.ndarray
@@ -63,19 +63,18 @@ class SparsePosteriors:
     def from_dense(
         cls, log_probs: Tensor | np.ndarray, k: int, mass: float = 1.0, floor: float = 0.0
     ) -> SparsePosteriors:
-        """Keep of each frame the fewest units that reach `mass` together, at most `k`; of equals the lower unit first.
+        """Keep in each frame the fewest units that together reach `mass`, at most `k`; on a tie the lower unit first.
 
         Args:
-            log_probs: float [frames, units], normalised natural log-probabilities, on any device: what is looked at twice
-                stays there.
+            log_probs: float [frames, units], normalised natural log-probabilities, on any device; only results leave it.
             k: 1 to 255.
-            mass: in (0, 1]; at 1 all units with a probability above 0, up to `k`.
-            floor: units less probable than this are not kept, the most probable one of a frame excepted.
+            mass: in (0, 1]; 1 keeps all units with a probability above 0, up to `k`.
+            floor: units less probable than this are not kept, except the most probable one of a frame.
 
         Raises:
             UserError: when a frame is not a distribution.
         """
-        import torch  # here, and below: who reads only, or encodes, does without
+        import torch  # not at the top: reading and encoding do not need it
 
         values = torch.as_tensor(log_probs)
         frames, num_units = values.shape
@@ -95,10 +94,10 @@ class SparsePosteriors:
     def _of_best(
         cls, counts: np.ndarray, units: np.ndarray, best: np.ndarray, mass: float, floor: float, num_units: int
     ) -> SparsePosteriors:
-        """What is kept of the best units, given as `_largest` gives them."""
+        """What is kept of the best units, the result of `_largest`."""
         starts, probs = np.cumsum(counts) - counts, np.exp(best)
         sums = np.add.reduceat(probs, starts, dtype=np.float64)
-        # all others together are as probable as the last one each, at most, or as the floor
+        # each of the others is at most as probable as the last one, or as the floor
         _refuse_broken(sums, (num_units - counts) * np.maximum(probs[starts + counts - 1], floor))
         keep = counts
         if not floor:
@@ -111,7 +110,7 @@ class SparsePosteriors:
             mask = np.arange(len(units)) < np.repeat(starts + keep, counts)
             units, best, probs, counts = units[mask], best[mask], probs[mask], keep
             sums = np.add.reduceat(probs, np.cumsum(counts) - counts, dtype=np.float64)
-        # rounding must not lose what was left out, however little it is
+        # a tail must not be rounded to 0 if units were left out
         tail = np.where(counts < num_units, np.maximum(1.0 - sums, LEAST), 0.0)
         return cls(counts.astype(np.uint8), units.astype(np.int32), best, tail.astype(np.float32), num_units)
 
@@ -119,12 +118,12 @@ class SparsePosteriors:
     def sampled(cls, log_probs: Tensor | np.ndarray, draws: int, generator: np.random.Generator) -> SparsePosteriors:
         """Draw units of each frame with replacement; a unit's probability is its share of the draws.
 
-        The expectation of what is kept is the distribution itself, so that a student's loss is unbiased, tail and all (Random
-        Sampling KD, arXiv 2503.16870).
+        The expectation of the result is the full distribution, so a student's loss is unbiased (Random Sampling KD, arXiv
+        2503.16870).
 
         Args:
             log_probs: float [frames, units], normalised natural log-probabilities, on any device.
-            draws: 1 to 255, of each frame.
+            draws: draws a frame, 1 to 255.
         """
         import torch
 
@@ -157,7 +156,7 @@ class SparsePosteriors:
         return cls(np.ones(len(ids), np.uint8), ids.astype(np.int32), zeros, zeros.copy(), num_units)
 
     def padded(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `k` entries of every frame as rectangles.
+        """The first `k` entries of every frame as rectangular arrays.
 
         Returns:
             units int64 and probabilities float32 [frames, k]; unit 0 with probability 0 where there is no entry.
@@ -170,12 +169,12 @@ class SparsePosteriors:
         return units[:, :k], probs[:, :k]
 
     def unkept(self, prior: np.ndarray) -> np.ndarray:
-        """float64 [frames]: what a distribution, float64 [units], has for the units of a frame that were not kept."""
+        """float64 [frames]: the mass of a distribution, float64 [units], on the units that were not kept in the frame."""
         return np.maximum(1.0 - np.add.reduceat(prior[self.units], self.starts), np.finfo(np.float64).tiny)
 
 
 def _refuse_broken(sums: np.ndarray, others: np.ndarray | float = 0.0) -> None:
-    """Refuse frames whose probabilities cannot add up to 1, those of the `others` being so large at most."""
+    """Refuse frames whose probabilities cannot add up to 1; `others` bounds the mass that is not in `sums`."""
     wrong = np.flatnonzero(~((sums < 1 + SUM_TOLERANCE) & (sums + others > 1 - SUM_TOLERANCE)))
     if wrong.size:
         raise UserError(
@@ -185,21 +184,21 @@ def _refuse_broken(sums: np.ndarray, others: np.ndarray | float = 0.0) -> None:
 
 
 def _largest(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each row the k largest that reach the floor, falling, equals by position; the largest in any case.
+    """The k largest values of each row that reach the floor, falling, ties by position; always the largest one.
 
     Returns:
-        int64 [rows], how many of each row; int64 and float32 [entries], their positions and values, row after row.
+        int64 [rows], their number in each row; int64 and float32 [entries], positions and values, row after row.
     """
     rows, columns = log_probs.shape
     values = log_probs.numpy()
     bound: Any = np.float32(math.log(floor)) if floor else np.float32(-np.inf)
     width = next((width for width in (32, 16, 8) if columns // width > 2 * k), 1)
     if width > 1:
-        # the k-th largest of the maxima of groups is no larger than the k-th largest value: what is below it is out;
-        # far apart, so that units that are likely together are in different groups
+        # the k-th largest of the maxima of groups is at most the k-th largest value: what is below it is out; the members
+        # of a group are far apart, so that units that are likely together are in different groups
         maxima = values[:, : columns // width * width].reshape(rows, width, -1).max(1)
         bound = np.maximum(bound, np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k, None])
-    flat = _true(~(values < bound))  # what is no number is found, and refused, later
+    flat = _true(~(values < bound))  # NaN passes here and is refused later
     row = flat // columns
     counts = np.bincount(row, minlength=rows)
     if empty := np.flatnonzero(counts == 0).tolist():
@@ -217,7 +216,7 @@ def _largest(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.nd
 
 
 def _true(mask: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero`, faster where little is true: eight at a time are passed over."""
+    """`np.flatnonzero`, faster if little is true: it skips eight values at a time."""
     flat = mask.reshape(-1)
     whole = len(flat) & ~7
     words = flat[:whole].view(np.uint64)
@@ -227,7 +226,7 @@ def _true(mask: np.ndarray) -> np.ndarray:
 
 
 def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same where operations are cheap and many; only its result leaves the device."""
+    """As `_largest`, on the device; only the result leaves it."""
     import torch
 
     columns = log_probs.shape[1]
@@ -241,12 +240,13 @@ def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndar
 
 
 def _keys(bits: np.ndarray | Tensor, positions: np.ndarray | Tensor, shift: int) -> Any:
-    """Integers that rise as log-probabilities, given as the bits of float32, fall; equals rise with their position.
+    """Integers that sort by falling log-probability, then by rising position.
 
     Minus a log-probability is a non-negative float, whose bits rise with its value.
 
     Args:
-        bits, positions: int64; positions take `shift` bits.
+        bits: int64, the bits of float32 log-probabilities.
+        positions: int64, below 2 ** `shift`.
     """
     return ((bits & 0x7FFFFFFF) << shift) | positions
 

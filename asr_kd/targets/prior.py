@@ -1,4 +1,4 @@
-"""The shape of what was not kept: one prior over units for all frames of a shard, in place of an even spread."""
+"""The tail prior: how the mass that was not kept is spread over units, one distribution for all frames of a shard."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from asr_kd.targets.posteriors import SparsePosteriors
 
-#: steps of a code in which a probability halves; 255 of them reach down to 2⁻³² of the most probable unit
+#: code steps that halve a probability; code 255 is 2⁻³² of the most probable unit
 STEPS = 8
 
 
 def fit_prior(total: np.ndarray) -> np.ndarray:
-    """The codes of the prior that a sum of `Reduced.leftover` speaks for.
+    """The codes of the prior, fitted to a sum of `Reduced.leftover`.
 
     Returns:
-        uint8 [units]: how often each unit's share of the left-over mass is halved against the largest, times 8.
+        uint8 [units]: -8 log2 of each unit's share of the mass that was not kept, relative to the largest share.
     """
     mass, exposed = total
     share = mass / np.maximum(exposed, 1e-300)
@@ -29,11 +29,12 @@ def fit_prior(total: np.ndarray) -> np.ndarray:
 
 
 def gain(total: np.ndarray, prior: np.ndarray, kept: Iterable[SparsePosteriors]) -> float:
-    """Divergence in nat, summed over all frames, that `prior` saves against an even spread.
+    """Divergence in nat, summed over all frames, that `prior` saves compared with an even spread.
 
     Args:
-        total: float64 [2, units], sum of `Reduced.leftover`; kept: the same utterances.
-        prior: float64 [units], of `prior_of`.
+        total: float64 [2, units], sum of `Reduced.leftover`.
+        prior: float64 [units], as of `prior_of`.
+        kept: soft targets of the same utterances.
     """
     nat = float(total[0] @ np.log(prior))
     for one in kept:

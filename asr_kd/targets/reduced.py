@@ -1,4 +1,4 @@
-"""A full distribution next to what is kept of it: what is needed to say later what was lost, found where the full one lies."""
+"""A full distribution reduced to the few numbers needed to tell later what was lost; computed where the full one is."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class Reduced:
     Attributes:
         kept: the units kept of it.
         probs: float64 [entries], p of each of them.
-        negentropy: float64 [frames], sum of p ln p over all units; rest: float64 [frames], p of all that are not kept.
+        negentropy: float64 [frames], sum of p ln p over all units.
+        rest: float64 [frames], sum of p over all units not kept.
         leftover: float64 [2, units]: p of each unit summed over the frames in which it was not kept, and `rest` summed over
-            these frames. Of several utterances, add them up.
+            these frames. Those of several utterances add up.
     """
 
     kept: SparsePosteriors
@@ -35,31 +36,31 @@ class Reduced:
 def reduced(kept: SparsePosteriors, log_probs: Tensor | np.ndarray) -> Reduced:
     """Reduce a full distribution, float [frames, units], natural logarithm, on its device; only results leave it."""
     rows = np.repeat(np.arange(kept.frames), kept.counts)
-    places = rows * kept.num_units + kept.units
+    flat_indices = rows * kept.num_units + kept.units
     sums = _sums if isinstance(log_probs, np.ndarray) or log_probs.device.type == "cpu" else _sums_on_device
-    probs, negentropy, rest, mass = sums(log_probs, places)
+    probs, negentropy, rest, mass = sums(log_probs, flat_indices)
     exposed = rest.sum() - np.bincount(kept.units, rest[rows], minlength=kept.num_units)
     return Reduced(kept, probs, negentropy, rest, np.stack([mass, exposed]))
 
 
-def _sums(log_probs: Tensor | np.ndarray, places: np.ndarray) -> tuple[np.ndarray, ...]:
+def _sums(log_probs: Tensor | np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
     values = np.asarray(log_probs)
     full = np.exp(values)
     with np.errstate(invalid="ignore"):
         negentropy = np.where(full > 0, full * values, 0.0).sum(1, dtype=np.float64)
     flat = full.reshape(-1)
-    probs = flat[places].astype(np.float64)
-    flat[places] = 0.0
+    probs = flat[indices].astype(np.float64)
+    flat[indices] = 0.0
     return probs, negentropy, full.sum(1, dtype=np.float64), full.sum(0, dtype=np.float64)
 
 
-def _sums_on_device(log_probs: Any, places: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The same in PyTorch, which is slower than numpy on a CPU."""
-    import torch  # here: processes that encode do without
+def _sums_on_device(log_probs: Any, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """As `_sums` in PyTorch, which is slower than numpy on a CPU."""
+    import torch  # not at the top: processes that only encode do not need it
 
     full = log_probs.exp()
     negentropy = torch.where(full > 0, full * log_probs, 0.0).sum(1, dtype=torch.float64)
-    flat, where = full.view(-1), torch.from_numpy(places).to(full.device)
+    flat, where = full.view(-1), torch.from_numpy(indices).to(full.device)
     probs = flat[where].double()
     flat.index_fill_(0, where, 0.0)
     found = probs, negentropy, full.sum(1, dtype=torch.float64), full.sum(0, dtype=torch.float64)
@@ -70,10 +71,10 @@ def divergence(full: Reduced, stored: SparsePosteriors) -> np.ndarray:
     """Kullback-Leibler divergence from the full distribution (normalised here) to a stored one, its tail spread evenly.
 
     Args:
-        stored: has the units of `full.kept`, in any order within a frame.
+        stored: with the units of `full.kept`, in any order within a frame.
 
     Returns:
-        float64 [frames], in nat; infinite where the full one gives mass to units that have none in the stored one.
+        float64 [frames], in nat; infinite if a unit has mass in the full distribution and none in the stored one.
     """
     starts = stored.starts
     cross = np.add.reduceat(full.probs * _in_order(stored, full.kept), starts)
@@ -85,7 +86,7 @@ def divergence(full: Reduced, stored: SparsePosteriors) -> np.ndarray:
 
 
 def _in_order(stored: SparsePosteriors, kept: SparsePosteriors) -> np.ndarray:
-    """The stored log-probabilities in the order of what was kept: rounded ones that became equal may have changed places."""
+    """The stored log-probabilities in the order of `kept`: units whose rounded values are equal may have been swapped."""
     if np.array_equal(stored.units, kept.units):
         return stored.log_probs
     rows = np.repeat(np.arange(kept.frames) * kept.num_units, kept.counts)

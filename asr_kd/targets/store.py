@@ -1,4 +1,4 @@
-"""Soft-target shards: write, read against what the reader expects, join with the audio that they answer."""
+"""Soft-target shards: write them, read them with checks of what the reader expects, join them with their audio."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asr_kd.targets.prior import from_text, prior_of
 
 VERSION = 3
 METADATA, SUFFIX = "metadata.json", ".target"
-#: soft targets that are decoded at a time
+#: soft targets decoded in one call
 TOGETHER = 16
 
 
@@ -69,18 +69,21 @@ class Statistics(Settings):
 
 
 class TargetMetadata(Settings):
-    """The first member of a soft-target shard: what it answers, who made it and how.
+    """The first member of a soft-target shard: which audio it belongs to, which teacher made it and how.
 
     Attributes:
         teacher: fingerprint of the checkpoint.
-        offset_ms: where the first frame begins in the audio.
-        audio_sha256: of the audio shard that this one answers.
-        features: the teacher's front end; frontend: its version; heard: how its features were rounded, None in shards before
-            version 3, whose teacher heard float32 where it was trained on float16.
-        quarantined: key → reason, utterances of the audio shard that have no target.
-        tail_prior: shape of the mass that was not kept, as of `prior.to_text`.
-        members: SHA-256 over keys and soft targets in their order, which `write_target_shard` fills in: two soft targets
-            that changed places are whole each, and wrong.
+        units_hash: of the teacher's vocabulary.
+        offset_ms: start of the first frame in the audio.
+        features: the teacher's front end.
+        frontend: version of the front end.
+        heard: how the teacher's features were rounded. None in shards before version 3, whose teachers were given float32
+            features though they were trained on float16.
+        audio_sha256: of the audio shard that it belongs to.
+        quarantined: key → reason, utterances of the audio shard without a target.
+        tail_prior: distribution of the mass that was not kept, as of `prior.to_text`.
+        members: SHA-256 over keys and soft targets in order, set by `write_target_shard`; without it two swapped soft
+            targets would not be noticed.
     """
 
     format: Literal["asr_kd-targets"] = "asr_kd-targets"
@@ -105,10 +108,10 @@ class TargetMetadata(Settings):
 def write_target_shard(
     path: Place | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
 ) -> None:
-    """Publish a soft-target shard, whole or not at all.
+    """Write a soft-target shard, atomically.
 
     Args:
-        targets: key and soft target (or its bytes from `encode`) in the order of the audio shard.
+        targets: key and soft target (or its bytes from `encode`), in the order of the audio shard.
     """
     levels, draws = metadata.codec.levels, metadata.selection.draws
     members, digest = [], hashlib.sha256()
@@ -130,13 +133,19 @@ def _count_in(digest: hashlib._Hash, key: str, data: bytes) -> None:
 def read_target_shard(
     path: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
 ) -> tuple[TargetMetadata, Iterator[tuple[str, SparsePosteriors]]]:
-    """Open a soft-target shard for a reader that has these units and this frame period (None: any).
+    """Open a soft-target shard, and check that it fits the reader.
+
+    Args:
+        path: local or in an object store.
+        units_hash: of the reader's vocabulary; None: any.
+        num_units: of the reader's vocabulary; None: any.
+        frame_ms: the reader's frame period; None: any.
 
     Returns:
         metadata, and an iterator over keys and soft targets in the shard's order.
 
     Raises:
-        UserError: when the shard is of a newer version, of other units or another frame period; the iterator: when a
+        UserError: when the shard is of a newer version, other units or another frame period; from the iterator: when a
             member is damaged, of another vocabulary, or missing.
     """
     members = read_members(path)
@@ -166,13 +175,13 @@ def read_metadata(path: Place | str) -> TargetMetadata:
 
 
 def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
-    """In what proportions the mass that was not kept is spread over the units: the prior of the shard.
+    """The proportions in which the mass that was not kept is spread over the units: the prior of the shard.
 
     Returns:
-        float64 [units], adding up to 1; even where nothing was left over.
+        float64 [units], adding up to 1; even if all mass was kept.
 
     Raises:
-        UserError: when mass was left over and the shard has no prior, or it is damaged.
+        UserError: when some mass was not kept and the shard has no prior, or it is damaged.
     """
     if metadata.tail_prior is None:
         if metadata.selection.mode in ("sampled", "alignment"):
@@ -185,7 +194,7 @@ def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
 
 
 def teacher_of(folder: Place | str) -> dict[str, Any]:
-    """Who made the soft targets in a folder and how, as a JSON value: fingerprint, selection, codec.
+    """Which teacher made the soft targets in a folder and how, as a JSON value: fingerprint, selection, codec.
 
     Raises:
         UserError: when the folder holds no soft targets.
@@ -206,13 +215,16 @@ def join(
     num_units: int | None = None,
     frame_ms: int | None = None,
 ) -> Iterator[tuple[Sample, SparsePosteriors]]:
-    """Read an audio shard and its soft targets in lockstep; utterances that the teacher quarantined are passed over.
+    """Read an audio shard and its soft targets in parallel; utterances that the teacher quarantined are skipped.
 
     Args:
-        audio_sha256: hash of the audio shard, when it is known already (from the index); else it is computed.
+        audio: the audio shard.
+        targets: its soft-target shard.
+        audio_sha256: hash of the audio shard, if known (from the index); else it is computed.
+        units_hash: as of `read_target_shard`, like `num_units` and `frame_ms`.
 
     Raises:
-        UserError: when the targets answer another audio shard, do not fit the reader, or do not follow its keys.
+        UserError: when the targets belong to another audio shard, do not fit the reader, or do not have its keys in order.
     """
     metadata, pairs = read_target_shard(targets, units_hash, num_units, frame_ms)
     check_answers(targets, metadata, audio, audio_sha256 or sha256_file(audio))
@@ -269,6 +281,12 @@ def _joined(
 def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:
     """Refuse soft targets that were made from another audio shard.
 
+    Args:
+        targets: for the message.
+        metadata: of the soft targets.
+        audio: for the message.
+        audio_sha256: of the audio shard.
+
     Raises:
         UserError: naming both sides.
     """
@@ -295,7 +313,7 @@ def _metadata(path: Place | str, first: tuple[str, bytes] | None) -> TargetMetad
     checksum = value.pop("checksum", None)
     try:
         intact = checksum == hash_json(value)
-    except UnicodeEncodeError:  # half a character: nothing that was ever written here
+    except UnicodeEncodeError:  # a lone surrogate, which is never written here
         intact = False
     if not intact:
         raise UserError(f"{path}: {METADATA} is damaged (the checksum differs); label the audio again")
@@ -336,7 +354,7 @@ def _targets(
             f"{path}: holds {len(seen)} utterances and {frames} frames, its {METADATA} says {expected.utterances} and "
             f"{expected.frames}; label the audio again"
         )
-    if metadata.members not in (None, digest.hexdigest()):  # shards that were made before this was written have none
+    if metadata.members not in (None, digest.hexdigest()):  # older shards have none
         raise UserError(
             f"{path}: damaged (soft targets that are whole are not this shard's own); label the audio again"
         )

@@ -17,10 +17,11 @@ def account(settings: TrainSettings, ranks: Ranks, stream: PhaseStream, lanes: S
     """Report the unusable utterances of a phase's sources; fail above `max_bad_share`.
 
     Args:
-        lanes: of the phase, where each stands.
+        ranks: the processes of the run; each counts its own lanes, and the sums are compared.
+        lanes: position of each lane of the phase.
 
     Raises:
-        UserError: when more than that, or all, could not be used.
+        UserError: when more than `max_bad_share` of a source's utterances, or all of them, could not be used.
     """
     for index, source in enumerate(stream.sources):
         own = range(ranks.rank, settings.lanes, ranks.world)

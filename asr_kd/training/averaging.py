@@ -1,4 +1,4 @@
-"""The mean of several checkpoints of one run (the last ones, or the best), tried at its end."""
+"""The mean of several checkpoints of one run (the last ones, or the best), scored when the run ends."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.models.network import AcousticModel
 from asr_kd.training.settings import AverageSettings
 
-#: in a run's folder: a checkpoint for each step that the mean is of
+#: in a run's folder: the checkpoints to average, each in a folder named after its step
 SCORED = "scored"
-#: which score chooses: the setting `choose`
+#: which score picks the best checkpoint: the setting `choose`
 Choice = Literal["wer", "loss", "both"]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A step after which the weights were scored on the development set; deletions and insertions of its WER."""
+    """A step and the scores of its weights on the development set; deletions and insertions are those in the WER."""
 
     step: int
     wer: float
@@ -31,10 +31,10 @@ class Scored:
     insertions: int = 0
 
     def rank(self, choose: Choice) -> tuple[float, ...]:
-        """What is lower for the better one.
+        """Sort key: the lower, the better.
 
-        By `both` it is the product, in which a tenth less of either counts the same. Where one of the two is 0, and so
-        the product, the WER decides, then the loss: early on the WER is 100 % and the loss alone counts anyway.
+        `both` is the product of WER and loss, so that 10 % less of either counts the same. If the product is 0 for both
+        steps, the WER decides, then the loss. Early in training the WER is 100 % and only the loss matters.
         """
         match choose:
             case "wer":
@@ -46,7 +46,7 @@ class Scored:
 
 
 def chosen(wanted: AverageSettings, scored: Sequence[Scored], choose: Choice) -> list[Scored]:
-    """Those that the mean is of so far, in the order of their steps: the last ones, or the best."""
+    """The steps to average so far (the last ones, or the best), in the order in which they were taken."""
     if wanted.last:
         best = sorted(scored, key=lambda one: -one.step)
     else:
@@ -55,23 +55,23 @@ def chosen(wanted: AverageSettings, scored: Sequence[Scored], choose: Choice) ->
 
 
 def folder_of(run: Path, one: Scored) -> Path:
-    """Where its checkpoint lies."""
+    """Folder of its checkpoint."""
     return run / SCORED / str(one.step)
 
 
 def remove_others(run: Path, kept: Sequence[Scored]) -> None:
-    """Remove the checkpoints that the mean is not of; only once the state says so, from which a stopped run goes on."""
+    """Remove the checkpoints that are no longer averaged; call it after the state is saved, or a resumed run would miss them."""
     for folder in set((run / SCORED).glob("*")) - {folder_of(run, one) for one in kept}:
         shutil.rmtree(folder)
 
 
 def mean_of(folders: Sequence[Path]) -> AcousticModel:
-    """The network whose weights are the mean of those of several checkpoints, which are read one after the other.
+    """A network with the mean weights of several checkpoints, loaded one at a time.
 
     Running statistics (of a batch norm) are averaged too.
 
     Raises:
-        UserError: when one is gone or damaged.
+        UserError: when a checkpoint is missing or damaged.
     """
     mean = AveragedModel(load_checkpoint(folders[0]).model, use_buffers=True)
     for folder in folders:

@@ -1,4 +1,4 @@
-"""What the trainer eats: batches from the mixed sources of a phase, in an order that the seed alone decides, from any place on."""
+"""Batches from the mixed sources of a phase, in an order that depends on the seed alone, starting at any saved position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asr_kd.units import Units
 
 @dataclass
 class Lane:
-    """Where a lane of a phase stands: the batches it has given out, and a cursor for each source."""
+    """Position of a lane of a phase: the number of batches given out, and a cursor for each source."""
 
     order: int = 0
     cursors: list[Cursor] = field(default_factory=list)
@@ -40,15 +40,13 @@ class PhaseStream:
     """The batches of one phase, lane by lane.
 
     Args:
-        settings: of the run.
-        phase: the phase's position.
-        units: of the learner; soft targets over other units are refused.
+        phase: index of the phase in the settings.
+        units: vocabulary of the learner; soft targets over another vocabulary are refused.
 
     Attributes:
-        sources: of the phase.
-        knowledge: of each source, what is learned of it.
-        passes: over all of them in a cycle, None where hours are asked for.
-        seconds: of audio in one cycle of the phase, by all lanes.
+        knowledge: for each source, the kinds of knowledge learned from it.
+        passes: passes over all sources in a cycle; None if the phase is measured in hours.
+        seconds: audio in one cycle of the phase, all lanes together.
     """
 
     def __init__(self, settings: TrainSettings, phase: int, units: Units) -> None:
@@ -66,22 +64,25 @@ class PhaseStream:
             self.seconds = once * self.passes
 
     def start(self) -> list[Lane]:
-        """The beginning, for every lane."""
+        """The start position of every lane."""
         return [Lane(0, [Cursor() for _ in self.sources]) for _ in range(self.settings.lanes)]
 
     def batches(
         self, lanes: list[Lane], cycle: int, turn: int = 0, rank: int = 0, ranks: int = 1
     ) -> Iterator[Batch | None]:
-        """What one of several processes gets to learn, to the end of the cycle.
+        """The batches of one process, up to the end of the cycle.
 
-        The lanes take turns, as many at a time as there are processes: the whole job's order is the same for any number of them.
+        The lanes take turns, as many at a time as there are processes, so the order of the whole job does not depend on the
+        number of processes.
 
         Args:
-            lanes: where each stands; cycle: of the schedule, from 0; turn: the lane whose batch is next.
+            lanes: position of each lane.
+            cycle: cycle of the schedule, from 0.
+            turn: the lane whose batch is next.
 
         Yields:
-            a batch for each turn of a lane of this process, None when the lane has come to its end. When all of the process's
-            have, this ends.
+            a batch for each turn of a lane of this process, None if the lane has ended. Stops when all lanes of the process
+            have ended.
         """
         own = [lane for lane in range(self.settings.lanes) if lane % ranks == rank]
         own = [lane for lane in own if lane >= turn] + [lane for lane in own if lane < turn]
@@ -97,7 +98,7 @@ class PhaseStream:
                 yield batch
 
     def _lane(self, lane: int, start: Lane, cycle: int) -> Iterator[Batch]:
-        """The sources of a lane, mixed so that all advance at the same pace, in passes or by their weights."""
+        """The batches of a lane: its sources mixed so that all advance at the same pace, in passes or by weight."""
         passes = None if self.passes is None else self.passes * (cycle + 1)
         hours = None if self.plan.hours is None else self.plan.hours * (cycle + 1) * 3600 / self.settings.lanes
         paces = [source.plan.weight or source.seconds or 1.0 for source in self.sources]
@@ -123,7 +124,7 @@ class PhaseStream:
         changed = [stretched(example.features, like.stack, augment, rng) for example in examples]
         features, lengths = collate([spec_augment(rows, like, augment, rng) for rows, _ in changed])
         first = torch.tensor([example.first for example in examples])
-        # a stretch changes how many frames there are; chunks have none
+        # a stretch changes the number of frames; chunks are never stretched
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
         batch = Batch(features, lengths, first, last, source)
         needs = self.plan.sources[source].needs
@@ -132,7 +133,7 @@ class PhaseStream:
             row = torch.tensor([unit for one in ids for unit in one], dtype=torch.int64)
             batch.parts["text"] = Part(row, torch.tensor([len(one) for one in ids]))
         if "targets" in needs:
-            # a stretch takes the targets with it
+            # targets are stretched like the features
             batch.parts |= _soft(examples, [origin if augment.stretch else slice(None) for _, origin in changed])
         for one in self.knowledge[source]:
             one.kind.prepare(examples, batch, rng)
@@ -140,7 +141,7 @@ class PhaseStream:
 
 
 def _soft(examples: list[Example], shown: list[Any]) -> dict[str, Part]:
-    """The soft targets of a batch, of each utterance those rows that are shown."""
+    """The soft targets of a batch; `shown` selects the rows (frames) of each utterance."""
     targets: list[Any] = [example.targets for example in examples]
     k = max(int(target.counts.max()) for target in targets)
     padded = [(*target.padded(k), target.tail) for target in targets]

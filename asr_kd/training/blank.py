@@ -1,8 +1,8 @@
-"""How much the blank must be held back: greedy errors for many constants in one pass, and the constant they choose.
+"""Calibration of the blank: greedy errors for many blank offsets in one pass, and the offset to use.
 
-A network trained with CTC, and more so one that learns from an unsure teacher, gives the blank too much: what it hesitates
-over, greedy decoding drops. A constant taken off the blank's log-probability moves deletions and insertions against each
-other, and costs nothing, as it goes into the output's bias.
+A network trained with CTC, even more so by an unsure teacher, gives the blank too much probability: greedy decoding drops the
+words it is unsure of. A constant subtracted from the blank's log-probability trades deletions for insertions, and costs
+nothing at run time because it goes into the output bias.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from asr_kd.decoding.greedy import units_of
 from asr_kd.decoding.wer import word_errors
 from asr_kd.units import Units
 
-#: constants that are tried, nat; multiples of a power of two, so that a calibrated network is found calibrated
+#: offsets to try, nat; multiples of a power of two are exact, so that a calibrated network gets the offset 0
 OFFSETS = np.arange(-4, 17) / 4
-#: weights of a point and its neighbours to both sides: single words of a small set do not choose
+#: smoothing over neighbouring offsets, so that single words of a small set do not decide
 SMOOTHING = np.array([1, 2, 3, 2, 1]) / 9
-#: points whose smoothed errors are so little above the fewest, by their share, are as good
+#: offsets whose smoothed errors are at most this share above the minimum count as equally good
 TOLERANCE = 0.01
-#: with so many errors a word, or more, at every point the network has no words yet and is left as it is
+#: if every offset has at least this many errors a word, the network recognises nothing yet and is left as it is
 NO_WORDS = 0.9
 
 
 class BlankCurve:
-    """Word errors of greedy decoding for each constant taken off the blank.
+    """Word errors of greedy decoding for each offset subtracted from the blank's log-probability.
 
-    A few counts a constant are held, whatever the number of utterances.
+    Memory does not grow with the number of utterances.
 
     Attributes:
-        offsets: float [points], nat, rising, 0 among them; errors: int [points, 3], substitutions, deletions and insertions.
-        blanks: int [points], frames whose best unit is the blank; words, frames: of all.
+        offsets: float [points], nat, rising, including 0.
+        errors: int [points, 3], substitutions, deletions and insertions.
+        blanks: int [points], frames whose best unit is the blank.
     """
 
     def __init__(self, offsets: np.ndarray = OFFSETS) -> None:
@@ -42,17 +43,17 @@ class BlankCurve:
         self.words = self.frames = 0
 
     def add(self, text: str, log_probs: np.ndarray, units: Units) -> None:
-        """Decode an utterance: float [frames, units], natural logarithm, and its text."""
+        """Decode `log_probs`, float [frames, units] in nat, for all offsets and count the errors against `text`."""
         others = log_probs.copy()
         others[:, units.blank] = -np.inf
         best = others.argmax(axis=1)
         lead = log_probs[:, units.blank] - others[np.arange(len(best)), best]
-        # a frame is blank for so many of the constants, the first ones: those that are not above the blank's lead
+        # number of offsets, counted from the first, for which a frame is blank: those not above the blank's lead
         blank_for = np.searchsorted(self.offsets, lead, side="right")
         points = np.arange(len(self.offsets))
         self.blanks += (blank_for > points[:, None]).sum(axis=1)
         self.frames += len(best)
-        # from one of these points to the next the path is the same
+        # between two of these points the path is the same
         changes = np.union1d([0], blank_for)
         for point, after in pairwise([*changes[changes < len(points)], len(points)]):
             path = np.where(blank_for > point, units.blank, best)
@@ -60,10 +61,10 @@ class BlankCurve:
         self.words += len(text.split())
 
     def choose(self) -> int:
-        """The point to take.
+        """Index of the offset to use.
 
-        Of the points whose smoothed errors are within `TOLERANCE` of the fewest, the one whose deletions and insertions
-        differ least; of equals the one that changes the network least. Where no point finds words, the one of 0.
+        Among the points whose smoothed errors are within `TOLERANCE` of the minimum, the one whose deletions and insertions
+        differ least; on a tie the smallest change. If the network recognises nothing yet, the point of offset 0.
         """
         unchanged = int(np.flatnonzero(self.offsets == 0)[0])
         if len(self.offsets) == 1:

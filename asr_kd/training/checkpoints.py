@@ -1,4 +1,4 @@
-"""The training checkpoint: one safetensors file with everything that a run needs to go on as if never stopped."""
+"""The training state: one safetensors file with everything a run needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -27,14 +27,23 @@ STATE = Path("last") / "state.safetensors"
 
 @dataclass
 class Position:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        cycle, phase: of the schedule; turn: the lane whose batch is next; lanes: of each phase, where each lane stands.
-        scored: the step that was scored last; kept: those whose weights lie beside the state, to be averaged.
-        start, best, last: scores before the first step, of the weights in `best/`, and of those in training.
-        lowest: CTC loss of all scores after the start; phase_start: the step at which the phase began.
-        world: processes that trained.
+        cycle: cycle of the schedule, from 0.
+        phase: phase of the cycle, from 0.
+        turn: the lane whose batch is next.
+        scored: the step that was scored last.
+        world: number of processes that trained.
+        audio_seconds: audio heard in the run.
+        phase_seconds: audio heard in this phase of this cycle.
+        phase_start: the step at which the phase began.
+        start: scores before the first step.
+        best: scores of the weights in `best/`.
+        last: the latest scores.
+        lowest: lowest CTC loss of all scores after the start.
+        lanes: for each phase, the position of each lane.
+        kept: steps whose checkpoints are kept to be averaged.
     """
 
     cycle: int = 0
@@ -64,9 +73,15 @@ def save_state(
     average: AveragedModel | None = None,
     exchange: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, their average, optimiser state, random state and position, whole or not at all.
+    """Write weights, their average, optimiser state, random state and position, atomically.
 
-    Of several processes each writes what is its own; the first one's file comes last, and says which of the others belong to it.
+    With several processes each writes its own file; the first process writes last, and its step tells which files belong
+    together.
+
+    Args:
+        position: progress of the run; `world` is set here.
+        average: moving average of the weights, if there is one.
+        exchange: state of the exchange between processes.
     """
     position.world = ranks.world
     tensors = _named("model.", model)
@@ -83,7 +98,7 @@ def save_state(
     metadata = {"position": json.dumps({"format": FORMAT, **asdict(position)})}
     if not ranks.first:
         _write(_of_rank(run, ranks.rank, position.step), tensors, metadata)
-    total(torch.zeros(1), ranks)  # all of them have
+    total(torch.zeros(1), ranks)  # wait until all have written
     if ranks.first:
         _write(run / STATE, tensors, metadata)
         current = {_of_rank(run, rank, position.step) for rank in range(1, ranks.world)}
@@ -109,11 +124,16 @@ def load_state(
 ) -> tuple[Position, dict[str, Tensor]]:
     """Restore what `save_state` wrote.
 
-    With another number of processes than before, all go on from the first one's weights and moments; what was a process's
-    own (gradients not sent yet, block momentum, random state) is left behind.
+    If the number of processes has changed, all continue from the first one's weights and moments; state that belongs to one
+    process (gradients not yet sent, block momentum, random state) is dropped.
+
+    Args:
+        model: what is trained, a `Pupil`; changed in place.
+        optimizer: of the model; changed in place.
+        average: moving average of the weights, if there is one; changed in place.
 
     Returns:
-        the position, and the state of the exchange between processes, empty when it is left behind.
+        the position, and the state of the exchange between processes, empty if it was dropped.
 
     Raises:
         UserError: when a file is damaged, missing, or belongs to another network.
@@ -146,7 +166,7 @@ def load_state(
 
 
 def _named(prefix: str, owner: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a `Pupil`, or of its average, by their names in the file: the student's are as if it were trained alone."""
+    """Tensors of a `Pupil`, or of its average, by their names in the file; the student's carry no `student.` prefix."""
     return {prefix + name.replace("student.", "", 1): value for name, value in owner.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""How good a learner is: WER and CTC loss on the development set, with its blank calibrated."""
+"""WER and CTC loss of a learner on the development set, with its blank calibrated."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ class Development:
     """Scores on the development set.
 
     Attributes:
-        wer: by greedy decoding, with its substitutions, deletions and insertions; loss: CTC's a frame, nat.
-        blank_offset: what was taken off the blank's log-probability for all of these, nat.
-        blank_share: of the frames, whose best unit is the blank.
+        wer: of greedy decoding.
+        loss: CTC loss a frame, nat.
+        blank_offset: subtracted from the blank's log-probability for all of these scores, nat.
+        substitutions: word errors in `wer`.
+        deletions: word errors in `wer`.
+        insertions: word errors in `wer`.
+        blank_share: share of the frames whose best unit is the blank.
     """
 
     wer: float
@@ -40,10 +44,10 @@ class Development:
 def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
     """WER by greedy decoding, and CTC loss a frame, on the development shards.
 
-    References are compared as the units write them: what only they change is no error of the network.
+    References are compared as the vocabulary spells them: a spelling that it changes is no error of the network.
 
-    With `calibrate_blank` both are those of the network with a constant taken off its blank, which the set itself chooses
-    (`BlankCurve`). Where that is not 0 the set is read a second time for the loss: on a grid of constants it would cost more.
+    With `calibrate_blank` both are scores with an offset on the blank, chosen on this same set (`BlankCurve`). If it is not
+    0, the set is read a second time for the loss, which is cheaper than the loss for every offset.
 
     Raises:
         UserError: when an utterance of the development set has no text or cannot be read.
@@ -97,7 +101,7 @@ def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[
 
 
 def _ctc(text: str, log_probs: np.ndarray, units: Units, offset: float) -> float:
-    """CTC loss of an utterance in nat, with so much taken off the blank; 0 where the text does not fit into the frames."""
+    """CTC loss of an utterance in nat, with `offset` taken off the blank; 0 if the text does not fit into the frames."""
     rows, ids = torch.from_numpy(log_probs), units.encode(text)
     if offset:
         rows = rows.clone()

@@ -1,4 +1,4 @@
-"""Batches made ready while the network is at work: by a thread, or by a process, which does not share the interpreter's lock."""
+"""Batches made in the background while the network trains: in a thread, or in a process that does not share the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from asr_kd.units import Units
 def ready_batches(
     stream: PhaseStream, lanes: list[Lane], cycle: int, turn: int = 0, rank: int = 0, ranks: int = 1
 ) -> Generator[Batch | None]:
-    """As `PhaseStream.batches`, with `ready_batches` of them made ahead; the same for any number of `loader_workers`.
+    """As `PhaseStream.batches`, with `ready_batches` of them made ahead; the result does not depend on `loader_workers`.
+
+    Args: see `PhaseStream.batches`.
 
     Raises:
-        UserError: when a process is killed.
+        UserError: when a loader process is killed.
     """
     arguments = (lanes, cycle, turn, rank, ranks)
     made = _from_process(stream, *arguments) if stream.settings.loader_workers else stream.batches(*arguments)
@@ -37,7 +39,7 @@ def ready_batches(
 
 @dataclasses.dataclass
 class _End:
-    """What the sources of a phase say when it is over; see `Source`."""
+    """What the sources of a phase report at its end, a list entry a source; see `Source`."""
 
     ends: list[dict[int, Cursor]]
     first_unused: list[tuple[str, str]]
@@ -71,10 +73,10 @@ def _from_process(stream: PhaseStream, *arguments: Any) -> Iterator[Batch | None
 
 
 def _feed(connection: Connection, settings: TrainSettings, phase: int, units: Units, *arguments: Any) -> None:
-    """The process: makes batches and sends them, one more than were asked for."""
+    """The process: makes batches and sends them, one ahead of the reader."""
     serve_parent()
     torch.set_num_threads(1)
-    # this process decodes as well: it is the first of the loaders
+    # this process decodes audio too: it counts as one of the loader workers
     settings = settings.model_copy(update={"loader_workers": settings.loader_workers - 1})
     try:
         stream = PhaseStream(settings, phase, units)
@@ -91,7 +93,7 @@ def _feed(connection: Connection, settings: TrainSettings, phase: int, units: Un
 
 
 def _send(connection: Connection, message: Batch | _End | Exception | None) -> None:
-    """Pickled, with arrays sent behind as they are."""
+    """Send a pickle, followed by the raw bytes of its arrays."""
     buffers: list[pickle.PickleBuffer] = []
     is_batch = isinstance(message, Batch)
     head = pickle.dumps(
@@ -112,7 +114,7 @@ def _receive(connection: Connection) -> Batch | _End | Exception | None:
 
 
 def _arrays(batch: Batch) -> Batch:
-    """The batch with NumPy arrays in place of its tensors: their memory can be sent as it is."""
+    """The batch with NumPy arrays in place of its tensors: their memory can be sent without a copy."""
     return _changed(batch, lambda one: one.numpy() if isinstance(one, torch.Tensor) else one)
 
 

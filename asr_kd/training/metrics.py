@@ -11,7 +11,12 @@ from asr_kd.files import write_whole
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events, cut back to `step` when a run resumes; of several processes one writes."""
+    """`metrics.jsonl` and TensorBoard events.
+
+    Args:
+        step: what was written after this step is removed, as a resumed run measures it again.
+        write: whether anything is written; only the first process does.
+    """
 
     def __init__(self, run: Path, step: int, tensorboard: bool, write: bool = True) -> None:
         self.path = run / "metrics.jsonl"
@@ -26,7 +31,7 @@ class Metrics:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
-                    break  # torn by a crash: all that follows is newer than the state
+                    break  # cut off by a crash: all that follows is newer than the saved state
         with write_whole(self.path, "w") as file:
             file.writelines(line + "\n" for line in kept)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
@@ -45,13 +50,13 @@ class Metrics:
                 self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Push lines to the disk, before a state that refers to them is saved."""
+        """Sync to disk; called before a state that refers to these lines is saved."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the files."""
+        """Close the files."""
         if self._file is not None:
             self._file.close()
         if self._writer is not None:

@@ -1,4 +1,4 @@
-"""What a run says when it, or one of its phases, has won nothing: the figures, and what they hint at."""
+"""The last words of a run: its result, and if it or a phase improved nothing, the likely reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asr_kd.training.settings import TrainSettings
 
 
 def concluded(position: Position, settings: TrainSettings, again: bool = False) -> str:
-    """The last lines of a finished run; `again`: of the same command once more."""
+    """The last lines of a finished run; `again`: it had finished before this command."""
     assert position.best is not None
     steps, hours, wer = position.step, position.audio_seconds / 3600, position.best.wer
     line = f"{steps:,} steps over {hours:.1f} audio hours, best development WER {wer:.2%}"
@@ -23,7 +23,7 @@ def concluded(position: Position, settings: TrainSettings, again: bool = False) 
 
 
 def said_of(position: Position, settings: TrainSettings, scores: Development) -> dict[str, Any]:
-    """What a checkpoint says of its training: where it stands, its scores, what it started from, the settings."""
+    """What a checkpoint records of its training: progress, scores, what it started from, the settings."""
     said = {
         "step": position.step,
         "audio_hours": position.audio_seconds / 3600,
@@ -42,7 +42,7 @@ def said_of(position: Position, settings: TrainSettings, scores: Development) ->
 
 
 def run_lost(position: Position, settings: TrainSettings) -> str | None:
-    """Sentences for a finished run whose best weights are those it began with; None where others are better."""
+    """Sentences for a finished run whose best weights are those it started from; else None."""
     start, best, last = position.start, position.best, position.last
     if not (start and best and last) or best.step or not last.step:
         return None
@@ -54,13 +54,13 @@ def run_lost(position: Position, settings: TrainSettings) -> str | None:
 
 
 def phase_lost(position: Position, settings: TrainSettings, phase: int) -> str | None:
-    """A sentence for the end of a phase, one of several, of which no weights are kept; None where some are."""
+    """A sentence for the end of a phase (of several) that did not improve the best weights; else None."""
     best, last = position.best, position.last
     several = len(settings.phases) * settings.cycles > 1
     if not (several and best and last) or best.step > position.phase_start or last.step <= position.phase_start:
         return None
     if position.finished and not best.step:
-        return None  # nor has the run, which says it
+        return None  # the run has not either, and `run_lost` says so
     then = "best/ holds" if position.finished else "the next phase begins at"
     return (
         f"phase {phase + 1} of {len(settings.phases)} won nothing: its last weights, of step {last.step:,} "
@@ -70,7 +70,7 @@ def phase_lost(position: Position, settings: TrainSettings, phase: int) -> str |
 
 
 def _reason(start: Scored, last: Scored, lowest: float, settings: TrainSettings) -> str:
-    """What the scores hint at, and what to try."""
+    """The likely reason, judging by the scores, and what to try."""
     if lowest >= start.loss:
         fell = "though the WER fell, " if last.wer < start.wer else ""
         try_wer = ", or choose: wer" if fell and settings.choose != "wer" else ""

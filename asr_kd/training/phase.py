@@ -1,4 +1,4 @@
-"""A phase of a run, step after step, from wherever the run stands."""
+"""A phase of a run, step by step, from the run's present position."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from asr_kd.training.scoring import score
 from asr_kd.training.step import Learner, follow, step
 from asr_kd.units import Units
 
-#: seconds between looks whether the run's folder is still there and this job's own
+#: seconds between checks that the run's folder still exists and belongs to this job
 CHECK_SECONDS = 1.0
 
 
 def begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor] | None) -> None:
-    """Freeze what the phase leaves alone, and let the processes exchange the rest."""
+    """Freeze the weights that the phase does not train, and set up the exchange (from its `saved` state) for the others."""
     freeze(learner.pupil.student, stream.plan, f"{learner.settings.output}: phases.{stream.phase}.frozen")
     traffic = learner.exchange.traffic
     learner.exchange = make_exchange(learner.pupil, learner.optimizer, learner.settings.distributed, learner.ranks)
@@ -45,7 +45,16 @@ def begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor] 
 def run_phase(
     learner: Learner, stream: PhaseStream, units: Units, metrics: Metrics, run: Path, stop_asked: Callable[[], int]
 ) -> None:
-    """One phase, step after step, from wherever the run stands."""
+    """One phase, step by step, from the run's present position.
+
+    Args:
+        metrics: receives a line a step.
+        stop_asked: the signal that asked the run to stop; 0 if none did.
+
+    Raises:
+        UserError: when the loss is not finite, or too much of the data is unusable.
+        Stopped: when the run was asked to stop; its state is saved.
+    """
     settings, plan, ranks, position = learner.settings, stream.plan, learner.ranks, learner.position
     exchange, lanes = learner.exchange, position.lanes[stream.phase]
     title = f"train {run.name}, phase {stream.phase + 1} of {len(settings.phases)}"
@@ -54,7 +63,7 @@ def run_phase(
     ready = ready_batches(stream, lanes, position.cycle, position.turn, ranks.rank, ranks.world)
     carry = plan.chunks.frames if plan.chunks and plan.chunks.carry else None
     met = Meeting()
-    heard, alone = 0.0, 0  # audio and steps since the processes last met
+    heard, alone = 0.0, 0  # seconds of audio and steps since the last meeting
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
         progress.resume(round(position.phase_seconds))
         began = checked = time.monotonic()
@@ -66,7 +75,7 @@ def run_phase(
                 if not met.going:
                     break
             position.turn = (position.turn + ranks.world) % settings.lanes
-            if exchange.averages and not met.frames:  # these lanes have come to their end, others have not
+            if exchange.averages and not met.frames:  # the lanes of this turn have ended, others have not
                 continue
             rate *= settings.cycle_decay**position.cycle
             loss = step(learner, batch, stream.knowledge, rate, met.frames, carry)
@@ -100,11 +109,11 @@ def run_phase(
                 score(learner, units, metrics, run)
                 save(learner, metrics, run)
                 began = time.monotonic()
-            if met.stop or (ranks.world == 1 and stop_asked()):  # alone, there is nobody to agree with first
+            if met.stop or (ranks.world == 1 and stop_asked()):  # a single process need not agree with others first
                 save(learner, metrics, run)
                 raise Stopped(
                     f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there",
-                    stop_asked() or Status.TERMINATED,  # another process of the run was asked
+                    stop_asked() or Status.TERMINATED,  # 0 here: another process of the run was asked
                 )
         exchange.settle()
         if alone:
@@ -115,7 +124,7 @@ def run_phase(
 
 
 def _turns(ready: Iterator[Batch | None]) -> Iterator[tuple[Batch | None, bool]]:
-    """What each turn brings, and whether the stream is over: others may not be."""
+    """The batch of each turn, and whether this process's stream has ended; it goes on without batches for the others."""
     for batch in ready:
         yield batch, False
     while True:
@@ -123,16 +132,16 @@ def _turns(ready: Iterator[Batch | None]) -> Iterator[tuple[Batch | None, bool]]
 
 
 def _sent(exchange: Exchange) -> dict[str, float]:
-    """Bytes that this process has sent, where there are others."""
+    """Bytes that this process has sent, if there are others."""
     return {"bytes_sent": exchange.traffic.wire} if exchange.ranks.world > 1 else {}
 
 
 def save(learner: Learner, metrics: Metrics, run: Path) -> None:
-    """Save the state to resume from, once the metrics that lead up to it are on the disk."""
+    """Save the state to resume from, after the metrics up to it are on disk."""
     learner.check()
     metrics.flush()
     position, ranks = learner.position, learner.ranks
-    for phase, lanes in enumerate(position.lanes):  # each process knows of its own
+    for phase, lanes in enumerate(position.lanes):  # each process knows only its own lanes
         own = {str(lane): lanes[lane].to_json() for lane in range(ranks.rank, len(lanes), ranks.world)}
         for said in gather(own, ranks):
             for lane, value in said.items():

@@ -1,4 +1,4 @@
-"""What a run rests on: the content of its data, and the checkpoint that it starts from."""
+"""What a run depends on: the content of its data, and the checkpoint it starts from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asr_kd.units import Units
 
 
 def provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:
-    """What the run's data is, so that resuming on other data is refused."""
+    """Hashes of the run's data, so that resuming on other data is refused."""
     sources = [source for phase in settings.phases for source in phase.sources]
     audio = sorted({settings.development, *(source.audio for source in sources)})
     noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
@@ -32,10 +32,14 @@ def provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -
 
 
 def start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, units: Units) -> None:
-    """Give a network the weights of `init`.
+    """Copy the weights of `init` into a network.
+
+    Args:
+        other: the checkpoint `init`.
+        model: the network, changed in place.
 
     Raises:
-        UserError: when it has other units, other features or another shape.
+        UserError: when the checkpoint has other units, other features or another shape.
     """
     if other.units.hash != units.hash:
         raise UserError(

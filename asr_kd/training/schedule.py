@@ -1,4 +1,4 @@
-"""What a phase asks of a step: its learning rate, and which weights it leaves alone."""
+"""Learning rate and frozen weights of a phase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ def learning_rate(plan: PhaseSettings, done: float) -> float:
 
 
 def freeze(model: nn.Module, plan: PhaseSettings, where: str) -> None:
-    """Let a phase learn all weights but those whose names begin as `frozen` says."""
+    """Freeze the weights whose names begin as `plan.frozen` says, and no others.
+
+    Raises:
+        UserError: when no weight begins so.
+    """
     names = [name for name, _ in model.named_parameters()]
     for prefix in plan.frozen:
         if not any(name.startswith(prefix) for name in names):

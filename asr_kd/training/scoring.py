@@ -1,4 +1,4 @@
-"""Scores on the development set, and the checkpoints that they choose."""
+"""Scoring on the development set, and the checkpoints kept for it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ from asr_kd.units import Units
 
 #: in a run's folder: the best checkpoint
 BEST = "best"
-#: beside a checkpoint: what was trained beside the student, which the checkpoint itself is without
+#: beside the best checkpoint: weights of the modules trained beside the student, which the checkpoint does not hold
 BESIDE = "beside.safetensors"
 
 
 def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
-    """Score, and keep the checkpoint when it is the best so far; the first process does, the others wait when they next meet."""
+    """Score, and keep the checkpoint if it is the best so far. Rank 0 does it; the others block at the next collective.
+
+    Args:
+        learner: what is trained; its position takes the scores.
+
+    Raises:
+        UserError: when the development set is not labelled or cannot be read.
+    """
     settings, position = learner.settings, learner.position
     position.scored = position.step
     if not learner.ranks.first:
@@ -37,7 +44,7 @@ def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
         position.last = now
         if position.step:
             position.lowest = min(position.lowest, now.loss)
-        if settings.average and position.step:  # before the first step they are not of this run
+        if settings.average and position.step:  # before the first step the weights are not this run's work
             position.kept = chosen(settings.average, [*position.kept, now], settings.choose)
             if now in position.kept:
                 _write(learner, pupil.student, units, folder_of(run, now), scores)
@@ -46,7 +53,7 @@ def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
 
 
 def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
-    """Score the mean of the checkpoints that are kept for it."""
+    """Score the mean of the checkpoints kept for it; arguments and errors as of `score`."""
     kept = learner.position.kept
     student = mean_of([folder_of(run, one) for one in kept]).to(learner.device)
     scores, _ = _try(learner, Pupil(student), units, run, averaged=[one.step for one in kept])
@@ -54,7 +61,7 @@ def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> N
 
 
 def restore_best(learner: Learner, run: Path) -> None:
-    """Give what is trained the weights of the best checkpoint."""
+    """Load the weights of the best checkpoint into what is trained."""
     best = load_checkpoint(run / BEST, learner.ranks.device)
     learner.pupil.student.load_state_dict(best.model.state_dict())
     if learner.pupil.beside:
@@ -62,7 +69,7 @@ def restore_best(learner: Learner, run: Path) -> None:
 
 
 def _try(learner: Learner, pupil: Pupil, units: Units, run: Path, **made: Any) -> tuple[Development, Scored]:
-    """Score weights, and make them the run's best when they are; `made` says how they came about."""
+    """Score weights, and keep them if they are the run's best; `made` is recorded in the checkpoint."""
     settings, position = learner.settings, learner.position
     scores = score_development(settings, Checkpoint(pupil.student, units, settings.features, settings.model, ""))
     now = Scored(position.step, scores.wer, scores.loss, scores.deletions, scores.insertions)
@@ -81,5 +88,5 @@ def _write(
 ) -> None:
     learner.check()
     settings, training = learner.settings, said_of(learner.position, learner.settings, scores) | made
-    with blank_held_back(student, scores.blank_offset):  # in what is written alone: training goes on without
+    with blank_held_back(student, scores.blank_offset):  # only in the checkpoint, not in the weights being trained
         save_checkpoint(folder, student, units, settings.features, settings.model, training)

@@ -1,8 +1,8 @@
-"""One lane of one source of a phase: shards → examples → batches, from any place on, in an order that the seed alone decides.
+"""A source of a phase: shards → examples → batches, lane by lane, in an order that depends on the seed alone.
 
-A pass reads the shards of the lane in random order. Examples are held until there are `bucket_utterances` of them, or the pass
-ends: a block. Its batches, of like length, come in random order. Every draw is of the pass or of the block, so that to go on
-in the middle, no more than the shards of one block are read again.
+A pass reads the shards of a lane in random order. Examples are collected until there are `bucket_utterances` of them, or the
+pass ends: a block. Its batches, of similar lengths, come in random order. Random numbers are drawn by pass or by block, so
+that a resumed run reads no more than the shards of one block again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ from asr_kd.units import Units
 
 @dataclass
 class Cursor:
-    """Where a lane of a source stands: the start of a block, and how many of the block's batches are given out.
+    """Position of a lane of a source: the start of a block, and how many of the block's batches were given out.
 
     Attributes:
-        number: passes that are over; shard, item: the block's first utterance is this item of this shard of the pass, or the
-            one behind its end; block: blocks of this pass before this one; batch: batches of this block given out.
-        seconds: of audio given out, in all passes.
-        seen, unused, incomplete: utterances before this block, those that could not be used, and those without the target of
-            every teacher.
+        number: number of finished passes.
+        shard: shard of the block's first utterance, counted in the order of the pass.
+        item: the block's first utterance in that shard, or one past the shard's end.
+        block: number of blocks of this pass before this one.
+        batch: number of batches of this block given out.
+        seconds: audio given out, in all passes.
+        seen: utterances before this block.
+        unused: those of them that could not be used.
+        incomplete: those of them that some teacher has no target for.
     """
 
     number: int = 0
@@ -52,10 +56,15 @@ class Cursor:
 
 @dataclass
 class Reading:
-    """An utterance as it was read: its place (pass, shard of the pass, item of the shard) and what there is to learn from it.
+    """An utterance as it was read, and what there is to learn from it.
 
     Attributes:
-        unused: why there is nothing; incomplete: which teachers' targets it lacks.
+        number: pass.
+        shard: shard, counted in the order of the pass.
+        item: utterance of the shard.
+        examples: what there is to learn: one example, or its chunks.
+        unused: why there is nothing to learn; empty if there is.
+        incomplete: which teachers' targets are missing; empty if none are.
     """
 
     number: int
@@ -71,12 +80,17 @@ class Source:
     """A source of a phase, opened once for all its lanes.
 
     Args:
-        phase, index: its place in the settings.
-        units: of the learner; soft targets over other units are refused.
+        phase: index of its phase in the settings.
+        index: index of the source in its phase.
+        units: vocabulary of the learner; soft targets over another vocabulary are refused.
 
     Attributes:
-        first_unused, first_incomplete: (key, reason) of the first such utterance that this process met.
-        ends: of lanes that have come to their end, the cursor there.
+        first_unused: key and reason of the first unusable utterance that this process met.
+        first_incomplete: key and reason of the first utterance without every teacher's target.
+        ends: for lanes that have ended, the cursor at their end.
+
+    Raises:
+        UserError: when the shards hold no utterances, or lack lengths that the schedule needs.
     """
 
     settings: TrainSettings
@@ -108,7 +122,7 @@ class Source:
             )
 
     def batches(self, lane: int, start: Cursor, passes: int | None) -> Iterator[tuple[list[Example], Cursor]]:
-        """Batches of a lane from `start` on, each with the cursor behind it; without `passes` they never end.
+        """Batches of a lane from `start` on, each with the cursor after it; without `passes` they never end.
 
         Raises:
             UserError: when targets, units or frame period do not fit, or more utterances than `max_bad_share` cannot be used.
@@ -140,7 +154,7 @@ class Source:
         self.ends[lane] = cursor
 
     def _refuse_bad(self, cursor: Cursor, endless: bool = False) -> None:
-        """Refuse what the other lanes cannot make good, and a lane that would be read again and again in vain."""
+        """Fail if the share of bad utterances is too high whatever other lanes bring, or a lane would loop for ever in vain."""
         if cursor.seen and cursor.unused == cursor.seen and (endless or self.settings.lanes == 1):
             key, reason = self.first_unused
             raise UserError(
@@ -157,8 +171,8 @@ class Source:
                     f"{self.settings.max_bad_share} (first: {key}: {reason}); fix the data or raise max_bad_share"
                 )
 
-    def _rng(self, *place: int) -> np.random.Generator:
-        return np.random.default_rng([self.settings.seed, self.phase, self.index, *place])
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, self.phase, self.index, *key])
 
     def _blocks(self, lane: int, start: Cursor, passes: int | None) -> Iterator[list[Reading]]:
         block: list[Reading] = []
@@ -172,12 +186,12 @@ class Source:
 
     def _readings(self, lane: int, start: Cursor, passes: int | None) -> Iterator[Reading]:
         lanes = self.settings.lanes
-        # a set with fewer shards than lanes is read by all of them, each taking its share of the utterances
+        # if there are fewer shards than lanes, all lanes read all shards, and each takes its share of the utterances
         whole = len(self.shards) * self.plan.repeat >= lanes
         if not whole and lane >= max(shard.samples for shard in self.shards):
-            return  # nothing is left for it
+            return  # no utterance is left for this lane
 
-        def places() -> Iterator[tuple[int, int, ShardInfo, int]]:
+        def positions() -> Iterator[tuple[int, int, ShardInfo, int]]:
             for number in itertools.count(start.number) if passes is None else range(start.number, passes):
                 rng = self._rng(number, 0)
                 order = np.concatenate([rng.permutation(len(self.shards)) for _ in range(self.plan.repeat)])
@@ -187,7 +201,7 @@ class Source:
                     copy = (lane + index * lanes if whole else index) // len(self.shards)
                     yield number, index, self.shards[int(mine[index])], copy
 
-        ours, theirs = itertools.tee(places())
+        ours, theirs = itertools.tee(positions())
         loads = (self._load(shard, number, copy) for number, _, shard, copy in theirs)
         contents = map_ordered(operator.call, loads, self.settings.loader_workers)
         for (number, index, shard, _), content in zip(ours, contents, strict=True):
@@ -209,7 +223,7 @@ class Source:
                 yield reading
 
     def _load(self, shard: ShardInfo, number: int, copy: int) -> Callable[[], LoadedShard]:
-        """Reads a shard; `copy` counts how often it was read before in this pass: each time it is heard in another noise."""
+        """A function that reads a shard; `copy`, how often this pass has read it before, is in the seed of its noise."""
         wanted = ShardInput(
             folder=self.plan.audio,
             features=self.settings.features,
@@ -225,7 +239,7 @@ class Source:
         return ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
 
     def _learn(self, item: Item, targets: ShardTargets | None, reading: Reading) -> None:
-        """Fill `reading` with what there is to learn from an utterance, or with what is in the way."""
+        """Fill `reading` with what there is to learn from an utterance, or with why there is nothing."""
         example = Example(item.key, item.features)
         if "text" in self.needs:
             reading.unused = self._label(item, example)
@@ -245,7 +259,7 @@ class Source:
                 reading.examples = cut(example, self.chunks)
 
     def _label(self, item: Item, example: Example) -> str:
-        """Give the example the units of its text; returns what is in the way, if anything is."""
+        """Set the unit ids of the example's text; returns why it cannot be used, or an empty text."""
         text = item.fields.get("text") if self.transcripts is None else self.transcripts.get(item.key)
         if text is None:
             return "no text to learn from"
@@ -253,7 +267,7 @@ class Source:
         return self._misfit(text, example.ids, item)
 
     def _choices(self, item: Item, example: Example) -> str:
-        """Give the example the units of its n-best list, of those texts that fit; returns what is in the way of all of them."""
+        """Set the unit ids of those texts of the n-best list that fit; returns why none does, or an empty text."""
         assert self.transcripts is not None
         found = [(text, self.units.encode(text), score) for text, score in self.transcripts.nbest(item.key)]
         reasons = [self._misfit(text, ids, item) for text, ids, _ in found]
@@ -261,11 +275,11 @@ class Source:
         return "" if example.choices else (reasons or ["no text to learn from"])[0]
 
     def _misfit(self, text: str, ids: list[int], item: Item) -> str:
-        """Why CTC cannot learn a text, if it cannot."""
+        """Why CTC cannot learn a text; empty if it can."""
         if self.units.unknown in ids:
             return f"its text holds {self.units.unwritable(text)[0]!r}, which no unit covers"
         repeats = sum(a == b for a, b in itertools.pairwise(ids))
-        # even when stretched to its shortest: CTC without a path has an infinite loss
+        # it must fit even when compressed most: without a path the CTC loss is infinite
         frames = round(len(item.features) * (1 - self.plan.augment.stretch))
         if len(ids) + repeats > frames:
             return f"{len(ids)} units do not fit into {frames} frames"
@@ -273,7 +287,7 @@ class Source:
 
 
 def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
-    """The chunks of an utterance, each with its context; every frame is learned in one of them."""
+    """The chunks of an utterance, each with its context; every frame is learned in exactly one."""
     pieces = []
     total = len(example.features)
     for begin in range(0, total, chunks.frames):

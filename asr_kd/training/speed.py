@@ -1,4 +1,4 @@
-"""How fast a network trains: the bare step on made-up batches in memory, which nothing of a loader or a disk slows down."""
+"""How fast a network trains: the step alone, on random batches in memory, without loader or disk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.training.step import Learner, make_optimizer, step
 
-#: units kept of a frame of the made-up soft targets
+#: units kept in a frame of the random soft targets
 KEPT = 20
 
 
 def made_up_batch(features: FeatureSettings, num_units: int, utterances: int, frames: int, seed: int = 0) -> Batch:
-    """Noise as input, and soft targets with `KEPT` units a frame: [utterances, frames], of source 0."""
+    """A random batch of source 0: noise as input, and soft targets with `KEPT` units a frame.
+
+    Args:
+        num_units: size of the vocabulary, blank included.
+        utterances: number of utterances.
+        frames: number of frames of each.
+    """
     generator = torch.Generator().manual_seed(seed)
     total, kept = utterances * frames, min(KEPT, num_units)
     logits = 4 * torch.randn(total, num_units, generator=generator)
@@ -47,9 +53,14 @@ def step_speed(
     batch: Batch,
     seconds: float = 5.0,
 ) -> float:
-    """Frames a second of the training step of a fresh network: forward, cross-entropy against soft targets, backward, update.
+    """Frames a second of the training step of a new network: forward, cross-entropy against soft targets, backward, update.
 
-    The median of as many steps as fit into `seconds`, three at least, after one that warms up.
+    The median of as many steps as fit into `seconds`, at least three, after one warm-up step.
+
+    Args:
+        num_units: size of the vocabulary, blank included.
+        batch: trained on in every step, such as `made_up_batch`.
+        seconds: time to spend.
     """
     source = SourceSettings(audio="memory", targets="memory", soft=1.0)
     phase = PhaseSettings(sources=[source], passes=1)

@@ -21,14 +21,14 @@ from asr_kd.training.settings import TrainSettings
 
 @dataclass
 class Learner:
-    """What is trained, with all that a step changes.
+    """What is trained, with everything that a step changes.
 
     Attributes:
-        pupil: the student and what stands beside it.
-        average: of the weights, which is scored and kept in their place; None: the weights themselves.
-        check: refuses to go on when the run's folder is gone or in the hands of another job.
-        ranks: this process among those of the run.
-        position: where the run stands.
+        pupil: the student and the modules trained beside it.
+        exchange: how processes synchronise.
+        average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
+        check: raises if the run's folder is gone or belongs to another job.
+        position: progress of the run.
     """
 
     settings: TrainSettings
@@ -47,7 +47,7 @@ class Learner:
 
 
 def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; every step sets its rate."""
+    """AdamW; its learning rate is set at every step."""
     return torch.optim.AdamW(pupil.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
 
 
@@ -59,17 +59,17 @@ def step(
     everyone: float = 0.0,
     carry: int | None = None,
 ) -> float:
-    """One update, or with carried chunks one for each chunk.
+    """One update, or with carried chunks one update a chunk.
 
     Args:
-        batch: None where this process has none: it takes part in what the others do, and has nothing to say.
-        knowledge: of each source of the phase, what is learned of it.
+        batch: None if this process has none; it still takes part in the collectives of the others.
+        knowledge: for each source of the phase, what is learned from it.
         rate: learning rate.
         everyone: learned frames of all processes together.
-        carry: frames of a chunk whose state the next one goes on from; None: utterances are whole.
+        carry: frames of a chunk, if the network's state is carried from chunk to chunk; None: utterances are whole.
 
     Returns:
-        the loss, a mean over frames.
+        the loss, a mean over learned frames, nat.
     """
     learner.pupil.train()
     for group in learner.optimizer.param_groups:
@@ -90,7 +90,10 @@ def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: d
     """The weighted sum of a source's losses, each a mean over the batch's learned frames.
 
     Args:
-        besides: what the modules beside the student said, by kind.
+        seen: what the network makes of the batch.
+        knowledge: the kinds of knowledge of the source, with their weights.
+        frames: learned frames of the batch.
+        besides: outputs of the modules beside the student, by kind.
     """
     loss = seen.logits.new_zeros(())
     for one in knowledge:
@@ -111,12 +114,12 @@ def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tenso
 
 
 def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
-    """0, in which all that stands beside the student has a part: what a source does not use gets gradients of zeros."""
+    """A 0 that depends on all outputs beside the student: modules that a source does not use get gradients of 0."""
     return sum(value.float().sum() for said in besides.values() for value in said.values()) * torch.tensor(0.0)
 
 
 def _nothing(learner: Learner) -> Tensor:
-    """A loss of 0 that every weight has a part in: the others wait for this process's gradient."""
+    """A loss of 0 that depends on every weight: the others wait for this process's gradient."""
     frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.device)
     outputs, besides = learner.exchange.network(frames, torch.ones(1, dtype=torch.int64))
     nothing: Tensor = outputs.logits.float().sum() * 0.0
@@ -158,7 +161,7 @@ def _update(learner: Learner, loss: Tensor) -> None:
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     learner.exchange.average_gradients()
-    # a part at a time: what stands beside the student does not shrink the student's step
+    # clipped separately: a large gradient beside the student must not shrink the student's step
     for part in (learner.pupil.student, *learner.pupil.beside.values()):
         nn.utils.clip_grad_norm_(part.parameters(), learner.settings.clip)
     learner.optimizer.step()
@@ -166,7 +169,7 @@ def _update(learner: Learner, loss: Tensor) -> None:
 
 
 def follow(learner: Learner, steps: int) -> None:
-    """Take the common weights into the moving average; they are so many steps away from those that it took before."""
+    """Update the moving average with the common weights, `steps` steps after its last update."""
     if learner.average:
         learner.average.multi_avg_fn = get_ema_multi_avg_fn(learner.settings.ema_decay**steps)
         with learner.exchange.global_weights():

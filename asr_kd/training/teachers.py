@@ -1,4 +1,4 @@
-"""The soft targets of an audio shard for a learner: of one teacher as they are, of several as one."""
+"""The soft targets of an audio shard for a learner: of one teacher as stored, of several combined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asr_kd.units import Units
 
 @dataclass
 class TargetSet:
-    """One teacher's soft targets of the shard; `prior`: float64 [units], in whose proportions its tails are spread."""
+    """One teacher's soft targets of the shard; `prior`: float64 [units], the proportions in which its tails are spread."""
 
     folder: str
     path: Place
@@ -34,7 +34,7 @@ class TargetSet:
 
 @dataclass
 class Found:
-    """What there is for an utterance: its target, if any, `prior` as of `Example.prior`, and the sets that lack the key."""
+    """What there is for an utterance: its target, if any, `prior` as of `Example.prior`, and the sets that lack its key."""
 
     target: SparsePosteriors | None
     prior: np.ndarray | None
@@ -45,8 +45,8 @@ class ShardTargets:
     """Soft targets of one audio shard, of all sets of a source.
 
     Args:
-        units, frame_ms: of the learner.
-        with_prior: whether the tail is spread like the shard's prior; else evenly, wherever it must be.
+        frame_ms: frame period of the learner, ms.
+        with_prior: whether tails are spread like the shard's prior; else they are spread evenly, if at all.
 
     Raises:
         UserError: when a set does not fit the units, the audio shard or, without `resample`, the frames.
@@ -76,23 +76,23 @@ class ShardTargets:
         return TargetSet(folder, path, metadata, dict(targets), prior)
 
     def find(self, key: str, frames: int) -> Found:
-        """The soft target of an utterance; of several teachers, combined over those that have it.
+        """The soft target of an utterance; of several teachers, those that have it are combined.
 
         Args:
-            frames: of the learner.
+            frames: number of feature frames of the learner.
 
         Raises:
-            UserError: when a set has other frames than the audio.
+            UserError: when a set has another number of frames than the audio.
         """
-        present = tuple(place for place, one in enumerate(self.sets) if key in one.targets)
+        present = tuple(index for index, one in enumerate(self.sets) if key in one.targets)
         lacking = [one.folder for one in self.sets if key not in one.targets]
         if not present:
             return Found(None, None, lacking)
-        targets = [self._target(self.sets[place], key, frames) for place in present]
+        targets = [self._target(self.sets[index], key, frames) for index in present]
         prior = self._prior(present) if self.with_prior else None
         if len(present) == 1:
             return Found(targets[0], prior, lacking)
-        sets = [self.sets[place] for place in present]
+        sets = [self.sets[index] for index in present]
         try:
             target = combine(targets, self.source.combine.mode, self._weights(present), [one.prior for one in sets])
         except UserError as error:
@@ -115,12 +115,12 @@ class ShardTargets:
 
     def _weights(self, present: tuple[int, ...]) -> list[float]:
         weights = self.source.combine.weights
-        return [1.0 if weights is None else weights[place] for place in present]
+        return [1.0 if weights is None else weights[index] for index in present]
 
     def _prior(self, present: tuple[int, ...]) -> np.ndarray:
-        """One array for all utterances that the same teachers have: a batch holds it once."""
+        """One array shared by all utterances of the same teachers, so that a batch holds it once."""
         if present not in self._priors:
-            sets = [self.sets[place] for place in present]
+            sets = [self.sets[index] for index in present]
             prior = sets[0].prior
             if len(sets) > 1:
                 leftover = [one.leftover for one in sets]

@@ -1,4 +1,4 @@
-"""Can the units write what the texts say? Asked before the first step, for a WER against other letters means nothing."""
+"""Can the units spell the texts? Checked before the first step: a WER against texts they cannot spell means nothing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Source
 from asr_kd.units import Units
 
-#: characters that a message names at most
+#: characters listed in a message at most
 NAMED = 10
-#: utterances of a source that are looked at beforehand; the others are counted as they are read
+#: utterances of a source that are checked before training; the others are counted as they are read
 LOOKED_AT = 500
 
 
 @dataclass
 class Spelling:
-    """What the units make of texts: how many there are, (key, text) of those that they cannot write, the characters in the way, and
-    how many they write in another spelling, with the first of them.
+    """How the units spell a set of texts.
+
+    Attributes:
+        bad: key and text of those that the units cannot spell.
+        odd: characters that no unit covers, with their counts.
+        changed: number of texts that the units spell differently.
+        first: the first of those, as a phrase for a message.
     """
 
     total: int = 0
@@ -34,7 +39,7 @@ class Spelling:
 
 
 def spelling_of(texts: Iterable[tuple[str, str]], units: Units) -> Spelling:
-    """Compare texts, each with its key, with the units."""
+    """How the units spell these (key, text) pairs."""
     found = Spelling()
     for key, text in texts:
         found.total += 1
@@ -48,7 +53,11 @@ def spelling_of(texts: Iterable[tuple[str, str]], units: Units) -> Spelling:
 
 
 def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source]) -> list[str]:
-    """What `check_development` and, of every source once, `check_source` say."""
+    """The remarks of `check_development`, and of `check_source` on every set of audio and transcripts once.
+
+    Raises:
+        UserError: as of both.
+    """
     once = {
         (source.plan.audio, source.plan.transcripts): source for source in sources if source.needs & {"text", "lists"}
     }
@@ -59,10 +68,10 @@ def check_development(settings: TrainSettings, units: Units) -> list[str]:
     """Compare the texts of the development set with the units.
 
     Returns:
-        a sentence each on the texts that hold a character that no unit covers, and on those that the units write otherwise.
+        a sentence on texts with characters that no unit covers, and one on texts that the units spell differently, if any.
 
     Raises:
-        UserError: when a text is missing, or more of them than `max_bad_share` cannot be written.
+        UserError: when a text is missing, or more than `max_bad_share` of them cannot be spelled.
     """
     folder = settings.development
 
@@ -78,10 +87,10 @@ def check_development(settings: TrainSettings, units: Units) -> list[str]:
 
 
 def check_source(source: Source) -> list[str]:
-    """The same of the first texts of a source that learns from texts; a text that cannot be written is left out.
+    """The same for the first texts of a source; training leaves out texts that cannot be spelled.
 
     Raises:
-        UserError: when none can be written, or so few that it must come to more than `max_bad_share` of the source.
+        UserError: when none can be spelled, or already more than `max_bad_share` of the whole source cannot.
     """
     name, first = source.plan.transcripts or source.plan.audio, source.shards[0]
 

@@ -38,11 +38,11 @@ from asr_kd.units import Units, load_units
 
 @one_thread()
 def train(settings: TrainSettings) -> None:
-    """Train an acoustic model through the phases of `settings`; run again after an interruption, it goes on.
+    """Train an acoustic model through the phases of `settings`; run again after an interruption, it resumes.
 
     Writes into `settings.output`: `best/`, the checkpoint with the best score on the development set (`settings.choose`);
     `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
-    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network in it (`settings.distributed`).
+    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network (`settings.distributed`).
 
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
@@ -69,7 +69,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         _say(ranks, remark)
     claim = {**settings.model_dump(), "features": versioned(settings.features), **provenance(settings, units, init)}
     claim_folder(run, "train", claim)
-    with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # the other ranks are of the same job
+    with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # one lease covers all ranks
         _train_in(run, settings, ranks, units, init, streams, check)
 
 
@@ -82,7 +82,7 @@ def _train_in(
     streams: list[PhaseStream],
     check: Callable[[], None],
 ) -> None:
-    """The run, in a folder that is this job's alone; `check` refuses to go on when it is not any more."""
+    """The run, in a folder leased to this job; `check` raises when the lease is lost."""
     student = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
     if init:
         start_from(init, student, settings, units)
@@ -93,7 +93,7 @@ def _train_in(
     learner = Learner(settings, pupil, optimizer, Exchange(pupil, ranks), check=check, ranks=ranks)
     if settings.ema_decay:
         learner.average = AveragedModel(pupil)
-    torch.manual_seed(settings.seed + ranks.rank)  # the same weights, but dropout of its own
+    torch.manual_seed(settings.seed + ranks.rank)  # the same weights on all ranks, but different dropout
     saved = None
     if (run / STATE).exists():
         learner.position, saved = load_state(run, ranks, pupil, optimizer, learner.average)
@@ -112,9 +112,8 @@ def _train_in(
         f"{run}: {settings.model.kind}, {parameters(student):,} parameters, {units.size} units, on {ranks.device}{several}",
     )
     with closing(metrics), stop_requests() as stop_asked:
-        if (
-            saved is None
-        ):  # the curve's first point, and an unfit development set is found before the work, not after it
+        if saved is None:
+            # the first point of the curve; also finds a bad development set before the training, not after it
             position.lanes = [stream.start() for stream in streams]
             score(learner, units, metrics, run)
             save(learner, metrics, run)
@@ -134,14 +133,14 @@ def _train_in(
             if ranks.first and (lost := phase_lost(position, settings, stream.phase)):
                 print(f"{run}: {lost}")
             position.phase_start = position.step
-            # The next phase goes on from the best weights, so that a phase can only help. They are in the saved state:
-            # by the time it is read, `best` may be the next phase's.
+            # The next phase starts from the best weights, so that a phase can only help. The saved state has them, as
+            # `best` may hold other weights when the run resumes.
             if not position.finished:
-                total(torch.zeros(1), ranks)  # the first process has written them
+                total(torch.zeros(1), ranks)  # wait until the first process has written them
                 restore_best(learner, run)
                 learner.exchange.restart()
                 if learner.average:
-                    learner.average.n_averaged.zero_()  # so that the next step's weights begin a new average
+                    learner.average.n_averaged.zero_()  # the next step's weights start a new average
             save(learner, metrics, run)
     if ranks.first:
         print(concluded(position, settings))

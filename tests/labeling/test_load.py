@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from asr_kd.labeling.load import hear_shard
+from asr_kd.labeling.load import read_features
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.shards.stream import ShardInput, load_features
@@ -15,7 +15,7 @@ def test_the_teacher_hears_to_the_bit_what_it_was_trained_on(job: Callable[..., 
     settings = job()
     features = load_checkpoint(settings.teacher).features
     for info in read_index(settings.audio):
-        heard = hear_shard(settings, features, info).utterances
+        heard = read_features(settings, features, info).utterances
         trained = load_features(ShardInput(folder=settings.audio, features=features, max_seconds=60.0), info).items
         assert [one.key for one in heard] == [one.key for one in trained]
         for one, other in zip(heard, trained, strict=True):

@@ -1,4 +1,4 @@
-"""Many processes that train one model: DDP with or without compressed gradients, and block-wise model-update filtering."""
+"""Several processes training one model: DDP, with or without compressed gradients, and block-wise model-update filtering."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from asr_kd.training.settings import DistributedSettings
 def make_exchange(
     model: nn.Module, optimizer: torch.optim.Optimizer, settings: DistributedSettings, ranks: Ranks
 ) -> Exchange:
-    """The exchange that `settings` ask for; a single process trains plainly, whatever they say."""
+    """The exchange that `settings` ask for; a single process needs none, whatever they say.
+
+    Args:
+        model: what is trained, a `Pupil`.
+        optimizer: its moments are averaged or reset by BMUF.
+    """
     if ranks.world == 1:
         return Exchange(model, ranks)
     if settings.method == "bmuf":

@@ -1,37 +1,37 @@
-"""Block-wise model-update filtering (BMUF): ranks that train alone for a block of steps, and then filter how their mean moved.
+"""Block-wise model-update filtering (BMUF): ranks train alone for a block of steps, then average and filter the change.
 
-The algebra, with W the global model, S the point that a block starts from, W_i what rank i makes of it, f_i the frames it saw::
+The algebra, with W the global model, S the start of a block, W_i the model of rank i at its end, f_i the frames it saw::
 
-    G     = sum_i f_i (W_i - S) / sum_i f_i       the mean change of the block, from the point where it started
+    G     = sum_i f_i (W_i - S) / sum_i f_i       the mean change of the block, from its start
     D    <- momentum * D + rate * G
     W    <- W + D
     S    <- W                                     classical
-            W + momentum * D                      Nesterov: where the momentum alone would lead
+            W + momentum * D                      Nesterov: the look-ahead, where momentum alone would lead
 
-W and the look-ahead S are kept apart. The change is taken from S, not from W: the ranks' steps are a gradient *at the
+W and the look-ahead S are separate. The change is taken from S, not from W: the ranks' steps are a gradient *at the
 look-ahead point*, to be applied to W, as in Nesterov's method; W_i - W would count the look-ahead, momentum * D, twice.
 This is Chen & Huo, "Scalable training of deep learning machines by incremental block training with intra-block parallel
 optimization and blockwise model-update filtering", ICASSP 2016, as we understand it. CNTK's BlockMomentumSGD and fairseq's
-bmuf.py keep the look-ahead in place of W and apply D to it, which repeats every change once more: not done here. (CNTK sums
+bmuf.py store the look-ahead in place of W and apply D to it, which applies every change once more; we do not. (CNTK sums
 over the ranks and multiplies by 1 - momentum, which at its default 1 - 1/N is the mean.)
 
-The momentum 1 - 1/N with rate 1 makes the whole effect of a block, sum over k of momentum^k, N times the mean change: the
-sum of what N ranks did. One rank has nothing to filter: it is plain training.
+With momentum 1 - 1/N and rate 1 the total effect of a block, sum over k of momentum^k, is N times the mean change: the
+sum of what N ranks did. With one rank this is plain training.
 
-Ranks are weighted by the frames that they really saw, as federated averaging does (McMahan et al. 2017): with blocks of one
-step of plain gradient descent and no momentum that is the gradient of all frames together, and a rank that ran dry weighs
-nothing instead of holding the others back.
+Ranks are weighted by the frames they saw, as in federated averaging (McMahan et al. 2017): with blocks of one step of plain
+gradient descent and no momentum this is the gradient of all frames together, and a rank without batches has weight 0.
 
 The state of the optimiser at a meeting (`optimizer_state`):
 
-- `average` (the default) takes the mean of the moments with the same weights. AdamW's step is a ratio of its moments, and theirs
-  must fit the weights that it starts from: BMUF-Adam (Chen, Ding & Huo, ICASSP 2020) found that the moments must be treated
-  together with the model, and averages them (its further rescaling for the momentum is not published in what we could read). It
-  also leaves all ranks the same at a meeting, so that one file, and any number of ranks, can go on from there. It costs three models
-  in place of one a meeting, still 2 gradients' worth in 33 steps at the default block of 50.
-- `keep` leaves each rank its own. It sends a third; DiLoCo (Douillard et al. 2023) trains AdamW so. A saved state then belongs to one rank.
-- `reset` starts them anew, CNTK's default for the momentum of SGD. For AdamW that throws away the second moments, and the first steps
-  of each block are of full size, whatever the gradient.
+- `average` (the default) takes the mean of the moments with the same weights. AdamW's step is a ratio of its moments, which
+  must fit the weights they are applied to: BMUF-Adam (Chen, Ding & Huo, ICASSP 2020) found that the moments must be treated
+  together with the model, and averages them (we found no publication of its further rescaling for the momentum). It also
+  makes all ranks equal at a meeting, so that any number of ranks can resume from one file. A meeting sends three models in
+  place of one, still only 2 gradients' worth in 33 steps at the default block of 50.
+- `keep` leaves each rank its own moments and sends a third of that; DiLoCo (Douillard et al. 2023) trains AdamW this way. A
+  saved state then belongs to one rank.
+- `reset` clears them, CNTK's default for the momentum of SGD. For AdamW that throws away the second moments, and the first
+  steps of each block have full size, whatever the gradient.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from asr_kd.training.settings import BmufSettings
 
 
 class Bmuf(Exchange):
-    """The exchange of `method: bmuf`, for two ranks or more. The model's weights on the first rank are where it starts.
+    """The exchange of `method: bmuf`, for two ranks or more. It starts from the first rank's weights.
 
-    After every meeting the model stands at the look-ahead; `global_weights` has W.
+    After a meeting the model holds the look-ahead S; `global_weights` gives W.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Bmuf(Exchange):
         return self._step < self.settings.warmup_steps
 
     def begin_step(self, frames: int, everyone: float) -> float:
-        """See `Exchange`; within a block a rank steps by its own mean, and without frames by no gradient."""
+        """See `Exchange`; within a block a rank uses its own mean loss, and a factor of 0 without frames."""
         if self._warming_up:
             return self._share(frames, everyone)
         self._frames += frames
         return float(frames > 0)
 
     def average_gradients(self) -> None:
-        """Give every weight a gradient, and in the warm-up the mean: there every step is that of plain synchronous training."""
+        """Give every weight a gradient; in the warm-up the mean over the ranks, as in plain synchronous training."""
         for one in self._parameters:
-            # what this rank's batch did not use, another's may have: all reduce the same lengths, and step alike
+            # another rank's batch may have used it: all ranks must reduce the same lengths, and take the same step
             if one.grad is None:
                 one.grad = torch.zeros_like(one)
         if not self._warming_up:
@@ -90,7 +90,7 @@ class Bmuf(Exchange):
         _write(gradients, flat / self.ranks.world)
 
     def end_step(self) -> None:
-        """Count a step; the last of a block, or of the warm-up, is a meeting."""
+        """Count a step, and meet after the last one of a block or of the warm-up."""
         if self._warming_up:
             self._step += 1
             if not self._warming_up:
@@ -134,13 +134,13 @@ class Bmuf(Exchange):
         self._block_step = self._frames = 0
 
     def restart(self) -> None:
-        """See `Exchange`: the model's weights become the global model, at rest."""
+        """See `Exchange`: the model's weights become the global model, and its momentum 0."""
         self._weights = _flat(self._parameters)
         self._change = torch.zeros_like(self._weights)
         self._block_step = self._frames = 0
 
     def global_weights(self) -> AbstractContextManager[None]:
-        """W of the last meeting, in the place of this rank's weights; in the warm-up the two are one."""
+        """W of the last meeting, in place of this rank's weights; in the warm-up they are the same."""
         return nullcontext() if self._warming_up else self._swapped()
 
     @contextmanager
@@ -153,7 +153,7 @@ class Bmuf(Exchange):
             _write(self._parameters, own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `Exchange`. The model's own weights, saved beside it, are this rank's, somewhere in its block."""
+        """See `Exchange`. The model's weights, saved beside it, are this rank's own, possibly in the middle of a block."""
         counts = torch.tensor([self._step, self._block_step, self._frames])
         return {**super().state_dict(), "counts": counts, "weights": self._weights, "change": self._change}
 
@@ -165,18 +165,18 @@ class Bmuf(Exchange):
         self._change.copy_(state["change"])
 
     def _start(self) -> Tensor:
-        """Where the present block started, computed again to the bit."""
+        """S of the present block, recomputed bit for bit."""
         return self._weights + self.momentum * self._change if self.settings.nesterov else self._weights
 
     def _mean(self, values: Tensor) -> tuple[Tensor, float]:
-        """The mean over the ranks, weighted by the frames of the block, and those frames; zeros where no rank saw any."""
+        """The mean over the ranks, weighted by the frames of the block, and the number of frames; zeros if there are none."""
         message = torch.cat([values * self._frames, values.new_tensor([self._frames])])
         self._all_reduce(message)
         frames = message[-1].item()
         return message[:-1] / max(frames, 1.0), frames
 
     def _meet_buffers(self) -> None:
-        """Running statistics: their mean; counters: those of the first rank."""
+        """Average running statistics; take counters from the first rank."""
         statistics = [one for one in self.model.buffers() if one.is_floating_point()]
         if statistics:
             values, frames = self._mean(_flat(statistics))
@@ -188,7 +188,7 @@ class Bmuf(Exchange):
                 self.traffic.broadcast += counter.nbytes
 
     def _meet_moments(self) -> None:
-        """The moments' mean, zeros where a rank has had no gradient yet, and for a count of steps the largest of the ranks."""
+        """Average the moments (0 on a rank without a gradient so far); of a step count take the largest."""
         if isinstance(self.optimizer, torch.optim.Adam):  # AdamW is one; it makes a weight's moments in its first step
             for one in self._parameters:
                 if not self.optimizer.state[one]:
@@ -212,7 +212,7 @@ class Bmuf(Exchange):
 
 
 def _flat(tensors: list[Tensor] | list[nn.Parameter]) -> Tensor:
-    """A copy of all in one row."""
+    """A copy of all tensors, flattened into one."""
     return torch.cat([one.detach().flatten() for one in tensors])
 
 

@@ -1,23 +1,23 @@
 """Gradients in fewer bytes, as communication hooks of DistributedDataParallel: threshold compression and PowerSGD.
 
 Threshold compression is N. Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015. Each rank keeps a
-residual r of every element. A step adds the gradient to it; each element that has reached the threshold t is sent as its place
-and its sign, and +t or -t is taken from r. Nothing is dropped: what was not sent waits. Every rank adds up what all have sent,
-element by element, and its gradient is t * (number of plus - number of minus) / N.
+residual r of every element. A step adds the gradient to it; each element that has reached the threshold t is sent as its index
+and its sign, and +t or -t is taken from r. Nothing is dropped: what was not sent stays in r. Every rank adds up what all have
+sent, and its gradient is t * (number of plus - number of minus) / N.
 
-The places go out as Elias and Fano code a rising sequence (Elias 1974; Vigna 2013, "Quasi-succinct indices"): of each its lower bits
-as they are, the upper ones in unary. With the sign that is 12 bits an element at a density of 0.2 %, 9.6 at 1 %, where the entropy of
-places without a pattern is 11.4 and 9.1; a word for any place would have 32.
+The indices are sent in Elias-Fano coding of a rising sequence (Elias 1974; Vigna 2013, "Quasi-succinct indices"): the lower
+bits of each as they are, the upper ones in unary. With the sign that is 12 bits an element at a density of 0.2 %, and 9.6 at
+1 %; the entropy of random indices is 11.4 and 9.1, and plain integers would take 32.
 
-Two things are exact, not only close:
+Two things are exact:
 
 - *sent + residual = accumulated.* t has at most 8 significant binary digits, so r - t needs no rounding in float32 while
   |r| < 2^16 t: both are whole multiples of the last digit of the coarser of the two, and the difference is no larger than r.
   (The sum r + gradient is rounded as every sum of float32 is; the *accumulated* gradient is that sum.)
-- *Every rank applies the same.* What is summed over the ranks are whole numbers, exact in any order, and t is the same on all.
+- *Every rank applies the same gradient.* The sums over the ranks are whole numbers, exact in any order, and t is the same on all.
 
-The residual lies in the order of the model's parameters, and nothing depends on the buckets into which DDP sorts them (and
-sorts them anew after the first step): the buckets only collect, and with the last one of a step a single message goes out.
+The residual is in the order of the model's parameters and does not depend on the buckets into which DDP sorts them (and sorts
+them again after the first step): the buckets are only collected, and with the last one of a step a single message is sent.
 
 (No `from __future__ import annotations` here: DDP checks the annotations of a hook, and wants types, not text.)
 """
@@ -37,7 +37,7 @@ from asr_kd.training.settings import PowerSgdSettings, ThresholdSettings
 
 #: significant binary digits of a threshold
 DIGITS = 8
-#: how fast an adaptive threshold follows: its relative change a step for a density that is off by as much as the target
+#: relative change of an adaptive threshold in a step whose density is off by 100 % of the target
 GAIN = 1 / 16
 #: smallest adaptive threshold, for gradients that are zero throughout
 SMALLEST = 2.0**-64
@@ -53,26 +53,28 @@ def take(residual: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Take ±`threshold` from every element of `residual` [elements] that has reached it, in place.
 
     Returns:
-        their places, int64, rising, and whether they are negative, bool.
+        their indices, int64, rising, and whether they are negative, bool.
     """
-    places = (residual.abs() >= threshold).nonzero().flatten()
-    negative = residual[places] < 0
-    residual[places] -= threshold * (1 - 2 * negative.to(residual.dtype))
-    return places, negative
+    indices = (residual.abs() >= threshold).nonzero().flatten()
+    negative = residual[indices] < 0
+    residual[indices] -= threshold * (1 - 2 * negative.to(residual.dtype))
+    return indices, negative
 
 
-def pack(places: Tensor, negative: Tensor, elements: int) -> Tensor:
-    """What `take` took of so many elements, as bytes: their number in 4; a bit array that has, for each, a one at upper bits + rank
-    among them; and of each the lower bits and the sign."""
-    number = len(places)
+def pack(indices: Tensor, negative: Tensor, elements: int) -> Tensor:
+    """What `take` took of `elements` elements, as bytes.
+
+    Their number in 4 bytes; a bit array with a one at (upper bits + rank) of each; the lower bits and the sign of each.
+    """
+    number = len(indices)
     low = _low_bits(number, elements)
-    upper = places.new_zeros(number + (elements >> low) + 1)
-    upper[(places >> low) + torch.arange(number, device=places.device)] = 1
-    rest = (places & ((1 << low) - 1)) << 1 | negative
-    bits = torch.cat([upper, (rest[:, None] >> torch.arange(low + 1, device=places.device) & 1).flatten()])
+    upper = indices.new_zeros(number + (elements >> low) + 1)
+    upper[(indices >> low) + torch.arange(number, device=indices.device)] = 1
+    rest = (indices & ((1 << low) - 1)) << 1 | negative
+    bits = torch.cat([upper, (rest[:, None] >> torch.arange(low + 1, device=indices.device) & 1).flatten()])
     bits = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    header = torch.tensor([number], dtype=torch.int32, device=places.device).view(torch.uint8)
-    return torch.cat([header, (bits << torch.arange(8, device=places.device)).sum(1).to(torch.uint8)])
+    header = torch.tensor([number], dtype=torch.int32, device=indices.device).view(torch.uint8)
+    return torch.cat([header, (bits << torch.arange(8, device=indices.device)).sum(1).to(torch.uint8)])
 
 
 def unpack(message: Tensor, elements: int) -> tuple[Tensor, Tensor]:
@@ -88,14 +90,14 @@ def unpack(message: Tensor, elements: int) -> tuple[Tensor, Tensor]:
 
 
 def _low_bits(number: int, elements: int) -> int:
-    """How many bits of a place are sent as they are: what a place has more than its rank, rounded down."""
+    """Number of lower bits sent as they are: log2 of the mean distance between two indices, rounded down."""
     return (elements // max(number, 1)).bit_length() - 1
 
 
 class PlainGradients:
-    """What DDP does by itself, counted."""
+    """DDP's own all-reduce, with the bytes counted."""
 
-    #: whether DDP has to leave the buckets as they are from the first step on
+    #: whether DDP must not sort its buckets again after the first step
     fixed_buckets = False
 
     def __init__(self, traffic: Traffic) -> None:
@@ -121,7 +123,10 @@ class PlainGradients:
 class ThresholdCompression(PlainGradients):
     """The hook of `compression: threshold`, and its state on this rank.
 
-    A gradient that is not finite on one rank becomes NaN on all, as it does without compression: it must not wait in a residual.
+    A gradient that is not finite on one rank becomes NaN on all, as without compression; it must not stay in a residual.
+
+    Args:
+        parameters: those that are trained, in the order of the residual.
 
     Attributes:
         residual: float32 [elements], what was not sent yet, in the order of the parameters.
@@ -136,22 +141,22 @@ class ThresholdCompression(PlainGradients):
         self.settings, self.ranks = settings, ranks
         self.threshold = settings.threshold
         self.sent = 0
-        self._places: dict[Tensor, slice] = {}
+        self._slices: dict[Tensor, slice] = {}
         elements = 0
         for one in parameters:
-            self._places[one] = slice(elements, elements + one.numel())
+            self._slices[one] = slice(elements, elements + one.numel())
             elements += one.numel()
         self.residual = torch.zeros(elements, device=ranks.device)
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
 
     def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """Add the bucket to the residual; with the step's last one, exchange what has reached the threshold."""
+        """Add the bucket to the residual; with the last bucket of the step, exchange what has reached the threshold."""
         if self._step < self.settings.warmup_steps:
             self._step += bucket.is_last()
             return super().hook(None, bucket)
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            self.residual[self._places[parameter]] += gradient.flatten()
+            self.residual[self._slices[parameter]] += gradient.flatten()
         cuda = self.residual.is_cuda
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[self.residual.device] if cuda else None)
         self._waiting.append((bucket, future))
@@ -160,7 +165,7 @@ class ThresholdCompression(PlainGradients):
             mean = self._exchange()
             for earlier, promised in self._waiting:
                 for parameter, gradient in zip(earlier.parameters(), earlier.gradients(), strict=True):
-                    gradient.copy_(mean[self._places[parameter]].view_as(gradient))
+                    gradient.copy_(mean[self._slices[parameter]].view_as(gradient))
                 promised.set_result(earlier.buffer())
             self._waiting.clear()
         return future
@@ -185,17 +190,17 @@ class ThresholdCompression(PlainGradients):
         counts = torch.zeros_like(self.residual)
         self.sent = 0
         for one in messages:
-            places, negative = unpack(one, elements)
-            counts[places] += 1 - 2 * negative.to(counts.dtype)  # places of one message are all different
-            self.sent += len(places)
+            indices, negative = unpack(one, elements)
+            counts[indices] += 1 - 2 * negative.to(counts.dtype)  # the indices of one message are all different
+            self.sent += len(indices)
         if self.settings.density:
-            # sums, products and quotients alone: the same on every machine to the bit
+            # only sums, products and quotients: the same bits on every machine
             wanted = self.settings.density * elements * self.ranks.world
             self.threshold = max(self.threshold * (1 + GAIN * min(self.sent / wanted - 1, 4.0)), SMALLEST)
         return counts * (threshold / self.ranks.world)
 
     def _first_threshold(self) -> float:
-        """The threshold that the wanted share of this step's elements reaches, a mean over the ranks."""
+        """The threshold that `density` of this step's elements reach, a mean over the ranks."""
         assert self.settings.density is not None
         elements = len(self.residual)
         reaching = max(1, round(self.settings.density * elements))
@@ -204,7 +209,7 @@ class ThresholdCompression(PlainGradients):
         return max(total(own.double(), self.ranks).item() / self.ranks.world, SMALLEST)
 
     def restart(self) -> None:
-        """Forget the residual: it belongs to weights that are gone."""
+        """Clear the residual: it belongs to earlier weights."""
         self.residual.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -241,18 +246,18 @@ class PowerSgd(PlainGradients):
         }
 
     def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """Let PyTorch's hook do it, and count what it sends: the thin matrices, and whole what they would not make smaller."""
+        """Run PyTorch's hook, and count what it sends: thin matrices, or the whole tensor if they would not be smaller."""
         state = self._state
         before = state.total_numel_after_compression
         whole = state.iter < state.start_powerSGD_iter
         future = powerSGD_hook(state, bucket)
-        future.wait()  # gloo runs its later collectives in other threads, in an order of their own where two buckets overlap
+        future.wait()  # gloo runs its later collectives in other threads: those of two buckets could come in any order
         elements = bucket.buffer().numel() if whole else state.total_numel_after_compression - before
         self.traffic.reduced += elements * bucket.buffer().element_size()
         return future
 
     def restart(self) -> None:
-        """Forget the errors: they belong to weights that are gone."""
+        """Clear the errors: they belong to earlier weights."""
         self._state.error_dict.clear()
 
     def state_dict(self) -> dict[str, Tensor]:

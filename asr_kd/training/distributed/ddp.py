@@ -12,9 +12,9 @@ from asr_kd.training.settings import DistributedSettings
 
 
 class DataParallel(Exchange):
-    """The exchange of `method: ddp`, for two ranks or more. The model's weights on the first rank are where it starts.
+    """The exchange of `method: ddp`, for two ranks or more. It starts from the first rank's weights.
 
-    A step is that of one process with the batches of all ranks in one, to rounding: the backward pass averages the
+    A step equals, up to rounding, that of one process with the batches of all ranks in one: the backward pass averages the
     gradients, and `begin_step` weights each rank's mean loss by its frames.
 
     Attributes:
@@ -24,8 +24,9 @@ class DataParallel(Exchange):
     def __init__(self, model: nn.Module, settings: DistributedSettings, ranks: Ranks) -> None:
         super().__init__(model, ranks)
         self.compression = _compression(model, settings, ranks, self)
-        # DDP sorts its buckets anew after the first step of a process, a resumed one too, unless it looks for unused parameters;
-        # on a CPU, where a stopped run goes on to the same bits, the order in which a ring of three ranks or more sums hangs on them
+        # DDP sorts its buckets again after the first step of a process, also of a resumed one, unless it looks for unused
+        # parameters. The order in which a ring of three or more ranks sums depends on the buckets, so on a CPU, where a resumed
+        # run must give the same bits, they are fixed.
         cuda = ranks.device.type == "cuda"
         fixed = self.compression.fixed_buckets or not cuda
         network = DistributedDataParallel(
@@ -38,8 +39,8 @@ class DataParallel(Exchange):
 
     def begin_step(self, frames: int, everyone: float) -> float:
         """See `Exchange`."""
-        self.traffic.broadcast += self._buffer_bytes  # DDP sends the first rank's to all before a forward pass
-        self.traffic.reduced += self._found_bytes  # and which parameters the ranks have used, after the backward pass
+        self.traffic.broadcast += self._buffer_bytes  # DDP broadcasts the first rank's buffers before a forward pass
+        self.traffic.reduced += self._found_bytes  # and reduces which parameters were used after the backward pass
         return self._share(frames, everyone)
 
     def restart(self) -> None:

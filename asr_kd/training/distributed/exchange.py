@@ -1,4 +1,4 @@
-"""What a trainer calls around each step, whatever the ranks exchange; and the count of the bytes that they send."""
+"""The calls a trainer makes around each step, for any method of exchange; and a count of the bytes sent."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from asr_kd.training.distributed.ranks import Ranks, total
 
 @dataclass
 class Traffic:
-    """Bytes that one rank put into the collectives since the start of the run, by kind.
+    """Bytes that one rank has put into collectives since the start of the run, by kind.
 
-    Counted are gradients, models, moments and messages with their lengths, the bytes in which the ranks agree on a step
-    and to go on, and the four a parameter in which DDP says what was used, where it looks for that; not counted are
-    packet headers, what is sent once, at the start, and what the ranks say at a save.
+    Counted: gradients, models, moments, messages with their lengths, the ranks' agreement on each step, and the four bytes a
+    parameter in which DDP reduces which parameters were used, if it does. Not counted: packet headers, what is sent once at
+    the start, and what the ranks exchange at a save.
     """
 
     world: int
@@ -26,7 +26,7 @@ class Traffic:
     broadcast: int = 0
 
     def add(self, other: Traffic) -> None:
-        """Count what was sent before too."""
+        """Add earlier traffic."""
         self.reduced += other.reduced
         self.gathered += other.gathered
         self.broadcast += other.broadcast
@@ -39,9 +39,10 @@ class Traffic:
 
     @property
     def wire(self) -> int:
-        """Bytes that leave this rank when the collectives run as rings, the fewest that they can do with.
+        """Bytes that leave this rank if the collectives run as rings, the least possible.
 
-        All-reduce: 2 (N - 1) / N of the payload; all-gather: N - 1 times; broadcast: (N - 1) / N, a mean over the ranks.
+        All-reduce: 2 (N - 1) / N of the payload; all-gather: N - 1 times the payload; broadcast: (N - 1) / N, a mean over the
+        ranks.
         """
         others = self.world - 1
         return (2 * others * self.reduced + others * self.broadcast) // self.world + others * self.gathered
@@ -52,10 +53,10 @@ class Meeting:
     """What the ranks told each other before a step.
 
     Attributes:
-        frames: that they will learn in it, together.
-        seconds: of audio that they have heard since they last met, together.
-        going: whether one of them still has batches.
-        stop: whether one of them was asked to stop.
+        frames: frames to learn in the step, all ranks together.
+        seconds: audio heard since the last meeting, all ranks together.
+        going: whether any rank still has batches.
+        stop: whether any rank was asked to stop.
     """
 
     frames: float = 0.0
@@ -65,7 +66,7 @@ class Meeting:
 
 
 class Exchange:
-    """Several ranks that train one model; as it stands here, a single process, which exchanges nothing.
+    """How ranks that train one model synchronise; this base class is for a single process, which exchanges nothing.
 
     One step of the trainer::
 
@@ -77,11 +78,11 @@ class Exchange:
         clip, optimizer.step()
         exchange.end_step()
 
-    Every rank makes the same calls the same number of times. A rank without a batch goes through its last one with 0 frames.
+    Every rank makes the same calls the same number of times; a rank without a batch reports 0 frames.
 
     Attributes:
-        network: the module that the forward pass goes through; the model itself is trained in place.
-        traffic: what this rank has sent.
+        network: the module to call for the forward pass; the model itself is trained in place.
+        traffic: bytes that this rank has sent.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -90,58 +91,66 @@ class Exchange:
         self.traffic = Traffic(ranks.world)
 
     def meet(self, frames: int, seconds: float, going: bool, stop: bool) -> Meeting:
-        """Tell the others, in one message, what `Meeting` is the sum of."""
+        """Sum this rank's values over all ranks, in one collective.
+
+        Args:
+            frames: frames that this rank learns in the step.
+            seconds: audio that this rank has heard since the last meeting.
+            going: whether this rank still has batches.
+            stop: whether this rank was asked to stop.
+        """
         said = torch.tensor([frames, seconds, going, stop], dtype=torch.float64)
         self.traffic.reduced += said.nbytes
         frames_of_all, seconds_of_all, goes_on, stops = total(said, self.ranks).tolist()
         return Meeting(frames_of_all, seconds_of_all, goes_on > 0, stops > 0)
 
     def begin_step(self, frames: int, everyone: float) -> float:
-        """The factor on this rank's mean loss with which the averaged gradient is that of all ranks' frames together.
+        """The factor on this rank's mean loss that makes the averaged gradient the mean over all ranks' frames.
 
         Args:
-            frames: that this rank learns; everyone: that all do, as they said when they last met.
+            frames: frames that this rank learns in the step.
+            everyone: frames that all ranks learn, from the last `meet`.
         """
         return 1.0
 
     def average_gradients(self) -> None:
-        """Average the gradients over the ranks where the backward pass has not done so."""
+        """Average the gradients over the ranks, if the backward pass has not done so."""
 
     def end_step(self) -> None:
         """Count a step that the optimiser has taken; the ranks may meet here."""
 
     @property
     def averages(self) -> bool:
-        """Whether the coming step's gradient is of all ranks, so that one without a batch takes the step too."""
+        """Whether the next step's gradient is averaged over all ranks, so that a rank without a batch must take part."""
         return True
 
     @property
     def meets(self) -> bool:
-        """Whether the ranks talk to each other in the coming step."""
+        """Whether the ranks communicate in the next step."""
         return True
 
     @property
     def settled(self) -> bool:
-        """Whether no step was taken since the ranks last met: then all hold the same model."""
+        """Whether all ranks hold the same model: no step was taken since the last meeting."""
         return True
 
     def settle(self) -> None:
-        """Meet now, however many steps that is after the last meeting: at the end of a phase, before its model is kept."""
+        """Synchronise now, even in the middle of a block; called at the end of a phase, before its model is kept."""
 
     def restart(self) -> None:
-        """Go on from the weights that the model has now, as loaded on all ranks: forget what belongs to others."""
+        """Continue from the weights just loaded into the model on all ranks; drop state that belongs to earlier weights."""
 
     def global_weights(self) -> AbstractContextManager[None]:
-        """While open, the model has the weights to score and to save."""
+        """Within this context the model holds the weights to score and to save."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that this rank must keep, beside model and optimiser, to go on as if never stopped."""
+        """What this rank must save, besides model and optimiser, to resume exactly."""
         traffic = self.traffic
         return {"traffic": torch.tensor([traffic.reduced, traffic.gathered, traffic.broadcast])}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave.
+        """Restore the result of `state_dict`.
 
         Raises:
             KeyError, RuntimeError: when it belongs to another method or another network.
@@ -149,5 +158,5 @@ class Exchange:
         self.traffic.reduced, self.traffic.gathered, self.traffic.broadcast = state["traffic"].tolist()
 
     def _share(self, frames: int, everyone: float) -> float:
-        """`frames`, in units of the mean over the ranks; nothing at all where no rank has any."""
+        """`frames` as a multiple of the mean over the ranks; 0 if no rank has any."""
         return frames * self.ranks.world / everyone if everyone else 0.0

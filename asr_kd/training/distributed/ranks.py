@@ -1,6 +1,6 @@
-"""The processes of one job: joining them as `torchrun` says, small messages between them, and a clean end.
+"""The processes of one job: joining what `torchrun` started, small messages between them, and a clean end.
 
-Nothing here does anything for a single process, so that a trainer need not ask how many there are.
+For a single process all of this does nothing, so that a trainer need not ask how many there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from asr_kd.errors import UserError
 
-#: how long a rank waits for the others: as long as one of them may score a development set
+#: how long a rank waits for the others, which may be scoring the development set
 PATIENCE = timedelta(minutes=30)
 
 
@@ -30,7 +30,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    local: int = 0  # place among the processes of this machine
+    local: int = 0  # index among the processes of this machine
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -41,12 +41,12 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """Be one of the processes that `torchrun` started: over NCCL where `device` is CUDA, else over gloo.
+    """Join the processes that `torchrun` started: by NCCL if `device` is CUDA, else by gloo.
 
-    Without WORLD_SIZE, or with 1, there is nothing to join. `cuda` becomes the GPU of this process's place on its machine.
+    Without WORLD_SIZE, or with 1, there is nothing to join. `cuda` becomes the GPU with this process's local rank.
 
     Raises:
-        UserError: when the environment is not whole, the machine has fewer GPUs than processes, or the others do not answer.
+        UserError: when the environment is incomplete, the machine has fewer GPUs than processes, or the others do not answer.
     """
     ranks = _read(device, environment)
     if ranks.world == 1:
@@ -57,7 +57,7 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         torch.cuda.set_device(ranks.device)
     try:
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world, timeout=PATIENCE))
-        # when torchrun starts all anew, the addresses of those who are gone are still in its store
+        # after a restart by torchrun its store still holds the addresses of the old processes
         store = dist.PrefixStore(f"start-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
             "nccl" if cuda else "gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE,
@@ -65,13 +65,13 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        place = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
+        address = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
         raise UserError(
-            f"{place}: process {ranks.rank} of {ranks.world} could not join the others ({reason}); start all of them with torchrun"
+            f"{address}: process {ranks.rank} of {ranks.world} could not join the others ({reason}); start all of them with torchrun"
         ) from None
     try:
         yield ranks
-        dist.barrier()  # who leaves first takes its connections with it, and the first rank the store through which all meet
+        dist.barrier()  # a rank that leaves early closes its connections, and the first rank the store that all use
     finally:
         dist.destroy_process_group()
 
@@ -102,14 +102,14 @@ def _read(device: torch.device, environment: Mapping[str, str]) -> Ranks:
 
 
 def broadcast(model: nn.Module, ranks: Ranks) -> None:
-    """Give every rank the weights and buffers of the first."""
+    """Copy weights and buffers of the first rank to all others."""
     if ranks.world > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), 0)
 
 
 def total(values: Tensor, ranks: Ranks) -> Tensor:
-    """The sum of a small tensor over the ranks, on the device it came from; `values` stays as it is."""
+    """The sum of a small tensor over the ranks, on the device it came from; `values` is not changed."""
     if ranks.world == 1:
         return values.clone()
     summed = values.to(ranks.device, copy=True)
@@ -118,7 +118,7 @@ def total(values: Tensor, ranks: Ranks) -> Tensor:
 
 
 def gather(value: Any, ranks: Ranks) -> list[Any]:
-    """What every rank says, in their order. `value` is what JSON can hold: nothing that a rank receives is ever run."""
+    """The values of all ranks, in order. `value` must be valid JSON: nothing received is ever executed."""
     if ranks.world == 1:
         return [value]
     mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(ranks.device)
@@ -127,9 +127,9 @@ def gather(value: Any, ranks: Ranks) -> list[Any]:
 
 
 def gather_uneven(values: Tensor, ranks: Ranks) -> list[Tensor]:
-    """The one-dimensional tensors of all ranks, each with its own length, in their order.
+    """The one-dimensional tensors of all ranks, of any lengths, in order.
 
-    The lengths go first; then every rank broadcasts its tensor. (An all-gather would pad all to the longest.)
+    The lengths are gathered first; then every rank broadcasts its tensor. (An all-gather would pad all to the longest.)
     """
     lengths = torch.zeros(ranks.world, dtype=torch.int32, device=values.device)
     dist.all_gather_into_tensor(lengths, torch.tensor([len(values)], dtype=torch.int32, device=values.device))
