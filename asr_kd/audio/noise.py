@@ -79,9 +79,14 @@ def babble(voices: Sequence[np.ndarray], samples: int, rng: np.random.Generator)
 def choose_voices(
     voices: Sequence[Voice], key: str, speaker: str | None, talkers: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Waveforms of `talkers` random utterances (fewer if there are not as many) other than `key`.
+    """Waveforms of random utterances other than `key`, of other speakers unless there are none.
 
-    They are of other speakers than `speaker` (None: unknown), unless there are none.
+    Args:
+        voices: to choose from.
+        key: of the utterance that the babble is for.
+        speaker: of that utterance; None if unknown.
+        talkers: number of utterances; fewer if there are not as many.
+        rng: decides the choice.
     """
     others = [voice for voice in voices if voice.key != key]
     strangers = [voice for voice in others if None in (speaker, voice.speaker) or voice.speaker != speaker]

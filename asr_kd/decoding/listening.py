@@ -135,11 +135,7 @@ def find_seam(first: np.ndarray, second: np.ndarray, blank: int) -> int:
 
 
 class Listener:
-    """A network and a decoder at work on one recording (`name` in messages): words as soon as they are known.
-
-    Raises:
-        UserError: when the decoder hears whole utterances alone.
-    """
+    """A network and a decoder that process one recording (`name` in messages): words as soon as they are known."""
 
     def __init__(self, network: Network, decoder: Decoder, name: str) -> None:
         self._network, self._transcript, self._name = network, Transcript(decoder), name

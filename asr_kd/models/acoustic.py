@@ -131,7 +131,12 @@ class Checkpoint:
 
 
 def fingerprint(weights: dict[str, Tensor], units: Units, features: FeatureSettings, settings: ModelSettings) -> str:
-    """Hash (16 hexadecimal digits) of the weights and of every setting that changes a model's output."""
+    """Hash (16 hexadecimal digits) of the weights and of every setting that changes a model's output.
+
+    Args:
+        weights: the state dictionary of the model.
+        units: its vocabulary.
+    """
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What a large job will take, from a small one that was measured."""
+"""What a large job will need, from a small one that was measured."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from asr_kd.plan.settings import PlanSettings
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.speed import made_up_batch, step_speed
 
-#: file of a training run with a line a step
+#: file of a training run, a line a step
 METRICS = "metrics.jsonl"
-#: frames of each utterance of the batch on which a network's step is measured: ten seconds at 30 ms
+#: frames of each utterance in the batch on which a network's step is timed: ten seconds at 30 ms
 UTTERANCE_FRAMES = 333
 
 
 @dataclass
 class Plan:
-    """The figures of a plan; hours, bytes, and whatever the prices are in.
+    """The figures of a plan; costs are in the currency of the prices.
 
     Attributes:
         shards: of audio, and as many of soft targets.
-        label_device_hours, train_device_hours: of one device; wall hours: with all workers busy all the time.
+        label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time.
+        train_device_hours: likewise.
     """
 
     audio_hours: float
@@ -43,7 +44,7 @@ class Plan:
 
 
 def plan(settings: PlanSettings) -> Plan:
-    """Predict bytes, hours and cost, and print them with what they rest on.
+    """Predict bytes, hours and cost, and print them with their assumptions.
 
     Raises:
         UserError: when the measured job is not finished, was over other audio, or measured nothing.
@@ -94,11 +95,11 @@ def plan(settings: PlanSettings) -> Plan:
 
 
 def _label_speed(settings: PlanSettings) -> tuple[float, str]:
-    """Audio hours an hour that one worker labels, and where the figure is from."""
+    """Audio hours an hour that one worker labels, and the source of the figure."""
     if settings.label_speed:
         return settings.label_speed, "given"
     path = place(settings.targets) / "timing.json"
-    if not path.exists():  # the run that ended the job had no shard left to label
+    if not path.exists():  # the process that ended the job had no shard left to label
         raise UserError(
             f"{settings.targets}: has no timing.json, so the speed of labelling is not known; "
             "give label_speed= (audio hours that one worker labels in an hour)"
@@ -109,7 +110,7 @@ def _label_speed(settings: PlanSettings) -> tuple[float, str]:
 
 
 def _training_speed(settings: PlanSettings) -> tuple[float, str]:
-    """Audio hours an hour that one worker trains on, and where the figure is from."""
+    """Audio hours an hour that one worker trains on, and the source of the figure."""
     if settings.train_speed:
         return settings.train_speed, "given"
     if settings.student:

@@ -265,7 +265,13 @@ class _Union:
     def completed(
         self, target: SparsePosteriors, indices: np.ndarray, share: np.ndarray, prior: np.ndarray
     ) -> np.ndarray:
-        """float64 [entries]: the probabilities of a completed distribution, whether it kept the unit or not."""
+        """The probabilities of a completed distribution for all entries, whether it kept the unit or not: float64 [entries].
+
+        Args:
+            indices: its own, of `indices`.
+            share: float64 [frames], as of `_share`.
+            prior: float64 [units], for spreading its tail.
+        """
         probs = share[self.rows] * prior[self.units]
         counts = indices >= 0
         probs[indices[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)

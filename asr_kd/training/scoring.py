@@ -53,7 +53,13 @@ def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
 
 
 def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
-    """Score the mean of the checkpoints kept for it; arguments and errors as of `score`."""
+    """Score the mean of the checkpoints kept for it.
+
+    Args: see `score`.
+
+    Raises:
+        UserError: as `score`, and when a kept checkpoint is missing or damaged.
+    """
     kept = learner.position.kept
     student = mean_of([folder_of(run, one) for one in kept]).to(learner.device)
     scores, _ = _try(learner, Pupil(student), units, run, averaged=[one.step for one in kept])
