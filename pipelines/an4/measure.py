@@ -151,7 +151,7 @@ def print_table(title: str, runs: list[dict[str, Any]], names: list[str]) -> Non
     names = [name for name in names if wers[name]]
     print(f"\n| {title} | WER %, mean of {len(runs)} | each seed | sub / del / ins, mean | against the pseudo-label student | gap recovered |")  # fmt: skip
     print("|---|---|---|---|---|---|")
-    mean = {name: statistics.mean(values) for name, values in wers.items()}
+    mean = {name: statistics.mean(wers[name]) for name in names}
     for name in names:
         counts = [statistics.mean(run[name][kind] for run in runs if name in run) for kind in ("substitutions", "deletions", "insertions")]  # fmt: skip
         rival = [run["student-pseudo-label"]["wer"] for run in runs if name in run]
