@@ -70,7 +70,7 @@ def evaluate(settings: EvalSettings) -> Report:
 def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> Scores:
     """Add up the parts in order, and write utterances.jsonl and quarantine.jsonl."""
     scores = Scores(settings)
-    bad: tuple[Shard, tuple[str, str]] | None = None
+    bad: dict[str, tuple[Shard, tuple[str, str]]] = {}  # of each set the first
     with (
         write_whole(output / "utterances.jsonl", make_folder=False) as lines,
         write_whole(output / "quarantine.jsonl", "w", make_folder=False) as quarantine,
@@ -78,17 +78,17 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> S
         for shard in shards:
             part = read_part(shard.part(output))
             for key, reason in part.quarantined.items():
-                bad = bad or (shard, (key, reason))
+                bad.setdefault(shard.set, (shard, (key, reason)))
                 entry = {"key": key, "set": shard.set, "shard": shard.info.name, "reason": reason}
                 quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
             lines.write(part.body)
             scores.add(shard.set, part.lines, part.seconds, len(part.quarantined))
         # raised inside: nothing is published
         if bad:
-            refuse_bad(settings, scores.quarantined, len(scores.words) + scores.quarantined, *bad)
-        if bad and not len(scores.words):
-            shard, (key, reason) = bad
-            raise UserError(f"{shard}: no utterance could be used (first: {key}: {reason}); fix them")
+            refuse_bad(settings, scores.quarantined, len(scores.words) + scores.quarantined, *next(iter(bad.values())))
+        for name, (shard, (key, reason)) in bad.items():
+            if not scores.sets[name].utterances:
+                raise UserError(f"{shard}: no utterance could be used (first: {key}: {reason}); fix them")
         if not sum(scores.words):
             raise UserError(f"{', '.join(settings.sets.values())}: the texts hold no words; a WER needs labelled audio")
     return scores

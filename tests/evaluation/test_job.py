@@ -144,6 +144,13 @@ def test_nothing_but_bad_audio(job: Job, tmp_path: Path) -> None:
         evaluate(settings)
 
 
+def test_a_set_of_nothing_but_bad_audio_is_refused_beside_a_good_one(job: Job, tmp_path: Path) -> None:
+    bad = shards_of(tmp_path / "bad", [Sample("broken", b"", "wav", {"text": "six"})])
+    settings = job(audio={"good": shards_of(tmp_path / "good", [good(0), good(1)]), "bad": bad}, max_bad_share=1.0)
+    with pytest.raises(UserError, match=r"shard-000000.tar: no utterance could be used .first: broken: .*empty"):
+        evaluate(settings)
+
+
 def test_lines_are_json_whatever_the_fields(job: Job, tmp_path: Path) -> None:
     sample = good(0)
     sample.fields |= {"snr": 12345678, "room": 3, "tags": ["a"]}
