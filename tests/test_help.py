@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -32,13 +33,18 @@ def answered(text: str) -> str:
     return "\n".join(lines)
 
 
+def evenly(text: str) -> str:
+    """The text without how wide its columns are: argparse sets the list of verbs otherwise from Python 3.13 on."""
+    return re.sub(r" {2,}", "  ", text)
+
+
 @pytest.mark.parametrize("name", ["asr-kd", *(verb.name for verb in VERBS.values() if verb.help)])
 def test_pages_and_messages_are_as_they_were(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("HOME", "/home/user")
     monkeypatch.chdir(shutil.copytree(SNAPSHOTS / "files", tmp_path / "files"))
     expected = (SNAPSHOTS / f"{name}.txt").read_text()
-    assert answered(expected) == expected
+    assert evenly(answered(expected)) == evenly(expected)
     assert sorted(os.listdir()) == sorted(os.listdir(SNAPSHOTS / "files")), "a mistake leaves nothing behind"
 
 
