@@ -35,7 +35,7 @@ def answered(text: str) -> str:
 
 def evenly(text: str) -> str:
     """The text without how wide its columns are: argparse sets the list of verbs otherwise from Python 3.13 on."""
-    return re.sub(r" {2,}", "  ", text)
+    return re.sub(r"\s{2,}", "  ", text)
 
 
 @pytest.mark.parametrize("name", ["asr-kd", *(verb.name for verb in VERBS.values() if verb.help)])
