@@ -127,7 +127,7 @@ class PhaseStream:
         # a stretch changes the number of frames; chunks are never stretched
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
         batch = Batch(features, lengths, first, last, source)
-        needs = self.plan.sources[source].needs
+        needs = self.sources[source].needs
         if "text" in needs:
             ids: list[list[int]] = [example.ids or [] for example in examples]
             row = torch.tensor([unit for one in ids for unit in one], dtype=torch.int64)

@@ -89,6 +89,10 @@ def _train_in(
     kinds = [one.kind for stream in streams for source in stream.knowledge for one in source]
     pupil = Pupil(student, kinds).to(ranks.device)
     check_taps(student, pupil.taps, str(run))
+    if (pupil.taps or pupil.beside) and any(phase.chunks and phase.chunks.carry for phase in settings.phases):
+        raise UserError(
+            "chunks.carry: hears the student alone, chunk by chunk; leave out carry, or what trains modules beside it or looks at its layers"
+        )
     optimizer = make_optimizer(pupil, settings)
     learner = Learner(settings, pupil, optimizer, Exchange(pupil, ranks), check=check, ranks=ranks)
     if settings.ema_decay:

@@ -122,6 +122,12 @@ def test_processes_train_it_together_and_one_may_die(job: Job, tmp_path: Path, m
     assert files(died) == expected
 
 
+def test_carried_chunks_are_refused(job: Job) -> None:
+    settings = run_of(job, [{"soft": 1.0, "entropy": {}}], phase={"chunks": {"frames": 5, "carry": True}})
+    with pytest.raises(UserError, match=r"chunks\.carry: hears the student alone"):
+        train(settings)
+
+
 def test_a_layer_that_the_network_lacks_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entropy, "taps", ("layer.9",))
     with pytest.raises(UserError, match=r"run: the network has no layer\.9; it has layer\.1, layer\.2"):
