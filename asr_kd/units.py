@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -83,6 +84,14 @@ class Units:
         prepared = self._prepared(text)
         ids, pieces = self._processor.EncodeAsIds(prepared), self._processor.EncodeAsPieces(prepared)
         return [piece.strip("▁") or piece for unit, piece in zip(ids, pieces, strict=True) if unit == self.unknown - 1]
+
+    def misfit(self, text: str, ids: Sequence[int], frames: int) -> str:
+        """Why CTC has no path for `text`, whose `ids` they are, through so many frames; empty if it has."""
+        if self.unknown in ids:
+            return f"text holds {self.unwritable(text)[0]!r}, which no unit covers"
+        if len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) > frames:  # a blank parts equal units
+            return f"text too long: its {len(ids)} units do not fit into {frames} frames"
+        return ""
 
     def _prepared(self, text: str) -> str:
         return self._fold(text if self.normalizer == "none" else NORMALIZERS[self.normalizer].apply(text))

@@ -26,9 +26,10 @@ from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import Place, local_copy, place, write_whole
-from asr_kd.models.acoustic import Checkpoint, infer, load_checkpoint, pick_device
+from asr_kd.models.acoustic import Checkpoint, infer, infer_batches, load_checkpoint, pick_device
 from asr_kd.progress import Progress
-from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
+from asr_kd.shards.quarantine import Quarantine
+from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import INDEX, read_index
 
 
@@ -269,33 +270,28 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare audio shards with some")
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
-    bad: list[str] = []
+    bad = Quarantine(total, settings.max_bad_share, "read")
 
     def lines() -> Iterator[dict[str, Any]]:
         with Progress("transcribe", total, "utterances") as progress:
             for shard in shards:
                 loaded = load_features(wanted, shard)
-                bad.extend(f"{key}: {reason}" for key, reason in loaded.bad)
+                for key, reason in loaded.bad:
+                    bad.add(key, reason)
+                    print(f"left out {key}: {reason}", file=sys.stderr)
                 features = [item.features for item in loaded.items]
                 found: dict[int, list[Hypothesis]] = {}
-                for batch in batches_by_length([len(item) for item in features], settings.batch_frames):
-                    for index, log_probs in zip(batch, infer(checkpoint, [features[i] for i in batch]), strict=True):
-                        found[index] = decoder(log_probs)
+                for batch, answers in infer_batches(checkpoint, features, settings.batch_frames):
+                    found |= zip(batch, map(decoder, answers), strict=True)
                 progress.advance(shard.samples, shard.seconds)
                 for index, item in enumerate(loaded.items):
                     yield {"key": item.key, **_of_set(found[index], settings)}
-        for line in bad:
-            print(f"left out {line}", file=sys.stderr)
-        if len(bad) > settings.max_bad_share * total or len(bad) == total:
-            advice = "fix them" if len(bad) == total else "fix them or raise max_bad_share"
-            raise UserError(
-                f"{settings.audio}: {len(bad)} of {total} utterances could not be read (first: {bad[0]}); {advice}"
-            )
+        bad.refuse(str(settings.audio))
 
     with write_whole(output, "w") as file:
         for line in lines():
             file.write(_json(line) + "\n")
-    print(f"{settings.output}: {total - len(bad):,} texts, {len(bad):,} utterances left out")
+    print(f"{settings.output}: {total - bad.count:,} texts, {bad.count:,} utterances left out")
 
 
 def _of_set(found: Sequence[Hypothesis], settings: TranscribeSettings) -> dict[str, Any]:

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.audio.decode import decode
-from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.decoding.decoder import Decoder
 from asr_kd.decoding.words import Hypothesis
-from asr_kd.errors import AudioError, UserError
+from asr_kd.errors import UserError
 from asr_kd.evaluation.parts import Shard
-from asr_kd.shards.tarset import read_checked
+from asr_kd.shards.stream import ShardInput, load_features
 
 
 @dataclass
@@ -65,35 +63,30 @@ class Answers:
 
 
 def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Loaded:
-    """Decode a shard's audio and compute the features of every front end, timed.
+    """Decode a shard's audio and compute its features, once for every front end.
 
     Raises:
         UserError: when the shard is damaged, holds more or less than its index says, or an utterance has no text.
     """
-    loaded = Loaded(shard, [], {}, dict.fromkeys(frontends, 0.0))
-    built = {name: Frontend(features) for name, features in frontends.items()}
-    for sample in read_checked(shard.folder, shard.info):
-        text = sample.fields.get("text")
+    read = {
+        name: load_features(ShardInput(folder=shard.folder, features=features, max_seconds=max_seconds), shard.info)
+        for name, features in frontends.items()
+    }
+    quarantined = {key: reason for one in read.values() for key, reason in one.bad}
+    seconds = {name: one.frontend_seconds for name, one in read.items()}
+    loaded = Loaded(shard, [], quarantined, seconds)
+    items = [{item.key: item for item in one.items} for one in read.values()]
+    for key, last in items[-1].items():
+        if key in quarantined:
+            continue
+        text = last.fields.get("text")
         if not isinstance(text, str):
             raise UserError(
-                f"{shard}: {sample.key} has no text; a WER needs labelled audio: prepare the shards from a manifest with texts"
+                f"{shard}: {key} has no text; a WER needs labelled audio: prepare the shards from a manifest with texts"
             )
-        features: dict[str, np.ndarray] = {}
-        seconds = 0.0
-        try:
-            for name, frontend in built.items():
-                rate = frontend.settings.sample_rate
-                waveform, _ = decode(sample.audio, sample.key, rate, max_seconds)
-                began = time.perf_counter()
-                # rounded as in training
-                features[name] = frontend.compute(waveform)
-                loaded.frontend_seconds[name] += time.perf_counter() - began
-                seconds = len(waveform) / rate
-        except AudioError as error:
-            loaded.quarantined[sample.key] = str(error)
-            continue
-        loaded.utterances.append(Utterance(sample.key, features, text, sample.fields, seconds))
-    held = len(loaded.utterances) + len(loaded.quarantined)
+        features = {name: one[key].features for name, one in zip(read, items, strict=True)}
+        loaded.utterances.append(Utterance(key, features, text, last.fields, last.seconds))
+    held = len(loaded.utterances) + len(quarantined)
     if held != shard.info.samples:
         raise UserError(
             f"{shard}: index.json counts {shard.info.samples} utterances, the shard holds {held}; prepare the shards again"

@@ -17,11 +17,12 @@ from asr_kd.evaluation.schema import Report
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.scores import Scores
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.evaluation.sharing import DECIDING, Work, refuse_bad, score_all
+from asr_kd.evaluation.sharing import DECIDING, Work, score_all
 from asr_kd.evaluation.summary import summarise
 from asr_kd.evaluation.texts import check_texts
 from asr_kd.files import Place, claim_folder, claimed_settings, place, write_whole
 from asr_kd.models.acoustic import load_checkpoint, pick_device
+from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.tarset import read_index
 
 
@@ -70,7 +71,7 @@ def evaluate(settings: EvalSettings) -> Report:
 def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> Scores:
     """Add up the parts in order, and write utterances.jsonl and quarantine.jsonl."""
     scores = Scores(settings)
-    bad: dict[str, tuple[Shard, tuple[str, str]]] = {}  # of each set the first
+    bad, of_set = Quarantine(0, settings.max_bad_share), {name: Quarantine(0, 1.0) for name in settings.sets}
     with (
         write_whole(output / "utterances.jsonl", make_folder=False) as lines,
         write_whole(output / "quarantine.jsonl", "w", make_folder=False) as quarantine,
@@ -78,17 +79,18 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> S
         for shard in shards:
             part = read_part(shard.part(output))
             for key, reason in part.quarantined.items():
-                bad.setdefault(shard.set, (shard, (key, reason)))
+                for one in (bad, of_set[shard.set]):
+                    one.add(key, reason)
                 entry = {"key": key, "set": shard.set, "shard": shard.info.name, "reason": reason}
                 quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
             lines.write(part.body)
             scores.add(shard.set, part.lines, part.seconds, len(part.quarantined))
         # raised inside: nothing is published
-        if bad:
-            refuse_bad(settings, scores.quarantined, len(scores.words) + scores.quarantined, *next(iter(bad.values())))
-        for name, (shard, (key, reason)) in bad.items():
-            if not scores.sets[name].utterances:
-                raise UserError(f"{shard}: no utterance could be used (first: {key}: {reason}); fix them")
+        for name, folder in settings.sets.items():
+            of_set[name].total = scores.sets[name].utterances + of_set[name].count
+            of_set[name].refuse(folder)
+        bad.total = len(scores.words) + bad.count
+        bad.refuse(", ".join(settings.sets.values()))
         if not sum(scores.words):
             raise UserError(f"{', '.join(settings.sets.values())}: the texts hold no words; a WER needs labelled audio")
     return scores

@@ -18,8 +18,8 @@ from asr_kd.evaluation.parts import TIMED, Line, Part, Shard
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
-from asr_kd.models.acoustic import Checkpoint, infer
-from asr_kd.shards.stream import batches_by_length, map_ordered
+from asr_kd.models.acoustic import Checkpoint, infer, infer_batches
+from asr_kd.shards.stream import map_ordered
 from asr_kd.text import NORMALIZERS
 
 
@@ -87,15 +87,14 @@ def score(
 def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Batch]:
     """The network's answers to a shard, timed."""
     features = [utterance.features[system.frontend] for utterance in pending.loaded.utterances]
-    for places in batches_by_length([len(item) for item in features], settings.batch_frames):
-        inputs = [features[place] for place in places]
-        if not system.warm:
-            infer(system.checkpoint, inputs)  # first-use costs stay out of the figures
-            system.warm = True
-        began = time.perf_counter()
-        log_probs = infer(system.checkpoint, inputs)
+    if features and not system.warm:
+        infer(system.checkpoint, features[:1])  # first-use costs stay out of the figures
+        system.warm = True
+    began = time.perf_counter()
+    for places, log_probs in infer_batches(system.checkpoint, features, settings.batch_frames):
         pending.network_seconds[number] += time.perf_counter() - began
         yield Batch(number, places, log_probs)
+        began = time.perf_counter()
 
 
 def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -> Part:

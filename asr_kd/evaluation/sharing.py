@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from asr_kd.decoding.settings import DecodingSettings
-from asr_kd.errors import UserError
 from asr_kd.evaluation.parts import Costs, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
 from asr_kd.evaluation.settings import EvalSettings
@@ -24,12 +23,11 @@ from asr_kd.files import (
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import Leases
+from asr_kd.shards.quarantine import Quarantine
 from asr_kd.text import NORMALIZERS
 
 #: settings that decide the scores of a shard, beside its audio and the checkpoints
 DECIDING = {*DecodingSettings.model_fields, "teacher", "normalizer", "batch_frames", "max_seconds", "device", "threads"}
-#: seconds between looks at shards that other processes are working on
-WAIT = 0.5
 #: parts that are looked at at a time
 READERS = 16
 
@@ -86,55 +84,43 @@ def score_all(work: Work) -> dict[str, Costs]:
     total = sum(shard.info.samples for shard in work.shards)
     with Progress("eval", total, "utterances") as progress, Leases(work.output / ".leases") as leases:
         left = work.missing(work.shards)
-        progress.resume(total - sum(shard.info.samples for shard in left))
-        while left:
-            scored = _score_free(work, leases, left, total, progress)
-            left = work.missing(left)
-            progress.advance(
-                total - sum(shard.info.samples for shard in left) - progress.done
-            )  # what others did meanwhile
-            if left and not scored:  # what was looked at is in the hands of others
-                time.sleep(WAIT)
-            first = random.randrange(len(left)) if left else 0  # not where all the others are
-            left = left[first:] + left[:first]
-        leases.clear()
+        progress.resume(total - _samples(left))
+
+        def done(shard: Shard) -> bool:
+            if there := work.is_done(shard):  # and was not when this process last looked: others did it
+                progress.advance(shard.info.samples)
+            return there
+
+        def not_done(some: list[Shard]) -> list[Shard]:
+            left = work.missing(some)
+            progress.advance(total - _samples(left) - progress.done)  # done by others in the meantime
+            return left
+
+        bad = Quarantine(total, work.settings.max_bad_share)
+        leases.share(left, _lease, done, not_done, lambda free: _score(work, free, bad, progress))
     for folder in (work.output, work.output / "parts", *folders):
         clear_torn(folder, began)
     return _costs(work)
 
 
-def _score_free(work: Work, leases: Leases, left: list[Shard], total: int, progress: Progress) -> int:
-    """Score those of the shards that nobody else is at work on; returns how many."""
-    bad = scored = 0
-
-    def is_done(shard: Shard) -> bool:
-        done = work.is_done(shard)
-        if done:  # and was not when this process last looked: others did it
-            progress.advance(shard.info.samples)
-        return done
-
-    for shard, part, costs in score(work.settings, work.systems, leases.free(left, _lease, is_done)):
+def _score(work: Work, free: Iterator[Shard], bad: Quarantine, progress: Progress) -> Iterator[Shard]:
+    """Score shards, and publish the part of each."""
+    for shard, part, costs in score(work.settings, work.systems, free):
         write_part(shard.part(work.output), work.made_of(shard), part, costs)
-        leases.give_back(_lease(shard))
+        yield shard
         progress.advance(shard.info.samples, shard.info.seconds)
-        bad += len(part.quarantined)
-        if part.quarantined:  # no need to wait for the end when it is lost already
-            refuse_bad(work.settings, bad, total, shard, next(iter(part.quarantined.items())))
-        scored += 1
-    return scored
+        for key, reason in part.quarantined.items():
+            bad.add(key, reason)
+        if bad.too_many:  # no need to wait for the end when it is lost already
+            bad.refuse(str(shard.folder))
+
+
+def _samples(shards: list[Shard]) -> int:
+    return sum(shard.info.samples for shard in shards)
 
 
 def _lease(shard: Shard) -> str:
     return f"{shard.set}.{shard.info.name}"
-
-
-def refuse_bad(settings: EvalSettings, bad: int, total: int, shard: Shard, example: tuple[str, str]) -> None:
-    """Raise UserError when more than `max_bad_share` of all utterances is quarantined; `example`, of `shard`, is a key and its reason."""
-    if bad > settings.max_bad_share * total:
-        raise UserError(
-            f"{shard.folder}: {bad} of {total} utterances could not be used (first: {shard.info.name}, {example[0]}: "
-            f"{example[1]}); fix them or raise max_bad_share"
-        )
 
 
 def _costs(work: Work) -> dict[str, Costs]:

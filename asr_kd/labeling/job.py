@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
-from asr_kd.labeling.load import NO_TEXT, HeardShard, read_features, select
+from asr_kd.labeling.load import NO_TEXT, load, select
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
@@ -27,15 +26,14 @@ from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import map_ordered, process_pool, serve_parent
+from asr_kd.shards.quarantine import Quarantine
+from asr_kd.shards.stream import LoadedShard, map_ordered, process_pool, serve_parent
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 
 #: written when a job finishes or gives up: a line for each utterance that was not labelled
 QUARANTINE = "quarantine.jsonl"
-#: seconds between checks for shards that other processes are working on
-WAIT = 0.5
 #: threads that read the metadata of finished shards
 READERS = 16
 #: fewer shards than this are looked up one by one, more by listing the folder
@@ -74,7 +72,7 @@ def label(settings: LabelSettings) -> None:
     start = time.perf_counter()
     left = missing(infos, output)
     finished = len(infos) - len(left)
-    tally = _Tally()
+    tally, bad = _Tally(), Quarantine(total, settings.max_bad_share, "labelled")
 
     def published(info: ShardInfo) -> bool:
         there = (output / info.name).exists()
@@ -87,21 +85,23 @@ def label(settings: LabelSettings) -> None:
         Leases(output / ".leases") as leases,
         engine_of(settings, teacher, transcripts, progress) as engine,
     ):
-        progress.resume(total - left.samples)
-        while left:
-            before = tally.shards
-            for info, metadata in engine.run(leases.free(left, lambda info: info.name, published)):
-                _finish(leases, tally, info.name, metadata)
-                # no need to work for weeks on a job that must fail
-                if tally.bad > settings.max_bad_share * total:
+
+        def work(free: Iterator[ShardInfo]) -> Iterator[ShardInfo]:
+            for info, metadata in engine.run(free):
+                yield info
+                tally.add(metadata)
+                for key, reason in metadata.quarantined.items():
+                    bad.add(key, reason)
+                if bad.too_many:  # no need to work for weeks on a job that must fail
                     _give_up(settings, teacher, infos, total)
-            left = missing(left, output)
+
+        def not_done(some: ShardList) -> ShardList:
+            left = missing(some, output)
             progress.advance(total - left.samples - progress.done)  # done by others in the meantime
-            if left and tally.shards == before:  # others hold all the leases
-                time.sleep(WAIT)
-            first = random.randrange(len(left)) if left else 0  # start where others are unlikely to be
-            left = left[first:] + left[:first]
-        leases.clear()
+            return left
+
+        progress.resume(total - left.samples)
+        leases.share(left, lambda info: info.name, published, not_done, work)
     seconds = time.perf_counter() - start
     report = _account(settings, teacher, infos, total)
     if tally.shards:
@@ -177,20 +177,20 @@ class LocalEngine:
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         last: tuple[ShardInfo, Future[TargetMetadata]] | None = None
-        for heard in self._heard(free):
-            loaded = select(self.settings, self.teacher.units, self.transcripts, heard)
-            path = place(self.settings.output) / loaded.info.name
+        for info, shard in self._loaded(free):
+            loaded = select(self.settings, self.teacher.units, self.transcripts, info, shard)
+            path = place(self.settings.output) / info.name
             published = label_shard(
                 self.settings, self.teacher, loaded, path, self.progress, self.behind, self.encoders
             )
             if last:
                 yield last[0], last[1].result()
-            last = loaded.info, published
+            last = info, published
         if last:
             yield last[0], last[1].result()
 
-    def _heard(self, free: Iterator[ShardInfo]) -> Iterator[HeardShard]:
-        read = functools.partial(read_features, self.settings, self.teacher.features)
+    def _loaded(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, LoadedShard]]:
+        read = functools.partial(load, self.settings, self.teacher.features)
         if not self.settings.loader_workers:
             yield from ahead(read, free)
             return
@@ -262,67 +262,45 @@ def _all_finished(
 
 @dataclass
 class _Tally:
-    """What this process has labelled; `bad`: utterances it quarantined."""
+    """What this process has labelled."""
 
     shards: int = 0
     frames: int = 0
     audio_seconds: float = 0.0
-    bad: int = 0
 
-
-def _finish(leases: Leases, tally: _Tally, name: str, metadata: TargetMetadata) -> None:
-    """Count a shard that was published."""
-    leases.give_back(name)
-    tally.shards += 1
-    tally.frames += metadata.statistics.frames
-    tally.audio_seconds += metadata.statistics.audio_seconds
-    tally.bad += len(metadata.quarantined)
+    def add(self, metadata: TargetMetadata) -> None:
+        """Count a shard that was published."""
+        self.shards += 1
+        self.frames += metadata.statistics.frames
+        self.audio_seconds += metadata.statistics.audio_seconds
 
 
 def _give_up(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> None:
     """Write quarantine.jsonl for the finished shards, and raise UserError."""
     output = place(settings.output)
-    bad = _Quarantined()
+    bad = Quarantine(total, settings.max_bad_share, "labelled")
     with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
         for info, (metadata, _) in _all_finished(settings, teacher, infos.take(_there(infos, output)), output):
-            bad.write(file, info, metadata)
-    _refuse_bad(settings, bad, total)
+            _list(file, bad, info, metadata)
+    _refuse(settings, bad)
 
 
-@dataclass
-class _Quarantined:
-    """How many utterances were listed, and the first one: key and reason."""
-
-    count: int = 0
-    first: tuple[str, str] | None = None
-
-    def write(self, file: IO[str], info: ShardInfo, metadata: TargetMetadata) -> None:
-        """List the quarantined utterances of a shard, a line each."""
-        for key, reason in metadata.quarantined.items():
-            file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
-            self.first = self.first or (key, reason)
-        self.count += len(metadata.quarantined)
+def _list(file: IO[str], bad: Quarantine, info: ShardInfo, metadata: TargetMetadata) -> None:
+    """Count and list the quarantined utterances of a shard, a line each."""
+    for key, reason in metadata.quarantined.items():
+        file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
+        bad.add(key, reason)
 
 
-def _refuse_bad(settings: LabelSettings, bad: _Quarantined, total: int) -> None:
-    """Raise UserError when more than `max_bad_share` of all utterances, or all of them, are quarantined; they are listed."""
-    if not bad.first or (bad.count <= settings.max_bad_share * total and bad.count < total):
-        return
-    key, reason = bad.first
+def _refuse(settings: LabelSettings, bad: Quarantine) -> None:
+    """Raise UserError when too many utterances, or all of them, are quarantined; they are listed."""
+    _, reason = bad.first
     advice = "fix the audio"
     if reason == NO_TEXT:
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
     elif settings.mode == "alignment" and reason.startswith("text "):
         advice = "fix the texts"
-    which = f"{bad.count} of {total} utterances cannot be labelled, more than max_bad_share {settings.max_bad_share}"
-    if bad.count == total:
-        which = f"none of {total} utterances can be labelled"
-    else:
-        advice += ", or raise max_bad_share"
-    raise UserError(
-        f"{settings.audio}: {which} (first: {key}: {reason.removeprefix(f'{key}: ')}); "
-        f"see {place(settings.output) / QUARANTINE}, {advice}"
-    )
+    bad.refuse(settings.audio, f"see {place(settings.output) / QUARANTINE}, {advice}")
 
 
 def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
@@ -332,11 +310,11 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
     weighted: dict[str, float] = {}
     worst = 0.0
     stored = 0
-    bad = _Quarantined()
+    bad = Quarantine(total, settings.max_bad_share, "labelled")
     with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
         for info, (metadata, size) in _all_finished(settings, teacher, infos, output):
             stored += size
-            bad.write(file, info, metadata)
+            _list(file, bad, info, metadata)
             if len(metadata.quarantined) + metadata.statistics.utterances != info.samples:
                 raise UserError(
                     f"{output / info.name}: {metadata.statistics.utterances} labelled + {len(metadata.quarantined)} "
@@ -348,7 +326,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
                 sums[name] += statistics.pop(name)
             for name, value in statistics.items():
                 weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
-    _refuse_bad(settings, bad, total)
+    _refuse(settings, bad)
     if foreign := {name for name in names_in(output) if name.endswith(".tar")} - set(infos.names):
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     frames = max(sums["frames"], 1)

@@ -19,12 +19,12 @@ from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import Place
 from asr_kd.labeling.encode import Answer, Encoded, encode
-from asr_kd.labeling.load import Loaded, read_features, select
+from asr_kd.labeling.load import Loaded, load, select
 from asr_kd.labeling.settings import SELECTION, LabelSettings
-from asr_kd.models.acoustic import Checkpoint, log_posteriors
+from asr_kd.models.acoustic import Checkpoint, log_posterior_batches
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
-from asr_kd.shards.stream import batches_by_length, killed
+from asr_kd.shards.stream import killed
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import fit_prior, gain, prior_of, to_text
@@ -61,7 +61,7 @@ def load_shard(
     Args:
         transcripts: key → text in place of the text in the shard, for an alignment.
     """
-    return select(settings, teacher.units, transcripts, read_features(settings, teacher.features, info))
+    return select(settings, teacher.units, transcripts, *load(settings, teacher.features, info))
 
 
 def label_shard(
@@ -84,10 +84,9 @@ def label_shard(
         a future of the metadata, done when the shard is published.
     """
     waiting: list[tuple[list[int], Future[Work]]] = []
-    for batch in batches_by_length([len(item) for item in loaded.features], settings.batch_frames):
-        rows = log_posteriors(teacher, [loaded.features[index] for index in batch])
+    for batch, rows in log_posterior_batches(teacher, loaded.features, settings.batch_frames):
         waiting.append((batch, behind.submit(_answer, settings, loaded, batch, rows, encoders)))
-        progress.advance(len(batch), sum(loaded.seconds[index] for index in batch))
+        progress.advance(len(batch), sum(loaded.items[index].seconds for index in batch))
         if len(waiting) > QUEUED:  # dense outputs are large: they must not pile up before a slow encoder
             waiting[-1 - QUEUED][1].result()
     progress.advance(len(loaded.quarantined))
@@ -124,7 +123,7 @@ def _publish(
     with _told(settings):
         for batch, work in batches:
             found.update(zip(batch, zip(*work.result(), strict=True), strict=True))
-    utterances = [found[index] for index in range(len(loaded.keys))]
+    utterances = [found[index] for index in range(len(loaded.items))]
     # summed in the shard's order, so that no bit depends on the batches
     lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]
     total = functools.reduce(np.add, lefts) if lefts else None
@@ -142,9 +141,10 @@ def _publish(
         audio_sha256=loaded.info.sha256,
         quarantined=loaded.quarantined,
         tail_prior=None if codes is None else to_text(codes),
-        statistics=_statistics(utterances, sum(loaded.seconds), total, codes),
+        statistics=_statistics(utterances, sum(item.seconds for item in loaded.items), total, codes),
     )
-    write_target_shard(path, metadata, zip(loaded.keys, (item.data for _, item in utterances), strict=True))
+    keys = (item.key for item in loaded.items)
+    write_target_shard(path, metadata, zip(keys, (item.data for _, item in utterances), strict=True))
     return metadata
 
 
@@ -171,9 +171,9 @@ def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows
                 kept = _align(log_probs.cpu(), loaded.ids[index], settings.hold_frames)
                 answers.append(Answer(kept, np.empty(0)))
             else:
-                answers.append(_keep(log_probs, settings, loaded.keys[index]))
+                answers.append(_keep(log_probs, settings, loaded.items[index].key))
         except UserError as error:
-            raise UserError(f"{loaded.info.name}: {loaded.keys[index]}: {error}") from None
+            raise UserError(f"{loaded.info.name}: {loaded.items[index].key}: {error}") from None
     return answers
 
 

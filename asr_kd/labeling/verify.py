@@ -15,10 +15,9 @@ from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_j
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.settings import SELECTION, LabelSettings, VerifySettings
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
-from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posteriors, pick_device
+from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posterior_batches, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import ShardInfo, read_index
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -173,7 +172,7 @@ def _verify_shard(
             wrong[key] = f"has {stored[key].frames} frames, the teacher gives {target.frames}"
         else:
             _compare(stored[key], target, found)
-    for key in stored.keys() - set(loaded.keys):
+    for key in stored.keys() - {item.key for item in loaded.items}:
         wrong[key] = f"has a soft target, but {loaded.quarantined.get(key, 'it is not in the audio shard')}"
     for key in loaded.quarantined.keys() - stored.keys() - metadata.quarantined.keys():
         wrong[key] = "is neither labelled nor quarantined"
@@ -199,12 +198,11 @@ def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSetti
 
 def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
     """Key and new soft target of every utterance, encoded and decoded."""
-    batches = batches_by_length([len(item) for item in loaded.features], labelling.batch_frames)
-    outputs = ((batch, log_posteriors(teacher, [loaded.features[index] for index in batch])) for batch in batches)
+    outputs = log_posterior_batches(teacher, loaded.features, labelling.batch_frames)
     draws = selection_of(labelling).draws
     for batch, answers in ahead(lambda pair: (pair[0], answer_batch(labelling, loaded, *pair)), outputs):
         for index, answer in zip(batch, answers, strict=True):
-            yield loaded.keys[index], codec.decode(codec.encode(answer.kept, draws=draws))
+            yield loaded.items[index].key, codec.decode(codec.encode(answer.kept, draws=draws))
 
 
 def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:

@@ -25,6 +25,7 @@ from asr_kd.models.conv import ConvModel
 from asr_kd.models.lstm import LstmModel
 from asr_kd.models.network import AcousticModel
 from asr_kd.models.settings import ModelSettings
+from asr_kd.shards.stream import batches_by_length
 from asr_kd.units import MODEL_FILE, Units, load_units
 
 FORMAT, VERSION = "asr_kd-checkpoint", 1
@@ -264,6 +265,30 @@ def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> li
     return [row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True)]
 
 
+def log_posterior_batches(
+    checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """As `log_posteriors`, of any number of utterances: positions in `features`, batch by batch, and what is said of each.
+
+    Args:
+        batch_frames: frames in a batch at most, padding included.
+    """
+    for batch in batches_by_length([len(item) for item in features], batch_frames):
+        yield batch, log_posteriors(checkpoint, [features[index] for index in batch])
+
+
 def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
     """As `log_posteriors`, in host memory."""
-    return [row.cpu().numpy() for row in log_posteriors(checkpoint, features)]
+    return _in_memory(log_posteriors(checkpoint, features))
+
+
+def infer_batches(
+    checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """As `log_posterior_batches`, in host memory."""
+    for batch, rows in log_posterior_batches(checkpoint, features, batch_frames):
+        yield batch, _in_memory(rows)
+
+
+def _in_memory(rows: list[Tensor]) -> list[np.ndarray]:
+    return [row.cpu().numpy() for row in rows]

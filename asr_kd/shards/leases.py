@@ -8,14 +8,16 @@ whole, so such a lease lost or held twice costs time and nothing else. A `sole_w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -28,9 +30,12 @@ from asr_kd.objects import ObjectPath
 PATIENCE = 60.0
 #: leases in a row that others hold, after which they have gone over the rest as well
 REFUSALS = 16
+#: seconds between looks at items that other processes are working on
+WAIT = 0.5
 #: folders of leases in an output folder: of the one process that may write there, and of those that share the work
 WRITER, SHARED = ".writer", ".leases"
 A = TypeVar("A")
+Items = TypeVar("Items", bound=Sequence[Any])
 
 
 class Leases:
@@ -100,6 +105,33 @@ class Leases:
             else:
                 refusals = 0
                 yield item
+
+    def share(
+        self,
+        left: Items,
+        name: Callable[[Any], str],
+        done: Callable[[Any], bool],
+        missing: Callable[[Items], Items],
+        work: Callable[[Iterator[Any]], Iterable[Any]],
+    ) -> None:
+        """Do what is left to do, together with all other processes that do the same; returns when nothing is.
+
+        Args:
+            name: see `free`; done: see `free`.
+            missing: which of the items are not done, by whomever.
+            work: does items one by one, as it takes them; yields each when it is published.
+        """
+        first = 0
+        while left:
+            own = 0
+            for item in work(self.free(itertools.chain(left[first:], left[:first]), name, done)):
+                self.give_back(name(item))
+                own += 1
+            left = missing(left)
+            if left and not own:  # others hold all the leases
+                time.sleep(WAIT)
+            first = random.randrange(len(left)) if left else 0  # start where others are unlikely to be
+        self.clear()
 
     def give_back(self, name: str) -> None:
         """Let others take it."""

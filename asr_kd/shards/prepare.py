@@ -17,7 +17,7 @@ import numpy as np
 from asr_kd.audio.decode import encode, read_audio
 from asr_kd.audio.recording import Recording
 from asr_kd.ending import stop_if_asked
-from asr_kd.errors import AudioError, UserError
+from asr_kd.errors import AudioError
 from asr_kd.files import (
     Place,
     claim_folder,
@@ -33,6 +33,7 @@ from asr_kd.files import (
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.manifest import BOUNDS, Utterance, read_manifest
+from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 from asr_kd.text import NORMALIZERS
@@ -68,7 +69,7 @@ def prepare(settings: PrepareSettings) -> None:
 def _prepare(settings: PrepareSettings, total: int, began: float, check: Callable[[], None]) -> None:
     output = place(settings.output)
     infos: list[ShardInfo] = []
-    quarantined, first = 0, ""
+    bad = Quarantine(total, settings.max_bad_share)
     with (
         Progress("prepare", total, "utterances") as progress,
         contextlib.closing(_Source()) as source,
@@ -78,26 +79,19 @@ def _prepare(settings: PrepareSettings, total: int, began: float, check: Callabl
             if group["shard"]:
                 infos.append(ShardInfo(**group["shard"]))
             for line in group["quarantined"]:
-                first = first or f"{line['key']}: {line['reason']}"
-                quarantined += 1
+                bad.add(line["key"], line["reason"])
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
     for folder in (output, output / RECORDS):
         clear_torn(folder, began)
     written = sum(info.samples for info in infos)
     hours = sum(info.seconds for info in infos) / 3600
     print(
-        f"{output}: {total:,} utterances in = {written:,} written + {quarantined:,} quarantined\n"
+        f"{output}: {total:,} utterances in = {written:,} written + {bad.count:,} quarantined\n"
         f"{hours:.3f} audio hours in {len(infos):,} shards"
     )
-    if quarantined > settings.max_bad_share * total or not written:
+    if bad.too_many or not written:
         (output / INDEX).unlink(missing_ok=True)
-        which = f"{quarantined} of {total} utterances cannot be used, more than max_bad_share {settings.max_bad_share}"
-        advice = f"fix the audio and remove {output}"
-        if written:
-            advice += ", or raise max_bad_share"
-        else:
-            which = f"none of {total} utterances can be used"
-        raise UserError(f"{settings.manifest}: {which} (first: {first}); see {output / 'quarantine.jsonl'}, {advice}")
+    bad.refuse(settings.manifest, f"see {output / 'quarantine.jsonl'}, fix the audio and remove {output}")
     write_index(output, infos)
 
 

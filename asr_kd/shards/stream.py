@@ -9,6 +9,7 @@ import multiprocessing.context
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,8 @@ from asr_kd.shards.tarset import Sample, read_checked
 
 # What a shard's noises are made of is drawn shard by shard, so that memory does not grow with shards or noise files.
 MAX_VOICES, MAX_NOISES = 64, 16
+#: of the files of a feature cache
+CACHE_VERSION = 2
 # Processes that load run ahead; where cores are short the network comes first.
 NICE = 10
 A = TypeVar("A")
@@ -39,19 +42,21 @@ B = TypeVar("B")
 
 @dataclass
 class Item:
-    """An utterance as network input: features float16 [frames, dimension], and what its shard says about it."""
+    """An utterance as network input: features float16 [frames, dimension], what its shard says about it, and its length."""
 
     key: str
     features: np.ndarray
     fields: dict[str, Any]
+    seconds: float
 
 
 @dataclass
 class LoadedShard:
-    """Items of a shard in its order, and (key, reason) of what could not be used."""
+    """Items of a shard in its order, (key, reason) of what could not be used, and how long the front end took."""
 
     items: list[Item]
     bad: list[tuple[str, str]]
+    frontend_seconds: float = 0.0
 
 
 class ShardInput(Settings):
@@ -69,13 +74,13 @@ class ShardInput(Settings):
 
 
 def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
-    """Decode a shard's audio and compute its features, or take them from the cache.
+    """Decode a shard's audio and compute its features, or take them from the cache. All jobs read audio by this function.
 
     A cache changes no bit of what is learned: features are kept as the front end gives them.
     """
     stem = None
     if wanted.cache is not None and wanted.noise is None:
-        name = hash_json([shard.sha256, versioned(wanted.features), wanted.max_seconds])
+        name = hash_json([shard.sha256, versioned(wanted.features), wanted.max_seconds, CACHE_VERSION])
         stem = local(wanted.cache, "feature_cache") / name
         if stem.with_suffix(".json").exists():
             return _read_cached(stem)
@@ -89,10 +94,13 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
     for sample in samples:
         stop_if_asked()
         try:
-            waveform, _ = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
+            waveform, rate = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
             if corruption:
                 waveform = corruption.apply(waveform, sample.key, sample.fields.get("speaker"))
-            loaded.items.append(Item(sample.key, frontend.compute(waveform), sample.fields))
+            began = time.perf_counter()
+            features = frontend.compute(waveform)
+            loaded.frontend_seconds += time.perf_counter() - began
+            loaded.items.append(Item(sample.key, features, sample.fields, len(waveform) / rate))
         except AudioError as error:
             loaded.bad.append((sample.key, str(error)))
     if stem is not None:
@@ -123,7 +131,10 @@ def _write_cached(stem: Path, loaded: LoadedShard, dimension: int) -> None:
     with write_whole(stem.with_suffix(".npy")) as file:
         np.save(file, np.concatenate(rows) if rows else np.empty((0, dimension), np.float16), allow_pickle=False)
     # the description comes last: without it the features do not count as written
-    items = [{"key": item.key, "frames": len(item.features), "fields": item.fields} for item in loaded.items]
+    items = [
+        {"key": item.key, "frames": len(item.features), "fields": item.fields, "seconds": item.seconds}
+        for item in loaded.items
+    ]
     write_json(stem.with_suffix(".json"), {"items": items, "bad": loaded.bad})
 
 
@@ -135,7 +146,7 @@ def _read_cached(stem: Path) -> LoadedShard:
         if starts[-1] != len(rows):
             raise ValueError("lengths do not add up")
         items = [
-            Item(item["key"], rows[start : start + item["frames"]], item["fields"])
+            Item(item["key"], rows[start : start + item["frames"]], item["fields"], item["seconds"])
             for start, item in zip(starts, description["items"], strict=False)
         ]
         return LoadedShard(items, [(key, reason) for key, reason in description["bad"]])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from asr_kd.errors import UserError
 from asr_kd.training.batches import Lane, PhaseStream
 from asr_kd.training.distributed.ranks import Ranks, total
 from asr_kd.training.settings import TrainSettings
@@ -28,17 +27,8 @@ def account(settings: TrainSettings, ranks: Ranks, stream: PhaseStream, lanes: S
         cursors = [source.ends.get(lane, lanes[lane].cursors[index]) for lane in own]
         counts = torch.tensor([[one.seen, one.unused, one.incomplete] for one in cursors], dtype=torch.float64).sum(0)
         seen, unused, incomplete = map(int, total(counts, ranks).tolist())
-        for what, count, (key, reason) in (
-            ("left out", unused, source.first_unused),
-            ("without every teacher", incomplete, source.first_incomplete),
-        ):
-            example = f" (first: {key}: {reason})" if key else ""
-            if what == "left out" and 0 < seen == count:
-                raise UserError(f"{source.plan.audio}: none of {seen} utterances can be used{example}; fix the data")
-            if count > settings.max_bad_share * seen:
-                raise UserError(
-                    f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}, more than max_bad_share "
-                    f"{settings.max_bad_share}; fix the data or raise max_bad_share"
-                )
-            if count and ranks.first:
-                print(f"{source.plan.audio}: {what}: {count} of {seen} utterances{example}", file=sys.stderr)
+        for bad in source.bad(seen, unused, incomplete):
+            bad.refuse(source.plan.audio, "fix the data")
+            if bad.count and ranks.first:
+                what = f"{bad.count} of {seen} utterances cannot be {bad.done} {bad.example}"
+                print(f"{source.plan.audio}: {what}", file=sys.stderr)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from asr_kd.errors import UserError
-from asr_kd.models.acoustic import Checkpoint, infer
-from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
+from asr_kd.models.acoustic import Checkpoint, infer_batches
+from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.blank import OFFSETS, BlankCurve
 from asr_kd.training.settings import TrainSettings
@@ -90,9 +90,10 @@ def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[
             raise UserError(
                 f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; fix the development set"
             )
-        for positions in batches_by_length([len(item.features) for item in content.items], 2 * settings.batch_frames):
-            items = [content.items[index] for index in positions]
-            for item, log_probs in zip(items, infer(learner, [item.features for item in items]), strict=True):
+        features = [item.features for item in content.items]
+        for batch, answers in infer_batches(learner, features, 2 * settings.batch_frames):
+            for index, log_probs in zip(batch, answers, strict=True):
+                item = content.items[index]
                 if "text" not in item.fields:
                     raise UserError(
                         f"{settings.development}: {item.key} has no text; the development set must be labelled"

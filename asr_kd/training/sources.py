@@ -20,6 +20,7 @@ from asr_kd.distillation.batch import Example
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
+from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, bucketed, load_features, map_ordered
 from asr_kd.shards.tarset import INDEX, read_index
 from asr_kd.training.settings import ChunkSettings, TrainSettings
@@ -155,21 +156,18 @@ class Source:
 
     def _refuse_bad(self, cursor: Cursor, endless: bool = False) -> None:
         """Fail if the share of bad utterances is too high whatever other lanes bring, or a lane would loop for ever in vain."""
-        if cursor.seen and cursor.unused == cursor.seen and (endless or self.settings.lanes == 1):
-            key, reason = self.first_unused
-            raise UserError(
-                f"{self.plan.audio}: none of {cursor.seen} utterances can be used (first: {key}: {reason}), so there is nothing to learn; fix the data"
-            )
-        read = self.utterances * (cursor.number + 1)
-        for count, (key, reason), what in (
-            (cursor.unused, self.first_unused, "cannot be used"),
-            (cursor.incomplete, self.first_incomplete, "lack the soft target of a teacher"),
-        ):
-            if count > self.settings.max_bad_share * read:
-                raise UserError(
-                    f"{self.plan.audio}: {count} of {read} utterances {what}, more than max_bad_share "
-                    f"{self.settings.max_bad_share} (first: {key}: {reason}); fix the data or raise max_bad_share"
-                )
+        alone = endless or self.settings.lanes == 1
+        read = cursor.seen if alone and cursor.unused == cursor.seen else self.utterances * (cursor.number + 1)
+        for bad in self.bad(read, cursor.unused, cursor.incomplete):
+            bad.refuse(self.plan.audio, "fix the data")
+
+    def bad(self, read: int, unused: int, incomplete: int) -> tuple[Quarantine, Quarantine]:
+        """The utterances of so many `read` that cannot be used, and that lack the target of a teacher."""
+        share = self.settings.max_bad_share
+        return (
+            Quarantine(read, share, "used", unused, self.first_unused),
+            Quarantine(read, share, "taught by every teacher", incomplete, self.first_incomplete, all_may=True),
+        )
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, self.phase, self.index, *key])
@@ -276,14 +274,8 @@ class Source:
 
     def _misfit(self, text: str, ids: list[int], item: Item) -> str:
         """Why CTC cannot learn a text; empty if it can."""
-        if self.units.unknown in ids:
-            return f"its text holds {self.units.unwritable(text)[0]!r}, which no unit covers"
-        repeats = sum(a == b for a, b in itertools.pairwise(ids))
         # it must fit even when compressed most: without a path the CTC loss is infinite
-        frames = round(len(item.features) * (1 - self.plan.augment.stretch))
-        if len(ids) + repeats > frames:
-            return f"{len(ids)} units do not fit into {frames} frames"
-        return ""
+        return self.units.misfit(text, ids, round(len(item.features) * (1 - self.plan.augment.stretch)))
 
 
 def cut(example: Example, chunks: ChunkSettings) -> list[Example]:

@@ -20,8 +20,8 @@ from asr_kd.config.load import build, override
 from asr_kd.decoding.decoder import make_decoder
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.evaluation.wer import align, count_errors
-from asr_kd.models.acoustic import infer, load_checkpoint
-from asr_kd.shards.stream import ShardInput, batches_by_length, load_features
+from asr_kd.models.acoustic import infer_batches, load_checkpoint
+from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 
 
@@ -48,8 +48,8 @@ def main() -> None:
     texts, outputs = [], []
     for shard in read_index(arguments.audio):
         items = load_features(wanted, shard).items
-        for batch in batches_by_length([len(item.features) for item in items], 4000):
-            outputs += infer(checkpoint, [items[index].features for index in batch])
+        for batch, answers in infer_batches(checkpoint, [item.features for item in items], 4000):
+            outputs += answers
             texts += [items[index].fields["text"] for index in batch]
     hours = sum(map(len, outputs)) * checkpoint.frame_ms / 3.6e6
     rows: list[dict[str, Any]] = []

@@ -28,9 +28,8 @@ from asr_kd.allocator import keep_freed_memory
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import load_shard
-from asr_kd.models.acoustic import Checkpoint, build_model, infer, load_checkpoint, pick_device, save_checkpoint
+from asr_kd.models.acoustic import Checkpoint, build_model, infer_batches, load_checkpoint, pick_device, save_checkpoint
 from asr_kd.models.settings import ModelSettings
-from asr_kd.shards.stream import batches_by_length
 from asr_kd.shards.tarset import read_index, write_index
 
 SET = ("teacher", "audio", "device", "threads", "batch_frames", "loader_workers")
@@ -40,8 +39,8 @@ def forward(teacher: Checkpoint, shards: list[Loaded], batch_frames: int) -> flo
     """Seconds of the teacher's forward passes alone."""
     start = time.perf_counter()
     for loaded in shards:
-        for batch in batches_by_length([len(item) for item in loaded.features], batch_frames):
-            infer(teacher, [loaded.features[index] for index in batch])
+        for _ in infer_batches(teacher, loaded.features, batch_frames):
+            pass
     return time.perf_counter() - start
 
 

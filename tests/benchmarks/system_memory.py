@@ -22,8 +22,7 @@ from asr_kd.config.load import build, override
 from asr_kd.decoding.decoder import make_decoder
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.files import place
-from asr_kd.models.acoustic import build_model, infer, load_checkpoint, pick_device
-from asr_kd.shards.stream import batches_by_length
+from asr_kd.models.acoustic import build_model, infer_batches, load_checkpoint, pick_device
 from asr_kd.shards.tarset import read_checked, read_index
 
 UTTERANCES = 64
@@ -46,8 +45,8 @@ def measured(settings: EvalSettings, folder: str) -> dict[str, float | None]:
     checkpoint = load_checkpoint(place(folder), device)
     frontend, decoder = Frontend(features), make_decoder(settings, checkpoint)
     inputs = [frontend.compute(decode(one.audio, one.key, features.sample_rate, 60.0)[0]) for one in samples]
-    for batch in batches_by_length([len(one) for one in inputs], settings.batch_frames):
-        for log_probs in infer(checkpoint, [inputs[index] for index in batch]):
+    for _, answers in infer_batches(checkpoint, inputs, settings.batch_frames):
+        for log_probs in answers:
             decoder(log_probs)
     on_gpu = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     return {"peak MB": round(status("VmHWM") - before, 1), "GPU MB": on_gpu}

@@ -107,7 +107,7 @@ def test_a_set_as_n_best_lists(folder: str, shards: str, tmp_path: Path) -> None
 
 def test_too_much_unreadable_audio_writes_nothing(folder: str, shards: str, tmp_path: Path) -> None:
     output = tmp_path / "texts.jsonl"
-    with pytest.raises(UserError, match=r"1 of 4 utterances could not be read .*broken"):
+    with pytest.raises(UserError, match=r"1 of 4 utterances cannot be read, .*broken"):
         transcribe_shards(TranscribeSettings(checkpoint=folder, audio=shards, output=str(output), device="cpu"))
     assert not output.exists()
 
@@ -184,7 +184,7 @@ def test_nothing_transcribed_is_a_failure(folder: str, tmp_path: Path) -> None:
     settings = TranscribeSettings(
         checkpoint=folder, audio=str(tmp_path / "bad"), output=str(output), max_bad_share=1.0, device="cpu"
     )
-    with pytest.raises(UserError, match=r"1 of 1 utterances could not be read \(first: a: .*fix them$"):
+    with pytest.raises(UserError, match=r"none of 1 utterances can be read \(first: a: .*fix them$"):
         transcribe_shards(settings)
     assert not output.exists()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.beside import load_shard
 from asr_kd.evaluation.parts import Shard
@@ -83,4 +84,4 @@ def test_an_index_that_counts_otherwise(audio: Path) -> None:
     shard = shards_of(audio)[0]
     more = dataclasses.replace(shard, info=dataclasses.replace(shard.info, samples=3))
     with pytest.raises(UserError, match=r"shard-000000\.tar: index\.json counts 3 utterances, the shard holds 2"):
-        load_shard({}, 60.0, more)
+        load_shard({"any": FeatureSettings()}, 60.0, more)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_kd.labeling import job as label_job
+from asr_kd.shards import leases
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 from tests.faults import (
     Job,
@@ -108,7 +108,7 @@ def test_processes_at_one_output_do_not_get_into_each_others_way(
     jobs: dict[str, Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They begin and end at nearly the same moment: what one clears up another may be just about to use."""
-    monkeypatch.setattr(label_job, "WAIT", 0.005)
+    monkeypatch.setattr(leases, "WAIT", 0.005)
     job, rng = jobs["label"], random.Random(0)
     for trial in range(12):
         output, processes = tmp_path / str(trial), []

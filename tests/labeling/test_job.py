@@ -17,9 +17,9 @@ import torch
 from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
 from asr_kd.errors import UserError
-from asr_kd.labeling import shard as shard_module
 from asr_kd.labeling.job import label
 from asr_kd.labeling.settings import LabelSettings
+from asr_kd.models import acoustic
 from asr_kd.models.acoustic import infer, load_checkpoint, save_checkpoint
 from asr_kd.shards.tarset import Sample, read_index, read_members, read_shard, write_index, write_shard
 from asr_kd.targets import posteriors
@@ -177,7 +177,7 @@ def test_text_that_the_units_cannot_spell_is_quarantined(
     label(settings)
     assert "4 utterances in = 2 labelled + 2 quarantined" in capsys.readouterr().out
     lines = [json.loads(line) for line in (Path(settings.output) / "quarantine.jsonl").read_text().splitlines()]
-    reason = "text holds '{}', which the teacher's units cannot spell"
+    reason = "text holds '{}', which no unit covers"
     assert {line["key"]: line["reason"] for line in lines} == {
         "s0-u1": reason.format("T"),
         "s0-u3": reason.format("42"),
@@ -257,7 +257,7 @@ def test_finished_work_is_not_redone(job: Job, monkeypatch: pytest.MonkeyPatch) 
     label(settings)
     before = published(settings.output)
     timing = (Path(settings.output) / "timing.json").read_text()
-    monkeypatch.setattr(shard_module, "log_posteriors", lambda *_: pytest.fail("the teacher ran again"))
+    monkeypatch.setattr(acoustic, "log_posteriors", lambda *_: pytest.fail("the teacher ran again"))
     label(settings)
     assert published(settings.output) == before
     assert (Path(settings.output) / "timing.json").read_text() == timing
@@ -305,12 +305,13 @@ def test_killed_at_every_publish(job: Job, tmp_path: Path, monkeypatch: pytest.M
 SLOW_JOB = """
 import sys, time
 from asr_kd.labeling.settings import LabelSettings
-from asr_kd.labeling import job, shard
-infer = shard.log_posteriors
+from asr_kd.labeling import job
+from asr_kd.models import acoustic
+infer = acoustic.log_posteriors
 def slow(*arguments):
     time.sleep(0.1)
     return infer(*arguments)
-shard.log_posteriors = slow
+acoustic.log_posteriors = slow
 job.label(LabelSettings.model_validate_json(sys.argv[1]))
 """
 

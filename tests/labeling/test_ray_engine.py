@@ -166,12 +166,12 @@ import sys, ray
 
 def slow():
     import time
-    from asr_kd.labeling import shard
-    infer = shard.log_posteriors
+    from asr_kd.models import acoustic
+    infer = acoustic.log_posteriors
     def slowly(*arguments):
         time.sleep(0.2)
         return infer(*arguments)
-    shard.log_posteriors = slowly
+    acoustic.log_posteriors = slowly
 
 ray.init(address=sys.argv[1], runtime_env={"worker_process_setup_hook": slow})
 from asr_kd.labeling.settings import LabelSettings

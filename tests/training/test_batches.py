@@ -253,7 +253,7 @@ def test_text_that_the_units_do_not_cover_is_left_out(job: Job, units: Units, tm
     texts = ["ab"] * 9 + ["abc"]
     transcripts.write_text("".join(f'{{"key": "u{n}", "text": "{text}"}}\n' for n, text in enumerate(texts)))
     stream, batches = all_batches(job(source={**CTC, "transcripts": str(transcripts)}, max_bad_share=0.1), units)
-    assert unused(stream) == [(1, "u9", "its text holds 'c', which no unit covers")]
+    assert unused(stream) == [(1, "u9", "text holds 'c', which no unit covers")]
     assert not any((batch.parts["text"].values == units.unknown).any() for batch in batches)
 
 
@@ -409,5 +409,5 @@ def test_an_utterance_of_whose_list_nothing_can_be_learned_is_named(
     assert stream.sources[0].ends[0].unused == 2
     assert stream.sources[0].first_unused[1] in (
         "no text to learn from",
-        "its text holds '?', which no unit covers",
+        "text holds '?', which no unit covers",
     )

@@ -509,7 +509,7 @@ def test_bad_utterances_are_counted(job: Job, audio: str, tmp_path: Path, capsys
     broken = rewritten(audio, tmp_path / "broken", lambda shard: setattr(shard[0], "audio", b"noise"))
     plain = {"audio": broken, "targets": None, "soft": 0.0, "ctc": 1.0}
     train(job(source=plain, max_bad_share=0.3, phase={"passes": 2}))
-    assert capsys.readouterr().err.count("left out: 6 of 20 utterances (first: u") == 1
+    assert capsys.readouterr().err.count("6 of 20 utterances cannot be used (first: u") == 1
     with pytest.raises(UserError, match=r"3 of 10 utterances cannot be used, more than max_bad_share 0\.2 .first: u"):
         train(job(source=plain, max_bad_share=0.2, output=str(tmp_path / "strict")))
 
