@@ -21,15 +21,25 @@ def stretched(
         must be selected too.
     """
     frames, mels = len(features), features.shape[1] // stack
-    spectra = features.reshape(frames * stack, mels).astype(np.float32)
     new_frames = max(1, round(frames * (1 + rng.uniform(-settings.stretch, settings.stretch))))
-    if settings.stretch:
-        spectra = _resampled(spectra, np.linspace(0, len(spectra) - 1, new_frames * stack))
+    rows = in_time(features, stack, new_frames) if settings.stretch else features.astype(np.float32)
+    spectra = rows.reshape(new_frames * stack, mels)
     if settings.mel_warp:
         scale = 1 + rng.uniform(-settings.mel_warp, settings.mel_warp)
         spectra = _resampled(spectra.T, np.minimum(np.arange(mels) * scale, mels - 1)).T
     origin = np.minimum((np.arange(new_frames) + 0.5) * frames / new_frames, frames - 1).astype(np.int64)
     return np.ascontiguousarray(spectra).reshape(new_frames, -1), origin
+
+
+def in_time(features: np.ndarray, stack: int, frames: int) -> np.ndarray:
+    """Features of an utterance at another speaking rate, as `stretched` makes them: float32 [frames, stack * mels].
+
+    Args:
+        features: float [old frames, stack * mels].
+        frames: number of new frames.
+    """
+    spectra = features.reshape(len(features) * stack, -1).astype(np.float32)
+    return _resampled(spectra, np.linspace(0, len(spectra) - 1, frames * stack)).reshape(frames, -1)
 
 
 def _resampled(rows: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Word errors in training: the fewest edits. The report aligns words as NIST sclite does (`evaluation/wer.py`)."""
+"""Word errors: the fewest edits. The report aligns words as NIST sclite does (`evaluation/wer.py`)."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ import jiwer
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int, int]:
     """Substitutions, deletions and insertions; an empty reference makes every word of the hypothesis an insertion."""
-    found = jiwer.process_words(reference, hypothesis)
+    ours, theirs = (" ".join(text.split()) for text in (reference, hypothesis))
+    found = jiwer.process_words(ours, theirs)
     return found.substitutions, found.deletions, found.insertions

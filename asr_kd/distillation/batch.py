@@ -22,6 +22,7 @@ class Example:
         choices: transcripts to draw from, each as unit ids with a score in nat.
         targets: soft targets of the learned frames.
         prior: float32 [units], the proportions in which the targets' tail is spread; None unless `missing_mass` is prior.
+        clean: `features` before noise was added; None: they are clean.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Example:
     choices: list[tuple[list[int], float]] = field(default_factory=list)
     targets: SparsePosteriors | None = None
     prior: np.ndarray | None = None
+    clean: np.ndarray | None = None
     first: int = 0
     last: int = 0
 
@@ -73,6 +75,8 @@ class Batch:
         seconds: audio to learn, before any stretch.
         lane: index of its lane.
         after: position of the lane after this batch.
+        clean: `features` without noise, masks and another vocal tract; None unless somebody answers in the step.
+        teacher: who does, as the settings name it; empty: nobody.
     """
 
     features: Tensor
@@ -84,6 +88,8 @@ class Batch:
     seconds: float = 0.0
     lane: int = 0
     after: Any = None
+    clean: Tensor | None = None
+    teacher: str = ""
 
     @property
     def frames(self) -> int:
@@ -98,7 +104,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on the device; lengths stay in host memory."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("features", "first", "last")}
+        tensors = {name: getattr(self, name) for name in ("features", "first", "last", "clean")}
+        moved = {name: one.to(device, non_blocking=True) for name, one in tensors.items() if one is not None}
         parts = {
             name: part._replace(values=part.values.to(device, non_blocking=True)) for name, part in self.parts.items()
         }

@@ -20,8 +20,8 @@ class KnowledgeSettings(Settings):
 
     Attributes:
         make: module and name of the `Knowledge`, imported only when needed.
-        needs: what it needs of an utterance: `text`, `targets` (soft targets), `lists` (transcripts with scores), `whole` (all
-            frames at once).
+        needs: what it needs of an utterance: `text`, `targets` (soft targets), `stored` (targets that are there before the step),
+            `lists` (transcripts with scores), `whole` (all frames at once).
     """
 
     make: ClassVar[str]
@@ -45,7 +45,7 @@ class CtcWithinTargetsSettings(KnowledgeSettings):
     """The text, by CTC, in the targets' timing."""
 
     make = "asr_kd.distillation.ctc:CtcWithinTargets"
-    needs = frozenset({"text", "targets", "whole"})
+    needs = frozenset({"text", "targets", "stored", "whole"})
 
 
 class SoftSettings(KnowledgeSettings):
@@ -59,7 +59,7 @@ class SpikeSettings(KnowledgeSettings):
     """Soft targets of a CTC teacher, learned spike by spike: the student chooses the moment within a stretch around each."""
 
     make = "asr_kd.distillation.spikes:SoftSpikes"
-    needs = frozenset({"targets", "whole"})
+    needs = frozenset({"targets", "stored", "whole"})
 
     before: Natural = Field(5, description="frames before a spike from which on the student may emit")
     after: Count = Field(7, description="frames after a spike's start within which it may, where no other comes first")
@@ -77,7 +77,7 @@ class SequenceSettings(KnowledgeSettings):
     """What a teacher says of an utterance as a distribution over transcripts: each time the utterance is heard, one is drawn."""
 
     make = "asr_kd.distillation.sequences:SoftSequences"
-    needs = frozenset({"targets", "whole"})  # or lists: see `SourceSettings.knowledge`
+    needs = frozenset({"targets", "stored", "whole"})  # or lists: see `SourceSettings.knowledge`
 
     temperature: Positive = Field(
         1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
@@ -120,6 +120,11 @@ class SourceSettings(Settings):
     audio: Audio
     targets: Location | list[Location] | None = Field(
         None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
+    )
+    teacher: Location | None = Field(
+        None,
+        description="in place of targets, who answers in the step, hearing the audio without noise and masks: a checkpoint folder (or its "
+        "URL), or average, the run's own (ema_decay)",
     )
     combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
     resample: bool = Field(
@@ -166,8 +171,15 @@ class SourceSettings(Settings):
             raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
         if self.sequences and bool(self.targets) == bool(self.transcripts):
             raise ValueError("sequences are drawn from targets or from transcripts (n-best lists); give one of the two")
-        if ("targets" in self.needs) != bool(self.targets):
-            raise ValueError("targets go together with a soft weight above 0 or ctc_within_targets")
+        if self.targets and self.teacher:
+            raise ValueError("targets and teacher both answer; give one of the two")
+        if ("targets" in self.needs) != bool(self.targets or self.teacher):
+            raise ValueError("targets (or a teacher) go together with a soft weight above 0 or ctc_within_targets")
+        if self.teacher and "stored" in self.needs:
+            raise ValueError(
+                "a teacher that answers in the step is learned frame by frame (soft without spikes, sequences or ctc_within_targets); "
+                "give targets of it for the others"
+            )
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
         sets, weights = self.target_sets, self.combine.weights
@@ -206,7 +218,7 @@ class SourceSettings(Settings):
 
     def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
         from_lists = isinstance(kind, SequenceSettings) and self.transcripts
-        return kind.needs - {"targets"} | {"lists"} if from_lists else kind.needs
+        return kind.needs - {"targets", "stored"} | {"lists"} if from_lists else kind.needs
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
+import jiwer
 import numpy as np
 from rapidfuzz.distance import Levenshtein
+
+from asr_kd.decoding.wer import word_errors
 
 # sclite's weights. With them two deletions and two insertions (12) are cheaper than four substitutions (16) although
 # both are four errors, so a misplaced stretch is shown as such.
@@ -117,14 +120,15 @@ def _table(ours: list[str], theirs: list[str]) -> Callable[[int, int], int]:
 
 
 def edit_distance(reference: str, hypothesis: str) -> int:
-    """The fewest word edits between two texts: what jiwer counts as errors."""
-    return Levenshtein.distance(reference.split(), hypothesis.split())
+    """The fewest word edits between two texts."""
+    return sum(word_errors(reference, hypothesis))
 
 
 def character_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     """Characters of the reference and the fewest character edits; words are joined by one space, which counts as one."""
     ours, theirs = (" ".join(text.split()) for text in (reference, hypothesis))
-    return len(ours), Levenshtein.distance(ours, theirs)
+    found = jiwer.process_characters(ours, theirs)
+    return len(ours), found.substitutions + found.deletions + found.insertions
 
 
 def counts_of(edits: Iterable[Edit]) -> ErrorCounts:

@@ -42,12 +42,17 @@ B = TypeVar("B")
 
 @dataclass
 class Item:
-    """An utterance as network input: features float16 [frames, dimension], what its shard says about it, and its length."""
+    """An utterance as network input: features float16 [frames, dimension], what its shard says about it, and its length.
+
+    Attributes:
+        clean: the features without noise, if there is noise and they were asked for.
+    """
 
     key: str
     features: np.ndarray
     fields: dict[str, Any]
     seconds: float
+    clean: np.ndarray | None = None
 
 
 @dataclass
@@ -63,6 +68,7 @@ class ShardInput(Settings):
     """How shards of audio become features.
 
     With `noise` the sound is corrupted first, by what `noise_seed` and an utterance's key draw; such features are not cached.
+    With `keep_clean` the features of the sound as it was are kept beside them.
     """
 
     folder: str
@@ -71,6 +77,7 @@ class ShardInput(Settings):
     cache: str | None = None
     noise: NoiseSettings | None = None
     noise_seed: tuple[int, ...] = ()
+    keep_clean: bool = False
 
 
 def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
@@ -95,12 +102,14 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
         stop_if_asked()
         try:
             waveform, rate = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
+            clean = None
             if corruption:
+                clean = frontend.compute(waveform) if wanted.keep_clean else None
                 waveform = corruption.apply(waveform, sample.key, sample.fields.get("speaker"))
             began = time.perf_counter()
             features = frontend.compute(waveform)
             loaded.frontend_seconds += time.perf_counter() - began
-            loaded.items.append(Item(sample.key, features, sample.fields, len(waveform) / rate))
+            loaded.items.append(Item(sample.key, features, sample.fields, len(waveform) / rate, clean))
         except AudioError as error:
             loaded.bad.append((sample.key, str(error)))
     if stem is not None:

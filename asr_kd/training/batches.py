@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr_kd.audio.augment import spec_augment, stretched
+from asr_kd.audio.augment import in_time, spec_augment, stretched
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.knowledge import Task, knowledge_of
 from asr_kd.models.acoustic import collate
@@ -127,12 +127,20 @@ class PhaseStream:
         # a stretch changes the number of frames; chunks are never stretched
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
         batch = Batch(features, lengths, first, last, source)
-        needs = self.sources[source].needs
+        plan = self.plan.sources[source]
+        if plan.teacher:
+            clean = [example.features if example.clean is None else example.clean for example in examples]
+            if augment.stretch:
+                clean = [
+                    in_time(rows, like.stack, frames) for rows, frames in zip(clean, lengths.tolist(), strict=True)
+                ]
+            batch.clean, batch.teacher = collate(clean)[0], plan.teacher
+        needs = plan.needs
         if "text" in needs:
             ids: list[list[int]] = [example.ids or [] for example in examples]
             row = torch.tensor([unit for one in ids for unit in one], dtype=torch.int64)
             batch.parts["text"] = Part(row, torch.tensor([len(one) for one in ids]))
-        if "targets" in needs:
+        if "targets" in needs and not plan.teacher:
             # targets are stretched like the features
             batch.parts |= _soft(examples, [origin if augment.stretch else slice(None) for _, origin in changed])
         for one in self.knowledge[source]:

@@ -16,8 +16,14 @@ from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 
 
-def provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -> dict[str, Any]:
-    """Hashes of the run's data, so that resuming on other data is refused."""
+def provenance(
+    settings: TrainSettings, units: Units, init: Checkpoint | None, teachers: dict[str, Checkpoint]
+) -> dict[str, Any]:
+    """Hashes of the run's data, so that resuming on other data is refused.
+
+    Args:
+        init: what the run starts from; teachers: by folder, those that answer in the step.
+    """
     sources = [source for phase in settings.phases for source in phase.sources]
     audio = sorted({settings.development, *(source.audio for source in sources)})
     noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
@@ -26,7 +32,8 @@ def provenance(settings: TrainSettings, units: Units, init: Checkpoint | None) -
         "data": {folder: read_index(folder).hash for folder in audio},
         "texts": {source.transcripts: sha256_file(source.transcripts) for source in sources if source.transcripts},
         "noises": {folder: [str(path.relative_to(folder)) for path in noise_files(folder)] for folder in noises},
-        "teachers": {folder: teacher_of(folder) for source in sources for folder in source.target_sets},
+        "teachers": {folder: teacher_of(folder) for source in sources for folder in source.target_sets}
+        | {folder: teacher.fingerprint for folder, teacher in teachers.items()},
         "init_fingerprint": init and init.fingerprint,
     }
 

@@ -205,7 +205,7 @@ class Source:
         for (number, index, shard, _), content in zip(ours, contents, strict=True):
             utterances: list[Item | tuple[str, str]] = [*content.bad, *content.items]
             utterances = utterances[slice(None) if whole else slice(lane, None, lanes)]
-            targets = self._targets(shard) if "targets" in self.needs else None
+            targets = self._targets(shard) if self.plan.targets else None
             done = start.item if (number, index) == (start.number, start.shard) else 0
             for item, utterance in enumerate(utterances[done:], done):
                 reading = Reading(number, index, item, [])
@@ -229,6 +229,7 @@ class Source:
             cache=self.settings.feature_cache,
             noise=self.plan.augment.noise,
             noise_seed=(self.settings.seed, self.phase, number, self.index, copy),
+            keep_clean=bool(self.plan.teacher),
         )
         return functools.partial(load_features, wanted, shard)
 
@@ -238,7 +239,7 @@ class Source:
 
     def _learn(self, item: Item, targets: ShardTargets | None, reading: Reading) -> None:
         """Fill `reading` with what there is to learn from an utterance, or with why there is nothing."""
-        example = Example(item.key, item.features)
+        example = Example(item.key, item.features, clean=item.clean)
         if "text" in self.needs:
             reading.unused = self._label(item, example)
         if "lists" in self.needs:
@@ -286,8 +287,14 @@ def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
         end = min(begin + chunks.frames, total)
         left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
         targets = None if example.targets is None else example.targets[begin:end]
-        features = example.features[left:right]
         pieces.append(
-            Example(example.key, features, targets=targets, prior=example.prior, first=begin - left, last=end - left)
+            replace(
+                example,
+                features=example.features[left:right],
+                clean=None if example.clean is None else example.clean[left:right],
+                targets=targets,
+                first=begin - left,
+                last=end - left,
+            )
         )
     return pieces

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from asr_kd.distillation.answers import Answerer
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.knowledge import Pupil, Seen, Weighed
 from asr_kd.training.checkpoints import Position
@@ -27,6 +28,7 @@ class Learner:
         pupil: the student and the modules trained beside it.
         exchange: how processes synchronise.
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
+        teachers: who answers in the step, by the names that batches have for them.
         check: raises if the run's folder is gone or belongs to another job.
         position: progress of the run.
     """
@@ -36,6 +38,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     exchange: Exchange
     average: AveragedModel | None = None
+    teachers: dict[str, Answerer] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
     ranks: Ranks = field(default_factory=Ranks)
     position: Position = field(default_factory=Position)
@@ -103,7 +106,7 @@ def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: d
 
 
 def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tensor:
-    frames, here = batch.frames, batch.to(learner.device)
+    frames, here = batch.frames, _answered(learner, batch)
     with _precision(learner.settings, learner.device):
         outputs, besides = learner.exchange.network(here.features, here.lengths)
     logits = outputs.logits.float()
@@ -111,6 +114,15 @@ def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tenso
         Seen(logits, outputs.lengths, here.learned, here.parts, outputs.hidden, {}), knowledge, frames, besides
     )
     return loss + _touched(besides) if besides else loss
+
+
+def _answered(learner: Learner, batch: Batch) -> Batch:
+    """The batch on the learner's device, with the answers of its teacher, if one answers in the step."""
+    here = batch.to(learner.device)
+    if here.teacher:
+        with _precision(learner.settings, learner.device):
+            here.parts |= learner.teachers[here.teacher].answer(here)
+    return here
 
 
 def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
@@ -129,7 +141,7 @@ def _nothing(learner: Learner) -> Tensor:
 def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Weighed]) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
     network, device = learner.pupil.student, learner.device
-    here, total = batch.to(device), batch.frames
+    here, total = _answered(learner, batch), batch.frames
     lengths = here.lengths.to(device)
     inside = torch.arange(here.features.shape[1], device=device) < lengths[:, None]
     features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
+from asr_kd.distillation.answers import AVERAGE, answerers, check_online
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.ending import stop_requests
 from asr_kd.errors import UserError
@@ -62,15 +63,19 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     if ranks.world > 1 and any(phase.chunks and phase.chunks.carry for phase in settings.phases):
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
+    asked = {source.teacher for phase in settings.phases for source in phase.sources if source.teacher}
+    teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked - {AVERAGE})}
+    for folder, teacher in teachers.items():
+        check_online(folder, teacher, units, settings.features)
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
     for remark in check_texts(settings, units, [source for stream in streams for source in stream.sources]):
         _say(ranks, remark)
-    claim = {**settings.model_dump(), "features": versioned(settings.features), **provenance(settings, units, init)}
-    claim_folder(run, "train", claim)
+    data = provenance(settings, units, init, teachers)
+    claim_folder(run, "train", {**settings.model_dump(), "features": versioned(settings.features), **data})
     with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # one lease covers all ranks
-        _train_in(run, settings, ranks, units, init, streams, check)
+        _train_in(run, settings, ranks, units, init, teachers, streams, check)
 
 
 def _train_in(
@@ -79,6 +84,7 @@ def _train_in(
     ranks: Ranks,
     units: Units,
     init: Checkpoint | None,
+    teachers: dict[str, Checkpoint],
     streams: list[PhaseStream],
     check: Callable[[], None],
 ) -> None:
@@ -97,6 +103,7 @@ def _train_in(
     learner = Learner(settings, pupil, optimizer, Exchange(pupil, ranks), check=check, ranks=ranks)
     if settings.ema_decay:
         learner.average = AveragedModel(pupil)
+    learner.teachers = answerers(teachers, learner.average)
     torch.manual_seed(settings.seed + ranks.rank)  # the same weights on all ranks, but different dropout
     saved = None
     if (run / STATE).exists():

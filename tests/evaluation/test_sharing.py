@@ -22,6 +22,7 @@ from asr_kd.evaluation import sharing
 from asr_kd.evaluation.job import evaluate
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.objects import ObjectPath
+from asr_kd.shards import leases
 
 Job = Callable[..., EvalSettings]
 FORK = multiprocessing.get_context("fork")
@@ -75,7 +76,7 @@ def start(settings: EvalSettings, log: Path, seconds: float = 0.0) -> BaseProces
                 file.write(f"{path.parent.name}/{path.name}\n")
 
         sharing.write_part = noted  # type: ignore[assignment]
-        sharing.WAIT = 0.01
+        leases.WAIT = 0.01
         evaluate(settings)
 
     process = FORK.Process(target=work)

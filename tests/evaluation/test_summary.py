@@ -278,7 +278,7 @@ def test_of_an_utterance_a_few_bytes_are_held() -> None:
     add(1)  # what is held once: words, speakers, the worst
     tracemalloc.start()
     try:
-        add(15)
+        add(60)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

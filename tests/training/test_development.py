@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from asr_kd.models import acoustic
 from asr_kd.models.acoustic import Checkpoint, blank_held_back, build_model
-from asr_kd.training import development as module
 from asr_kd.training.development import score_development
 from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
@@ -23,7 +23,7 @@ def hesitant(job: Job, units: Units, monkeypatch: pytest.MonkeyPatch) -> Checkpo
     """A network that knows every letter but puts the blank 0.6 nat before each, in every second frame, and 3 nat before it elsewhere."""
     settings = job()
 
-    def posteriors(checkpoint: Checkpoint, batch: list[np.ndarray]) -> list[np.ndarray]:
+    def posteriors(checkpoint: Checkpoint, batch: list[np.ndarray]) -> list[torch.Tensor]:
         bias = checkpoint.model.output.bias[0].item()
         found = []
         for one in batch:
@@ -33,10 +33,10 @@ def hesitant(job: Job, units: Units, monkeypatch: pytest.MonkeyPatch) -> Checkpo
             for place, unit in enumerate(units.encode(text)):
                 logits[2 * place, :] = -9.0
                 logits[2 * place, unit], logits[2 * place, units.blank] = 0.0, 0.6 + bias
-            found.append(torch.from_numpy(logits).float().log_softmax(-1).numpy())
+            found.append(torch.from_numpy(logits).float().log_softmax(-1))
         return found
 
-    monkeypatch.setattr(module, "infer", posteriors)
+    monkeypatch.setattr(acoustic, "log_posteriors", posteriors)
     model = build_model(settings.model, settings.features.dimension, units.size)
     torch.nn.init.zeros_(model.output.bias)
     return Checkpoint(model, units, settings.features, settings.model, "")

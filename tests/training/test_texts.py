@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from asr_kd.errors import UserError
+from asr_kd.models import acoustic
 from asr_kd.models.acoustic import Checkpoint
-from asr_kd.training import development as development_module
 from asr_kd.training import phase
 from asr_kd.training.development import score_development
 from asr_kd.training.settings import TrainSettings
@@ -83,11 +83,11 @@ def test_a_spelling_that_the_units_change_is_no_error(
 ) -> None:
     """What counts is what the network says, not how the text was typed."""
 
-    def perfect(_: Checkpoint, features: list[np.ndarray]) -> list[np.ndarray]:
+    def perfect(_: Checkpoint, features: list[np.ndarray]) -> list[torch.Tensor]:
         path = [one for unit in units.encode("ab") for one in (unit, units.blank)]
-        return [np.log(np.eye(units.size, dtype=np.float32)[path] + 1e-6) for _ in features]
+        return [torch.log(torch.eye(units.size)[path] + 1e-6) for _ in features]
 
-    monkeypatch.setattr(development_module, "infer", perfect)
+    monkeypatch.setattr(acoustic, "log_posteriors", perfect)
     learner = Checkpoint(torch.nn.Module(), units, FEATURES, job().model, "")
     for number, text in enumerate(("ab", "a\u200db", "a\u00adb", "a\ufeffb", " ab ")):
         folder = development_set(tmp_path / str(number), [text, "ab"])
