@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, read_text, write_whole
-from asr_kd.shards.manifest import read_manifest
+from asr_kd.shards.manifest import OTHER_NAMES, OTHER_TEXTS, read_manifest
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import read_index, read_shard
 from asr_kd.text import APOSTROPHES
 from asr_kd.units import MODEL_FILE, Units, learn_units
 
 #: names that columns of tables have, of audio files and of texts
-FILES = {"path", "audio", "file", "filename", "file_name", "wav", "wav_filename", "audio_filepath", "audio_path"}
-TEXTS = {"text", "sentence", "transcript", "transcription", "normalized_text"}
+FILES, TEXTS = {"audio", *OTHER_NAMES}, {"text", *OTHER_TEXTS}
 #: what stands beside a `text` of Kaldi's
 KALDI = ("wav.scp", "utt2spk", "spk2utt")
 #: lines of a text file that show whether it is a table

@@ -83,6 +83,30 @@ BAD_LINES = {
         '{"key": "b", "audio": "b.wav", "start": 1, "length": 8000}',
         "length is not known; give the length of a segment in seconds",
     ),
+    "praat's bounds": ('{"key": "b", "audio": "b.wav", "xmin": 1, "xmax": 2}', "xmin is not known; give the bounds"),
+    "an onset": ('{"key": "b", "audio": "b.wav", "onset": 1, "offset": 2}', "onset is not known; give the bounds"),
+    "a bound with its unit": (
+        '{"key": "b", "audio": "b.wav", "start (s)": 1}',
+        r"start \(s\) is not known; give the bounds",
+    ),
+    "a bound on a clock": ('{"key": "b", "audio": "b.wav", "from": "00:01.5"}', "from is not known; give the bounds"),
+    "a pair of bounds": (
+        '{"key": "b", "audio": "b.wav", "timestamp": [1.5, 2]}',
+        "timestamp is not known; give the bounds",
+    ),
+    "our own length": (
+        '{"key": "b", "audio": "b.wav", "start": 1, "seconds": 2}',
+        "seconds is not known; give the length",
+    ),
+    "no number": ('{"key": "b", "audio": "b.wav", "start": 1' + "0" * 400 + "}", "start must be a number of seconds"),
+    "Common Voice's text": (
+        '{"key": "b", "audio": "b.wav", "sentence": "x"}',
+        "the text is called sentence there: call it text",
+    ),
+    "Whisper's segments": (
+        '{"key": "b", "audio": "b.wav", "segments": [{"start": 0, "text": "x"}]}',
+        "segments has the texts of segments; write a line for each, with start, end and text",
+    ),
     "Lhotse's cut": (
         '{"id": "b", "start": 1, "recording": {"sources": []}}',
         "recording is an object there: give the path of its file as audio",
