@@ -167,6 +167,10 @@ def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "n
         model = described.SerializeToString(deterministic=True)
     units = Units(model, name)
     if lost := next((text for text in texts if units.unknown in units.encode(text)), None):
+        if "<unk>" in lost:
+            raise UserError(
+                f"{name}: the text {lost[:60]!r} holds <unk>, which stands for what no unit covers; leave it out"
+            )
         raise UserError(f"size: {size} {kind} pieces leave out a character of {lost[:60]!r}; choose a larger size")
     return units
 

@@ -217,6 +217,13 @@ def test_a_normaliser_goes_with_the_units(tmp_path: Path, name: str) -> None:
         Units(of_tomorrow, "u")
 
 
+def test_the_unknown_word_of_others_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"\.txt: the text 'one <unk>' holds <unk>, which stands for what no unit covers"
+    ):
+        trained(tmp_path, ["one two", "one <unk>"])
+
+
 def test_long_texts_are_learned_too(tmp_path: Path) -> None:
     """sentencepiece passes over those of more than 4192 bytes."""
     short, long = ["tea toe"] * 40, "heron noon onion " * 400
@@ -277,6 +284,14 @@ def test_a_manifest_is_one_whatever_it_is_called(tmp_path: Path) -> None:
             "utt-001 one two\nutt-002 three\n",
             r"has a key in front of each text \(utt-001\), as Kaldi's `text` has; give the",
         ),
+        (
+            "one two (a-1)\nthree (a-2)\n",
+            "is a trn of sclite, with a key behind each text, not plain text; write its texts alone",
+        ),
+        ("a 1 0.5 0.25 one\na 1 0.75 0.5 two 0.9\n", "is a CTM"),
+        (";; x\na 1 anna 0.5 2.75 <o> one two\n", "is an STM, with times"),
+        ("1\n00:00:01,000 --> 00:00:02,500\none two\n", "is subtitles"),
+        ("<!DOCTYPE html>\n<p>one two</p>\n", "is a web page"),
         ("a.wav\tone two\nb.wav\tthree\n", r"is a table \(cut by tabs\), not plain text; write its texts alone"),
     ],
 )
@@ -297,5 +312,14 @@ def test_a_text_of_kaldi_s_is_known_by_what_stands_beside_it(tmp_path: Path) -> 
 
 
 def test_texts_with_commas_and_brackets_are_texts(tmp_path: Path) -> None:
-    lines = ["mid-air 24-hour", "[laughter] one, two", "{noise} three; four", "text, path or both", "a | b"]
+    lines = [
+        "mid-air 24-hour",
+        "[laughter] one, two",
+        "{noise} three; four",
+        "text, path or both",
+        "a | b",
+        "(one)",
+        "12",
+        "<a>",
+    ]
     assert trained(tmp_path, lines, size=60).unwritable("".join(lines)) == []

@@ -21,6 +21,14 @@ from asr_kd.units import MODEL_FILE, Units, learn_units
 FILES, TEXTS = {"audio", *OTHER_NAMES}, {"text", *OTHER_TEXTS}
 #: what stands beside a `text` of Kaldi's
 KALDI = ("wav.scp", "utt2spk", "spk2utt")
+#: other files of text: what their first lines look like
+OTHERS = (
+    (r"(\S.*\(\S+\)\n){2,}", "a trn of sclite, with a key behind each text"),
+    (r"(\S+[ \t]+\S+([ \t]+\d[\d.]*){2}[ \t]+\S+([ \t]+[\d.]+)?\n)+", "a CTM, with a word and its times in each line"),
+    (r"(\S+[ \t]+\S+[ \t]+\S+([ \t]+\d[\d.]*){2}[ \t].*\n)+", "an STM, with times in front of each text"),
+    (r"(?ms).*^[\d:.,]+ --> .*", "subtitles, with times between the texts"),
+    (r"(?is)<(!doctype|html|\?xml|tt\b).*", "a web page or XML"),
+)
 #: lines of a text file that show whether it is a table
 LOOKED_AT = 20
 
@@ -104,6 +112,7 @@ def read_texts(source: str) -> Iterator[str]:
         lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
         _refuse_table(path, lines)
         _refuse_keys(path, lines)
+        _refuse_others(path, lines)
         yield from lines
 
 
@@ -133,6 +142,14 @@ def _refuse_table(path: Place, lines: list[str]) -> None:
                 f"{path}: is a table (cut by {name}{columns}), not plain text; write its texts alone into a file, a line each, or a "
                 "manifest of JSON lines"
             )
+
+
+def _refuse_others(path: Place, lines: list[str]) -> None:
+    filled = (line.strip() + "\n" for line in lines if line.strip() and not line.startswith(";;"))
+    head = "".join(itertools.islice(filled, LOOKED_AT))
+    for pattern, what in OTHERS:
+        if re.fullmatch(pattern, head):
+            raise UserError(f"{path}: is {what}, not plain text; write its texts alone into a file, a line each")
 
 
 def _refuse_keys(path: Place, lines: list[str]) -> None:
