@@ -11,6 +11,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from asr_kd.ending import stop_if_asked
 from asr_kd.errors import UserError
 from asr_kd.files import Place, place
 from asr_kd.text import NORMALIZERS, Folding, fold
@@ -156,6 +157,7 @@ def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "n
             normalization_rule_name="nmt_nfkc", minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
+        stop_if_asked()  # a signal during a call back into Python is such an error too
         reason = str(error).split("] ")[-1].strip().rstrip(".")
         raise UserError(
             f"size: {size} {kind} pieces cannot be made from this text ({reason}); choose another size"

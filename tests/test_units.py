@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr_kd.ending import interruptible
 from asr_kd.errors import UserError
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, write_index, write_shard
@@ -216,6 +219,14 @@ def test_a_normaliser_goes_with_the_units(tmp_path: Path, name: str) -> None:
     of_tomorrow = made.model.replace(NORMALIZERS[name].version.encode(), f"{name}-9".encode())
     with pytest.raises(UserError, match=rf"u: units of texts by normaliser {name}-9; this program has none-3, basic-2"):
         Units(of_tomorrow, "u")
+
+
+def test_a_signal_while_sentencepiece_asks_for_text_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr_kd.units._parts", lambda _: (os.kill(os.getpid(), signal.SIGINT) for _ in "ab"))
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        trained(tmp_path)
 
 
 def test_the_unknown_word_of_others_is_named(tmp_path: Path) -> None:
