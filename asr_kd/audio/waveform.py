@@ -101,17 +101,21 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
         AudioError: when its shape, type or rate cannot be those of sound, and as `Mixer`.
     """
     samples = np.asarray(samples)
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
-        raise AudioError(f"{name}: needs its sample rate in Hz, not {rate!r}")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
         raise AudioError(
             f"{name}: must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
         )
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
+        raise AudioError(f"{name}: needs its sample rate in Hz, not {rate!r}")
     scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
     if samples.dtype.kind != "f" and samples.dtype.name not in scales:
         raise AudioError(f"{name}: must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
     if not samples.size:
         raise AudioError(f"{name}: holds no samples (zero length); leave it out")
+    if samples.dtype.name == "int32" and 0 < np.abs(samples).max() <= 1 << 15:
+        raise AudioError(
+            f"{name}: holds samples of 16 bits as int32, which would be heard as silence; convert it to int16"
+        )
     values = samples.astype(np.float32)
     if samples.dtype.kind != "f":
         values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])

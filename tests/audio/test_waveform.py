@@ -35,7 +35,7 @@ def test_arrays_become_the_waveform_that_they_hold(samples: np.ndarray, step: fl
         (FLOATS.T, 8000, r"must be \[samples\] or \[samples, channels\], not \[2, 800\]; transpose it"), (FLOATS[None], 8000, r"not \[1, 800, 2\]"),
         (FLOATS.astype(np.int64), 8000, "must hold floats, int16, int32 or uint8, not int64"), (FLOATS > 0, 8000, "not bool"), (FLOATS * 32768, 8000, "where full scale is 1"),
         (FLOATS * np.nan, 8000, "not numbers"), (FLOATS[:0], 8000, "zero length"), (np.stack([FLOATS[:, 0], -FLOATS[:, 0]], axis=1), 8000, "2 channels cancel out"),
-        ("a.wav", 8000, "not "),
+        ("a.wav", 8000, "not "), (np.rint(FLOATS * 32767).astype(np.int32), 8000, "16 bits as int32, .* convert it to int16"), (8000, FLOATS, r"not \[\]; "),
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_sound_are_refused(samples: Any, rate: Any, message: str) -> None:
