@@ -18,7 +18,7 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 from asr_kd.errors import UserError
-from asr_kd.objects import URL, ObjectPath
+from asr_kd.objects import FULL, URL, ObjectPath
 
 #: path of a file or folder, on a local disk or in an object store
 Place = Path | ObjectPath
@@ -171,7 +171,7 @@ def clear_errors(path: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL or (error.errno is None and " written" in str(error)):  # NumPy gives no errno
             raise UserError(f"{path}: no space left on the device; free some and run the command again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(

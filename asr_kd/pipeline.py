@@ -102,7 +102,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
         return
     if due:
         began = time.monotonic()
-        with clear_errors(run / "any"):
+        with clear_errors(run / "stages"):
             run.mkdir(parents=True, exist_ok=True)
         with sole_writer(run) as check:
             due = [stage for stage in due if not _is_current(run, stage)]  # another may have run just before

@@ -140,6 +140,11 @@ def test_what_is_not_json_is_named(text: str) -> None:
         parse_json(text, "list, line 3")
 
 
+def test_a_disk_that_numpy_fills_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.npy: no space left on the device"), write_whole(tmp_path / "a.npy"):
+        raise OSError("2048 requested and 1016 written")  # as np.save says it
+
+
 def test_hashes_depend_on_the_value_alone(tmp_path: Path) -> None:
     assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1}) == "0855bfc20eb6cfaa"
     assert len({hash_json(value) for value in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1], None)}) == 6

@@ -133,10 +133,11 @@ class Transcripts:
     def __init__(self, path: Place | str) -> None:
         table = "CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT) WITHOUT ROWID"
         self._texts = _database(table).cursor()
-        self._texts.executemany(
-            "INSERT INTO texts VALUES (?, ?, ?)",
-            ((key, value["text"], _nbest(value, where)) for where, value, key in _lines_with_text(place(path))),
-        )
+        with _spilling():
+            self._texts.executemany(
+                "INSERT INTO texts VALUES (?, ?, ?)",
+                ((key, value["text"], _nbest(value, where)) for where, value, key in _lines_with_text(place(path))),
+            )
 
     def get(self, key: str) -> str | None:
         """The text of an utterance, if there is one."""
@@ -188,6 +189,18 @@ def _database(table: str) -> sqlite3.Connection:
     database.execute("PRAGMA journal_mode = OFF")
     database.execute(table)
     return database
+
+
+@contextlib.contextmanager
+def _spilling() -> Iterator[None]:
+    """Name the disk that a temporary database fills."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        folder = os.environ.get("TMPDIR", "/var/tmp")  # where SQLite puts it
+        raise UserError(
+            f"{folder}: {error}, for the keys of a list; free some space, or set TMPDIR to a larger disk"
+        ) from None
 
 
 def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> None:
@@ -284,6 +297,7 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
     with (
         contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen,
         contextlib.ExitStack() as stack,
+        _spilling(),
     ):
         repeated: sqlite3.Connection | None = None
         for number, value in _lines(path, what):

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -170,7 +171,7 @@ def _samples(
         if utterance.span:
             segments.setdefault(str(utterance.audio), []).append(utterance)
     cut: dict[str, tuple[Sample, int, int] | AudioError] = {}  # by key; the audio lies in the spool, from a place on
-    with tempfile.TemporaryFile() as spool:
+    with clear_errors(Path(tempfile.gettempdir()) / "segments"), tempfile.TemporaryFile() as spool:
         for utterance in group:
             stop_if_asked()
             seconds = 0.0

@@ -53,7 +53,7 @@ def train_units(settings: UnitsSettings) -> Units:
         raise UserError(
             f"{path}: other units of the same texts, as another version of asr_kd or sentencepiece made them; choose another output folder"
         )
-    with write_whole(path) as file:
+    with write_whole(path, make_folder=False) as file:
         file.write(units.model)
     for remark in remarks(texts, units):
         print(f"{settings.source}: {remark}", file=sys.stderr)

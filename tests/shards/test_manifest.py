@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_kd.errors import UserError
+from asr_kd.shards import manifest
 from asr_kd.shards.manifest import Span, Transcripts, check_key, read_manifest, read_transcripts, write_transcripts
 
 
@@ -290,3 +292,24 @@ def test_audio_elsewhere_than_beside_the_manifest(tmp_path: Path, monkeypatch: p
         match=r"list.jsonl, line 2: `audio`: s3:/bucket/c.wav: is not quite a URL; write s3://bucket/c.wav",
     ):
         list(read_manifest(path))
+
+
+def test_a_full_disk_of_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = manifest._database
+
+    def small(table: str) -> sqlite3.Connection:
+        database = made(table)
+        database.execute("PRAGMA max_page_count = 2")
+        return database
+
+    monkeypatch.setattr(manifest, "_database", small)
+    monkeypatch.setenv("TMPDIR", "/small")
+    path = tmp_path / "list.jsonl"
+    path.write_text(
+        "".join(json.dumps({"key": f"{'k' * 150}{number}", "text": "x" * 100}) + "\n" for number in range(99))
+    )
+    for read in (read_transcripts, Transcripts):
+        with pytest.raises(
+            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some space"
+        ):
+            read(path)
