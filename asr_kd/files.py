@@ -270,7 +270,7 @@ def parse_json(text: str, where: str) -> Any:
         UserError: when `text` is not JSON, or an object in it holds a key twice.
     """
     try:
-        return _JSON.decode(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error}); fix or remove it") from None
     except RecursionError:
@@ -283,9 +283,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a} stands twice")
     return value
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def sha256_file(path: Place | str) -> str:

@@ -25,7 +25,7 @@ _SOUND: list[tuple[int, bytes, str, str]] = [
     (0, bytes.fromhex("7ffe8001"), "DTS", "dts"), (0, bytes.fromhex("000001ba"), "an MPEG film", "mpg"), (8, b"AVI ", "AVI", "avi"),
     *((0, bytes.fromhex(mark), "IRCAM", "sf") for kind in range(1, 5) for mark in (f"64a30{kind}00", f"000{kind}a364")), (0, b"\2dss", "DSS", "dss"), (0, b"\3ds2", "DSS", "ds2"),
     (0, b" paf", "PARIS", "paf"), (0, b"fap ", "PARIS", "paf"), (0, b"PVF1\n", "PVF", "pvf"), (0, b"2BIT", "AVR", "avr"), (0, b"ALawSoundFile", "Psion WVE", "wve"),
-    (0, b"RIFF", "RIFF without WAVE", "riff"), (0, b"FORM", "IFF", "iff"),
+    (0, b"FORM", "IFF", "iff"),
 ]  # fmt: skip
 _OTHER: list[tuple[int, bytes, str]] = [
     (0, b"\x1f\x8b\x08", "gzip; unpack it first: gunzip"), (0, b"PK\3\4", "a zip archive; unpack it first: unzip"), (0, b"BZh", "bzip2; unpack it first: bunzip2"),
@@ -69,6 +69,8 @@ def recognise(head: bytes) -> Found | None:
     for at, mark, what, ending in _SOUND:
         if head[at : at + len(mark)] == mark and (at != 8 or head[:4] in (b"FORM", b"RIFF")):
             return Found(what, ending)
+    if head[:4] == b"RIFF" and len(head) >= 12:
+        return Found("RIFF without WAVE", "riff")
     for at, mark, what in _OTHER:
         if head[at : at + len(mark)] == mark:
             return Found(reason=f"not audio but {what}")
