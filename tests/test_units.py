@@ -303,6 +303,8 @@ def test_a_manifest_is_one_whatever_it_is_called(tmp_path: Path) -> None:
         ("a 1 0.5 0.25 one\na 1 0.75 0.5 two 0.9\n", "is a CTM"),
         (";; x\na 1 anna 0.5 2.75 <o> one two\n", "is an STM, with times"),
         ("1\n00:00:01,000 --> 00:00:02,500\none two\n", "is subtitles"),
+        ("LJ001-0001|Printing|printing\nLJ001-0002|in being|in being\n", r"is a table \(cut by bars\)"),
+        ('File type = "ooTextFile"\nxmin = 0\n', "is a TextGrid"),
         ("<!DOCTYPE html>\n<p>one two</p>\n", "is a web page"),
         ("a.wav\tone two\nb.wav\tthree\n", r"is a table \(cut by tabs\), not plain text; write its texts alone"),
     ],

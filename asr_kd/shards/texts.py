@@ -27,6 +27,7 @@ OTHERS = (
     (r"(\S+[ \t]+\S+([ \t]+\d[\d.]*){2}[ \t]+\S+([ \t]+[\d.]+)?\n)+", "a CTM, with a word and its times in each line"),
     (r"(\S+[ \t]+\S+[ \t]+\S+([ \t]+\d[\d.]*){2}[ \t].*\n)+", "an STM, with times in front of each text"),
     (r"(?ms).*^[\d:.,]+ --> .*", "subtitles, with times between the texts"),
+    (r"(?s)(File type = |\[Script Info\]|\{\\rtf|%PDF).*", "a TextGrid, subtitles, RTF or a PDF"),
     (r"(?is)<(!doctype|html|\?xml|tt\b).*", "a web page or XML"),
 )
 #: lines of a text file that show whether it is a table
@@ -135,8 +136,8 @@ def _refuse_table(path: Place, lines: list[str]) -> None:
     for mark, name in (("\t", "tabs"), (",", "commas"), (";", "semicolons"), ("|", "bars")):
         rows = [[cell.strip().strip('"').lower() for cell in line.split(mark)] for line in filled]
         named = bool(rows) and bool(FILES & set(rows[0])) and bool(TEXTS & set(rows[0]))
-        # tabs are no part of a text; commas are
-        if named or (mark == "\t" and len(rows) > 1 and {len(row) for row in rows} == {max(len(rows[0]), 2)}):
+        # tabs and bars are no part of a text; commas are
+        if named or (mark in "\t|" and len(rows) > 1 and {len(row) for row in rows} == {max(len(rows[0]), 2)}):
             columns = f", with the columns {', '.join(rows[0])}" if named else ""
             raise UserError(
                 f"{path}: is a table (cut by {name}{columns}), not plain text; write its texts alone into a file, a line each, or a "
