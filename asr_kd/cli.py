@@ -194,7 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            print(f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+            print(
+                f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror or error}",
+                file=sys.stderr,
+            )
             return Status.MISTAKE
 
 

@@ -18,12 +18,13 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 from asr_kd.errors import UserError
-from asr_kd.objects import URL, ObjectPath
+from asr_kd.objects import FULL, URL, ObjectPath
 
 #: path of a file or folder, on a local disk or in an object store
 Place = Path | ObjectPath
 #: start of a URL: a scheme, a colon and slashes, or only some of them, perhaps after a quote
 NEARLY_URL = re.compile(r"""([\s'"<]*)([a-z][a-z0-9+.-]*)(:?)(/*)(.*)""", re.IGNORECASE | re.DOTALL)
+QUOTES = " '\">"
 SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https", "file")
 #: file of an output folder that records which job and settings it belongs to
 CLAIM = "job.json"
@@ -73,7 +74,7 @@ def spelled(text: str) -> str:
             )
         return "/" + unquote(rest)
     if before or not colon or len(slashes) < 2:
-        right = f"{scheme}://{rest}" if scheme in SCHEMES else "s3://… or gs://… for a store"
+        right = f"{scheme}://{rest.rstrip(QUOTES)}" if scheme in SCHEMES else "s3://… or gs://… for a store"
         raise UserError(f"{text}: is not quite a URL; write {right}, or ./{text} for a local name")
     return f"{scheme}:{slashes}{rest}"
 
@@ -170,7 +171,7 @@ def clear_errors(path: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL or (error.errno is None and " written" in str(error)):  # NumPy gives no errno
             raise UserError(f"{path}: no space left on the device; free some and run the command again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(
@@ -259,21 +260,29 @@ def read_text(path: Place | str, what: str = "file") -> str:
     except PermissionError:
         raise UserError(f"{path}: this {what} may not be read; check its permissions") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: this {what} is not UTF-8 text") from None
+        raise UserError(f"{path}: this {what} is not UTF-8 text; convert it, or unpack it where it is packed") from None
 
 
 def parse_json(text: str, where: str) -> Any:
     """Parse JSON; `where` begins the message of an error.
 
     Raises:
-        UserError: when `text` is not JSON.
+        UserError: when `text` is not JSON, or an object in it holds a key twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error}); fix or remove it") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deeply; fix or remove it") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!a} stands twice")
+    return value
 
 
 def sha256_file(path: Place | str) -> str:

@@ -29,7 +29,16 @@ WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 #: errors of a full local disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
+_TRANSIENT = (
+    errno.EBUSY,
+    errno.EIO,
+    errno.EREMOTEIO,
+    errno.EAGAIN,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ETIMEDOUT,
+)
 
 
 @dataclass(frozen=True)
@@ -232,11 +241,13 @@ class ObjectPath:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return request(store)
-            except (FileNotFoundError, FileExistsError) as error:
+            except Exception as error:
                 if _code(error) == "NoSuchBucket":
                     raise UserError(f"{self}: there is no such bucket; make it, or check the URL") from error
-                raise
-            except Exception as error:
+                if isinstance(error, FileNotFoundError) and _unanswered(error.__cause__):
+                    error = error.__cause__  # type: ignore[assignment]
+                elif isinstance(error, FileNotFoundError | FileExistsError):
+                    raise
                 if not _from_store(error) or getattr(error, "errno", None) in FULL:
                     raise
                 if not _transient(error):
@@ -268,6 +279,8 @@ def _store(path: ObjectPath) -> Any:
     """The file system of fsspec for a URL (kept by fsspec, one a process)."""
     import fsspec
 
+    if path.protocol == "ftp":  # it is of one host
+        raise UserError(f"{path}: ftp:// is not read here; fetch the file first: wget {path}")
     options: dict[str, Any] = {"use_listings_cache": False}  # other processes write too
     if path.protocol in ("s3", "s3a"):
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}  # retried only here
@@ -275,13 +288,21 @@ def _store(path: ObjectPath) -> Any:
         store = fsspec.filesystem(path.protocol, **options)
     except ImportError as error:
         extra = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}.get(path.protocol)
-        need = f"the extra asr-kd[{extra}]; pip install 'asr-kd[{extra}]'" if extra else str(error)
-        raise UserError(f"{path.protocol}:// needs {need}") from None
+        need = (
+            f"needs the extra asr-kd[{extra}]; pip install 'asr-kd[{extra}]'" if extra else f"cannot be read ({error})"
+        )
+        raise UserError(f"{path.protocol}:// {need}") from None
     except ValueError:
         raise UserError(f"{path}: {path.protocol}:// is not known; use a local path, s3:// or gs://") from None
     if path.protocol in ("s3", "s3a"):
         store.retries = 1
     return store
+
+
+def _unanswered(cause: BaseException | None) -> bool:
+    """Whether fsspec takes an object of a web server for missing because the server gave no answer, or another one."""
+    lost = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    return lost or getattr(cause, "status", 404) not in (404, 410)
 
 
 def _from_store(error: Exception) -> bool:
@@ -302,7 +323,7 @@ def _code(error: Exception) -> str:
 
 
 def _status(error: Exception) -> int:
-    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return getattr(error, "status", 0) or _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def _transient(error: Exception) -> bool:

@@ -91,7 +91,8 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     Raises:
         UserError: when the file is wrong, or a stage failed.
     """
-    file = Path(path) / "pipeline.yaml" if Path(path).is_dir() else Path(path)
+    given = local(path, "command line")
+    file = given / "pipeline.yaml" if given.is_dir() else given
     variables, stages = load_pipeline(file, assignments)
     run = Path(variables["run"])
     due = [stage for stage in stages if not _is_current(run, stage)]
@@ -101,7 +102,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
         return
     if due:
         began = time.monotonic()
-        with clear_errors(run / "any"):
+        with clear_errors(run / "stages"):
             run.mkdir(parents=True, exist_ok=True)
         with sole_writer(run) as check:
             due = [stage for stage in due if not _is_current(run, stage)]  # another may have run just before

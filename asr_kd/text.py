@@ -17,8 +17,8 @@ ALWAYS, WITHIN = "’ʼ＇", "‘‛`´′ꞌ"
 INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff"
 )
-#: characters that sentencepiece reserves, or at which it ends a text
-RESERVED = "▁▅\0"
+#: characters that become spaces: sentencepiece reserves them, ends a text there, or does not know that they separate words
+SPACES = "▁▅\0\v\x1c\x1d\x1e\x1f\x85\u200b"
 
 
 class Folding:
@@ -27,7 +27,7 @@ class Folding:
     - composed and decomposed letters (é, e + ´) are composed: Unicode NFC;
     - invisible characters are removed, so that a joiner between letters does not split a word;
     - curly and other apostrophes become the straight one: ’ and ʼ anywhere, ‘, `, ´ and similar ones between letters;
-    - ▁, ▅ and NUL, which sentencepiece reserves, become spaces.
+    - ▁, ▅ and NUL, which sentencepiece reserves, become spaces, and so do rare separators of words (zero-width space, …).
 
     Args:
         own: characters of the units, which are not changed; if they have another apostrophe and not the straight one, all
@@ -38,7 +38,7 @@ class Folding:
         kept = set(own)
         straight = next((one for one in ("'", *ALWAYS) if one in kept), "'")
         self._anywhere = {ord(one): straight for one in ("'", *ALWAYS) if one not in kept}
-        self._anywhere |= {ord(one): " " for one in RESERVED if one not in kept}
+        self._anywhere |= {ord(one): " " for one in SPACES if one not in kept}
         within = "".join(one for one in WITHIN if one not in kept)
         # the character first: the search jumps to it
         self._within = re.compile(rf"[{within}](?<=[^\W\d_].)(?=[^\W\d_])") if within else None
@@ -108,9 +108,9 @@ def _whisper() -> Callable[[str], str]:
     return EnglishTextNormalizer()
 
 
-#: version 2 folds first: joiners inside words are removed, and all apostrophes are the same
+#: version 2 folds first: joiners inside words are removed, and all apostrophes are the same; 3 folds the zero-width space
 NORMALIZERS = {
-    "none": Normalizer("none-2", none),
+    "none": Normalizer("none-3", none),
     "basic": Normalizer("basic-2", basic),
-    "english": Normalizer("english-2", english, "whisper-normalizer"),
+    "english": Normalizer("english-3", english, "whisper-normalizer"),
 }

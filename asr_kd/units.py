@@ -11,6 +11,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from asr_kd.ending import stop_if_asked
 from asr_kd.errors import UserError
 from asr_kd.files import Place, place
 from asr_kd.text import NORMALIZERS, Folding, fold
@@ -156,6 +157,7 @@ def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "n
             normalization_rule_name="nmt_nfkc", minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
+        stop_if_asked()  # a signal during a call back into Python is such an error too
         reason = str(error).split("] ")[-1].strip().rstrip(".")
         raise UserError(
             f"size: {size} {kind} pieces cannot be made from this text ({reason}); choose another size"
@@ -167,6 +169,10 @@ def learn_units(texts: Sequence[str], kind: str, size: int, normalizer: str = "n
         model = described.SerializeToString(deterministic=True)
     units = Units(model, name)
     if lost := next((text for text in texts if units.unknown in units.encode(text)), None):
+        if "<unk>" in lost:
+            raise UserError(
+                f"{name}: the text {lost[:60]!r} holds <unk>, which stands for what no unit covers; leave it out"
+            )
         raise UserError(f"size: {size} {kind} pieces leave out a character of {lost[:60]!r}; choose a larger size")
     return units
 

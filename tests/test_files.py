@@ -134,10 +134,15 @@ def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "nope", "[" * 100_000, "{'a': 1}"])
+@pytest.mark.parametrize("text", ["", "{", "nope", "[" * 100_000, "{'a': 1}", '{"a": {"b": 1, "b": 1}}'])
 def test_what_is_not_json_is_named(text: str) -> None:
     with pytest.raises(UserError, match=r"^list, line 3: (not JSON|JSON nested)"):
         parse_json(text, "list, line 3")
+
+
+def test_a_disk_that_numpy_fills_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.npy: no space left on the device"), write_whole(tmp_path / "a.npy"):
+        raise OSError("2048 requested and 1016 written")  # as np.save says it
 
 
 def test_hashes_depend_on_the_value_alone(tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_a_name_is_what_is_meant(monkeypatch: pytest.MonkeyPatch, text: str, mea
     [
         ("s3:/bucket/x", "is not quite a URL; write s3://bucket/x, or ./s3:/bucket/x for a local name"),
         ("S3:/b", "write s3://b,"), ("s3:b/c", "write s3://b/c,"), ("gs//b/c", "write gs://b/c,"), (" s3://b", "write s3://b,"),
-        ("'s3://b", "write s3://b,"), ("host:/data", "not quite a URL"), ("http:/a.b/c", "write http://a.b/c,"),
+        ("'s3://b'", "write s3://b,"), ("host:/data", "not quite a URL"), ("http:/a.b/c", "write http://a.b/c,"),
         ("file://host/a", "write file:///FOLDER/FILE"), ("file:a", "no URL of a file on this machine"), ("simplecache::s3://b", "no URL that is known"),
         ("~nobody-here/a", "there is no such user; write ./~nobody-here/a"), ("", "is empty where a file or folder belongs"), (" ", "is empty"),
         ("s3://", "names no bucket"),

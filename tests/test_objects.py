@@ -5,6 +5,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,32 @@ def test_nothing_listens(s3: S3, quick: None, monkeypatch: pytest.MonkeyPatch) -
         read_text(f"{s3.url}/a")
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (503, "the store failed 10 times"),
+        (0, "the store failed 10 times"),
+        (403, "access denied"),
+        (404, "no such file"),
+    ],
+)
+def test_what_a_web_server_does_not_say_is_not_missing(quick: None, status: int, said: str) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET
+        log_message = lambda *_: None  # type: ignore[assignment]  # noqa: E731
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1] if status else 1}/a"
+        with pytest.raises(UserError, match=f"{url}: {said}"):
+            if place(url).exists() or status == 404:
+                read_text(url)
+        server.shutdown()
+
+
 def test_a_large_object_is_there_whole_or_not_at_all(s3: S3, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *_, **__: 5 << 20)
     data = bytes(11 << 20)
@@ -220,6 +247,8 @@ def test_what_the_user_can_mend_is_said(s3: S3, monkeypatch: pytest.MonkeyPatch)
 def test_other_places_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="hps:// is not known; use a local path, s3:// or gs://"):
         read_text("hps://host/a")
+    with pytest.raises(UserError, match="ftp:// is not read here; fetch the file first: wget ftp://host/a"):
+        read_text("ftp://host/a")
     with pytest.raises(UserError, match="http:// is only read here"):
         write_json("http://host/a", 1)
     with pytest.raises(UserError, match=r"output: s3://b/a: must be on a local disk"):

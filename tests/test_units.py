@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr_kd.ending import interruptible
 from asr_kd.errors import UserError
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, write_index, write_shard
 from asr_kd.shards.texts import train_units
+from asr_kd.text import NORMALIZERS
 from asr_kd.units import Units, load_units
 
 LINES = ["one two three", "two three four", "four five six", "six seven eight nine zero", "zero one two"] * 4
@@ -212,9 +216,24 @@ def test_a_normaliser_goes_with_the_units(tmp_path: Path, name: str) -> None:
     assert trained(tmp_path, ["We DON’T know.", "Colour, please!"], normalizer=name).hash == made.hash
     with pytest.raises(UserError, match=r'units: belongs to other settings \(normalizer was "'):
         trained(tmp_path, ["We DON’T know.", "Colour, please!"])
-    of_tomorrow = made.model.replace(f"{name}-2".encode(), f"{name}-9".encode())
-    with pytest.raises(UserError, match=rf"u: units of texts by normaliser {name}-9; this program has none-2, basic-2"):
+    of_tomorrow = made.model.replace(NORMALIZERS[name].version.encode(), f"{name}-9".encode())
+    with pytest.raises(UserError, match=rf"u: units of texts by normaliser {name}-9; this program has none-3, basic-2"):
         Units(of_tomorrow, "u")
+
+
+def test_a_signal_while_sentencepiece_asks_for_text_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr_kd.units._parts", lambda _: (os.kill(os.getpid(), signal.SIGINT) for _ in "ab"))
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        trained(tmp_path)
+
+
+def test_the_unknown_word_of_others_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"\.txt: the text 'one <unk>' holds <unk>, which stands for what no unit covers"
+    ):
+        trained(tmp_path, ["one two", "one <unk>"])
 
 
 def test_long_texts_are_learned_too(tmp_path: Path) -> None:
@@ -277,6 +296,16 @@ def test_a_manifest_is_one_whatever_it_is_called(tmp_path: Path) -> None:
             "utt-001 one two\nutt-002 three\n",
             r"has a key in front of each text \(utt-001\), as Kaldi's `text` has; give the",
         ),
+        (
+            "one two (a-1)\nthree (a-2)\n",
+            "is a trn of sclite, with a key behind each text, not plain text; write its texts alone",
+        ),
+        ("a 1 0.5 0.25 one\na 1 0.75 0.5 two 0.9\n", "is a CTM"),
+        (";; x\na 1 anna 0.5 2.75 <o> one two\n", "is an STM, with times"),
+        ("1\n00:00:01,000 --> 00:00:02,500\none two\n", "is subtitles"),
+        ("LJ001-0001|Printing|printing\nLJ001-0002|in being|in being\n", r"is a table \(cut by bars\)"),
+        ('File type = "ooTextFile"\nxmin = 0\n', "is a TextGrid"),
+        ("<!DOCTYPE html>\n<p>one two</p>\n", "is a web page"),
         ("a.wav\tone two\nb.wav\tthree\n", r"is a table \(cut by tabs\), not plain text; write its texts alone"),
     ],
 )
@@ -297,5 +326,14 @@ def test_a_text_of_kaldi_s_is_known_by_what_stands_beside_it(tmp_path: Path) -> 
 
 
 def test_texts_with_commas_and_brackets_are_texts(tmp_path: Path) -> None:
-    lines = ["mid-air 24-hour", "[laughter] one, two", "{noise} three; four", "text, path or both", "a | b"]
+    lines = [
+        "mid-air 24-hour",
+        "[laughter] one, two",
+        "{noise} three; four",
+        "text, path or both",
+        "a | b",
+        "(one)",
+        "12",
+        "<a>",
+    ]
     assert trained(tmp_path, lines, size=60).unwritable("".join(lines)) == []

@@ -22,8 +22,10 @@ _SOUND: list[tuple[int, bytes, str, str]] = [
     (4, b"wide", "QuickTime", "mov"), (0, b"riff\x2e\x91\xcf\x11", "Wave64 (W64)", "w64"), (0, b"MAC ", "Monkey's Audio", "ape"), (0, b"wvpk", "WavPack", "wv"),
     (0, b"TTA1", "True Audio", "tta"), (0, b"DSD ", "DSD", "dsf"), (0, b"FRM8", "DSD", "dff"), (0, b"MPCK", "Musepack", "mpc"), (0, b"MP+", "Musepack", "mpc"),
     (0, b".RMF", "RealMedia", "rm"), (0, b".ra\xfd", "RealAudio", "ra"), (0, b"FLV\1", "Flash video", "flv"), (0, b"Creative Voice File", "VOC", "voc"), (0, b"ADIF", "AAC (ADIF)", "aac"),
-    (0, bytes.fromhex("7ffe8001"), "DTS", "dts"), (0, bytes.fromhex("000001ba"), "an MPEG film", "mpg"), (8, b"AVI ", "AVI", "avi"), (0, bytes.fromhex("64a30100"), "IRCAM", "sf"),
-    (0, bytes.fromhex("64a30200"), "IRCAM", "sf"), (0, bytes.fromhex("000002640000"), "IRCAM", "sf"),
+    (0, bytes.fromhex("7ffe8001"), "DTS", "dts"), (0, bytes.fromhex("000001ba"), "an MPEG film", "mpg"), (8, b"AVI ", "AVI", "avi"),
+    *((0, bytes.fromhex(mark), "IRCAM", "sf") for kind in range(1, 5) for mark in (f"64a30{kind}00", f"000{kind}a364")), (0, b"\2dss", "DSS", "dss"), (0, b"\3ds2", "DSS", "ds2"),
+    (0, b" paf", "PARIS", "paf"), (0, b"fap ", "PARIS", "paf"), (0, b"PVF1\n", "PVF", "pvf"), (0, b"2BIT", "AVR", "avr"), (0, b"ALawSoundFile", "Psion WVE", "wve"),
+    (0, b"FORM", "IFF", "iff"),
 ]  # fmt: skip
 _OTHER: list[tuple[int, bytes, str]] = [
     (0, b"\x1f\x8b\x08", "gzip; unpack it first: gunzip"), (0, b"PK\3\4", "a zip archive; unpack it first: unzip"), (0, b"BZh", "bzip2; unpack it first: bunzip2"),
@@ -32,6 +34,7 @@ _OTHER: list[tuple[int, bytes, str]] = [
     (0, b"\xff\xd8\xff", "a picture; give the sound"), (0, b"GIF8", "a picture; give the sound"), (0, b"%PDF", "a PDF; give the sound"), (0, b"\x93NUMPY", "a NumPy array; write it as WAV"),
     (0, b"MThd", "MIDI, notes without sound; give a recording"), (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file: git lfs pull"),
     (0, b"\x80\4\x95", "a pickle; write its sound as WAV"), (0, b"\xef\xbb\xbf", "text with a byte-order mark; fetch the file again"),
+    (0, b"MATLAB 5.0", "a MATLAB file; write its sound as WAV"), (0, b"HTTP/", "a server's answer with its headers; fetch the file again"),
 ]  # fmt: skip
 _PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body|error)", re.IGNORECASE)
 
@@ -66,12 +69,14 @@ def recognise(head: bytes) -> Found | None:
     for at, mark, what, ending in _SOUND:
         if head[at : at + len(mark)] == mark and (at != 8 or head[:4] in (b"FORM", b"RIFF")):
             return Found(what, ending)
+    if head[:4] == b"RIFF" and len(head) >= 12:
+        return Found("RIFF without WAVE", "riff")
     for at, mark, what in _OTHER:
         if head[at : at + len(mark)] == mark:
             return Found(reason=f"not audio but {what}")
     if _PAGE.match(head):
         return Found(reason="not audio but a web page or XML, perhaps a server's error; fetch the file again")
-    if head[:1] in (b"{", b"[") and _is_text(head):
+    if head[:1] in (b"{", b"[") and is_text(head):
         return Found(reason="not audio but JSON; give the sound")
     if one := mpeg.recognise(head):
         return Found(*one, reader="mpeg" if one[0] == "MP3" else "", certain=False)
@@ -82,8 +87,10 @@ def recognise(head: bytes) -> Found | None:
     return None
 
 
-def _is_text(head: bytes) -> bool:
-    return bool(head) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f]", head)
+def is_text(head: bytes) -> bool:
+    """Whether these are bytes of UTF-8 text, which may be cut within a character."""
+    printable = bool(head) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f]", head)
+    return printable and len(head.decode("utf-8", "ignore").encode()) > len(head) - 4
 
 
 def _first_mp3(head: bytes) -> int:
@@ -125,7 +132,7 @@ def examine(data: Buffer, name: str) -> Container:
     if found is None and (at := _first_mp3(data[start : start + PADDING])):
         raise AudioError(f"{name}: damaged, {at} bytes stand before its first MP3 frame; {keep('mp3')}")
     if found is None:
-        what = "not audio but text" if start == 0 and _is_text(data[:HEAD]) else "not audio that can be read"
+        what = "not audio but text" if start == 0 and is_text(data[:HEAD]) else "not audio that can be read"
         raise AudioError(f"{name}: {what}; give {READ}")
     if found.reason:
         raise AudioError(f"{name}: {found.reason}")

@@ -111,7 +111,7 @@ def _info(data: Buffer, start: int, end: int, name: str) -> _Info:
     at, last, info = start + 4, False, None
     while not last:
         if at + 4 > end:
-            raise AudioError(f"{name}: truncated, it ends within its FLAC header; fetch the file again")
+            raise AudioError(f"{name}: truncated, it ends within its FLAC header; {keep('flac')}")
         last, kind, size = bool(data[at] & 0x80), data[at] & 0x7F, int.from_bytes(data[at + 1 : at + 4], "big")
         at += 4
         if kind == 0 and size >= 34 and at + 34 <= end:
@@ -124,7 +124,7 @@ def _info(data: Buffer, start: int, end: int, name: str) -> _Info:
     if info is None or not info.rate:
         raise AudioError(f"{name}: damaged, its FLAC header does not say how the sound is stored; make it again")
     if at > end:
-        raise AudioError(f"{name}: truncated, it ends within its FLAC header; fetch the file again")
+        raise AudioError(f"{name}: truncated, it ends within its FLAC header; {keep('flac')}")
     info.frames = at
     return info
 

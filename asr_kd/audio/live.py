@@ -10,12 +10,14 @@ import numpy as np
 import soxr
 
 from asr_kd.audio import mpeg, wav
-from asr_kd.audio.containers import HEAD, recognise
+from asr_kd.audio.containers import is_text, recognise
 from asr_kd.audio.parts import Pcm, tag_size
 from asr_kd.audio.waveform import Mixer
 from asr_kd.errors import AudioError, UserError
 
 PIECE = 1 << 16  # bytes of a pipe that are skipped at once
+HEAD = 512  # bytes that are waited for, to recognise a container
+TEXT = 32  # printable bytes that are certainly no samples
 
 
 def pipe_sound(
@@ -57,7 +59,7 @@ def pipe_sound(
         for samples in _samples(pipe, pcm, header, seconds, name):
             waveform = mixer.mix(samples)
             yield resample.resample_chunk(waveform) if resample else waveform
-        following = header is not None and pipe.pass_chunks(header.big)
+        following = header is not None and pipe.pass_chunks(header.big, name)
     mixer.finish()
     if resample:
         yield resample.resample_chunk(np.empty(0, np.float32), last=True)
@@ -100,11 +102,17 @@ class _Pipe:
         self.skip(size)
         return size > 0
 
-    def pass_chunks(self, big: bool) -> bool:
+    def refuse_other(self, name: str) -> None:
+        """Refuse a recording of another container."""
+        size = mpeg.first_size(self.peek(9))
+        wav.refuse_other(self.peek(max(9, size + 6 if size else 0)), 0, name)
+
+    def pass_chunks(self, big: bool, name: str) -> bool:
         """Skip what may follow the sound of a WAV; returns whether another WAV follows."""
         while head := self.peek(8):
             if head[:4] in wav.RIFFS:
                 return True
+            self.refuse_other(name)
             if not self.pass_tag():
                 size = int.from_bytes(head[4:], "big" if big else "little")
                 self.skip(8 + size + size % 2)
@@ -117,12 +125,12 @@ def _is_wav(pipe: _Pipe, name: str, raw_rate: int | None) -> bool:
     Raises:
         AudioError: when it is another container, naming it.
     """
-    head = pipe.peek(12)
+    head = pipe.peek(HEAD)
     if size := mpeg.first_size(head):  # certain once a second frame follows the first
-        head = pipe.peek(size + 6)
-    elif head[:1] in (b"<", b"\n", b"{", b"[", b"G") or head[:4] in (b"NIST", b"OggS"):
-        head = pipe.peek(HEAD)
+        head = pipe.peek(max(HEAD, size + 6))
     found = recognise(head)
+    if found is None and len(head) >= TEXT and is_text(head):
+        raise AudioError(f"{name}: not audio but text; pipe WAV, or raw 16-bit mono")
     if found is None or (raw_rate and not found.certain):
         return False
     if found.reader == "wav":
@@ -143,6 +151,7 @@ def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float, n
         if left == 0 and (header is None or _ends(pipe, header.size or 0)):
             break
         if left == 0:
+            pipe.refuse_other(name)
             left = None  # the header states less than there is: the recorder died, or there are over 4 GiB
         data = pipe.arrived(piece if left is None else min(left, piece))
         if not data:

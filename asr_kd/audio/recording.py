@@ -18,6 +18,8 @@ FRAME = 0.1  # seconds by which segments may exceed a recording: other tools rou
 class Recording:
     """A local recording. Memory holds a segment and a block; segments in the order of their starts need one decoding pass.
 
+    `channels`: the most of them in what was decoded so far.
+
     Raises:
         AudioError: when it is not audio, or not as long as its header says.
     """
@@ -31,7 +33,7 @@ class Recording:
     def _begin(self) -> None:
         self._blocks: Iterator[tuple[int, np.ndarray]] = native_blocks(self.path, self._name, BLOCK)
         self._failed: AudioError | None = None
-        self._rate, self._at = 0, 0  # `_at`: the first sample that is held
+        self._rate, self.channels, self._at = 0, 0, 0  # `_at`: the first sample that is held
         self._held = np.empty((0, 1), np.float32)
 
     def bounds(self, start: float, end: float | None) -> tuple[float, float]:
@@ -82,6 +84,7 @@ class Recording:
             if block is None:  # an MP3 may be a little shorter than stated
                 break
             self._rate, samples = block
+            self.channels = max(self.channels, samples.shape[1])
             gone = min(max(0, round(start * self._rate) - self._at), len(self._held))
             held = self._held[gone:]
             if len(held) and held.shape[1] != samples.shape[1]:  # joined recordings of one and of two channels

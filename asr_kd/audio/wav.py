@@ -17,6 +17,7 @@ RATES = range(1000, 768001)  # Hz; any other rate means a damaged header
 MAX_CHANNELS = 32
 RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 EXTENSIBLE = 0xFFFE
+BEHIND = 4096  # bytes that are enough to recognise what follows
 PCM, FLOAT, A_LAW, MU_LAW, MP3 = 1, 3, 6, 7, 0x55
 # encodings of uncompressed samples: tag and bits → numpy's type (8 and 24 bits and the two laws are widened first), full scale
 BARE = {
@@ -212,6 +213,7 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
         following = _behind(data, stop, size % 2, end, found.big)
     as_stated = not before
     if following is None:  # what follows is sound: the recorder died, or there are over 4 GiB
+        refuse_other(data, behind_tags(data, stop, end), name)
         as_stated = False
         another = _another(data, sound, end)
         following = end if another is None else another
@@ -281,6 +283,18 @@ def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
         return None
     another = _another(data, first, end)  # after a chunk that is cut, or not padded
     return end if another is None else another
+
+
+def refuse_other(data: Buffer, at: int, name: str) -> None:
+    """Refuse a recording of another container at an offset, behind the sound of a WAV.
+
+    Raises:
+        AudioError: when there is one.
+    """
+    head = bytes(data[at : at + BEHIND])
+    what = {b"fLaC": "FLAC", b"OggS": "Ogg"}.get(head[:4]) or next(iter(mpeg.recognise(head) or ()), None)
+    if what:
+        raise AudioError(f"{name}: {what} follows the sound of a WAV; write each recording to a file of its own")
 
 
 def _another(data: Buffer, start: int, end: int) -> int | None:

@@ -11,8 +11,10 @@ from asr_kd.audio.wav import MAX_CHANNELS, RATES
 from asr_kd.errors import AudioError
 
 MAX_AMPLITUDE = 100.0  # full scale is 1; far larger values are integers stored as floats, or noise
-# channels cancel out if their mean has less than this share of the power it would have if they were uncorrelated
-CANCELLED = 0.1
+# channels cancel out in a window of so many samples if their mean has less than this share of the power it would have if they were
+# uncorrelated, and in a recording if such windows hold this share of its energy
+WINDOW, CANCELLED, LOST = 1 << 12, 0.1, 0.2
+FEW = 64  # samples that are too few to tell
 AUDIBLE = 1e-8  # mean power (full scale is 1) below which channels are not checked
 
 
@@ -21,9 +23,13 @@ class Mixer:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._count, self._channels = 0, 1
-        # sums and sums of squares: of each channel, and of their mean
-        self._sums, self._squares = np.zeros(MAX_CHANNELS + 1), np.zeros(MAX_CHANNELS + 1)
+        self._channels, self._count = 1, 0
+        self._energy, self._lost = 0.0, 0.0  # of all, and of what cancels out
+        self._begin()
+
+    def _begin(self) -> None:
+        # sums and sums of squares in a window: of each channel, and of their mean
+        self._filled, self._sums, self._squares = 0, np.zeros(MAX_CHANNELS + 1), np.zeros(MAX_CHANNELS + 1)
 
     def mix(self, samples: np.ndarray) -> np.ndarray:
         """Float32 [samples, channels] → float32 [samples].
@@ -42,12 +48,25 @@ class Mixer:
         if channels == 1:
             return samples[:, 0]
         mean = samples.mean(axis=1, dtype=np.float32)
-        self._count, self._channels = self._count + len(samples), max(channels, self._channels)
-        for at, one in enumerate([*samples.T, mean]):
-            at = at if at < channels else -1
-            self._sums[at] += one.sum(dtype=np.float64)
-            self._squares[at] += np.dot(one.astype(np.float64), one)
+        self._channels = max(channels, self._channels)
+        for start in range(-self._filled, len(samples), WINDOW):
+            here = slice(max(start, 0), start + WINDOW)
+            for at, one in enumerate([*samples[here].T, mean[here]]):
+                at = at if at < channels else -1
+                self._sums[at] += one.sum(dtype=np.float64)
+                self._squares[at] += np.dot(one.astype(np.float64), one)
+            self._filled = min(WINDOW, len(samples) - start)
+            if self._filled == WINDOW:
+                self._end()
         return mean
+
+    def _end(self) -> None:
+        powers = self._squares - self._sums**2 / max(self._filled, 1)
+        energy = powers[:-1].sum() / self._channels
+        self._count, self._energy = self._count + self._filled, self._energy + energy
+        if self._filled > FEW and powers[-1] * self._channels < CANCELLED * energy:
+            self._lost += energy
+        self._begin()
 
     def finish(self) -> None:
         """End the recording.
@@ -55,13 +74,12 @@ class Mixer:
         Raises:
             AudioError: when its channels cancel out, for example if one is the other inverted.
         """
-        if not self._count:
-            return
-        powers = self._squares / self._count - (self._sums / self._count) ** 2
-        mean = powers[:-1].sum() / self._channels
-        if mean > AUDIBLE and powers[-1] * self._channels < CANCELLED * mean:
+        self._end()
+        if self._energy > AUDIBLE * self._count and self._lost > LOST * self._energy:
+            share = self._lost / self._energy
+            where = f" in {share:.0%} of it" if share < 0.99 else ""
             raise AudioError(
-                f"{self._name}: its {self._channels} channels cancel out (one is the other inverted), their mean is not what was said; "
+                f"{self._name}: its {self._channels} channels cancel out{where} (one is the other inverted), their mean is not what was said; "
                 "take one of them: ffmpeg -i bad.wav -af 'pan=mono|c0=c0' good.wav"
             )
 
@@ -101,17 +119,21 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
         AudioError: when its shape, type or rate cannot be those of sound, and as `Mixer`.
     """
     samples = np.asarray(samples)
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
-        raise AudioError(f"{name}: needs its sample rate in Hz, not {rate!r}")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
         raise AudioError(
             f"{name}: must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
         )
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
+        raise AudioError(f"{name}: needs its sample rate in Hz, not {rate!r}")
     scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
     if samples.dtype.kind != "f" and samples.dtype.name not in scales:
         raise AudioError(f"{name}: must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
     if not samples.size:
         raise AudioError(f"{name}: holds no samples (zero length); leave it out")
+    if samples.dtype.name == "int32" and 0 < np.abs(samples).max() <= 1 << 15:
+        raise AudioError(
+            f"{name}: holds samples of 16 bits as int32, which would be heard as silence; convert it to int16"
+        )
     values = samples.astype(np.float32)
     if samples.dtype.kind != "f":
         values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from asr_kd.decoding.ngram import END, START, UNKNOWN
+from asr_kd.decoding.grammar import compare_words
+from asr_kd.decoding.ngram import END, START, UNKNOWN, UNKNOWN_TOO, Ngrams
 from asr_kd.decoding.settings import LmSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, write_whole
@@ -24,21 +26,29 @@ def estimate(settings: LmSettings) -> None:
     """Write the vocabulary of the labelled text of `settings.source`, and a word n-gram model of it, to `settings.output`.
 
     Raises:
-        UserError: when there is no text.
+        UserError: when there is no text, or no word of it can be spelt by the units.
     """
     texts = list(read_texts(settings.source))
-    if settings.units:
-        texts = [*map(load_units(settings.units).written, texts)]
+    units = load_units(settings.units) if settings.units else None
+    if units:
+        texts = [*map(units.written, texts)]
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{settings.source}: holds no text; give labelled audio shards, a manifest or a text file")
     text_hash = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    claim_folder(settings.output, "lm", {**settings.model_dump(), "text": text_hash})
     words = sorted({word for text in texts for word in text.split()})
+    if reserved := {START, END, UNKNOWN, UNKNOWN_TOO} & set(words):
+        raise UserError(f"{settings.source}: a text holds {min(reserved)}, which language models reserve; leave it out")
+    remark = (
+        compare_words(settings.source, Ngrams(1, {(word,): (0.0, 0.0) for word in words}), units, None) if units else ""
+    )
+    claim_folder(settings.output, "lm", {**settings.model_dump(), "text": text_hash})
     with sole_writer(settings.output):
         with write_whole(place(settings.output) / WORDS, "w") as file:
             file.writelines(f"{word}\n" for word in words)
         write_arpa(place(settings.output) / MODEL, texts, settings.order)
+    if remark:
+        print(remark, file=sys.stderr)
     print(f"{settings.output}: {len(words):,} words and their {settings.order}-grams from {len(texts):,} utterances")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import re
 import sqlite3
@@ -21,14 +20,20 @@ KEY_BYTES = 200
 #: fields that say, in seconds, where in a recording an utterance begins and ends, and how long it is: as NeMo, Lhotse, Kaldi's users and others name them
 STARTS, ENDS, LENGTHS = ("offset", "start", "begin", "start_time", "begin_time"), ("end", "end_time"), ("duration",)
 BOUNDS = (*STARTS, *ENDS, *LENGTHS)
+#: seconds; no bound can be as large
+LATEST = 1e9
 #: seconds by which `end` may differ from start and `duration` together
 ROUNDING = 0.05
 #: other names of bounds, in whatever unit; and of lengths, which say something only behind a start
-_UNITS = "(_(at|time|ms|msec|millis|milliseconds|s|sec|secs|seconds|samples?|frames?))?"
-_OTHER_BOUNDS = re.compile(f"((seg|segment|audio)_)?(start|begin|offset|end|stop){_UNITS}")
-_OTHER_LENGTHS = re.compile(f"((seg|segment|audio)_)?(duration|dur|length){_UNITS}")
-#: what others call `audio`
-_OTHER_NAMES = (
+_PARTS = "((seg|segment|audio|utt|utterance|clip|chunk|speech|frame|sample|time)_)?"
+_UNITS = "(_(at|time|timestamp|offset|ms|msec|millis|milliseconds|s|sec|secs|seconds|samples?|frames?))?"
+_OTHER_BOUNDS = re.compile(f"{_PARTS}(start|begin|beg|onset|offset|end|stop|from|to|[tx]min|[tx]max|t[01]){_UNITS}")
+_OTHER_LENGTHS = re.compile(f"{_PARTS}(duration|dur|length|seconds|num_frames|num_samples){_UNITS}")
+_OTHER_PAIRS = ("segment", "timestamp", "timestamps", "span", "interval")
+#: what others call `audio`, and `text`, and where they put the texts of several segments
+OTHER_TEXTS = ("sentence", "transcript", "transcription", "normalized_text")
+_SEGMENTS = ("segments", "supervisions", "chunks")
+OTHER_NAMES = (
     "audio_filepath", "audio_file", "audio_path", "wav", "wav_path", "wav_filename", "path", "file", "filename", "file_name", "recording", "recording_id",
 )  # fmt: skip
 _WANTED = 'this wants a JSON object on each line, such as {"audio": "a.wav", "text": "one two"}'
@@ -90,12 +95,14 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
     path = place(path)
     found = False
     for where, value, key in _unique(path, "manifest"):
-        found = True
+        found, labelled = True, "text" in value
         audio, text = value.pop("audio", None), value.pop("text", None)
         if not isinstance(audio, str) or not audio or "\0" in audio:
             raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}{_hint(value, audio)}")
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
+        if not labelled:
+            _refuse_other_text(value, where)
         span = span_of(value, where)
         try:
             named = place(audio)
@@ -126,10 +133,11 @@ class Transcripts:
     def __init__(self, path: Place | str) -> None:
         table = "CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT) WITHOUT ROWID"
         self._texts = _database(table).cursor()
-        self._texts.executemany(
-            "INSERT INTO texts VALUES (?, ?, ?)",
-            ((key, value["text"], _nbest(value, where)) for where, value, key in _lines_with_text(place(path))),
-        )
+        with _spilling():
+            self._texts.executemany(
+                "INSERT INTO texts VALUES (?, ?, ?)",
+                ((key, value["text"], _nbest(value, where)) for where, value, key in _lines_with_text(place(path))),
+            )
 
     def get(self, key: str) -> str | None:
         """The text of an utterance, if there is one."""
@@ -183,6 +191,18 @@ def _database(table: str) -> sqlite3.Connection:
     return database
 
 
+@contextlib.contextmanager
+def _spilling() -> Iterator[None]:
+    """Name the disk that a temporary database fills."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        folder = os.environ.get("TMPDIR", "/var/tmp")  # where SQLite puts it
+        raise UserError(
+            f"{folder}: {error}, for the keys of a list; free some space, or set TMPDIR to a larger disk"
+        ) from None
+
+
 def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> None:
     """Write (key, text) pairs as JSON lines, whole or not at all."""
     with write_whole(path, "w") as file:
@@ -196,15 +216,16 @@ def span_of(fields: dict[str, Any], where: str) -> Span | None:
     Raises:
         UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
     """
-    for name in fields:
-        if _other(name) == "bound" and fields[name] is not None:
+    for name, value in fields.items():
+        pair = name in _OTHER_PAIRS and isinstance(value, list) and len(value) == 2 and all(map(_is_time, value))
+        if pair or (_other(name) == "bound" and _is_time(value)):
             raise UserError(f"{where}: {name} is not known; give the bounds of a segment in seconds, as start and end")
     start, end, length = (_bound(fields, names, where) for names in (STARTS, ENDS, LENGTHS))
     if start is None and end is None and length is None:
         return None
     if start is not None and end is None and length is None:
         for name in fields:
-            if _other(name) == "length" and fields[name] is not None:
+            if _other(name) == "length" and _is_time(fields[name]):
                 raise UserError(f"{where}: {name} is not known; give the length of a segment in seconds, as duration")
     if length is not None and end is not None and abs((start or 0.0) + length - end) > ROUNDING:
         raise UserError(
@@ -218,16 +239,34 @@ def span_of(fields: dict[str, Any], where: str) -> Span | None:
 @functools.lru_cache(1000)
 def _other(name: str) -> str:
     """What a field looks like that is none of BOUNDS."""
-    plain = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()  # startTime counts as start_time
+    plain = re.sub("(?<=[a-z])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).strip("_").lower()  # startTime, start (s), …
     if name in BOUNDS:
         return ""
     return "bound" if _OTHER_BOUNDS.fullmatch(plain) else "length" if _OTHER_LENGTHS.fullmatch(plain) else ""
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, str) and re.fullmatch(r"[\s\d.:,]+s?", value) is not None
+    )
+
+
+def _refuse_other_text(fields: dict[str, Any], where: str) -> None:
+    """Refuse a line without `text` whose text has another name, or is that of several segments."""
+    for name in OTHER_TEXTS:
+        if isinstance(fields.get(name), str):
+            raise UserError(f"{where}: the text is called {name} there: call it text")
+    for name in _SEGMENTS:
+        if isinstance(fields.get(name), list) and any(isinstance(one, dict) and "text" in one for one in fields[name]):
+            raise UserError(
+                f"{where}: {name} has the texts of segments; write a line for each, with start, end and text"
+            )
+
+
 def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float | None:
     given = {name: fields[name] for name in names if fields.get(name) is not None}
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
             raise UserError(f"{where}: {name} must be a number of seconds, not {_shown(value)}; rename it where it means something else")  # fmt: skip
     if len(set(given.values())) > 1:
         raise UserError(f"{where}: {' and '.join(given)} contradict each other; leave one out")
@@ -258,6 +297,7 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
     with (
         contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen,
         contextlib.ExitStack() as stack,
+        _spilling(),
     ):
         repeated: sqlite3.Connection | None = None
         for number, value in _lines(path, what):
@@ -299,7 +339,7 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
     if isinstance(audio, dict):
         inner = next((name for name in ("path", "file", "url") if isinstance(audio.get(name), str)), "path")
         return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {_shown(audio.get(inner, "…"))}'
-    name = next((name for name in _OTHER_NAMES if audio is None and name in fields), None)
+    name = next((name for name in OTHER_NAMES if audio is None and name in fields), None)
     if name and not isinstance(fields[name], str):
         return f"; {name} is an object there: give the path of its file as audio"
     return f"; the audio file is called {name} there: call it audio" if name else ""

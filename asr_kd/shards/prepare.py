@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -170,7 +171,7 @@ def _samples(
         if utterance.span:
             segments.setdefault(str(utterance.audio), []).append(utterance)
     cut: dict[str, tuple[Sample, int, int] | AudioError] = {}  # by key; the audio lies in the spool, from a place on
-    with tempfile.TemporaryFile() as spool:
+    with clear_errors(Path(tempfile.gettempdir()) / "segments"), tempfile.TemporaryFile() as spool:
         for utterance in group:
             stop_if_asked()
             seconds = 0.0
@@ -210,6 +211,7 @@ def _cut(
                     "it or raise max_seconds"
                 )
             waveform, rate = recording.cut(start, end, settings.sample_rate)
+            _check_channel(utterance, recording.channels)
             known = {name: value for name, value in utterance.fields.items() if name not in BOUNDS}
             known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
             sample = _described(
@@ -247,6 +249,7 @@ def _sample(settings: PrepareSettings, utterance: Utterance, audio_file: Place) 
     except OSError as error:
         raise _unreadable(utterance.audio, error) from None
     audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
+    _check_channel(utterance, audio.source_channels)
     extension = audio.extension
     if audio.source_channels > 1 or audio.source_rate != audio.rate or not audio.plain:
         extension, data = "flac", to_flac(audio.waveform, audio.rate)
@@ -259,6 +262,16 @@ def _described(settings: PrepareSettings, utterance: Utterance, data: bytes, ext
         apply = NORMALIZERS[settings.normalizer].apply
         fields["text"] = utterance.text if settings.normalizer == "none" else apply(utterance.text)
     return Sample(utterance.key, data, extension, {**utterance.fields, **fields})
+
+
+def _check_channel(utterance: Utterance, channels: int) -> None:
+    """Refuse an utterance that is one channel of several, whose mean holds what others said."""
+    channel = utterance.fields.get("channel")
+    if channels > 1 and type(channel) is int:
+        raise AudioError(
+            f"{utterance.audio}: `channel` is {channel} of {channels}, and their mean is heard; write that channel to a file of its own, "
+            f"such as the first one: ffmpeg -i all.wav -af 'pan=mono|c0=c0' one.wav"
+        )
 
 
 def _check_file(audio: Place) -> None:

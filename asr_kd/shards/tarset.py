@@ -22,7 +22,7 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
 from asr_kd.shards.light import webdataset
-from asr_kd.shards.manifest import KEY_BYTES, check_key, check_unpacked
+from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
@@ -256,7 +256,7 @@ def _check_fields(fields: Any, where: str) -> None:
     text, seconds = fields.get("text"), fields.get("seconds", 0.0)
     if "text" in fields and not isinstance(text, str):
         raise UserError(f"{where}: `text` must be text, not {ascii(text)[:60]}; leave it out when it is unknown")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < LATEST:
         raise UserError(
             f"{where}: `seconds` must be a length in seconds, not {ascii(seconds)[:60]}; make this shard again"
         )

@@ -11,17 +11,25 @@ from collections.abc import Iterable, Iterator
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, read_text, write_whole
-from asr_kd.shards.manifest import read_manifest
+from asr_kd.shards.manifest import OTHER_NAMES, OTHER_TEXTS, read_manifest
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import read_index, read_shard
 from asr_kd.text import APOSTROPHES
 from asr_kd.units import MODEL_FILE, Units, learn_units
 
 #: names that columns of tables have, of audio files and of texts
-FILES = {"path", "audio", "file", "filename", "file_name", "wav", "wav_filename", "audio_filepath", "audio_path"}
-TEXTS = {"text", "sentence", "transcript", "transcription", "normalized_text"}
+FILES, TEXTS = {"audio", *OTHER_NAMES}, {"text", *OTHER_TEXTS}
 #: what stands beside a `text` of Kaldi's
 KALDI = ("wav.scp", "utt2spk", "spk2utt")
+#: other files of text: what their first lines look like
+OTHERS = (
+    (r"(\S.*\(\S+\)\n){2,}", "a trn of sclite, with a key behind each text"),
+    (r"(\S+[ \t]+\S+([ \t]+\d[\d.]*){2}[ \t]+\S+([ \t]+[\d.]+)?\n)+", "a CTM, with a word and its times in each line"),
+    (r"(\S+[ \t]+\S+[ \t]+\S+([ \t]+\d[\d.]*){2}[ \t].*\n)+", "an STM, with times in front of each text"),
+    (r"(?ms).*^[\d:.,]+ --> .*", "subtitles, with times between the texts"),
+    (r"(?s)(File type = |\[Script Info\]|\{\\rtf|%PDF).*", "a TextGrid, subtitles, RTF or a PDF"),
+    (r"(?is)<(!doctype|html|\?xml|tt\b).*", "a web page or XML"),
+)
 #: lines of a text file that show whether it is a table
 LOOKED_AT = 20
 
@@ -46,7 +54,7 @@ def train_units(settings: UnitsSettings) -> Units:
         raise UserError(
             f"{path}: other units of the same texts, as another version of asr_kd or sentencepiece made them; choose another output folder"
         )
-    with write_whole(path) as file:
+    with write_whole(path, make_folder=False) as file:
         file.write(units.model)
     for remark in remarks(texts, units):
         print(f"{settings.source}: {remark}", file=sys.stderr)
@@ -105,6 +113,7 @@ def read_texts(source: str) -> Iterator[str]:
         lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
         _refuse_table(path, lines)
         _refuse_keys(path, lines)
+        _refuse_others(path, lines)
         yield from lines
 
 
@@ -127,13 +136,21 @@ def _refuse_table(path: Place, lines: list[str]) -> None:
     for mark, name in (("\t", "tabs"), (",", "commas"), (";", "semicolons"), ("|", "bars")):
         rows = [[cell.strip().strip('"').lower() for cell in line.split(mark)] for line in filled]
         named = bool(rows) and bool(FILES & set(rows[0])) and bool(TEXTS & set(rows[0]))
-        # tabs are no part of a text; commas are
-        if named or (mark == "\t" and len(rows) > 1 and {len(row) for row in rows} == {max(len(rows[0]), 2)}):
+        # tabs and bars are no part of a text; commas are
+        if named or (mark in "\t|" and len(rows) > 1 and {len(row) for row in rows} == {max(len(rows[0]), 2)}):
             columns = f", with the columns {', '.join(rows[0])}" if named else ""
             raise UserError(
                 f"{path}: is a table (cut by {name}{columns}), not plain text; write its texts alone into a file, a line each, or a "
                 "manifest of JSON lines"
             )
+
+
+def _refuse_others(path: Place, lines: list[str]) -> None:
+    filled = (line.strip() + "\n" for line in lines if line.strip() and not line.startswith(";;"))
+    head = "".join(itertools.islice(filled, LOOKED_AT))
+    for pattern, what in OTHERS:
+        if re.fullmatch(pattern, head):
+            raise UserError(f"{path}: is {what}, not plain text; write its texts alone into a file, a line each")
 
 
 def _refuse_keys(path: Place, lines: list[str]) -> None:

@@ -27,6 +27,7 @@ class Spelling:
     Attributes:
         bad: key and text of those that the units cannot spell.
         odd: characters that no unit covers, with their counts.
+        silent: number of texts without words.
         changed: number of texts that the units spell differently.
         first: the first of those, as a phrase for a message.
     """
@@ -34,6 +35,7 @@ class Spelling:
     total: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     odd: Counter[str] = field(default_factory=Counter)
+    silent: int = 0
     changed: int = 0
     first: str = ""
 
@@ -46,7 +48,9 @@ def spelling_of(texts: Iterable[tuple[str, str]], units: Units) -> Spelling:
         if odd := units.unwritable(text):
             found.bad.append((key, text))
             found.odd.update("".join(odd))
-        elif units.changes(text):
+            continue
+        found.silent += not units.encode(text)
+        if units.changes(text):
             found.changed += 1
             found.first = found.first or f"{key}: {text[:60]!a} is read as {units.written(text)[:60]!a}"
     return found
@@ -71,7 +75,7 @@ def check_development(settings: TrainSettings, units: Units) -> list[str]:
         a sentence on texts with characters that no unit covers, and one on texts that the units spell differently, if any.
 
     Raises:
-        UserError: when a text is missing, or more than `max_bad_share` of them cannot be spelled.
+        UserError: when a text is missing, none holds a word, or all or more than `max_bad_share` of them cannot be spelled.
     """
     folder = settings.development
 
@@ -83,7 +87,10 @@ def check_development(settings: TrainSettings, units: Units) -> list[str]:
                 yield sample.key, sample.fields["text"]
 
     found = spelling_of(texts(), units)
-    return _remarks(folder, found, units, settings, settings.max_bad_share * found.total, "their words count as errors")
+    if found.silent == found.total:
+        raise UserError(f"{folder}: holds no words; the development set must be labelled")
+    most = min(settings.max_bad_share * found.total, found.total - 1)
+    return _remarks(folder, found, units, settings, most, "their words count as errors")
 
 
 def check_source(source: Source) -> list[str]:
@@ -118,8 +125,14 @@ def _remarks(name: str, found: Spelling, units: Units, settings: TrainSettings, 
         )
         if len(found.bad) > most:
             remedy = _remedy(units, [text for _, text in found.bad])
-            raise UserError(f"{what}; {remedy}, or raise max_bad_share ({settings.max_bad_share})")
+            if len(found.bad) < found.total:
+                remedy += f", or raise max_bad_share ({settings.max_bad_share})"
+            raise UserError(f"{what}; {remedy}")
         said.append(f"{what}; {then}")
+    if found.silent == found.total > 0:
+        said.append(
+            f"{name}: none of the {found.total:,} texts looked at holds a word; only silence is learned from them"
+        )
     if found.changed:
         said.append(
             f"{name}: {found.changed:,} of {found.total:,} texts are read in another spelling (first: {found.first})"

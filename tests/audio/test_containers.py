@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from asr_kd.audio.containers import examine, recognise
 from asr_kd.audio.decode import decode, encode, read_audio, read_blocks, seconds_of
+from asr_kd.audio.live import pipe_sound
 from asr_kd.errors import AudioError
 
 KINDS = {
@@ -325,6 +326,15 @@ def test_too_much_behind_a_wav_is_sound(kind: str, samples: int) -> None:
     np.testing.assert_array_equal(found[4000:], heard(encoded(kind, samples, 1, 1)))
 
 
+@pytest.mark.parametrize(("kind", "what"), [("flac", "FLAC"), ("ogg", "Ogg"), ("mp3", "MP3")])
+@pytest.mark.parametrize("tag", [b"", id3v2(40)])
+def test_another_container_behind_a_wav_is_never_heard_as_samples(kind: str, what: str, tag: bytes) -> None:
+    data = encoded("wav") + tag + encoded(kind)
+    refused(data, f"a: {what} follows the sound of a WAV; write each recording to a file of its own")
+    with pytest.raises(AudioError, match=f"pipe: {what} follows the sound of a WAV"):
+        list(pipe_sound(io.BytesIO(data), "pipe", RATE, None, 0.1))
+
+
 def test_streams_beside_each_other_are_refused() -> None:
     first, second = encoded("ogg"), encoded("ogg", 4000, 1, 1)
     page = first.find(b"OggS", 4)
@@ -338,6 +348,7 @@ OTHERS = {
     "AMR-WB": b"#!AMR-WB\n", "WMA": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "WebM": bytes.fromhex("1a45dfa39f428681"), "MP4": b"\0\0\0\x20ftypM4A ",
     "Wave64": b"riff\x2e\x91\xcf\x11\xa5\xd6", "Monkey's Audio": b"MAC \x96\x0f", "WavPack": b"wvpk\0\0", "VOC": b"Creative Voice File\x1a", "AVI": b"RIFF\0\0\0\0AVI LIST",
     "AC-3": b"\x0b\x77\1\2", "AAC": b"\xff\xf1\x50\x80\x04\x1f\xfc" + bytes(25) + b"\xff\xf1\x50\x80\x04\x1f\xfc", "layer II": (b"\xff\xfd\x40\xc4" + bytes(204)) * 3,
+    "IRCAM": bytes.fromhex("64a3040001"), "DSS": b"\2dss\0", "IFF": b"FORM\0\0\1\x0016SVVHDR", "RIFF without WAVE": b"RIFF\0\0\1\0QLCMfmt ", "PARIS": b" paf\0\0",
     "Shorten": b"ajkg\2", "MPEG transport stream": (b"\x47\x40" + bytes(186)) * 3,
 }  # fmt: skip
 

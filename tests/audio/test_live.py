@@ -101,6 +101,7 @@ def test_a_wav_of_another_rate_behind_is_refused() -> None:
 OTHERS = {
     "AIFF": wav(100, kind="AIFF"), "AU": wav(100, kind="AU"), "CAF": wav(100, kind="CAF"), "Wave64": wav(100, kind="W64"), "NIST SPHERE": wav(100, kind="NIST"),
     "FLAC": wav(100, kind="FLAC"), "Ogg with Vorbis": wav(100, kind="OGG", subtype="VORBIS"), "Ogg with Opus": wav(100, kind="OGG", subtype="OPUS"),
+    "VOC": wav(100, kind="VOC"), "IRCAM": wav(100, kind="IRCAM"), "IFF": wav(100, kind="SVX"), "PARIS": wav(100, kind="PAF"), "AVR": wav(100, kind="AVR"),
     "MP3": wav(3000, kind="MP3", subtype="MPEG_LAYER_III"), "MP4": b"\0\0\0\x1cftypM4A \0\0\2\0", "WebM": bytes.fromhex("1a45dfa39f4286810142f781"), "AMR": b"#!AMR\n\x04\x38\x67\xdf\x3f\x73",
     "WMA": bytes.fromhex("3026b2758e66cf11a6d900aa"), "AAC": b"\xff\xf1\x50\x80\x04\x1f\xfc" + bytes(25) + b"\xff\xf1\x50\x80\x04\x1f\xfc",
 }  # fmt: skip
@@ -127,6 +128,8 @@ def test_containers_are_never_heard_as_samples(what: str) -> None:
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0\0\0", "not audio but gzip"),
         (b"<!DOCTYPE html><title>404", "web page"),
         (b'{"error": 1}  ', "JSON"),
+        (b"HTTP/1.1 200 OK\r\n\r\nRIFF", "a server's answer"),
+        ("one two é\n".encode() * 47, "not audio but text; pipe WAV"),
     ],
 )
 def test_what_is_no_sound_is_named(data: bytes, message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.audio.waveform import Mixer, from_array
+from asr_kd.audio.waveform import LOST, WINDOW, Mixer, from_array
 from asr_kd.errors import AudioError
 
 FLOATS = np.random.default_rng(0).uniform(-0.5, 0.5, (800, 2)).astype(np.float32)
@@ -35,7 +35,7 @@ def test_arrays_become_the_waveform_that_they_hold(samples: np.ndarray, step: fl
         (FLOATS.T, 8000, r"must be \[samples\] or \[samples, channels\], not \[2, 800\]; transpose it"), (FLOATS[None], 8000, r"not \[1, 800, 2\]"),
         (FLOATS.astype(np.int64), 8000, "must hold floats, int16, int32 or uint8, not int64"), (FLOATS > 0, 8000, "not bool"), (FLOATS * 32768, 8000, "where full scale is 1"),
         (FLOATS * np.nan, 8000, "not numbers"), (FLOATS[:0], 8000, "zero length"), (np.stack([FLOATS[:, 0], -FLOATS[:, 0]], axis=1), 8000, "2 channels cancel out"),
-        ("a.wav", 8000, "not "),
+        ("a.wav", 8000, "not "), (np.rint(FLOATS * 32767).astype(np.int32), 8000, "16 bits as int32, .* convert it to int16"), (8000, FLOATS, r"not \[\]; "),
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_sound_are_refused(samples: Any, rate: Any, message: str) -> None:
@@ -63,8 +63,8 @@ def test_doubles_are_heard_as_floats() -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_channels_are_judged_over_the_whole_recording(pieces: int) -> None:
-    """A part in which they cancel out, of a recording in which they do not, is no fault; and the other way round."""
+def test_channels_are_judged_over_a_window(pieces: int) -> None:
+    """A part of a window in which they cancel out is no fault; and the other way round."""
     left, right = FLOATS[:, 0], FLOATS[:, 1]
     stereo = np.concatenate([np.stack([left, -left], axis=1), np.stack([left, right], axis=1)])
     mixer = Mixer("a")
@@ -76,3 +76,18 @@ def test_channels_are_judged_over_the_whole_recording(pieces: int) -> None:
         mixer.mix(piece)
     with pytest.raises(AudioError, match="a: its 2 channels cancel out"):
         mixer.finish()
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize("share", [0, 0.15, 0.5])
+def test_channels_that_cancel_out_for_a_part_of_a_recording(pieces: int, share: float) -> None:
+    left = np.random.default_rng(0).normal(0, 0.1, 20 * WINDOW).astype(np.float32)
+    right = np.where(np.arange(len(left)) < share * len(left), -left, left)
+    mixer = Mixer("a")
+    for piece in np.array_split(np.stack([left, right], axis=1), pieces):
+        mixer.mix(piece)
+    if share < LOST:
+        mixer.finish()
+    else:
+        with pytest.raises(AudioError, match="its 2 channels cancel out in 50% of it"):
+            mixer.finish()

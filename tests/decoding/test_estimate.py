@@ -42,3 +42,20 @@ def test_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n \n")
     with pytest.raises(UserError, match=r"text\.txt: holds no text"):
         estimate(LmSettings(source=str(tmp_path / "text.txt"), output=str(tmp_path / "out")))
+
+
+def test_words_that_no_beam_search_would_find_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, units = tmp_path / "text.txt", str(tmp_path / "units")
+    path.write_text("stop the\n" * 3)
+    train_units(UnitsSettings(source=str(path), output=units, kind="char", size=20))
+    path.write_text("stop THE\n")
+    estimate(LmSettings(source=str(path), output=str(tmp_path / "out"), units=units))
+    assert "text.txt: 1 of its 2 words cannot be spelt by the units (such as THE)" in capsys.readouterr().err
+    for text, message in [
+        ("STOP THE", "none of its 2 words can be spelt"),
+        ("<s> stop", "a text holds <s>, which language"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"text\.txt: {message}"):
+            estimate(LmSettings(source=str(path), output=str(tmp_path / "other"), units=units))
+    assert not (tmp_path / "other").exists()

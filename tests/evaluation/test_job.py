@@ -104,7 +104,7 @@ def test_beam_and_no_bootstrap(job: Job) -> None:
     settings = job(decoder="beam", beam=3, bootstrap=0, normalizer="none", systems={"only": job().systems["student"]})
     evaluate(settings)
     report = read(settings)
-    assert report["normalizer"] == "none-2"
+    assert report["normalizer"] == "none-3"
     assert report["systems"]["only"]["interval"] is None
 
 

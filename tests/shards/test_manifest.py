@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_kd.errors import UserError
+from asr_kd.shards import manifest
 from asr_kd.shards.manifest import Span, Transcripts, check_key, read_manifest, read_transcripts, write_transcripts
 
 
@@ -82,6 +84,30 @@ BAD_LINES = {
     "a length in samples": (
         '{"key": "b", "audio": "b.wav", "start": 1, "length": 8000}',
         "length is not known; give the length of a segment in seconds",
+    ),
+    "praat's bounds": ('{"key": "b", "audio": "b.wav", "xmin": 1, "xmax": 2}', "xmin is not known; give the bounds"),
+    "an onset": ('{"key": "b", "audio": "b.wav", "onset": 1, "offset": 2}', "onset is not known; give the bounds"),
+    "a bound with its unit": (
+        '{"key": "b", "audio": "b.wav", "start (s)": 1}',
+        r"start \(s\) is not known; give the bounds",
+    ),
+    "a bound on a clock": ('{"key": "b", "audio": "b.wav", "from": "00:01.5"}', "from is not known; give the bounds"),
+    "a pair of bounds": (
+        '{"key": "b", "audio": "b.wav", "timestamp": [1.5, 2]}',
+        "timestamp is not known; give the bounds",
+    ),
+    "our own length": (
+        '{"key": "b", "audio": "b.wav", "start": 1, "seconds": 2}',
+        "seconds is not known; give the length",
+    ),
+    "no number": ('{"key": "b", "audio": "b.wav", "start": 1' + "0" * 400 + "}", "start must be a number of seconds"),
+    "Common Voice's text": (
+        '{"key": "b", "audio": "b.wav", "sentence": "x"}',
+        "the text is called sentence there: call it text",
+    ),
+    "Whisper's segments": (
+        '{"key": "b", "audio": "b.wav", "segments": [{"start": 0, "text": "x"}]}',
+        "segments has the texts of segments; write a line for each, with start, end and text",
     ),
     "Lhotse's cut": (
         '{"id": "b", "start": 1, "recording": {"sources": []}}',
@@ -266,3 +292,24 @@ def test_audio_elsewhere_than_beside_the_manifest(tmp_path: Path, monkeypatch: p
         match=r"list.jsonl, line 2: `audio`: s3:/bucket/c.wav: is not quite a URL; write s3://bucket/c.wav",
     ):
         list(read_manifest(path))
+
+
+def test_a_full_disk_of_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = manifest._database
+
+    def small(table: str) -> sqlite3.Connection:
+        database = made(table)
+        database.execute("PRAGMA max_page_count = 2")
+        return database
+
+    monkeypatch.setattr(manifest, "_database", small)
+    monkeypatch.setenv("TMPDIR", "/small")
+    path = tmp_path / "list.jsonl"
+    path.write_text(
+        "".join(json.dumps({"key": f"{'k' * 150}{number}", "text": "x" * 100}) + "\n" for number in range(99))
+    )
+    for read in (read_transcripts, Transcripts):
+        with pytest.raises(
+            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some space"
+        ):
+            read(path)

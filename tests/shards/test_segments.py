@@ -149,3 +149,17 @@ def test_files_that_others_would_read_in_part_become_whole_ones(job: Job, tmp_pa
     np.testing.assert_array_equal(sound_of(joined), np.tile(SOUND, 2))
     np.testing.assert_array_equal(sound_of(died), SOUND)
     assert plain.audio == data
+
+
+def test_one_channel_of_several_is_not_their_mean(job: Job, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "two.wav", np.stack([SOUND, SOUND[::-1]], axis=1), RATE)
+    settings = job(
+        {"audio": "two.wav", "key": "caller", "channel": 0, "text": "seven"},
+        {"audio": "two.wav", "key": "agent", "channel": 1, "start": 1, "end": 2},
+        {"audio": "two.wav", "key": "both", "channel": "telephone"},
+        {"audio": "a.wav", "key": "mono", "channel": 0},
+    )
+    assert [sample.key for sample in samples_of(settings)] == ["both", "mono"]
+    reasons = [json.loads(line) for line in (tmp_path / "shards" / "quarantine.jsonl").read_text().splitlines()]
+    assert [one["key"] for one in reasons] == ["caller", "agent"]
+    assert all("of 2, and their mean is heard; write that channel to a file" in one["reason"] for one in reasons)

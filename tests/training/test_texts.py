@@ -60,6 +60,19 @@ def test_what_cannot_be_written_is_named(job: Job, units: Units, tmp_path: Path,
         check_development(job(development=development_set(tmp_path / "dev", texts)), units)
 
 
+def test_nothing_that_can_be_scored_is_refused_whatever_may_be_bad(job: Job, units: Units, tmp_path: Path) -> None:
+    for name, texts, said in [
+        ("other", ["AB", "A"], r"other: the texts of 2 of 2 utterances .* with normalizer=basic$"),
+        ("silent", ["", "  "], r"silent: holds no words; the development set must be labelled"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            check_development(job(development=development_set(tmp_path / name, texts), max_bad_share=1.0), units)
+    folder = development_set(tmp_path / "source", [" ", "ab"])  # the first shard
+    assert check_source(source_of(job(source={**CTC, "audio": folder}), units)) == [
+        f"{folder}: none of the 1 texts looked at holds a word; only silence is learned from them"
+    ]
+
+
 def test_units_of_capitals_say_so(job: Job, tmp_path: Path) -> None:
     folder = development_set(tmp_path / "dev", ["ab", "ba"])
     with pytest.raises(UserError, match="the units know capitals alone"):
