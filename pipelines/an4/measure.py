@@ -53,27 +53,23 @@ def digits(pipeline: dict[str, Any]) -> dict[str, Any]:
 
 def parts(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Students that hear what the distilled one hears, as often, and learn something else of it: name → stages."""
-    stages = pipeline["stages"]
-    whole = stages["student-pseudo-label"]["settings"]
-    second = stages["student-distilled"]["settings"]
+    whole = pipeline["stages"]["student-pseudo-label"]["settings"]
 
-    def learn(settings: dict[str, Any], **learned: Any) -> dict[str, Any]:
-        settings = copy.deepcopy(settings)
+    def learn(**learned: Any) -> dict[str, Any]:
+        settings = copy.deepcopy(whole)
         source = settings["phases"][0]["sources"][0]
-        for name in ("ctc", "transcripts", "soft", "sequences"):
-            source.pop(name, None)
+        for name in ("ctc", "transcripts"):
+            source.pop(name)
         source |= learned
         return settings
 
     def soft(**learned: Any) -> dict[str, Any]:
-        return learn(whole, targets="${run}/soft-targets", soft=1.0, **learned)
+        return learn(targets="${run}/soft-targets", soft=1.0, **learned)
 
     lists = "${run}/teacher-lists.jsonl"
     students = {
-        "lists-one-round": learn(whole, transcripts=lists, soft=1.0, sequences={}),
-        "best-of-lists-one-round": learn(whole, transcripts=lists, ctc=1.0),
-        "best-of-lists-two-rounds": learn(second, transcripts="${run}/best-lists.jsonl", ctc=1.0)
-        | {"init": "${run}/student-best-of-lists-1"},
+        "best-of-lists": learn(transcripts=lists, ctc=1.0),
+        "calibrated-lists": learn(transcripts=lists, soft=1.0, sequences={"temperature": 3.0}),
         "draws-of-frames": soft(sequences={}),
         "spikes": soft(spikes={}),
         "spikes-as-on-the-digits": soft(spikes={"temperature": 1.5, "certainty": 4}),
@@ -81,8 +77,6 @@ def parts(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
     needed: dict[str, dict[str, Any]] = {
         "soft-targets": {"verb": "label", "settings": {"teacher": "${run}/teacher", "audio": "${run}/data/unlabelled", "output": "${run}/soft-targets"}},
-        "student-best-of-lists-1": {"verb": "train", "settings": learn(stages["student-distilled-1"]["settings"], transcripts=lists, ctc=1.0) | {"output": "${run}/student-best-of-lists-1"}},
-        "best-lists": {"verb": "transcribe", "settings": {**stages["student-lists"]["settings"], "checkpoint": "${run}/student-best-of-lists-1", "output": "${run}/best-lists.jsonl"}},
     }  # fmt: skip
     for name, settings in students.items():
         needed[f"student-{name}"] = {"verb": "train", "settings": {**settings, "output": "${run}/student-" + name}}
@@ -93,7 +87,11 @@ def with_parts(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The recipe, and behind it the students of `parts` with a report about them."""
     report = copy.deepcopy(pipeline["stages"]["report"])
     more = parts(pipeline)
-    names = ["student-pseudo-label", "student-distilled", *(name for name, stage in more.items() if stage["verb"] == "train" and not name.endswith("-1"))]  # fmt: skip
+    names = [
+        "student-pseudo-label",
+        "student-distilled",
+        *(name for name, stage in more.items() if stage["verb"] == "train"),
+    ]
     report["settings"] = {
         "systems": {name: "${run}/" + name for name in names},
         "audio": "${run}/data/test",
