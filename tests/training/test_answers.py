@@ -150,6 +150,13 @@ def test_killed_and_resumed_to_the_same_bits(
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
+def test_a_loader_process_changes_nothing(job: Job, teacher: str, tmp_path: Path) -> None:
+    for workers in (0, 1):
+        noisy = {"augment": {"noise": {"share": 1.0, "kinds": ["white"]}}}
+        train(online(job, teacher, output=str(tmp_path / str(workers)), loader_workers=workers, source=noisy))
+    assert state(tmp_path / "0") == state(tmp_path / "1")
+
+
 def test_the_average_itself_learns_nothing_from_its_answers(job: Job, tmp_path: Path) -> None:
     """What it says has no gradient: soft targets of one's own average alone move the weights little, and stay finite."""
     settings = online(job, "average", ema_decay=0.5, output=str(tmp_path / "run"))
