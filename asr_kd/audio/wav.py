@@ -169,9 +169,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
     """The sound of a WAV; all of it, even if the header was never finished or states less.
 
     Args:
-        start: offset of the WAV in `data`.
-        end: where to stop.
-        name: of the file, for messages.
+        start: offset of the WAV in `data`, which is read up to `end`; `name` as of `containers.examine`.
 
     Raises:
         AudioError: when it is cut, damaged or of an unsupported codec.

@@ -19,7 +19,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from asr_kd.errors import UserError
@@ -68,9 +67,7 @@ class Leases:
         self._heart.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._heart.join()
         # not empty: others are still at work; a store that is gone: what is left there will count as abandoned
@@ -92,7 +89,8 @@ class Leases:
         """The items that are not done and whose lease could be taken, each as it is asked for; ends early among those of others.
 
         Args:
-            name: of an item's lease; done: whether what it stands for is published.
+            name: of an item's lease.
+            done: whether what it stands for is published.
         """
         refusals = 0
         for item in items:
@@ -117,7 +115,8 @@ class Leases:
         """Do what is left to do, together with all other processes that do the same; returns when nothing is.
 
         Args:
-            name: see `free`; done: see `free`.
+            name: see `free`.
+            done: see `free`.
             missing: which of the items are not done, by whomever.
             work: does items one by one, as it takes them; yields each when it is published.
         """

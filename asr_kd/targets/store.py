@@ -215,7 +215,7 @@ def with_targets(
 
     Args:
         folder: of the soft targets.
-        units_hash, num_units, frame_ms: as of `read_target_shard`.
+        units_hash: as of `read_target_shard`, like `num_units` and `frame_ms`.
 
     Raises:
         UserError: while it is read: as `read_target_shard`, and when a shard answers other audio or lacks a key.
