@@ -18,12 +18,11 @@ import jinja2
 from markupsafe import Markup
 
 from asr_kd.evaluation import charts, formats
-from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.samples import Evidence
 from asr_kd.evaluation.schema import Interval, Report, Slices
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
-from asr_kd.evaluation.utterances import Group, Packed, edits_of
+from asr_kd.evaluation.utterances import Packed, edits_of
 from asr_kd.evaluation.verdict import below_it, ranked, roles_of, student
 
 HERE = Path(__file__).parent
@@ -70,7 +69,7 @@ def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[
         lead_legend=[(name, "") for name in lead], **_charts(report, series), slices=_pictures(report, series, lead),
         named_slices=formats.named_slices(report), listed=LISTED, slice_words=SLICE_WORDS, others=OTHERS,
         heat=charts.heat_maps(evidence.pictures) if evidence.pictures else None, evidence=evidence, packed=packed,
-        first_line=_first_line, fields=["set", "speaker", *searchable(report)], command=command(report.settings),
+        first_line=lambda group: next(iter(group.values())), fields=["set", "speaker", *searchable(report)], command=command(report.settings),
         decoder=formats.decoder(report.settings), threads=formats.threads(report.settings.threads),
         intervals=formats.intervals_note(report.bootstrap), data=Markup(_for_script(for_script)), script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), style=Markup(style),
@@ -157,7 +156,3 @@ def command(settings: EvalSettings) -> str:
 def _for_script(value: Any) -> str:
     """JSON that cannot end the element that holds it, nor begin another."""
     return json.dumps(value).replace("<", "\\u003c").replace("&", "\\u0026")
-
-
-def _first_line(group: Group) -> Line:
-    return next(iter(group.values()))

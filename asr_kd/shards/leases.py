@@ -80,7 +80,7 @@ class Leases:
     def take(self, name: str) -> bool:
         """Take the lease of this name, also from one who is gone; False while another holds it."""
         path = self.folder / name
-        if not self._create(path) and not (self._abandoned(path) and self._remove(path) and self._create(path)):
+        if not self._create(path) and not (self._state(path) == "dead" and self._remove(path) and self._create(path)):
             return False
         self._held.add(path)
         return True
@@ -219,9 +219,6 @@ class Leases:
             return "alive" if known else "silent"
         return "dead" if time.monotonic() - since > self.patience else "silent"
 
-    def _abandoned(self, path: Place) -> bool:
-        return self._state(path) == "dead"
-
     def _remove(self, path: Place) -> bool:
         """Remove an abandoned lease; of several that try, one succeeds, or in a store nearly always one."""
         if isinstance(path, ObjectPath):
@@ -246,7 +243,7 @@ class Leases:
         if path in self._seen:
             self._seen[aside] = self._seen.pop(path)
         try:
-            return self._abandoned(aside)
+            return self._state(aside) == "dead"
         finally:
             self._seen.pop(aside, None)
 
