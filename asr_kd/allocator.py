@@ -12,8 +12,7 @@ def keep_freed_memory() -> None:
     """Let this process keep freed memory for its next tensors.
 
     By default glibc returns large blocks to the kernel when they are freed, and the kernel clears every page again for the next
-    batch (training/README.md has figures). With this the process stays at its peak size. Without `mallopt` in the C library
-    nothing happens.
+    batch. With this the process stays at its peak size. Without `mallopt` in the C library nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -249,8 +249,15 @@ def read_text(path: Place | str, what: str = "file") -> str:
     Raises:
         UserError: when the file is missing, a folder, unreadable or not UTF-8.
     """
-    try:
+    with readable(path, what):
         return place(path).read_text(encoding="utf-8")
+
+
+@contextmanager
+def readable(path: Place | str, what: str) -> Iterator[None]:
+    """Turn errors in reading `path` into UserError; `what` names its role."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; check the path") from None
     except IsADirectoryError:

@@ -132,10 +132,6 @@ class ObjectPath:
         """The entries directly below with a name like `pattern`."""
         return (self / name for name in self.names() if fnmatch.fnmatchcase(name, pattern))
 
-    def iterdir(self) -> Iterator[ObjectPath]:
-        """The entries directly below."""
-        return self.glob("*")
-
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a store has no folders."""
 

@@ -23,17 +23,7 @@ from asr_kd.config.load import build, load_yaml, override
 from asr_kd.config.verbs import STAGES, VERBS
 from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
-from asr_kd.files import (
-    CLAIM,
-    clear_errors,
-    hash_json,
-    local,
-    place,
-    read_json,
-    sha256_file,
-    write_json,
-    write_whole,
-)
+from asr_kd.files import CLAIM, clear_errors, hash_json, local, place, read_json, sha256_file, write_json, write_whole
 from asr_kd.models.origin import won_nothing
 from asr_kd.shards.leases import check_unused, sole_writer
 from asr_kd.typed import Typed, read

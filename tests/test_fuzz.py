@@ -20,7 +20,7 @@ import pytest
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, sha256_file
-from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard, write_index, write_shard
+from asr_kd.shards.tarset import Sample, read_checked, read_index, read_shard, write_index, write_shard
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import (
@@ -28,10 +28,10 @@ from asr_kd.targets.store import (
     Selection,
     Statistics,
     TargetMetadata,
-    join,
     read_target_shard,
     write_target_shard,
 )
+from tests.joining import join
 
 #: bytes that reading may take at any moment, whatever the input says of itself
 BOUND = 64 << 20
@@ -314,17 +314,13 @@ def test_damaged_shards_of_audio(pair: Pair, tmp_path: Path, count: int = 800, s
     (info, _), expected = read_index(pair.audio.parent), list(read_shard(pair.audio))
     path = tmp_path / pair.audio.name
 
-    def checked() -> list[Sample]:
-        check_shard(tmp_path, info)
-        return list(read_shard(path))
-
     for _ in range(count):
         bad = damaged(rng, good, [good, pair.targets.read_bytes()])
         if rng.randrange(2):
             bad = with_checksums(bad)
         path.write_bytes(bad)
         fed(lambda: list(read_shard(path)))
-        found = fed(checked)
+        found = fed(lambda: list(read_checked(tmp_path, info)))
         assert found is None or (bad == good and found == expected)
 
 
@@ -340,4 +336,4 @@ def test_damaged_indexes(pair: Pair, tmp_path: Path, count: int = 1200, seed: in
         for info in fed(lambda: read_index(tmp_path)) or []:
             assert Path(info.name).name == info.name and info.name.endswith(".tar") and len(info.sha256) == 64
             assert info.samples >= 0 and 0 <= info.seconds < np.inf and info.bytes >= 0
-            fed(lambda info=info: check_shard(pair.audio.parent, info))
+            fed(lambda info=info: list(read_checked(pair.audio.parent, info)))

@@ -56,9 +56,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
     """The sound of a FLAC; all of it, even if its header states no length or less.
 
     Args:
-        start: offset of the FLAC in `data`.
-        end: where to stop.
-        name: of the file, for messages.
+        start: offset of the FLAC in `data`, which is read up to `end`; `name` as of `containers.examine`.
 
     Raises:
         AudioError: when it is cut or damaged, or its sample size is not supported.

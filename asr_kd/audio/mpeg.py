@@ -99,9 +99,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
     wrong, a frame with the right length is put in front.
 
     Args:
-        start: offset of the MP3 in `data`.
-        end: where to stop.
-        name: of the file, for messages.
+        start: offset of the MP3 in `data`, which is read up to `end`; `name` as of `containers.examine`.
 
     Raises:
         AudioError: when it is cut or damaged.

@@ -33,9 +33,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
     """The streams of an Ogg file, one after another (chained, as by `cat`).
 
     Args:
-        start: offset of the Ogg in `data`.
-        end: where to stop.
-        name: of the file, for messages.
+        start: offset of the Ogg in `data`, which is read up to `end`; `name` as of `containers.examine`.
 
     Raises:
         AudioError: when it is cut, damaged, of an unsupported codec, or holds several streams in parallel.

@@ -61,17 +61,16 @@ class Header:
         return Pcm(self.rate, self.channels, self.tag, self.bits, self.big)
 
 
-def header(read: Callable[[int], bytes], name: str, riff: bytes = b"") -> Header:
+def header(read: Callable[[int], bytes], name: str) -> Header:
     """Read the header of a WAV up to its sound.
 
     Args:
         read: gives the next bytes, fewer at the end.
-        riff: the first 12 bytes, if they were already read.
 
     Raises:
         AudioError: when it is cut or damaged; an unsupported codec is not refused here.
     """
-    riff = riff or read(12)
+    riff = read(12)
     order = ">" if riff[:4] == b"RIFX" else "<"
     taken = len(riff)
     format_chunk, fact, long_size, size = b"", None, None, None
@@ -170,9 +169,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
     """The sound of a WAV; all of it, even if the header was never finished or states less.
 
     Args:
-        start: offset of the WAV in `data`.
-        end: where to stop.
-        name: of the file, for messages.
+        start: offset of the WAV in `data`, which is read up to `end`; `name` as of `containers.examine`.
 
     Raises:
         AudioError: when it is cut, damaged or of an unsupported codec.

@@ -111,7 +111,7 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"
     if first["type"] == "extra_forbidden":
-        known = _fields_at(kind, path[:-1])
+        known = list(_model_at(kind, path[:-1]).model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
         raise UserError(f"{where}: unknown key {name}; {hint}")
@@ -132,10 +132,6 @@ def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 kind = candidate
     return kind
-
-
-def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
-    return list(_model_at(kind, path).model_fields)
 
 
 def kind_help(kind: type[BaseModel], path: list[str]) -> str:

@@ -105,7 +105,7 @@ class BeamSearch:
         With a lexicon, only those that end with a complete word; if there are none, all, without their incomplete word.
         """
         scored = [
-            (node, _chain(kept.path), self._scale + math.log(kept.ends_blank + kept.ends_unit))
+            (node, [cell.last for cell in _cells(kept.path)], self._scale + math.log(kept.ends_blank + kept.ends_unit))
             for node, kept in self._kept.items()
         ]
         if not self.grammar:
@@ -299,10 +299,6 @@ def _cells(path: Path | None) -> list[Path]:
         cells.append(path)
         path = path.before
     return cells[::-1]
-
-
-def _chain(path: Path | None) -> list[Spike]:
-    return [cell.last for cell in _cells(path)]
 
 
 def _remade(path: Path | None, fresh: dict[int, Path | None]) -> Path | None:

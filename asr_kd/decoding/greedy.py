@@ -9,18 +9,6 @@ import numpy as np
 from asr_kd.decoding.words import Spike
 
 
-def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
-    """Unit ids of the most probable path.
-
-    Args:
-        log_probs: float [frames, units], natural logarithm (or any other monotonic score).
-
-    Returns:
-        unit ids without blanks; on a tie the lowest id.
-    """
-    return units_of(log_probs.argmax(axis=1), blank)
-
-
 def units_of(path: np.ndarray, blank: int = 0) -> list[int]:
     """Unit ids of a path, int [frames], the unit of every frame: repeats merged, blanks removed."""
     starts = np.ones(len(path), dtype=bool)
@@ -29,7 +17,7 @@ def units_of(path: np.ndarray, blank: int = 0) -> list[int]:
 
 
 class GreedySearch:
-    """`greedy` as frames arrive, with the spikes of the units and the log-probability of the path."""
+    """The most probable path as frames arrive (on a tie the lowest id), with the spikes of the units and the log-probability of the path."""
 
     def __init__(self, blank: int = 0) -> None:
         self.blank = blank

@@ -29,7 +29,7 @@ class Utterance:
 
 
 @dataclass
-class Loaded:
+class Inputs:
     """A shard's utterances as network input, in its order.
 
     Attributes:
@@ -44,11 +44,16 @@ class Loaded:
 
 
 @dataclass
-class Batch:
-    """Posteriors float32 [frames, units] of some utterances of the present shard, by the system of this number."""
+class Posteriors:
+    """What the system of this number makes of some utterances of the present shard.
+
+    Attributes:
+        indices: of the utterances in their shard.
+        log_probs: float32 [frames, units] of each.
+    """
 
     system: int
-    places: list[int]
+    indices: list[int]
     log_probs: list[np.ndarray]
 
 
@@ -57,12 +62,12 @@ class Answers:
     """The same, as words."""
 
     system: int
-    places: list[int]
+    indices: list[int]
     found: list[Hypothesis]
     seconds: float
 
 
-def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Loaded:
+def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Inputs:
     """Decode a shard's audio and compute its features, once for every front end.
 
     Raises:
@@ -74,7 +79,7 @@ def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard:
     }
     quarantined = {key: reason for one in read.values() for key, reason in one.bad}
     seconds = {name: one.frontend_seconds for name, one in read.items()}
-    loaded = Loaded(shard, [], quarantined, seconds)
+    loaded = Inputs(shard, [], quarantined, seconds)
     items = [{item.key: item for item in one.items} for one in read.values()]
     for key, last in items[-1].items():
         if key in quarantined:
@@ -94,10 +99,10 @@ def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard:
     return loaded
 
 
-def find_words(decoders: Sequence[Decoder], batch: Batch | None) -> Answers | None:
+def find_words(decoders: Sequence[Decoder], batch: Posteriors | None) -> Answers | None:
     """The best hypotheses of a batch by the decoder of its system, timed; None, which ends a shard, is passed on."""
     if batch is None:
         return None
     began = time.perf_counter()
     found = [decoders[batch.system](log_probs)[0] for log_probs in batch.log_probs]
-    return Answers(batch.system, batch.places, found, time.perf_counter() - began)
+    return Answers(batch.system, batch.indices, found, time.perf_counter() - began)

@@ -17,7 +17,8 @@ def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed
     same draws, so that the difference of two systems is resampled too.
 
     Args:
-        errors: int [systems, blocks]; words: int [blocks].
+        errors: int [systems, blocks].
+        words: int [blocks].
 
     Returns:
         errors int64 [systems, resamples] and words int64 [resamples].
@@ -56,7 +57,9 @@ def resampled(
     """The same of utterances, in the blocks that their speakers make; no resample where there is one block alone.
 
     Args:
-        rows: errors, int [systems, utterances]; words, speakers: int [utterances], see `blocks`.
+        rows: errors, int [systems, utterances].
+        words: int [utterances].
+        speakers: int [utterances], see `blocks`.
     """
     labels, number, _ = blocks(speakers)
     if number < 2:

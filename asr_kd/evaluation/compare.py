@@ -7,24 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from asr_kd.errors import UserError
-from asr_kd.evaluation.earlier import Earlier, EarlierSystem, read_report
-from asr_kd.evaluation.formats import (
-    NOTHING,
-    change,
-    decoder,
-    p_value,
-    percent,
-    points,
-    ratio,
-    said_of_pair,
-    share,
-    size,
-    span,
-    table,
-)  # fmt: skip
+from asr_kd.evaluation import formats
+from asr_kd.evaluation.earlier import Earlier, EarlierSystem, file_of, read_report
 from asr_kd.evaluation.gate import Gate
 from asr_kd.evaluation.paired import Side, paired
-from asr_kd.files import Place, place
 
 T = TypeVar("T")
 
@@ -55,13 +41,13 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
     first = next(iter(reports.values()))
     data = first.data
     print(f"{data.utterances:,} utterances, {data.words:,} words ({data.hash}); normaliser {first.normalizer}\n")
-    decoders = {letter: decoder(report.settings) for letter, report in reports.items()}
+    decoders = {letter: formats.decoder(report.settings) for letter, report in reports.items()}
     if len(set(decoders.values())) > 1:
         said = "; ".join(f"{letter}: {decoding}" for letter, decoding in decoders.items())
         print(f"Decoded in different ways, which a difference may come from: {said}\n")
     print(comparison(reports))
     sides = [
-        Side(letter, reports[letter], _folder(path) / "utterances.jsonl")
+        Side(letter, reports[letter], file_of(path).parent / "utterances.jsonl")
         for letter, path in zip(reports, paths, strict=True)
     ]
     for other in sides[1:]:
@@ -72,10 +58,6 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
             "so substitutions, deletions and insertions may differ by that alone."
         )
     return gate.judge(figures) if gate else False
-
-
-def _folder(path: str) -> Place:
-    return place(path).parent if path.endswith(".json") else place(path)
 
 
 def _tests(first: Side, second: Side) -> str:
@@ -90,13 +72,13 @@ def _tests(first: Side, second: Side) -> str:
     rows = [["difference in WER", "points", "95 % interval", "p, bootstrap", "p, MAPSSWE", "at 5 %"]]
     for pair in found.pairs:
         rows.append([
-            f"{pair.a} − {pair.b}".replace("|", "\\|"), points(pair.difference),
-            " to ".join(map(points, pair.interval)) if pair.interval else NOTHING, p_value(pair.p_bootstrap),
-            p_value(pair.mapsswe.p), said_of_pair(pair),
+            f"{pair.a} − {pair.b}".replace("|", "\\|"), formats.points(pair.difference),
+            " to ".join(map(formats.points, pair.interval)) if pair.interval else formats.NOTHING,
+            formats.p_value(pair.p_bootstrap), formats.p_value(pair.mapsswe.p), formats.said_of_pair(pair),
         ])  # fmt: skip
     return (
         f"{between}: paired, for both reports' utterances.jsonl hold the same utterances under the same normaliser "
-        f"(MAPSSWE, and paired bootstrap with {found.basis})\n\n{table(rows)}"
+        f"(MAPSSWE, and paired bootstrap with {found.basis})\n\n{formats.table(rows)}"
     )
 
 
@@ -133,19 +115,20 @@ def comparison(reports: Mapping[str, Earlier]) -> str:
         for name, one in report.systems.items():
             before = reports[first].systems.get(name) if letter != first else None
             rows.append([f"{letter} {name}".replace("|", "\\|"), *_row(one, before)])
-    return table(rows)
+    return formats.table(rows)
 
 
 def _row(one: EarlierSystem, before: EarlierSystem | None) -> list[str]:
     count = "{:,}".format
     return [
-        percent(one.wer), span(one.interval), change(one.wer / before.wer - 1 if before and before.wer else None),
+        formats.percent(one.wer), formats.span(one.interval),
+        formats.change(one.wer / before.wer - 1 if before and before.wer else None),
         _known(one.substitutions, count), _known(one.deletions, count), _known(one.insertions, count),
-        _known(one.cer, percent), _known(one.ser, percent), change(one.relative_change_to_teacher),
-        share(one.gap_recovered), _known(one.parameters, count), _known(one.size_bytes, size),
-        _known(one.real_time_factor, "{:.5f}".format), ratio(one.real_time_factor_to_teacher),
+        _known(one.cer, formats.percent), _known(one.ser, formats.percent), formats.change(one.relative_change_to_teacher),
+        formats.share(one.gap_recovered), _known(one.parameters, count), _known(one.size_bytes, formats.size),
+        _known(one.real_time_factor, "{:.5f}".format), formats.ratio(one.real_time_factor_to_teacher),
     ]  # fmt: skip
 
 
 def _known(value: T | None, written: Callable[[T], str]) -> str:
-    return NOTHING if value is None else written(value)
+    return formats.NOTHING if value is None else written(value)

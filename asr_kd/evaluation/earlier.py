@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from asr_kd.errors import UserError
 from asr_kd.evaluation.schema import FORMAT, VERSION, Interval
-from asr_kd.files import place, read_json
+from asr_kd.files import Place, place, read_json
 
 
 class _Read(BaseModel):
@@ -67,13 +67,18 @@ class Earlier(_Read):
     settings: EarlierSettings = EarlierSettings()
 
 
+def file_of(path: str) -> Place:
+    """The JSON of a report: the file itself, or the one in its folder."""
+    return place(path) if path.endswith(".json") else place(path) / "report.json"
+
+
 def read_report(path: str) -> tuple[Earlier, dict[str, Any]]:
     """The report in a folder, or of a file, and all its figures as they stand there.
 
     Raises:
         UserError: when there is none that this version reads.
     """
-    file = place(path) if path.endswith(".json") else place(path) / "report.json"
+    file = file_of(path)
     report = read_json(file, "report")
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise UserError(f"{file}: is no WER report; give folders that `asr-kd eval` wrote")

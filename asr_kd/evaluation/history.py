@@ -16,8 +16,8 @@ def learning_curve(folder: Place) -> list[CurvePoint]:
     Returns:
         a point for each score; empty where nothing was logged. Torn lines are passed over.
     """
-    places = [place / "metrics.jsonl" for place in (folder, folder.parent)]
-    path = next((place for place in places if place.is_file()), None)
+    paths = [one / "metrics.jsonl" for one in (folder, folder.parent)]
+    path = next((one for one in paths if one.is_file()), None)
     points = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []:
         try:

@@ -21,7 +21,12 @@ SAMPLES = 6  # utterances to listen to, of each kind
 def sliced(
     settings: EvalSettings, scores: Scores, resampler: Resampler, student: str
 ) -> tuple[list[Slices], list[WorstSlice], list[ChangedSlice]]:
-    """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher."""
+    """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher.
+
+    Args:
+        resampler: draws the intervals.
+        student: the system that the report is about.
+    """
     found: list[Slices] = []
     worst: list[WorstSlice] = []
     changed: list[ChangedSlice] = []

@@ -17,25 +17,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from asr_kd.evaluation import formats
-from asr_kd.evaluation.charts import (
-    Bar,
-    Curve,
-    Row,
-    best_of,
-    heat_maps,
-    learning_curves,
-    reliability,
-    slice_dots,
-    wer_against_hours,
-    wer_bars,
-)  # fmt: skip
-from asr_kd.evaluation.parts import Line
+from asr_kd.evaluation import charts, formats
 from asr_kd.evaluation.samples import Evidence
 from asr_kd.evaluation.schema import Interval, Report, Slices
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
-from asr_kd.evaluation.utterances import Group, Packed, edits_of
+from asr_kd.evaluation.utterances import Packed, edits_of
 from asr_kd.evaluation.verdict import below_it, ranked, roles_of, student
 
 HERE = Path(__file__).parent
@@ -81,8 +68,8 @@ def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[
         lead_pairs=[pair for pair in report.pairs if {pair.a, pair.b} <= set(lead)], many=MANY,
         lead_legend=[(name, "") for name in lead], **_charts(report, series), slices=_pictures(report, series, lead),
         named_slices=formats.named_slices(report), listed=LISTED, slice_words=SLICE_WORDS, others=OTHERS,
-        heat=heat_maps(evidence.pictures) if evidence.pictures else None, evidence=evidence, packed=packed,
-        first_line=_first_line, fields=["set", "speaker", *searchable(report)], command=command(report.settings),
+        heat=charts.heat_maps(evidence.pictures) if evidence.pictures else None, evidence=evidence, packed=packed,
+        first_line=lambda group: next(iter(group.values())), fields=["set", "speaker", *searchable(report)], command=command(report.settings),
         decoder=formats.decoder(report.settings), threads=formats.threads(report.settings.threads),
         intervals=formats.intervals_note(report.bootstrap), data=Markup(_for_script(for_script)), script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), style=Markup(style),
@@ -94,8 +81,8 @@ def _notes(report: Report) -> dict[str, str]:
     return {name: role for role, name in roles_of(report).items() if name != role}
 
 
-def _bar(report: Report, series: dict[str, str], name: str, wer: float, interval: Interval | None) -> Bar:
-    return Bar(name, series[name], wer, interval, _notes(report).get(name, ""))
+def _bar(report: Report, series: dict[str, str], name: str, wer: float, interval: Interval | None) -> charts.Bar:
+    return charts.Bar(name, series[name], wer, interval, _notes(report).get(name, ""))
 
 
 def _charts(report: Report, series: dict[str, str]) -> dict[str, Any]:
@@ -103,19 +90,19 @@ def _charts(report: Report, series: dict[str, str]) -> dict[str, Any]:
     best, systems = ranked(report), report.systems
     bars = {name: _bar(report, series, name, one.wer, one.interval) for name, one in systems.items()}
     curves = [
-        Curve(name, series[name], [at.audio_hours for at in one.curve], [at.development_wer for at in one.curve])
+        charts.Curve(name, series[name], [at.audio_hours for at in one.curve], [at.development_wer for at in one.curve])
         for name, one in systems.items()
         if one.curve
     ]
     hours = [(one.unlabelled_hours, bars[name]) for name, one in systems.items() if one.unlabelled_hours is not None]
     calibrated = [(name, series[name], found.bins) for name in best if (found := systems[name].calibration)]
     return {
-        "bars": wer_bars([bars[name] for name in best]),
-        "curves": learning_curves(curves) if curves else None,
-        "curves_legend": [(curve.name, f": best {best_of(curve)}") for curve in curves],
-        "hours": wer_against_hours(hours) if len({amount for amount, _ in hours}) > 1 else None,
+        "bars": charts.wer_bars([bars[name] for name in best]),
+        "curves": charts.learning_curves(curves) if curves else None,
+        "curves_legend": [(curve.name, f": best {charts.best_of(curve)}") for curve in curves],
+        "hours": charts.wer_against_hours(hours) if len({amount for amount, _ in hours}) > 1 else None,
         "hours_legend": [(one.name, f": {amount:.4g} h") for amount, one in hours],
-        "calibration": reliability(calibrated) if calibrated else None,
+        "calibration": charts.reliability(calibrated) if calibrated else None,
         "calibrated": [name for name, _, _ in calibrated],
         "calibration_legend": [(name, "") for name, _, _ in calibrated],
     }
@@ -133,9 +120,9 @@ def _pictures(report: Report, series: dict[str, str], lead: list[str]) -> list[t
             rates = [(name, value.systems[name].wer, value.systems[name].interval) for name in lead]
             bars = [_bar(report, series, name, wer, interval) for name, wer, interval in rates if wer is not None]
             if bars:
-                rows.append(Row(formats.named(value.value), value.words, bars))
+                rows.append(charts.Row(formats.named(value.value), value.words, bars))
         if rows:
-            pictures.append((one, len(rows), slice_dots(one.field, rows)))
+            pictures.append((one, len(rows), charts.slice_dots(one.field, rows)))
     return pictures
 
 
@@ -169,7 +156,3 @@ def command(settings: EvalSettings) -> str:
 def _for_script(value: Any) -> str:
     """JSON that cannot end the element that holds it, nor begin another."""
     return json.dumps(value).replace("<", "\\u003c").replace("&", "\\u0026")
-
-
-def _first_line(group: Group) -> Line:
-    return next(iter(group.values()))

@@ -89,7 +89,8 @@ def _tested(
     """The tests.
 
     Args:
-        words, speakers: of each utterance, int [utterances].
+        words: of each utterance, int [utterances].
+        speakers: likewise.
         errors: int [pairs, 2, utterances].
     """
     resamples = first.report.settings.bootstrap

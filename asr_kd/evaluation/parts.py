@@ -65,7 +65,8 @@ class Line(TypedDict):
 
     Attributes:
         fields: every other number or text that the shard says of the utterance.
-        reference_scored, hypothesis_scored: the texts as they were compared.
+        reference_scored: the text as it was compared.
+        hypothesis_scored: likewise.
         times: word as decoded, start and end in seconds, confidence.
         tokens: unit piece, start, end; not in lines of earlier versions.
         same_as_teacher: null without a teacher.
@@ -99,7 +100,8 @@ class Part:
     """The scores of a shard.
 
     Attributes:
-        utterances: how many were scored; seconds: of their audio.
+        utterances: how many were scored.
+        seconds: of their audio.
         quarantined: those that were not, key → reason.
         body: JSON lines, one for each system and utterance, system by system; README.md describes them.
     """

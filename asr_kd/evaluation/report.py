@@ -4,24 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from asr_kd.evaluation.formats import (
-    NOTHING,
-    change,
-    decoder,
-    intervals_note,
-    lookahead,
-    named_slices,
-    p_value,
-    percent,
-    points,
-    ratio,
-    said_of_pair,
-    share,
-    size,
-    span,
-    table,
-    threads,
-)  # fmt: skip
+from asr_kd.evaluation import formats
 from asr_kd.evaluation.page import drawn, render_html, searchable
 from asr_kd.evaluation.samples import gather
 from asr_kd.evaluation.schema import Pair, Report
@@ -56,9 +39,9 @@ def render_markdown(report: Report) -> str:
     audio = ", ".join(f"`{one.audio}`, {one.hash}" for one in report.sets.values())
     origin = (
         f"{data.utterances:,} utterances{left_out}, {data.words:,} words, {data.seconds / 3600:.2f} hours "
-        f"({audio}); normaliser {report.normalizer}; decoder {decoder(report.settings)}; "
-        f"{intervals_note(bootstrap)}; real-time factor of front end and network on {report.device}, "
-        f"{threads(report.settings.threads)}."
+        f"({audio}); normaliser {report.normalizer}; decoder {formats.decoder(report.settings)}; "
+        f"{formats.intervals_note(bootstrap)}; real-time factor of front end and network on {report.device}, "
+        f"{formats.threads(report.settings.threads)}."
     )
     parts = [
         "# WER report",
@@ -71,17 +54,17 @@ def render_markdown(report: Report) -> str:
     if report.pairs:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
         parts.append("\n".join(f"- {_pair(pair)}" for pair in report.pairs))
-    for title, slices in named_slices(report):
+    for title, slices in formats.named_slices(report):
         parts.append(f"{_escaped(title)}:")
         parts.append("\n".join(f"- {_escaped(where)}: {figures}" for where, figures in slices))
     return "\n\n".join([*parts, origin]) + "\n"
 
 
 def _pair(pair: Pair) -> str:
-    bounds = f" ({points(pair.interval[0])} to {points(pair.interval[1])})" if pair.interval else ""
-    tests = f"*p* {p_value(pair.p_bootstrap)}, {p_value(pair.mapsswe.p)}"
+    bounds = f" ({formats.points(pair.interval[0])} to {formats.points(pair.interval[1])})" if pair.interval else ""
+    tests = f"*p* {formats.p_value(pair.p_bootstrap)}, {formats.p_value(pair.mapsswe.p)}"
     names = _escaped(f"{pair.a} − {pair.b}")
-    return f"{names}: {points(pair.difference)}{bounds}, {tests}: {_escaped(said_of_pair(pair))}"
+    return f"{names}: {formats.points(pair.difference)}{bounds}, {tests}: {_escaped(formats.said_of_pair(pair))}"
 
 
 def _escaped(text: str) -> str:
@@ -98,24 +81,24 @@ def system_table(report: Report) -> str:
     rows = [head]
     for name, system in report.systems.items():
         rows.append([
-            _escaped(name), percent(system.wer), span(system.interval),
+            _escaped(name), formats.percent(system.wer), formats.span(system.interval),
             f"{system.substitutions:,}", f"{system.deletions:,}", f"{system.insertions:,}",
-            change(system.relative_change_to_baseline), change(system.relative_change_to_teacher),
-            share(system.gap_recovered), f"{system.parameters:,}", size(system.size_bytes),
-            lookahead(system.lookahead_ms), f"{system.real_time_factor:.5f}",
-            ratio(system.real_time_factor_to_teacher),
+            formats.change(system.relative_change_to_baseline), formats.change(system.relative_change_to_teacher),
+            formats.share(system.gap_recovered), f"{system.parameters:,}", formats.size(system.size_bytes),
+            formats.lookahead(system.lookahead_ms), f"{system.real_time_factor:.5f}",
+            formats.ratio(system.real_time_factor_to_teacher),
         ])  # fmt: skip
-    return table(rows)
+    return formats.table(rows)
 
 
 def set_table(report: Report) -> str:
     """WER by set as a Markdown table."""
 
     def rate(wer: float | None) -> str:
-        return NOTHING if wer is None else percent(wer)
+        return formats.NOTHING if wer is None else formats.percent(wer)
 
     rows = [["system", *map(_escaped, report.sets), "mean"]]
     for name, system in report.systems.items():
         sets = [rate(system.sets[one].wer) for one in report.sets]
         rows.append([_escaped(name), *sets, rate(system.mean_of_sets_wer)])
-    return table(rows)
+    return formats.table(rows)

@@ -75,7 +75,7 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
             evidence.clips[identity] = Clip(0.0, problem=f"cannot be played: {error}")
             continue
         heard[identity] = sample
-        seconds, audio = len(waveform) / rate, _mp3(waveform, rate)
+        seconds, audio = len(waveform) / rate, base64.b64encode(encode(waveform, rate, "MP3")).decode()
         if len(audio) > left:
             evidence.clips[identity] = Clip(seconds, problem="left out to keep the page small")
             continue
@@ -94,10 +94,6 @@ def _fetch(audio: str | dict[str, str], one: Listed) -> Sample:
         if sample.key == one.key:
             return sample
     raise UserError(f"{shard}: {one.key} is not there any more; make the report again")
-
-
-def _mp3(waveform: np.ndarray, rate: int) -> str:
-    return base64.b64encode(encode(waveform, rate, "MP3")).decode()
 
 
 def _pictures(settings: EvalSettings, sample: Sample, drawn: list[str]) -> list[Heat]:

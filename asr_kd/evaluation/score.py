@@ -13,7 +13,7 @@ from typing import Any
 
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.words import Hypothesis
-from asr_kd.evaluation.beside import Batch, Loaded, find_words, load_shard
+from asr_kd.evaluation.beside import Inputs, Posteriors, find_words, load_shard
 from asr_kd.evaluation.parts import TIMED, Line, Part, Shard
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import character_errors, count_errors
@@ -43,7 +43,7 @@ class System:
 class Pending:
     """A shard under way: what was found in it so far, system by system in its order, and seconds of network and decoder."""
 
-    loaded: Loaded
+    loaded: Inputs
     found: list[dict[int, Hypothesis]]
     network_seconds: list[float]
     decoder_seconds: list[float]
@@ -66,7 +66,7 @@ def score(
     find = functools.partial(find_words, [one.decoder or make_decoder(settings, one.checkpoint) for one in systems])
     held: collections.deque[Pending] = collections.deque()
 
-    def posteriors() -> Iterator[Batch | None]:
+    def posteriors() -> Iterator[Posteriors | None]:
         for loaded in map_ordered(load, shards, settings.workers, "workers"):
             held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
             for number, system in enumerate(systems):
@@ -81,19 +81,19 @@ def score(
             yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
         else:
             held[0].decoder_seconds[answers.system] += answers.seconds
-            held[0].found[answers.system].update(zip(answers.places, answers.found, strict=True))
+            held[0].found[answers.system].update(zip(answers.indices, answers.found, strict=True))
 
 
-def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Batch]:
+def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Posteriors]:
     """The network's answers to a shard, timed."""
     features = [utterance.features[system.frontend] for utterance in pending.loaded.utterances]
     if features and not system.warm:
         infer(system.checkpoint, features[:1])  # first-use costs stay out of the figures
         system.warm = True
     began = time.perf_counter()
-    for places, log_probs in infer_batches(system.checkpoint, features, settings.batch_frames):
+    for indices, log_probs in infer_batches(system.checkpoint, features, settings.batch_frames):
         pending.network_seconds[number] += time.perf_counter() - began
-        yield Batch(number, places, log_probs)
+        yield Posteriors(number, indices, log_probs)
         began = time.perf_counter()
 
 
@@ -101,12 +101,12 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
     normalize = NORMALIZERS[settings.normalizer].apply
     utterances = pending.loaded.utterances
     references = [normalize(utterance.text) for utterance in utterances]
-    scored = [[normalize(found[place].text) for place in range(len(utterances))] for found in pending.found]
+    scored = [[normalize(found[index].text) for index in range(len(utterances))] for found in pending.found]
     teacher = [system.name for system in systems].index(settings.teacher) if settings.teacher else None
     lines = []
     for number, system in enumerate(systems):
-        for place, (utterance, reference) in enumerate(zip(utterances, references, strict=True)):
-            found, hypothesis = pending.found[number][place], scored[number][place]
+        for index, (utterance, reference) in enumerate(zip(utterances, references, strict=True)):
+            found, hypothesis = pending.found[number][index], scored[number][index]
             counts = count_errors(reference, hypothesis)
             fields, speaker = utterance.fields, utterance.fields.get("speaker")
             line: Line = {
@@ -120,7 +120,7 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
                 "characters": len(reference), "character_errors": character_errors(reference, hypothesis)[1],
                 "times": [[word.text, *(round(value, 4) for value in (word.start, word.end, word.confidence))] for word in found.words],
                 "tokens": [[token.piece, round(token.start, 4), round(token.end, 4)] for word in found.words for token in word.tokens],
-                "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][place],
+                "same_as_teacher": None if teacher is None else hypothesis == scored[teacher][index],
             }  # fmt: skip
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     seconds = sum(utterance.seconds for utterance in utterances)

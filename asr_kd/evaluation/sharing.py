@@ -12,15 +12,7 @@ from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.evaluation.parts import Costs, Shard, is_there, read_costs, write_part
 from asr_kd.evaluation.score import System, score
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.files import (
-    Place,
-    check_there,
-    clear_errors,
-    clear_torn,
-    hash_json,
-    names_in,
-    sha256_file,
-)
+from asr_kd.files import Place, check_there, clear_errors, clear_torn, hash_json, names_in, sha256_file
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.quarantine import Quarantine

@@ -104,7 +104,9 @@ def compared(a: str, b: str, difference: float, drawn: np.ndarray, matched: Matc
     """What both tests say of two systems.
 
     Args:
-        difference: WER of a less that of b; drawn: the same of each resample, float [resamples].
+        difference: WER of a less that of b.
+        drawn: the same of each resample, float [resamples].
+        matched: errors of both, segment by segment.
     """
     return Pair(
         a=a, b=b, difference=difference, interval=interval(drawn), p_bootstrap=two_sided(drawn), mapsswe=matched.test()

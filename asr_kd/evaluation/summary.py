@@ -12,22 +12,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from asr_kd.evaluation import schema
 from asr_kd.evaluation.bootstrap import CONFIDENCE, drawn_of, interval
 from asr_kd.evaluation.history import learning_curve, unlabelled_hours
 from asr_kd.evaluation.notable import samples, sliced
 from asr_kd.evaluation.parts import Costs
-from asr_kd.evaluation.schema import (
-    Bootstrap,
-    Confusions,
-    Data,
-    Interval,
-    Report,
-    SetErrors,
-    SpeakerErrors,
-    Start,
-    SystemFigures,
-    WorstUtterance,
-)  # fmt: skip
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.scores import Resampler, Scores, Set
 from asr_kd.evaluation.settings import EvalSettings
@@ -50,7 +39,7 @@ def summarise(
     scores: Scores,
     costs: Mapping[str, Costs],
     device: torch.device,
-) -> Report:
+) -> schema.Report:
     """Everything that the report shows.
 
     Args:
@@ -66,10 +55,10 @@ def summarise(
     blocks, number = drawn_of(resampler.speakers)
     described = {name: _data(folder, shards, scores.sets[name]) for name, (folder, shards) in sets.items()}
     speakers = set().union(*(one.speakers for one in scores.sets.values()))
-    report = Report(
+    report = schema.Report(
         verdict="", baseline=settings.baseline, teacher=settings.teacher, student=settings.student,
         normalizer=NORMALIZERS[settings.normalizer].name, alignment=ALIGNMENT,
-        data=Data(
+        data=schema.Data(
             audio=", ".join(settings.sets.values()),
             hash=hash_json([shard.sha256 for _, shards in sets.values() for shard in shards]),
             shards=sum(one.shards for one in described.values()),
@@ -78,7 +67,7 @@ def summarise(
             speakers=None if None in speakers else len(speakers),
         ),
         sets=described,
-        bootstrap=Bootstrap(resamples=settings.bootstrap, confidence=CONFIDENCE, blocks=blocks, number=number),
+        bootstrap=schema.Bootstrap(resamples=settings.bootstrap, confidence=CONFIDENCE, blocks=blocks, number=number),
         systems={name: figures.of(system, in_sets) for name, system in systems.items()},
         pairs=[
             compared(a, b, rates[a] - rates[b], figures.drawn[a] - figures.drawn[b], matched)
@@ -95,8 +84,8 @@ def summarise(
     return report.model_copy(update={"verdict": verdict(report)})
 
 
-def _data(folder: str, shards: ShardList, scored: Set) -> Data:
-    return Data(
+def _data(folder: str, shards: ShardList, scored: Set) -> schema.Data:
+    return schema.Data(
         audio=folder, hash=hash_json([shard.sha256 for shard in shards]), shards=len(shards),
         utterances=scored.utterances, quarantined=scored.quarantined, words=scored.words, seconds=round(scored.seconds, 3),
         speakers=None if None in scored.speakers else len(scored.speakers),
@@ -117,7 +106,7 @@ class Summary:
     resampler: Resampler
     drawn: dict[str, np.ndarray]
 
-    def of(self, system: System, in_sets: Mapping[str, Mapping[str, np.ndarray]]) -> SystemFigures:
+    def of(self, system: System, in_sets: Mapping[str, Mapping[str, np.ndarray]]) -> schema.SystemFigures:
         """The figures of a system; `in_sets`: as `drawn`, of each set."""
         name, checkpoint, teacher = system.name, system.checkpoint, self.settings.teacher
         tally, costs = self.scores.tallies[name], self.costs[name]
@@ -128,7 +117,7 @@ class Summary:
         to_baseline, to_baseline_interval = self._relative(name, self.settings.baseline)
         to_teacher, to_teacher_interval = self._relative(name, teacher)
         gap, gap_interval = self._gap(name)
-        return SystemFigures(
+        return schema.SystemFigures(
             wer=tally.counts.rate, interval=interval(self.drawn[name]), **_counts(tally.counts),
             edit_distance=tally.edit_distance, sets=sets,
             mean_of_sets_wer=sum(rates) / len(rates) if len(rates) == len(sets) else None,
@@ -155,16 +144,16 @@ class Summary:
             units=checkpoint.units.size, units_hash=checkpoint.units.hash,
             model=checkpoint.settings, features=checkpoint.features,
             speakers={
-                speaker: SpeakerErrors(wer=_rate(one), **_counts(one)) for speaker, one in sorted(tally.speakers.items())
+                speaker: schema.SpeakerErrors(wer=_rate(one), **_counts(one)) for speaker, one in sorted(tally.speakers.items())
             },
-            confusions=Confusions(
+            confusions=schema.Confusions(
                 substitutions=[(*words, count) for words, count in most_frequent(tally.substitutions)],
                 deletions=most_frequent(tally.deletions), insertions=most_frequent(tally.insertions),
             ),
             worst=_worst(tally), curve=learning_curve(system.folder), unlabelled_hours=unlabelled_hours(system.folder),
         )  # fmt: skip
 
-    def _relative(self, name: str, other: str | None) -> tuple[float | None, Interval | None]:
+    def _relative(self, name: str, other: str | None) -> tuple[float | None, schema.Interval | None]:
         """Relative WER change against another system; None without one, for itself, and where it has no error."""
         tallies = self.scores.tallies
         if other is None or other == name or not tallies[other].counts.errors:
@@ -173,7 +162,7 @@ class Summary:
             drawn = self.drawn[name] / self.drawn[other] - 1
         return tallies[name].counts.rate / tallies[other].counts.rate - 1, interval(drawn)
 
-    def _gap(self, name: str) -> tuple[float | None, Interval | None]:
+    def _gap(self, name: str) -> tuple[float | None, schema.Interval | None]:
         """Share of the WER gap between baseline and teacher that a system recovers; None where there is no gap."""
         baseline, teacher = self.settings.baseline, self.settings.teacher
         if baseline is None or teacher is None or name in (baseline, teacher):
@@ -188,13 +177,13 @@ class Summary:
         return (base - mine) / (base - best), interval(drawn)
 
 
-def _in_set(counts: ErrorCounts, drawn: np.ndarray) -> SetErrors:
-    return SetErrors(wer=_rate(counts), interval=interval(drawn), **_counts(counts))
+def _in_set(counts: ErrorCounts, drawn: np.ndarray) -> schema.SetErrors:
+    return schema.SetErrors(wer=_rate(counts), interval=interval(drawn), **_counts(counts))
 
 
-def _worst(tally: Tally) -> list[WorstUtterance]:
+def _worst(tally: Tally) -> list[schema.WorstUtterance]:
     return [
-        WorstUtterance(
+        schema.WorstUtterance(
             key=one.line["key"], set=one.line["set"], shard=one.line["shard"], speaker=one.line["speaker"],
             **_counts(one.counts), alignment=one.edits,
         )
@@ -212,9 +201,9 @@ def _rate(counts: ErrorCounts) -> float | None:
     return counts.rate if math.isfinite(counts.rate) else None
 
 
-def _start(said: object) -> Start | None:
+def _start(said: object) -> schema.Start | None:
     """What a checkpoint says that its training started from; None where that is nothing that this version knows."""
     try:
-        return Start.model_validate(said) if said else None
+        return schema.Start.model_validate(said) if said else None
     except ValidationError:
         return None

@@ -18,7 +18,7 @@ CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half i
 
 
 @dataclass
-class Scored:
+class Mistaken:
     """One utterance of one system: its line, the alignment of its texts as scored, and their errors."""
 
     line: Line
@@ -31,7 +31,8 @@ class Tally:
     """Sums over utterances.
 
     Attributes:
-        errors, character_errors: of every utterance, in order.
+        errors: of every utterance, in order.
+        character_errors: likewise.
         edit_distance: the fewest word edits, summed over utterances; what jiwer counts.
         worst: a heap of the utterances with the most errors.
     """
@@ -48,13 +49,14 @@ class Tally:
     substitutions: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
     deletions: collections.Counter[str] = field(default_factory=collections.Counter)
     insertions: collections.Counter[str] = field(default_factory=collections.Counter)
-    worst: list[tuple[int, float, int, Scored]] = field(default_factory=list)
+    worst: list[tuple[int, float, int, Mistaken]] = field(default_factory=list)
 
     def add(self, line: Line, edits: list[Edit]) -> None:
         """Count one utterance.
 
         Args:
-            line: as scoring writes it; edits: the alignment of its texts as scored.
+            line: as scoring writes it.
+            edits: the alignment of its texts as scored.
         """
         counts, speaker = counts_of(edits), line["speaker"]
         self.counts += counts
@@ -83,13 +85,13 @@ class Tally:
         _bound(self.insertions)
         if counts.errors:
             # most errors first, then the highest rate, then the order of the data
-            entry = (counts.errors, counts.rate, -len(self.errors), Scored(line, edits, counts))
+            entry = (counts.errors, counts.rate, -len(self.errors), Mistaken(line, edits, counts))
             if len(self.worst) < WORST:
                 heapq.heappush(self.worst, entry)
             else:
                 heapq.heappushpop(self.worst, entry)
 
-    def worst_first(self) -> list[Scored]:
+    def worst_first(self) -> list[Mistaken]:
         """The utterances with the most errors."""
         return [entry[3] for entry in sorted(self.worst, reverse=True)]
 

@@ -137,7 +137,7 @@ class Engine(Protocol):
 
     def __enter__(self) -> Engine: ...
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published."""
@@ -170,7 +170,7 @@ class LocalEngine:
     def __enter__(self) -> LocalEngine:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.behind.shutdown()
         if self.encoders:
             self.encoders.shutdown()

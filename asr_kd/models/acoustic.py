@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,25 +131,20 @@ class Checkpoint:
         return next(self.model.parameters()).device
 
 
-def fingerprint(weights: dict[str, Tensor], units: Units, features: FeatureSettings, settings: ModelSettings) -> str:
+def fingerprint(weights: dict[str, Tensor], units: Units, features: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     """Hash (16 hexadecimal digits) of the weights and of every setting that changes a model's output.
 
     Args:
         weights: the state dictionary of the model.
         units: its vocabulary.
+        features: settings of the front end, as `versioned` gives them.
+        model: settings of the network.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
-    return hash_json(
-        {
-            "weights": digest.hexdigest(),
-            "units": units.hash,
-            "features": versioned(features),
-            "model": settings.model_dump(),
-        }
-    )
+    return hash_json({"weights": digest.hexdigest(), "units": units.hash, "features": features, "model": model})
 
 
 def save_checkpoint(
@@ -174,7 +169,7 @@ def save_checkpoint(
         file.write(units.model)
     with write_whole(folder / "model.safetensors") as file:
         file.write(safetensors.torch.save(weights))
-    mark = fingerprint(weights, units, features, settings)
+    mark = fingerprint(weights, units, versioned(features), settings.model_dump())
     description = {
         "format": FORMAT, "version": VERSION, "fingerprint": mark, "units_hash": units.hash, "num_units": units.size,
         "model": settings.model_dump(), "features": features.model_dump(), "frontend": FRONTEND_VERSION, "parameters": parameters(model),
@@ -208,8 +203,8 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
             f"{where}: was trained on features of version {frontend}, this program makes version {FRONTEND_VERSION}; use the asr_kd "
             "that trained it, or train it again"
         )
-    features = build(FeatureSettings, description.get("features", {}), str(where))
-    settings = build(ModelSettings, description.get("model", {}), str(where))
+    inputs, network = description.get("features", {}), description.get("model", {})
+    features, settings = build(FeatureSettings, inputs, str(where)), build(ModelSettings, network, str(where))
     units = load_units(folder)
     try:
         weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
@@ -228,7 +223,9 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         model.load_state_dict(weights)
     except RuntimeError:
         raise misfit from None
-    mark = fingerprint(model.state_dict(), units, features, settings)
+    # a setting that came later is not in the file, and was not hashed when it was written
+    known = {name: value for name, value in versioned(features).items() if name in (*inputs, "frontend")}
+    mark = fingerprint(model.state_dict(), units, known, settings.model_dump(include=set(network)))
     if mark != description.get("fingerprint"):
         raise UserError(
             f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again"

@@ -72,11 +72,11 @@ class ShardList(Sequence[ShardInfo]):
         return cls(table)
 
     @overload
-    def __getitem__(self, place: int) -> ShardInfo: ...
+    def __getitem__(self, index: int) -> ShardInfo: ...
     @overload
-    def __getitem__(self, place: slice) -> ShardList: ...
-    def __getitem__(self, place: int | slice) -> ShardInfo | ShardList:
-        return ShardList(self._table[place]) if isinstance(place, slice) else _info(self._table[place].item())
+    def __getitem__(self, index: slice) -> ShardList: ...
+    def __getitem__(self, index: int | slice) -> ShardInfo | ShardList:
+        return ShardList(self._table[index]) if isinstance(index, slice) else _info(self._table[index].item())
 
     def __len__(self) -> int:
         return len(self._table)
@@ -94,9 +94,9 @@ class ShardList(Sequence[ShardInfo]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    def take(self, places: np.ndarray) -> ShardList:
+    def take(self, indices: np.ndarray) -> ShardList:
         """The shards at these positions, or where a mask is true."""
-        return ShardList(self._table[places])
+        return ShardList(self._table[indices])
 
     @property
     def names(self) -> Iterator[str]:

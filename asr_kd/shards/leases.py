@@ -19,7 +19,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from asr_kd.errors import UserError
@@ -68,9 +67,7 @@ class Leases:
         self._heart.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._heart.join()
         # not empty: others are still at work; a store that is gone: what is left there will count as abandoned
@@ -83,7 +80,7 @@ class Leases:
     def take(self, name: str) -> bool:
         """Take the lease of this name, also from one who is gone; False while another holds it."""
         path = self.folder / name
-        if not self._create(path) and not (self._abandoned(path) and self._remove(path) and self._create(path)):
+        if not self._create(path) and not (self._state(path) == "dead" and self._remove(path) and self._create(path)):
             return False
         self._held.add(path)
         return True
@@ -92,7 +89,8 @@ class Leases:
         """The items that are not done and whose lease could be taken, each as it is asked for; ends early among those of others.
 
         Args:
-            name: of an item's lease; done: whether what it stands for is published.
+            name: of an item's lease.
+            done: whether what it stands for is published.
         """
         refusals = 0
         for item in items:
@@ -117,7 +115,8 @@ class Leases:
         """Do what is left to do, together with all other processes that do the same; returns when nothing is.
 
         Args:
-            name: see `free`; done: see `free`.
+            name: see `free`.
+            done: see `free`.
             missing: which of the items are not done, by whomever.
             work: does items one by one, as it takes them; yields each when it is published.
         """
@@ -220,9 +219,6 @@ class Leases:
             return "alive" if known else "silent"
         return "dead" if time.monotonic() - since > self.patience else "silent"
 
-    def _abandoned(self, path: Place) -> bool:
-        return self._state(path) == "dead"
-
     def _remove(self, path: Place) -> bool:
         """Remove an abandoned lease; of several that try, one succeeds, or in a store nearly always one."""
         if isinstance(path, ObjectPath):
@@ -247,7 +243,7 @@ class Leases:
         if path in self._seen:
             self._seen[aside] = self._seen.pop(path)
         try:
-            return self._abandoned(aside)
+            return self._state(aside) == "dead"
         finally:
             self._seen.pop(aside, None)
 

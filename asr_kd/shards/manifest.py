@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.errors import UserError
-from asr_kd.files import Place, local_copy, parse_json, place, write_whole
+from asr_kd.files import Place, local_copy, parse_json, place, readable, write_whole
 
 KEY_BYTES = 200
 #: fields that say, in seconds, where in a recording an utterance begins and ends, and how long it is: as NeMo, Lhotse, Kaldi's users and others name them
@@ -346,44 +346,35 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
 
 
 def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with local_copy(path) as copy, open(copy, "rb") as file:
-            check_unpacked(file.read(6), path)
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError:
-                    raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file to UTF-8") from None
-                if not text:
-                    continue
-                if number == 1 and text[0] not in '{["':
-                    columns = next(
-                        (what for mark, what in (("\t", "tabs"), (",", "commas"), (";", "semicolons")) if mark in text),
-                        "",
-                    )
-                    kind = f"a table, with {columns} between its columns" if columns else "plain text"
-                    raise UserError(f"{path}, line 1: not JSON but {kind}; {_WANTED}")
-                if number == 1 and text[0] == "[":
-                    raise UserError(f"{path}, line 1: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
-                value = parse_json(text, f"{path}, line {number}")
-                if not isinstance(value, dict):
-                    raise UserError(f"{path}, line {number}: must be a JSON object {{…}}, not {_shown(value)}")
-                try:
-                    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-                except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
-                    raise UserError(
-                        f"{path}, line {number}: holds NaN, half a character or too deep JSON; fix or remove it"
-                    ) from None
-                yield number, value
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such {what}; check the path") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder where a {what} was expected") from None
-    except (PermissionError, NotADirectoryError) as error:
-        raise UserError(
-            f"{path}: this {what} cannot be read ({error.strerror}); check the path and its permissions"
-        ) from None
+    with readable(path, what), local_copy(path) as copy, open(copy, "rb") as file:
+        check_unpacked(file.read(6), path)
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError:
+                raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file to UTF-8") from None
+            if not text:
+                continue
+            if number == 1 and text[0] not in '{["':
+                columns = next(
+                    (what for mark, what in (("\t", "tabs"), (",", "commas"), (";", "semicolons")) if mark in text),
+                    "",
+                )
+                kind = f"a table, with {columns} between its columns" if columns else "plain text"
+                raise UserError(f"{path}, line 1: not JSON but {kind}; {_WANTED}")
+            if number == 1 and text[0] == "[":
+                raise UserError(f"{path}, line 1: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
+            value = parse_json(text, f"{path}, line {number}")
+            if not isinstance(value, dict):
+                raise UserError(f"{path}, line {number}: must be a JSON object {{…}}, not {_shown(value)}")
+            try:
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+            except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
+                raise UserError(
+                    f"{path}, line {number}: holds NaN, half a character or too deep JSON; fix or remove it"
+                ) from None
+            yield number, value
 
 
 def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:

@@ -64,7 +64,8 @@ def dataset(
         features: front end, for features in place of the waveform.
         sample_rate: that the waveform is converted to; None: the file's own.
         max_seconds: longer utterances are refused before they are decoded.
-        lane, lanes: read one of so many equal parts of the shards alone, as one of so many processes.
+        lane: the part of the shards that is read, counted from 0.
+        lanes: equal parts of the shards, one for each of so many processes.
         handler: what is done about audio that cannot be decoded, as of webdataset (`webdataset.warn_and_continue`, …);
             None: it is raised.
 

@@ -300,6 +300,10 @@ def bucketed(
     """Batches of like length from a buffer of items, in random order.
 
     Every item is in exactly one batch; a batch holds at most `batch_frames` frames, padding included, or one item.
+
+    Args:
+        held: the buffer, which is shuffled.
+        length: gives the frames of an item.
     """
     rng.shuffle(held)
     batches = batches_by_length([length(item) for item in held], batch_frames)

@@ -351,21 +351,11 @@ def write_index(folder: Place | str, infos: Iterable[ShardInfo]) -> None:
         file.write("\n]}\n")
 
 
-def check_shard(folder: Place | str, info: ShardInfo) -> None:
-    """Compare a shard with what the index says about it.
-
-    Raises:
-        UserError: when it is missing, or its size or SHA-256 differs.
-    """
-    with _checked(place(folder) / info.name, info):
-        pass
-
-
 def read_checked(folder: Place | str, info: ShardInfo) -> Iterator[Sample]:
     """The utterances of a shard, in order, once it was compared with what the index says; from a store it is fetched once.
 
     Raises:
-        UserError: as `check_shard` and `read_shard`.
+        UserError: when it is missing, its size or SHA-256 differs, and as `read_shard`.
     """
     path = place(folder) / info.name
     with _checked(path, info) as copy:

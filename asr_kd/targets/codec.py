@@ -67,15 +67,15 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
         raise ValueError("a frame has a unit twice")
     inner, run_starts = np.flatnonzero(steps == 1), _starts(steps != 1)
     run_keys = keys[run_starts].astype(np.int64)
-    units, starts = run_keys >> frame_bits, run_keys & ((1 << frame_bits) - 1)
+    ids, starts = run_keys >> frame_bits, run_keys & ((1 << frame_bits) - 1)
     lengths = np.diff(run_starts, append=len(codes))
-    first_runs = _starts(units[1:] != units[:-1])
+    first_runs = _starts(ids[1:] != ids[:-1])
     gaps = starts.copy()
     gaps[1:] -= starts[:-1] + lengths[:-1]
     gaps[first_runs] = starts[first_runs]
 
     columns = [
-        _varints(np.diff(units[first_runs], prepend=-1) - 1),
+        _varints(np.diff(ids[first_runs], prepend=-1) - 1),
         _varints(np.diff(first_runs, append=len(run_starts)) - 1),
         _varints(gaps),
         _varints(lengths - 1),
@@ -146,7 +146,7 @@ class _Columns:
 
     Attributes:
         power: probabilities are proportional to this power of the codes.
-        units: [distinct units], their ids.
+        ids: [distinct units], of each.
         run_counts: [distinct units], number of runs of each.
         gaps: [runs], frames between the unit's previous run, or frame 0, and the run.
         lengths: [runs], frames of each.
@@ -157,7 +157,7 @@ class _Columns:
 
     num_units: int
     power: int
-    units: np.ndarray
+    ids: np.ndarray
     run_counts: np.ndarray
     gaps: np.ndarray
     lengths: np.ndarray
@@ -179,15 +179,15 @@ def _read_columns(data: bytes, name: str) -> _Columns:
         _require(levels or version > 1, "impossible header")  # draws came with version 2
         _require(0 < frames <= MAX_FRAMES and 0 < distinct <= min(last_unit + 1, runs), "impossible header")
         numbers, rest = _read_varints(_inflate(body, 2 * (distinct + runs), frames), 2 * (distinct + runs))
-        units = numbers[:distinct].cumsum() + np.arange(distinct)
+        ids = numbers[:distinct].cumsum() + np.arange(distinct)
         run_counts, lengths = numbers[distinct : 2 * distinct] + 1, numbers[2 * distinct + runs :] + 1
         entries = int(lengths.sum())
         _require(len(rest) == entries + frames, "wrong length")
-        _require(units[-1] <= last_unit and int(run_counts.sum()) == runs, "impossible units")
+        _require(ids[-1] <= last_unit and int(run_counts.sum()) == runs, "impossible units")
     except ValueError as error:
         raise UserError(f"{name}: damaged ({error}); label the audio again") from None
     return _Columns(
-        last_unit + 1, 2 if levels else 1, units, run_counts, numbers[2 * distinct : 2 * distinct + runs], lengths,
+        last_unit + 1, 2 if levels else 1, ids, run_counts, numbers[2 * distinct : 2 * distinct + runs], lengths,
         rest[:runs], rest[runs:entries], rest[entries:].cumsum(dtype=np.uint8),
     )  # fmt: skip
 
@@ -198,9 +198,9 @@ def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
     Raises:
         ValueError: when one of them is inconsistent.
     """
-    units, run_counts, gaps, lengths, firsts, changes, tails = (
+    ids, run_counts, gaps, lengths, firsts, changes, tails = (
         np.concatenate([getattr(columns, name) for columns in read])
-        for name in ("units", "run_counts", "gaps", "lengths", "firsts", "changes", "tails")
+        for name in ("ids", "run_counts", "gaps", "lengths", "firsts", "changes", "tails")
     )
     num_units, power = read[0].num_units, read[0].power
     frames, entries, runs = len(tails), len(firsts) + len(changes), len(firsts)
@@ -231,7 +231,7 @@ def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
     # one sort orders all: by frame, then by falling code, then by unit
     bits = (num_units - 1).bit_length()
     kind = _key_type(frames.bit_length(), bits)
-    run_keys = ((starts - run_starts) << (bits + 8)) + units.repeat(run_counts)
+    run_keys = ((starts - run_starts) << (bits + 8)) + ids.repeat(run_counts)
     keys = run_keys.astype(kind)[run]  # some are negative; unsigned sums wrap to the right value
     keys += np.arange(entries, dtype=kind) << (bits + 8)
     keys |= (~codes).astype(kind) << bits
@@ -241,12 +241,12 @@ def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
     first_entries = counts.cumsum() - counts
     totals = np.add.reduceat(codes.astype(np.int32) ** power, first_entries) + tail_squares
     log_probs = ((power * _LOGS).take(codes) - np.log(totals).repeat(counts)).astype(np.float32)
-    units = (keys & ((1 << bits) - 1)).astype(np.int32)
+    ids = (keys & ((1 << bits) - 1)).astype(np.int32)
     counts, tail = counts.astype(np.uint8), (tail_squares / totals).astype(np.float32)
     frame_edges = np.append(0, own_frames.cumsum())
     entry_edges = np.append(first_entries, entries)[frame_edges]
     return [
-        SparsePosteriors(counts[begin:end], units[first:last], log_probs[first:last], tail[begin:end], num_units)
+        SparsePosteriors(counts[begin:end], ids[first:last], log_probs[first:last], tail[begin:end], num_units)
         for (begin, end), (first, last) in zip(
             itertools.pairwise(frame_edges.tolist()), itertools.pairwise(entry_edges.tolist()), strict=True
         )

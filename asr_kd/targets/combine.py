@@ -172,7 +172,7 @@ def _taken(target: SparsePosteriors, frames: np.ndarray) -> SparsePosteriors:
 def _mean(targets: Sequence[SparsePosteriors], weights: np.ndarray, priors: Sequence[np.ndarray]) -> SparsePosteriors:
     """Σ w_i q_i; weights: float64 [targets, frames], of each frame adding up to 1."""
     union = _Union.of(targets, weights)
-    probs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
+    probs, tail = np.zeros(len(union.ids)), np.zeros(targets[0].frames)
     for target, indices, weight, prior in zip(targets, union.indices, weights, priors, strict=True):
         share = _share(target, prior)
         probs += weight[union.rows] * union.completed(target, indices, share, prior)
@@ -186,7 +186,7 @@ def _log_mean(
     """Π q_i^w_i, normalised; weights: float64 [targets], above 0 and adding up to 1."""
     union = _Union.of(targets, np.repeat(weights[:, None], targets[0].frames, axis=1))
     prior, total = _geometric(priors, weights)
-    logs, tail = np.zeros(len(union.units)), np.zeros(targets[0].frames)
+    logs, tail = np.zeros(len(union.ids)), np.zeros(targets[0].frames)
     with np.errstate(divide="ignore"):
         for target, indices, weight, own in zip(targets, union.indices, weights, priors, strict=True):
             share = _share(target, own)
@@ -216,9 +216,9 @@ def _rows(target: SparsePosteriors) -> np.ndarray:
     return np.repeat(np.arange(target.frames), target.counts)
 
 
-def _left(prior: np.ndarray, rows: np.ndarray, units: np.ndarray, frames: int) -> np.ndarray:
+def _left(prior: np.ndarray, rows: np.ndarray, ids: np.ndarray, frames: int) -> np.ndarray:
     """float64 [frames]: the prior's mass on units that are not kept in the frame; 0 if all are kept."""
-    left = 1.0 - np.bincount(rows, prior[units], frames)
+    left = 1.0 - np.bincount(rows, prior[ids], frames)
     return np.where(np.bincount(rows, minlength=frames) < len(prior), np.maximum(left, EPSILON), 0.0)
 
 
@@ -234,13 +234,13 @@ class _Union:
 
     Attributes:
         rows: int64 [entries], frame of each entry, rising.
-        units: int64 [entries], unit id of each entry, rising within a frame.
+        ids: int64 [entries], unit of each entry, rising within a frame.
         starts: int64 [frames], index of each frame's first entry.
         indices: for each distribution int64, where its own entries are among these; -1 for those with weight 0.
     """
 
     rows: np.ndarray
-    units: np.ndarray
+    ids: np.ndarray
     starts: np.ndarray
     indices: list[np.ndarray]
     num_units: int
@@ -257,10 +257,10 @@ class _Union:
         new = np.diff(union, prepend=-1) != 0
         indices = np.full(len(keys), -1)
         indices[order] = np.cumsum(new) - 1
-        rows, units = np.divmod(union[new], num_units)
+        rows, ids = np.divmod(union[new], num_units)
         counts = np.bincount(rows, minlength=targets[0].frames)
         by_target = np.split(indices, np.cumsum([len(row) for row in every])[:-1])
-        return cls(rows, units, np.cumsum(counts) - counts, by_target, num_units)
+        return cls(rows, ids, np.cumsum(counts) - counts, by_target, num_units)
 
     def completed(
         self, target: SparsePosteriors, indices: np.ndarray, share: np.ndarray, prior: np.ndarray
@@ -272,14 +272,14 @@ class _Union:
             share: float64 [frames], as of `_share`.
             prior: float64 [units], for spreading its tail.
         """
-        probs = share[self.rows] * prior[self.units]
+        probs = share[self.rows] * prior[self.ids]
         counts = indices >= 0
         probs[indices[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)
         return probs
 
     def left(self, prior: np.ndarray) -> np.ndarray:
         """float64 [frames]: the prior's mass on all other units."""
-        return _left(prior, self.rows, self.units, len(self.starts))
+        return _left(prior, self.rows, self.ids, len(self.starts))
 
     def kept(self, probs: np.ndarray, tail: np.ndarray) -> SparsePosteriors:
         """The distribution with these probabilities [entries] and tails [frames], normalised; keeps the best MAX_KEPT."""
@@ -294,7 +294,7 @@ class _Union:
         tail = tail + np.bincount(rows[~keep], probs[~keep], len(tail))
         return SparsePosteriors(
             np.bincount(rows[keep], minlength=len(tail)).astype(np.uint8),
-            self.units[order[keep]].astype(np.int32),
+            self.ids[order[keep]].astype(np.int32),
             log_probs[order[keep]],
             (tail / totals).astype(np.float32),
             self.num_units,

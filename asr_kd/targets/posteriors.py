@@ -85,14 +85,14 @@ class SparsePosteriors:
         block = frames if values.is_cuda else max(1, CACHED // num_units)
         search = _largest_on_device if values.is_cuda else _largest
         found = [search(values[row : row + block].float(), k, floor) for row in range(0, frames, block)]
-        counts, units, best = (
+        counts, ids, best = (
             np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)
         )
-        return cls._of_best(counts, units, best, mass, floor, num_units)
+        return cls._of_best(counts, ids, best, mass, floor, num_units)
 
     @classmethod
     def _of_best(
-        cls, counts: np.ndarray, units: np.ndarray, best: np.ndarray, mass: float, floor: float, num_units: int
+        cls, counts: np.ndarray, ids: np.ndarray, best: np.ndarray, mass: float, floor: float, num_units: int
     ) -> SparsePosteriors:
         """What is kept of the best units, the result of `_largest`."""
         starts, probs = np.cumsum(counts) - counts, np.exp(best)
@@ -107,12 +107,12 @@ class SparsePosteriors:
             short = reached - np.repeat(reached[starts] - probs[starts], counts) < mass
             keep = np.minimum(keep, 1 + np.add.reduceat(short, starts, dtype=np.int64))
         if (keep < counts).any():
-            mask = np.arange(len(units)) < np.repeat(starts + keep, counts)
-            units, best, probs, counts = units[mask], best[mask], probs[mask], keep
+            mask = np.arange(len(ids)) < np.repeat(starts + keep, counts)
+            ids, best, probs, counts = ids[mask], best[mask], probs[mask], keep
             sums = np.add.reduceat(probs, np.cumsum(counts) - counts, dtype=np.float64)
         # a tail must not be rounded to 0 if units were left out
         tail = np.where(counts < num_units, np.maximum(1.0 - sums, LEAST), 0.0)
-        return cls(counts.astype(np.uint8), units.astype(np.int32), best, tail.astype(np.float32), num_units)
+        return cls(counts.astype(np.uint8), ids.astype(np.int32), best, tail.astype(np.float32), num_units)
 
     @classmethod
     def sampled(cls, log_probs: Tensor | np.ndarray, draws: int, generator: np.random.Generator) -> SparsePosteriors:
@@ -134,13 +134,13 @@ class SparsePosteriors:
         reached = values.exp().cumsum(1)
         _refuse_broken(reached[:, -1].cpu().numpy())
         points = torch.from_numpy(generator.random((frames, draws))).to(reached.device) * reached[:, -1:]
-        units = torch.searchsorted(reached, points, right=True).clamp(max=num_units - 1).cpu().numpy()
-        flat, counts = np.unique(units + num_units * np.arange(frames)[:, None], return_counts=True)
-        rows, units = np.divmod(flat, num_units)
-        order = np.lexsort((units, -counts, rows))
+        ids = torch.searchsorted(reached, points, right=True).clamp(max=num_units - 1).cpu().numpy()
+        flat, counts = np.unique(ids + num_units * np.arange(frames)[:, None], return_counts=True)
+        rows, ids = np.divmod(flat, num_units)
+        order = np.lexsort((ids, -counts, rows))
         log_shares = np.log(counts[order] / draws).astype(np.float32)
         kept = np.bincount(rows, minlength=frames).astype(np.uint8)
-        return cls(kept, units[order].astype(np.int32), log_shares, np.zeros(frames, np.float32), num_units)
+        return cls(kept, ids[order].astype(np.int32), log_shares, np.zeros(frames, np.float32), num_units)
 
     @classmethod
     def from_alignment(cls, ids: np.ndarray, num_units: int) -> SparsePosteriors:
@@ -233,10 +233,10 @@ def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndar
     shift = (columns - 1).bit_length()
     keys = _keys(log_probs.view(torch.int32).long(), torch.arange(columns, device=log_probs.device), shift)
     keys = keys.topk(k, dim=1, largest=False, sorted=True)[0].cpu().numpy()
-    units, best = _values(keys, shift)
+    ids, best = _values(keys, shift)
     kept = ~(best < np.float32(math.log(floor))) if floor else np.ones(keys.shape, bool)
     kept[:, 0] = True
-    return kept.sum(1), units[kept], best[kept]
+    return kept.sum(1), ids[kept], best[kept]
 
 
 def _keys(bits: np.ndarray | Tensor, positions: np.ndarray | Tensor, shift: int) -> Any:

@@ -22,7 +22,8 @@ def provenance(
     """Hashes of the run's data, so that resuming on other data is refused.
 
     Args:
-        init: what the run starts from; teachers: by folder, those that answer in the step.
+        init: what the run starts from.
+        teachers: by folder, those that answer in the step.
     """
     sources = [source for phase in settings.phases for source in phase.sources]
     audio = sorted({settings.development, *(source.audio for source in sources)})

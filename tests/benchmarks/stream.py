@@ -41,9 +41,9 @@ from tables import print_rows
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
+from asr_kd.shards.tarset import Sample, read_checked, read_index, read_shard
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import join
+from asr_kd.targets.store import read_target_shard
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Source
 from asr_kd.units import Units
@@ -167,10 +167,9 @@ def ours(folder: Path, cache: Path | None) -> Read:
 
 def ours_sound(folder: Path) -> Read:
     for info in read_index(folder / "audio"):
-        check_shard(folder / "audio", info)
-        pairs = join(folder / "audio" / info.name, folder / "targets" / info.name, audio_sha256=info.sha256)
-        for sample, target in pairs:
-            yield decode(sample.audio, sample.key, None, 60.0)[0], *arrays(target)
+        targets = dict(read_target_shard(folder / "targets" / info.name)[1])
+        for sample in read_checked(folder / "audio", info):
+            yield decode(sample.audio, sample.key, None, 60.0)[0], *arrays(targets[sample.key])
 
 
 def from_webdataset(folder: Path, sound: bool) -> Read:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asr_kd.decoding.beam import BeamSearch, prefix_beam_search
 from asr_kd.decoding.grammar import Grammar, Lexicon
-from asr_kd.decoding.greedy import GreedySearch, greedy
+from asr_kd.decoding.greedy import GreedySearch, units_of
 from asr_kd.decoding.ngram import END, START, Ngrams, read_arpa
 from asr_kd.units import Units
 from tests.decoding.oracle import align_spikes
@@ -85,7 +85,7 @@ def test_leaving_out_improbable_units_changes_nothing(seed: int, beam: int, shar
 def test_finds_what_the_best_path_misses() -> None:
     # "1" has probability 0.64 over its three paths, the best single path is all blank with 0.36
     log_probs = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))
-    assert greedy(log_probs) == []
+    assert units_of(log_probs.argmax(1)) == []
     assert prefix_beam_search(log_probs, 4)[0] == ([1], pytest.approx(math.log(0.64)))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from asr_kd.audio.decode import decode
 from asr_kd.shards.manifest import read_transcripts
-from asr_kd.shards.tarset import Sample, check_shard, read_index, read_members, read_shard, write_index, write_shard
+from asr_kd.shards.tarset import Sample, read_checked, read_index, read_members, write_index, write_shard
 
 SPLITS = {"test": range(5), "development": range(5, 10), "labelled": range(10, 14), "unlabelled": range(14, 18)}
 WORDS = ("zero", "one", "two")
@@ -61,8 +61,7 @@ def composed(source: Path, script: ModuleType, tmp_path_factory: pytest.TempPath
 def samples_of(folder: Path) -> list[Sample]:
     samples = []
     for info in read_index(folder):
-        check_shard(folder, info)
-        samples += read_shard(folder / info.name)
+        samples += read_checked(folder, info)
     return samples
 
 

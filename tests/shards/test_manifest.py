@@ -151,7 +151,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         list(read_manifest(tmp_path / "missing.jsonl"))
     with pytest.raises(UserError, match=r"is a folder where a manifest was expected"):
         list(read_manifest(tmp_path))
-    with pytest.raises(UserError, match=r"cannot be read \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"no such manifest; a part of the path is a file"):
         list(read_manifest(tmp_path / "empty.jsonl" / "x"))
 
 

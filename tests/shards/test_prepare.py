@@ -22,7 +22,7 @@ from asr_kd.shards import prepare as prepare_module
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.prepare import prepare, to_flac
 from asr_kd.shards.settings import PrepareSettings
-from asr_kd.shards.tarset import Sample, check_shard, read_index, read_shard
+from asr_kd.shards.tarset import Sample, read_checked, read_index, read_shard
 
 RATE = 8000
 
@@ -75,8 +75,7 @@ Job = Callable[..., PrepareSettings]
 def samples_of(settings: PrepareSettings) -> list[Sample]:
     samples = []
     for info in read_index(settings.output):
-        check_shard(settings.output, info)
-        samples += read_shard(Path(settings.output) / info.name)
+        samples += read_checked(settings.output, info)
     return samples
 
 

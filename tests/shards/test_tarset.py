@@ -20,8 +20,8 @@ from asr_kd.errors import UserError
 from asr_kd.shards.tarset import (
     Sample,
     ShardInfo,
-    check_shard,
     first_member,
+    read_checked,
     read_index,
     read_members,
     read_shard,
@@ -66,7 +66,7 @@ def test_round_trip(shard: Path) -> None:
     )
     write_index(shard.parent, infos)
     assert read_index(shard.parent) == infos
-    check_shard(shard.parent, infos[0])
+    assert list(read_checked(shard.parent, infos[0])) == SAMPLES
     with tarfile.open(shard) as tar:  # any reader of WebDataset finds them
         assert tar.getnames()[:3] == ["a.flac", "a.json", "größe-2.wav"]
         assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in tar} == {
@@ -362,9 +362,9 @@ def test_shards_that_differ_from_the_index_are_named(shard: Path) -> None:
     data[600] ^= 1
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"shard-000000\.tar: its SHA-256 differs from index\.json"):
-        check_shard(shard.parent, info)
+        list(read_checked(shard.parent, info))
     with pytest.raises(UserError, match=r"has \d+ bytes, index\.json says 7"):
-        check_shard(shard.parent, dataclasses.replace(info, bytes=7))
+        list(read_checked(shard.parent, dataclasses.replace(info, bytes=7)))
     shard.unlink()
     with pytest.raises(UserError, match=r"shard-000000\.tar: this shard is in index\.json, but not there"):
-        check_shard(shard.parent, info)
+        list(read_checked(shard.parent, info))

@@ -21,13 +21,13 @@ from asr_kd.targets.store import (
     Selection,
     Statistics,
     TargetMetadata,
-    join,
     read_metadata,
     read_target_shard,
     teacher_of,
     with_targets,
     write_target_shard,
 )
+from tests.joining import join
 
 IDS = {"a": [1, 1, 2], "b": [0, 4], "d": [3]}
 TARGETS = {key: SparsePosteriors.from_alignment(np.array(ids), 5) for key, ids in IDS.items()}
