@@ -39,7 +39,7 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
         AudioError: when it is cut, damaged, of an unsupported codec, or holds several streams in parallel.
     """
     parts: list[Part] = []
-    extension, at, first, last = "", start, start, 4
+    extension, at, first, last, before = "", start, start, 4, -1
     stop = before_tags(data, start, end)
     while at < stop:
         if data[at : at + 4] != b"OggS"[: stop - at]:
@@ -68,6 +68,12 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
             extension, first = extension or read_as, at
         elif last & 4:
             raise AudioError(f"{name}: damaged at byte {at} (an Ogg stream without a beginning); {keep('ogg')}")
+        (number,) = struct.unpack_from("<I", data, at + 18)
+        if (
+            not begins and number <= before
+        ):  # decoders lose what follows; a gap is a recording of a broadcast that began before it
+            raise AudioError(f"{name}: damaged at byte {at} (an Ogg page comes twice); {keep('ogg')}")
+        before = number
         last = data[at + 5]
         at = following
         if last & 4:

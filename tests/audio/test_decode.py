@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_ogg_cut_between_pages_is_refused(kind: str) -> None:
     for start in starts[2:]:
         with pytest.raises(AudioError, match="truncated"):
             decode(data[:start], "a", None, 10)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+def test_an_ogg_page_that_comes_twice_is_refused(kind: str) -> None:
+    data = encoded(kind, 8.0)
+    starts = [at for at in range(len(data)) if data[at : at + 4] == b"OggS"]
+    for first, second in itertools.pairwise(starts[1:]):
+        with pytest.raises(AudioError, match=rf"damaged at byte {second} .an Ogg page comes twice"):
+            decode(data[:second] + data[first:second] + data[second:], "a", None, 10)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
