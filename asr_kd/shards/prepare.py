@@ -171,7 +171,7 @@ def _samples(
         if utterance.span:
             segments.setdefault(str(utterance.audio), []).append(utterance)
     cut: dict[str, tuple[Sample, int, int] | AudioError] = {}  # by key; the audio lies in the spool, from a place on
-    with clear_errors(Path(tempfile.gettempdir()) / "segments"), tempfile.TemporaryFile() as spool:
+    with clear_errors(Path(tempfile.gettempdir()) / "segments"), _spool(bool(segments)) as spool:
         for utterance in group:
             stop_if_asked()
             seconds = 0.0
@@ -188,6 +188,10 @@ def _samples(
             except AudioError as error:
                 quarantined.append({"key": utterance.key, "reason": str(error)})
             progress.advance(1, seconds)
+
+
+def _spool(on_disk: bool) -> IO[bytes]:
+    return tempfile.TemporaryFile() if on_disk else io.BytesIO()
 
 
 def _start(utterance: Utterance) -> float:

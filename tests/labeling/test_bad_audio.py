@@ -23,7 +23,7 @@ from asr_kd.labeling.settings import LabelSettings
 from asr_kd.shards.prepare import prepare
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
-from asr_kd.targets.store import join
+from tests.joining import join
 
 RATE, SECONDS = 8000, 0.6
 FRAMES = 19  # of 30 ms, the last window whole

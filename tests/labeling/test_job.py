@@ -27,7 +27,8 @@ from asr_kd.targets import reduced as reduced_module
 from asr_kd.targets.codec import decode, encode
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.reduced import divergence, reduced
-from asr_kd.targets.store import SUFFIX, join, read_metadata, teacher_of
+from asr_kd.targets.store import SUFFIX, read_metadata, teacher_of
+from tests.joining import join
 
 Job = Callable[..., LabelSettings]
 

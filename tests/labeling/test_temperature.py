@@ -16,7 +16,8 @@ from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import infer, load_checkpoint
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import join, read_metadata
+from asr_kd.targets.store import read_metadata
+from tests.joining import join
 
 Job = Callable[..., LabelSettings]
 

@@ -119,9 +119,9 @@ def test_who_lacks_an_utterance_is_left_out_of_it_and_counted(
     np.testing.assert_allclose(found["u2"].prior, combine_priors(priors, "mean", [2, 4], leftover), rtol=1e-6)
 
     train(settings)
-    assert "without every teacher: 2 of 10 utterances (first: u" in capsys.readouterr().err
+    assert "2 of 10 utterances cannot be taught by every teacher (first: u" in capsys.readouterr().err
     with pytest.raises(
-        UserError, match=r"2 of 10 utterances lack the soft target of a teacher, more than max_bad_share"
+        UserError, match=r"2 of 10 utterances cannot be taught by every teacher, more than max_bad_share"
     ):
         train(job(source=source, max_bad_share=0.1, output=str(tmp_path / "strict")))
     nobody = job(source={"targets": [some, fewer]}, max_bad_share=0.2)
