@@ -68,6 +68,10 @@ def answerers(online: dict[str, Checkpoint], average: AveragedModel | None) -> d
 def check_online(folder: str, checkpoint: Checkpoint, units: Units, features: FeatureSettings) -> None:
     """Refuse a checkpoint that cannot answer in the step.
 
+    Args:
+        folder: where it was loaded from.
+        units: of the run; features: of the run.
+
     Raises:
         UserError: when its units or its features are not those of the run.
     """
