@@ -18,6 +18,10 @@ MAX_CHANNELS = 32
 RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 EXTENSIBLE = 0xFFFE
 BEHIND = 4096  # bytes that are enough to recognise what follows
+TEXT, FEW_LINES = (
+    1 << 20,
+    8,
+)  # bytes in which to look for the marks of a transfer as text, and line feeds that are too few to tell
 PCM, FLOAT, A_LAW, MU_LAW, MP3 = 1, 3, 6, 7, 0x55
 # encodings of uncompressed samples: tag and bits → numpy's type (8 and 24 bits and the two laws are widened first), full scale
 BARE = {
@@ -211,6 +215,7 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
     as_stated = not before
     if following is None:  # what follows is sound: the recorder died, or there are over 4 GiB
         refuse_other(data, behind_tags(data, stop, end), name)
+        _refuse_text_mode(bytes(data[sound : min(end, sound + TEXT)]), name)
         as_stated = False
         another = _another(data, sound, end)
         following = end if another is None else another
@@ -292,6 +297,14 @@ def refuse_other(data: Buffer, at: int, name: str) -> None:
     what = {b"fLaC": "FLAC", b"OggS": "Ogg"}.get(head[:4]) or next(iter(mpeg.recognise(head) or ()), None)
     if what:
         raise AudioError(f"{name}: {what} follows the sound of a WAV; write each recording to a file of its own")
+
+
+def _refuse_text_mode(sound: bytes, name: str) -> None:
+    """Refuse bytes that went through a program for text, which put a carriage return before each line feed."""
+    if (lines := sound.count(b"\n")) >= FEW_LINES and sound.count(b"\r\n") == lines:
+        raise AudioError(
+            f"{name}: damaged, it was sent as text (every line feed became two bytes); fetch it again in binary mode"
+        )
 
 
 def _another(data: Buffer, start: int, end: int) -> int | None:

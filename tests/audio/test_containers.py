@@ -335,6 +335,12 @@ def test_another_container_behind_a_wav_is_never_heard_as_samples(kind: str, wha
         list(pipe_sound(io.BytesIO(data), "pipe", RATE, None, 0.1))
 
 
+def test_a_wav_that_was_sent_as_text_is_refused() -> None:
+    data = encoded("wav", 8000, 1, 1)
+    assert data.count(b"\n") > 8
+    refused(data.replace(b"\n", b"\r\n"), "sent as text .*fetch it again in binary mode")
+
+
 def test_streams_beside_each_other_are_refused() -> None:
     first, second = encoded("ogg"), encoded("ogg", 4000, 1, 1)
     page = first.find(b"OggS", 4)
