@@ -24,6 +24,7 @@ distillation
 labeling training evaluation
 pipeline plan
 cli
+__main__
 """
 LEVELS = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
 

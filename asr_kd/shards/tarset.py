@@ -26,6 +26,8 @@ from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
+#: where a header says that it is one
+_MAGIC = 257
 #: header of a plain file in which nothing is unusual: name, size and checksum, and fields that do not matter here
 _PLAIN = re.compile(rb"(.{100}).{24}([0-7]{11})\0.{12}([0-7]{6})\0 0.{100}ustar\x0000.{80}\0.{166}", re.DOTALL)
 _EXTENSION = re.compile(r"[A-Za-z0-9]+(\.[A-Za-z0-9]+)*")
@@ -126,7 +128,11 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
     zeros = 0
     while block := file.read(1 << 16):
         zeros += len(block)
-        if block.strip(b"\0"):
+        if rest := block.lstrip(b"\0"):
+            if rest[_MAGIC:].startswith(b"ustar") and zeros - len(rest) >= 2 * BLOCK:
+                raise UserError(
+                    f"{path}: several tars joined into one (the second begins at byte {file.tell() - len(rest)}); make each a shard of its own"
+                )
             raise UserError(f"{damaged} (what follows byte {end} is not a member); {remedy}")
     if zeros < 2 * BLOCK or size % BLOCK:
         raise UserError(f"{damaged} (the end of the archive is missing); {remedy}")

@@ -27,6 +27,9 @@ from asr_kd.training.settings import ChunkSettings, TrainSettings
 from asr_kd.training.teachers import ShardTargets
 from asr_kd.units import Units
 
+#: share by which the audio of a shard may differ from what the index says of it
+SECONDS_OFF = 0.1
+
 
 @dataclass
 class Cursor:
@@ -98,6 +101,7 @@ class Source:
     phase: int
     index: int
     units: Units
+    steered: bool = field(init=False)
     first_unused: tuple[str, str] = field(default=("", ""), init=False)
     first_incomplete: tuple[str, str] = field(default=("", ""), init=False)
     ends: dict[int, Cursor] = field(default_factory=dict, init=False)
@@ -115,8 +119,8 @@ class Source:
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
         phase = self.settings.phases[self.phase]
-        steered = phase.hours is None or (self.plan.weight is None and len(phase.sources) > 1)
-        if steered and (silent := self.shards.without_seconds):
+        self.steered = phase.hours is None or (self.plan.weight is None and len(phase.sources) > 1)
+        if self.steered and (silent := self.shards.without_seconds):
             raise UserError(
                 f"{self.plan.audio}: {INDEX} says nothing of the length of {silent}, by which learning rate and mixture are steered; "
                 "prepare the audio shards again, or write `seconds` into their JSON and index them anew"
@@ -203,6 +207,7 @@ class Source:
         loads = (self._load(shard, number, copy) for number, _, shard, copy in theirs)
         contents = map_ordered(operator.call, loads, self.settings.loader_workers)
         for (number, index, shard, _), content in zip(ours, contents, strict=True):
+            self._check_seconds(shard, content)
             utterances: list[Item | tuple[str, str]] = [*content.bad, *content.items]
             utterances = utterances[slice(None) if whole else slice(lane, None, lanes)]
             targets = self._targets(shard) if self.plan.targets else None
@@ -219,6 +224,15 @@ class Source:
                 if reading.incomplete and not self.first_incomplete[0]:
                     self.first_incomplete = key, reading.incomplete
                 yield reading
+
+    def _check_seconds(self, shard: ShardInfo, content: LoadedShard) -> None:
+        """Compare the audio of a shard with what the index says of it, where that steers the learning rate and all of it was heard."""
+        heard = sum(item.seconds for item in content.items)
+        if self.steered and not content.bad and abs(heard - shard.seconds) > SECONDS_OFF * max(heard, shard.seconds):
+            raise UserError(
+                f"{self.plan.audio}: {shard.name} holds {heard:,.1f} s of audio, {INDEX} says {shard.seconds:,.1f}, by which learning rate "
+                "and mixture are steered; correct `seconds` there, or prepare the audio shards again"
+            )
 
     def _load(self, shard: ShardInfo, number: int, copy: int) -> Callable[[], LoadedShard]:
         """A function that reads a shard; `copy`, how often this pass has read it before, is in the seed of its noise."""

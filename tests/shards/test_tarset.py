@@ -244,9 +244,9 @@ def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes) -> N
 
 FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "truncated or damaged tar"),
+    "joined with itself": (lambda data: data * 2, r"several tars joined into one \(the second begins at byte \d+\)"),
     "not a tar": (lambda data: b"one two three\n" * 1000, "truncated or damaged tar"),
     "gzip": (lambda data: b"\x1f\x8b\x08" + data, "is packed by gzip"),
-    "a second tar behind": (lambda data: data + data, "what follows byte"),
     "rubbish behind": (lambda data: data + b"x" * 512, "what follows byte"),
     "a header overwritten": (lambda data: data[:1024] + b"\1" * 512 + data[1536:], "truncated or damaged tar"),
     "a header zeroed": (lambda data: data[:1024] + bytes(512) + data[1536:], "truncated or damaged tar"),

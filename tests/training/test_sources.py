@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,24 @@ def test_empty_sets_are_refused(job: Job, units: Units, tmp_path: Path) -> None:
     write_index(tmp_path / "empty", [])
     with pytest.raises(UserError, match="empty: holds no utterances"):
         PhaseStream(job(source={"audio": str(tmp_path / "empty")}), 0, units)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.05, 100])
+def test_the_audio_of_a_shard_is_as_long_as_the_index_says(
+    factor: float, job: Job, units: Units, audio: str, tmp_path: Path
+) -> None:
+    infos = list(read_index(Path(audio)))
+    for info in infos:
+        (tmp_path / info.name).write_bytes((Path(audio) / info.name).read_bytes())
+    write_index(tmp_path, [replace(info, seconds=info.seconds * factor) for info in infos])
+    source = {"audio": str(tmp_path), "targets": None, "soft": 0.0, "ctc": 1.0}
+    steered, by_hours = job(source=source), job(source=source, phase={"passes": None, "hours": 0.001})
+    assert whole_job(by_hours, units)
+    if factor == 1.05:
+        assert whole_job(steered, units)
+    else:
+        with pytest.raises(UserError, match=rf"{tmp_path}: {infos[0].name} holds .* s of audio, index\.json says "):
+            whole_job(steered, units)
 
 
 def test_a_lane_without_any_utterance_ends(job: Job, units: Units, audio: str, tmp_path: Path) -> None:
