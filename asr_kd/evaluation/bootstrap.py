@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and words of resampled test sets: as many blocks as there are, drawn with replacement.
+    """Errors int64 [systems, resamples] and words int64 [resamples] of as many blocks as there are, drawn with replacement.
 
     A block (a speaker, or else an utterance) is what may be taken as independent of the others. Every system sees the
     same draws, so that the difference of two systems is resampled too.
@@ -19,9 +19,6 @@ def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed
     Args:
         errors: int [systems, blocks].
         words: int [blocks].
-
-    Returns:
-        errors int64 [systems, resamples] and words int64 [resamples].
     """
     rng = np.random.default_rng(seed)
     blocks = len(words)
@@ -35,8 +32,7 @@ def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed
 def blocks(speakers: np.ndarray) -> tuple[np.ndarray, int, bool]:
     """The block of each utterance, how many blocks, and whether they are speakers: where all are known, and two or more.
 
-    Args:
-        speakers: of each utterance, int [utterances], numbered from 0 on; -1 where it is not known.
+    `speakers` are int [utterances], numbered from 0 on; -1 where one is not known.
     """
     present = np.bincount(speakers) > 0 if (speakers >= 0).all() else np.zeros(0, bool)
     number = int(present.sum())
@@ -51,10 +47,8 @@ def drawn_of(speakers: np.ndarray) -> tuple[Literal["speakers", "utterances"], i
     return "speakers" if by_speaker else "utterances", number
 
 
-def resampled(
-    rows: np.ndarray, words: np.ndarray, speakers: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same of utterances, in the blocks that their speakers make; no resample where there is one block alone.
+def resampled_rates(rows: np.ndarray, words: np.ndarray, speakers: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Error rates float [systems, resamples]; not finite where no words were drawn, no resample where there is one block.
 
     Args:
         rows: errors, int [systems, utterances].
@@ -63,11 +57,11 @@ def resampled(
     """
     labels, number, _ = blocks(speakers)
     if number < 2:
-        return np.zeros((len(rows), 0)), np.zeros(0)
-    errors = [np.bincount(labels, weights=row, minlength=number) for row in rows]
-    return resampled_errors(
-        np.array(errors, np.int64), np.bincount(labels, words, number).astype(np.int64), resamples, seed
-    )
+        return np.zeros((len(rows), 0))
+    sums = np.array([np.bincount(labels, row, number) for row in (*rows, words)]).astype(np.int64)
+    errors, drawn_words = resampled_errors(sums[:-1], sums[-1], resamples, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return errors / drawn_words
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:

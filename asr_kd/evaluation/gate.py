@@ -43,11 +43,7 @@ class Gate:
     figures: dict[str, str]
 
     def holds(self, report: Mapping[str, Any]) -> bool:
-        """Whether the condition is true of a report.
-
-        Raises:
-            UserError: when a figure is not in the report, is not defined there, or is no number.
-        """
+        """Whether the condition is true of a report; a UserError for a figure that is not there, not defined, or no number."""
         values = {name: self._figure(report, written) for written, name in self.figures.items()}
         try:
             return bool(SimpleEval(OPERATORS, {}, values).eval(self.expression, self.tree))
@@ -58,17 +54,12 @@ class Gate:
         """Whether the condition is true of a report; says so, with the figures that it rests on, on standard error."""
         true = self.holds(report)
         figures = ", ".join(f"{written} = {self._figure(report, written):.6g}" for written in self.figures)
-        print(
-            f"--fail-if {self.expression}: {'true, so this fails' if true else 'not so'} ({figures})", file=sys.stderr
-        )
+        judged = "true, so this fails" if true else "not so"
+        print(f"--fail-if {self.expression}: {judged} ({figures})", file=sys.stderr)
         return true
 
     def check_names(self, systems: Iterable[str]) -> None:
-        """Refuse a figure of a system that is none of these, before anything is scored.
-
-        Raises:
-            UserError: when there is one.
-        """
+        """Refuse, with a UserError, a figure of a system that is none of these; before anything is scored."""
         systems = list(systems)
         for written in self.figures:
             if not _splits(written, systems) and written.split(".")[0] not in TOP:
@@ -98,11 +89,7 @@ class Gate:
 
 
 def parse_gate(expression: str) -> Gate:
-    """Understand a condition.
-
-    Raises:
-        UserError: when it is none.
-    """
+    """Understand a condition; a UserError where it is none."""
     figures: dict[str, str] = {}
 
     def stand_in(word: re.Match[str]) -> str:

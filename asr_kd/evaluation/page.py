@@ -90,7 +90,7 @@ def _charts(report: Report, series: dict[str, str]) -> dict[str, Any]:
     best, systems = ranked(report), report.systems
     bars = {name: _bar(report, series, name, one.wer, one.interval) for name, one in systems.items()}
     curves = [
-        charts.Curve(name, series[name], [at.audio_hours for at in one.curve], [at.development_wer for at in one.curve])
+        charts.Curve(name, series[name], [(at.audio_hours, at.development_wer) for at in one.curve])
         for name, one in systems.items()
         if one.curve
     ]

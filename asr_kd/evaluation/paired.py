@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import drawn_of, resampled
+from asr_kd.evaluation.bootstrap import drawn_of, resampled_rates
 from asr_kd.evaluation.earlier import Earlier
 from asr_kd.evaluation.schema import Pair
 from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
@@ -50,7 +50,7 @@ def paired(first: Side, second: Side) -> Paired | str:
     if not names:
         return f"no system of {second.letter} has a counterpart in {first.letter}, by name or as the student"
     words, speakers, numbers = array("i"), array("i"), dict[str | None, int]({None: -1})
-    errors = [(array("i"), array("i")) for _ in names]
+    counted = [(array("i"), array("i")) for _ in names]  # errors of each utterance
     tests = [MatchedPairs() for _ in names]
     sides = [by_utterance(read_lines(side.lines)) for side in (second, first)]
     try:
@@ -61,7 +61,7 @@ def paired(first: Side, second: Side) -> Paired | str:
                 return f"{second.lines} does not hold the utterances of {first.lines}, in the same order"
             words.append(one["words"])
             speakers.append(numbers.setdefault(one["speaker"], len(numbers) - 1))
-            for pair, counts, test in zip(lines, errors, tests, strict=True):
+            for pair, counts, test in zip(lines, counted, tests, strict=True):
                 for line, count in zip(pair, counts, strict=True):
                     count.append(line["errors"])
                 if pair[0]["errors"] or pair[1]["errors"]:
@@ -71,38 +71,19 @@ def paired(first: Side, second: Side) -> Paired | str:
     except (KeyError, ValueError, TypeError, AttributeError):
         return f"{first.lines} and {second.lines} do not hold the same utterances, or one is damaged or of an older version"
     for number, side in enumerate((second, first)):
-        for systems, counts in zip(names, errors, strict=True):
+        for systems, counts in zip(names, counted, strict=True):
             if sum(counts[number]) != side.report.systems[systems[number]].errors:
                 return f"{side.lines} is not of the same run as the report beside it"
-    return _tested(first, second, names, np.array(words), np.array(speakers), np.array(errors), tests)
-
-
-def _tested(
-    first: Side,
-    second: Side,
-    names: list[tuple[str, str]],
-    words: np.ndarray,
-    speakers: np.ndarray,
-    errors: np.ndarray,
-    tests: list[MatchedPairs],
-) -> Paired:
-    """The tests.
-
-    Args:
-        words: of each utterance, int [utterances].
-        speakers: likewise.
-        errors: int [pairs, 2, utterances].
-    """
-    resamples = first.report.settings.bootstrap
+    settings, errors, drawn_from = first.report.settings, np.array(counted), np.array(speakers)
     rows = errors.reshape(-1, len(words))
-    drawn, drawn_words = resampled(rows, words, speakers, resamples, first.report.settings.seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rates = (drawn / drawn_words).reshape(len(names), 2, -1)
-    wers = errors.sum(2) / words.sum()
+    drawn = resampled_rates(rows, np.array(words), drawn_from, settings.bootstrap, settings.seed)
+    wers = errors.sum(2) / sum(words)
     pairs = [
-        compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], rate[0] - rate[1], test)
-        for (name, other), wer, rate, test in zip(names, wers.tolist(), rates, tests, strict=True)
+        compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], mine - theirs, test)
+        for (name, other), wer, mine, theirs, test in zip(
+            names, wers.tolist(), drawn[::2], drawn[1::2], tests, strict=True
+        )
     ]
-    blocks, number = drawn_of(speakers)
-    what = f"{resamples:,} resamples of {number:,} {blocks}"
-    return Paired(pairs, what if resamples else "no resamples (bootstrap=0)")
+    blocks, number = drawn_of(drawn_from)
+    basis = f"{settings.bootstrap:,} resamples of {number:,} {blocks}"
+    return Paired(pairs, basis if settings.bootstrap else "no resamples (bootstrap=0)")

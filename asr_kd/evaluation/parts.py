@@ -24,13 +24,9 @@ TIMED = ("frontend_seconds", "network_seconds", "decoder_seconds")
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a system took, and of the audio that it was timed on.
+    """Seconds that a system took, and of the audio that it was timed on."""
 
-    Attributes:
-        seconds: of audio.
-    """
-
-    seconds: float = 0.0
+    seconds: float = 0.0  # of audio
     frontend_seconds: float = 0.0
     network_seconds: float = 0.0
     decoder_seconds: float = 0.0
@@ -121,7 +117,9 @@ def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> 
     """Publish a part, what it took before it.
 
     Args:
+        path: of the part; the costs lie beside it.
         made_of: hash of everything that decides the part.
+        part: what is written.
         costs: `seconds` of audio, and by system what `TIMED` names.
     """
     rest = {
@@ -136,13 +134,16 @@ def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> 
 def is_there(path: Place, made_of: str) -> bool:
     """Whether there is a part of this origin; one of another origin (a checkpoint or the audio has changed) is stale, and none.
 
-    Raises:
-        UserError: when there is a file that is no part.
+    A file that is no part is a UserError.
     """
     head = _head(made_of)
     try:
         with clear_errors(path):
-            start = _start(path, len(head))
+            if isinstance(path, Path):
+                with open(path, "rb") as file:
+                    start = file.read(len(head))
+            else:
+                start = path.read_bytes(len(head))
     except FileNotFoundError:
         return False
     if start != head:
@@ -151,11 +152,7 @@ def is_there(path: Place, made_of: str) -> bool:
 
 
 def read_part(path: Place) -> Part:
-    """A part.
-
-    Raises:
-        UserError: when it is missing or damaged.
-    """
+    """A part; a UserError where it is missing or damaged."""
     try:
         header, body = _parse(path, path.read_bytes())
     except FileNotFoundError:
@@ -166,11 +163,7 @@ def read_part(path: Place) -> Part:
 
 
 def read_costs(path: Place) -> dict[str, Costs]:
-    """What each system took for the part at `path`.
-
-    Raises:
-        UserError: when that is missing or damaged.
-    """
+    """What each system took for the part at `path`; a UserError where that is missing or damaged."""
     costs = _costs(path)
     if not costs.exists():
         raise UserError(f"{costs}: is gone; remove {path.name} beside it too, and run the command again")
@@ -188,13 +181,6 @@ def _costs(path: Place) -> Place:
 
 def _head(made_of: str) -> bytes:
     return json.dumps({"format": FORMAT, "version": VERSION, "made_of": made_of}).encode()[:-1]
-
-
-def _start(path: Place, size: int) -> bytes:
-    if not isinstance(path, Path):
-        return path.read_bytes(size)
-    with open(path, "rb") as file:
-        return file.read(size)
 
 
 def _parse(path: Place, data: bytes) -> tuple[dict[str, Any], bytes]:

@@ -80,8 +80,9 @@ def score(
             pending = held.popleft()
             yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
         else:
-            held[0].decoder_seconds[answers.system] += answers.seconds
-            held[0].found[answers.system].update(zip(answers.indices, answers.found, strict=True))
+            number, found, seconds = answers
+            held[0].decoder_seconds[number] += seconds
+            held[0].found[number].update(found)
 
 
 def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Posteriors]:

@@ -59,10 +59,7 @@ class Work:
 
 
 def score_all(work: Work) -> dict[str, Costs]:
-    """Score every shard into a part; returns when all is done, by whomever.
-
-    Returns:
-        costs of each system, over all parts.
+    """Score every shard into a part; the costs of each system over all parts, when all is done, by whomever.
 
     Raises:
         UserError: as `score`, and as soon as more than `max_bad_share` of all utterances was quarantined here.
@@ -89,10 +86,20 @@ def score_all(work: Work) -> dict[str, Costs]:
             return left
 
         bad = Quarantine(total, work.settings.max_bad_share)
-        leases.share(left, _lease, done, not_done, lambda free: _score(work, free, bad, progress))
+        leases.share(
+            left,
+            lambda shard: f"{shard.set}.{shard.info.name}",
+            done,
+            not_done,
+            lambda free: _score(work, free, bad, progress),
+        )
     for folder in (work.output, work.output / "parts", *folders):
         clear_torn(folder, began)
-    return _costs(work)
+    sums = {system.name: Costs() for system in work.systems}
+    for shard in work.shards:
+        took = read_costs(shard.part(work.output))
+        sums = {name: costs + took[name] for name, costs in sums.items()}
+    return sums
 
 
 def _score(work: Work, free: Iterator[Shard], bad: Quarantine, progress: Progress) -> Iterator[Shard]:
@@ -109,16 +116,3 @@ def _score(work: Work, free: Iterator[Shard], bad: Quarantine, progress: Progres
 
 def _samples(shards: list[Shard]) -> int:
     return sum(shard.info.samples for shard in shards)
-
-
-def _lease(shard: Shard) -> str:
-    return f"{shard.set}.{shard.info.name}"
-
-
-def _costs(work: Work) -> dict[str, Costs]:
-    """The costs of every part, added up."""
-    sums = {system.name: Costs() for system in work.systems}
-    for shard in work.shards:
-        part = read_costs(shard.part(work.output))
-        sums = {name: costs + part[name] for name, costs in sums.items()}
-    return sums

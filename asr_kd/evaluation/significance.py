@@ -21,7 +21,7 @@ CORRECT_BETWEEN = 2
 
 @dataclass(frozen=True)
 class Marks:
-    """What the test needs of an alignment: bytes, not texts, so that all utterances can be held.
+    """What the test needs of an alignment.
 
     Attributes:
         wrong: for each reference word 1 if the system has it wrong, else 0.
@@ -101,13 +101,7 @@ class MatchedPairs:
 
 
 def compared(a: str, b: str, difference: float, drawn: np.ndarray, matched: MatchedPairs) -> Pair:
-    """What both tests say of two systems.
-
-    Args:
-        difference: WER of a less that of b.
-        drawn: the same of each resample, float [resamples].
-        matched: errors of both, segment by segment.
-    """
+    """What both tests say of two systems, from their difference in WER, that of each resample, and their segments."""
     return Pair(
         a=a, b=b, difference=difference, interval=interval(drawn), p_bootstrap=two_sided(drawn), mapsswe=matched.test()
     )

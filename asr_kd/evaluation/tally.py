@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import heapq
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of, edit_distance
 
-K = TypeVar("K", str, tuple[str, str])
-
-WORST, CONFUSIONS = 12, 8
+#: utterances that are held of each kind and system, and confusions that are listed
+HELD, CONFUSIONS = 12, 8
 CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half is forgotten
-
-
-@dataclass
-class Mistaken:
-    """One utterance of one system: its line, the alignment of its texts as scored, and their errors."""
-
-    line: Line
-    edits: list[Edit]
-    counts: ErrorCounts
 
 
 @dataclass
@@ -34,7 +24,8 @@ class Tally:
         errors: of every utterance, in order.
         character_errors: likewise.
         edit_distance: the fewest word edits, summed over utterances; what jiwer counts.
-        worst: a heap of the utterances with the most errors.
+        confusions: by kind of edit, the words (said, recognised) and how often.
+        worst: a heap of the utterances with the most errors, at its end the line and the alignment of its texts as scored.
     """
 
     counts: ErrorCounts = field(default_factory=ErrorCounts)
@@ -46,18 +37,13 @@ class Tally:
     same_as_teacher: int = 0
     sets: dict[str, ErrorCounts] = field(default_factory=dict)
     speakers: dict[str, ErrorCounts] = field(default_factory=dict)
-    substitutions: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
-    deletions: collections.Counter[str] = field(default_factory=collections.Counter)
-    insertions: collections.Counter[str] = field(default_factory=collections.Counter)
-    worst: list[tuple[int, float, int, Mistaken]] = field(default_factory=list)
+    confusions: dict[str, Counter[tuple[str, ...]]] = field(
+        default_factory=lambda: {kind: Counter() for kind in ("substitution", "deletion", "insertion")}
+    )
+    worst: list[tuple[int, float, int, Line, list[Edit]]] = field(default_factory=list)
 
     def add(self, line: Line, edits: list[Edit]) -> None:
-        """Count one utterance.
-
-        Args:
-            line: as scoring writes it.
-            edits: the alignment of its texts as scored.
-        """
+        """Count one utterance; `edits`: the alignment of its texts as scored."""
         counts, speaker = counts_of(edits), line["speaker"]
         self.counts += counts
         self.sentence_errors += counts.errors > 0
@@ -69,40 +55,23 @@ class Tally:
         self.sets[line["set"]] = self.sets.get(line["set"], ErrorCounts()) + counts
         if speaker is not None:
             self.speakers[speaker] = self.speakers.get(speaker, ErrorCounts()) + counts
-        for edit in edits:
-            match edit.kind:
-                case "substitution":
-                    assert edit.reference is not None and edit.hypothesis is not None
-                    self.substitutions[edit.reference, edit.hypothesis] += 1
-                case "deletion":
-                    assert edit.reference is not None
-                    self.deletions[edit.reference] += 1
-                case "insertion":
-                    assert edit.hypothesis is not None
-                    self.insertions[edit.hypothesis] += 1
-        _bound(self.substitutions)
-        _bound(self.deletions)
-        _bound(self.insertions)
-        if counts.errors:
-            # most errors first, then the highest rate, then the order of the data
-            entry = (counts.errors, counts.rate, -len(self.errors), Mistaken(line, edits, counts))
-            if len(self.worst) < WORST:
-                heapq.heappush(self.worst, entry)
-            else:
-                heapq.heappushpop(self.worst, entry)
+        if not counts.errors:
+            return
+        for kind, *words in edits:
+            if kind != "equal":
+                self.confusions[kind][tuple(word for word in words if word is not None)] += 1
+        for kind, counter in self.confusions.items():
+            if len(counter) > CONFUSIONS_HELD:
+                self.confusions[kind] = Counter(dict(counter.most_common(CONFUSIONS_HELD // 2)))
+        # most errors first, then the highest rate, then the order of the data
+        hold(self.worst, (counts.errors, counts.rate, -len(self.errors), line, edits))
 
-    def worst_first(self) -> list[Mistaken]:
-        """The utterances with the most errors."""
-        return [entry[3] for entry in sorted(self.worst, reverse=True)]
+    def most_frequent(self, kind: str) -> list[tuple[Any, ...]]:
+        """The most frequent confusions of a kind, words and how often, ties by spelling."""
+        found = sorted(self.confusions[kind].items(), key=lambda item: (-item[1], item[0]))
+        return [(*words, count) for words, count in found[:CONFUSIONS]]
 
 
-def _bound(counter: collections.Counter) -> None:
-    if len(counter) > CONFUSIONS_HELD:
-        kept = dict(counter.most_common(CONFUSIONS_HELD // 2))
-        counter.clear()
-        counter.update(kept)
-
-
-def most_frequent(counter: collections.Counter[K]) -> list[tuple[K, int]]:
-    """The most frequent entries and their counts, ties by spelling."""
-    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:CONFUSIONS]
+def hold(heap: list[Any], entry: Any) -> None:
+    """Keep an entry where it is among the greatest."""
+    (heapq.heappush if len(heap) < HELD else heapq.heappushpop)(heap, entry)

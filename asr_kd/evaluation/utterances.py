@@ -66,11 +66,11 @@ def pack(
 
     Args:
         read: gives the lines, from the first on, each time it is called.
+        systems: whose edits rows carry.
         fields: manifest fields whose values rows carry, to be searched for.
         wanted: utterances whose lines are returned too.
         utterances: how many there are.
-        limit: rows at most. Beyond it those with the most errors (of the system that made most) are kept, the
-            first ones of equals.
+        limit: rows at most. Beyond it the first with the most errors (of the system that made most) are kept.
     """
     room, least = limit, -1  # rows with more errors than `least` are kept, and `room` of those with as many
     if utterances > limit:
@@ -128,15 +128,10 @@ def _short(line: Line) -> list[list[Any]]:
     if not line["errors"]:
         return []
     edits, index = list[list[Any]](), 0
-    for edit in edits_of(line):
-        match edit.kind:
-            case "substitution":
-                edits.append([index, edit.hypothesis])
-            case "deletion":
-                edits.append([index])
-            case "insertion":
-                edits.append([index, edit.hypothesis, 1])
-        index += edit.kind != "insertion"
+    for kind, _, heard in edits_of(line):
+        if kind != "equal":
+            edits.append({"substitution": [index, heard], "deletion": [index], "insertion": [index, heard, 1]}[kind])
+        index += kind != "insertion"
     return edits
 
 
