@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from asr_kd.errors import UserError
 from asr_kd.evaluation import formats
 from asr_kd.evaluation.earlier import Earlier, file_of, read_report
 from asr_kd.evaluation.gate import Gate
 from asr_kd.evaluation.paired import Side, paired
-
-T = TypeVar("T")
 
 
 def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
@@ -106,14 +104,10 @@ def comparison(reports: Mapping[str, Earlier]) -> str:
             rows.append([
                 f"{letter} {name}".replace("|", "\\|"), formats.percent(one.wer), formats.span(one.interval),
                 formats.change(one.wer / before.wer - 1 if before and before.wer else None),
-                *(_known(edits, "{:,}".format) for edits in (one.substitutions, one.deletions, one.insertions)),
-                _known(one.cer, formats.percent), _known(one.ser, formats.percent),
+                *(formats.known(edits, "{:,}".format) for edits in (one.substitutions, one.deletions, one.insertions)),
+                formats.known(one.cer, formats.percent), formats.known(one.ser, formats.percent),
                 formats.change(one.relative_change_to_teacher), formats.share(one.gap_recovered),
-                _known(one.parameters, "{:,}".format), _known(one.size_bytes, formats.size),
-                _known(one.real_time_factor, "{:.5f}".format), formats.ratio(one.real_time_factor_to_teacher),
+                formats.known(one.parameters, "{:,}".format), formats.known(one.size_bytes, formats.size),
+                formats.known(one.real_time_factor, "{:.5f}".format), formats.ratio(one.real_time_factor_to_teacher),
             ])  # fmt: skip
     return formats.table(rows)
-
-
-def _known(value: T | None, written: Callable[[T], str]) -> str:
-    return formats.NOTHING if value is None else written(value)

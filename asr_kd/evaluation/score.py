@@ -39,14 +39,13 @@ class System:
         return hash_json(self.checkpoint.features.model_dump())
 
 
-@dataclass
 class Pending:
     """A shard under way: what was found in it so far, system by system in its order, and seconds of network and decoder."""
 
-    loaded: Inputs
-    found: list[dict[int, Hypothesis]]
-    network_seconds: list[float]
-    decoder_seconds: list[float]
+    def __init__(self, loaded: Inputs, systems: int) -> None:
+        self.loaded = loaded
+        self.found: list[dict[int, Hypothesis]] = [{} for _ in range(systems)]
+        self.network_seconds, self.decoder_seconds = [0.0] * systems, [0.0] * systems
 
 
 def score(
@@ -68,7 +67,7 @@ def score(
 
     def posteriors() -> Iterator[Posteriors | None]:
         for loaded in map_ordered(load, shards, settings.workers, "workers"):
-            held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
+            held.append(Pending(loaded, len(systems)))
             for number, system in enumerate(systems):
                 yield from _run(settings, number, system, held[-1])
             yield None  # that was the shard
