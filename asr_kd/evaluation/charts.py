@@ -166,12 +166,11 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
         y = top + row * index
         parts += _heading(y + 16, bar.name, bar.note, percent(bar.wer), "value")
         middle = y + 24 + thick / 2
-        strokes: list[tuple[float, float, float, float]] = []
+        whisker = Markup("")
         if bar.interval:
             low, high = (NARROW + scale * 100 * bound for bound in bar.interval)
-            ends = [(end, middle - 5, end, middle + 5) for end in (low, high)]
-            strokes = [(low, middle, high, middle), *ends]
-        whisker = Markup("").join(_line(*one, kind) for kind in ("whisker-halo", "whisker") for one in strokes)
+            strokes = [(low, middle, high, middle), *((end, middle - 5, end, middle + 5) for end in (low, high))]
+            whisker = Markup("").join(_line(*one, kind) for kind in ("whisker-halo", "whisker") for one in strokes)
         group = Markup(
             '<g><title>{}: {}</title><rect x="{}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="fill {}"/>{}</g>'
         )

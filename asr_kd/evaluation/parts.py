@@ -57,16 +57,7 @@ class Shard:
 
 
 class Line(TypedDict):
-    """A line of a part, and of utterances.jsonl: an utterance and what a system made of it.
-
-    Attributes:
-        fields: every other number or text that the shard says of the utterance.
-        reference_scored: the text as it was compared.
-        hypothesis_scored: likewise.
-        times: word as decoded, start and end in seconds, confidence.
-        tokens: unit piece, start, end; not in lines of earlier versions.
-        same_as_teacher: null without a teacher.
-    """
+    """A line of a part, and of utterances.jsonl: an utterance and what a system made of it."""
 
     system: str
     set: str
@@ -74,10 +65,10 @@ class Line(TypedDict):
     key: str
     speaker: str | None
     seconds: float
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # every other number or text that the shard says of the utterance
     reference: str
     hypothesis: str
-    reference_scored: str
+    reference_scored: str  # as it was compared
     hypothesis_scored: str
     words: int
     substitutions: int
@@ -86,26 +77,19 @@ class Line(TypedDict):
     errors: int
     characters: int
     character_errors: int
-    times: list[list[Any]]
-    tokens: NotRequired[list[list[Any]]]
-    same_as_teacher: bool | None
+    times: list[list[Any]]  # word as decoded, start and end in seconds, confidence
+    tokens: NotRequired[list[list[Any]]]  # unit piece, start, end; not in lines of earlier versions
+    same_as_teacher: bool | None  # null without a teacher
 
 
 @dataclass
 class Part:
-    """The scores of a shard.
-
-    Attributes:
-        utterances: how many were scored.
-        seconds: of their audio.
-        quarantined: those that were not, key → reason.
-        body: JSON lines, one for each system and utterance, system by system; README.md describes them.
-    """
+    """The scores of a shard: how many utterances were scored, and seconds of their audio."""
 
     utterances: int
     seconds: float
-    quarantined: dict[str, str]
-    body: bytes
+    quarantined: dict[str, str]  # those that were not scored, key → reason
+    body: bytes  # JSON lines, one for each system and utterance, system by system; README.md describes them
 
     @property
     def lines(self) -> Iterator[Line]:

@@ -55,10 +55,7 @@ class Evidence:
 
 
 def gather(report: Report, drawn: list[str]) -> Evidence:
-    """Fetch the report's samples from the shards, and draw the first that is short enough.
-
-    Args:
-        drawn: systems whose posteriors are drawn.
+    """Fetch the report's samples from the shards, and draw what these systems make of the first that is short enough.
 
     An utterance whose audio is gone or cannot be read keeps its place, with the reason.
     """
@@ -76,11 +73,10 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
             continue
         heard[identity] = sample
         seconds, audio = len(waveform) / rate, base64.b64encode(encode(waveform, rate, "MP3")).decode()
-        if len(audio) > left:
-            evidence.clips[identity] = Clip(seconds, problem="left out to keep the page small")
-            continue
-        left -= len(audio)
-        evidence.clips[identity] = Clip(seconds, audio)
+        evidence.clips[identity] = Clip(seconds, problem="left out to keep the page small")
+        if len(audio) <= left:
+            left -= len(audio)
+            evidence.clips[identity] = Clip(seconds, audio)
     short = [one for one in heard if 0 < evidence.clips[one].seconds <= PICTURE_SECONDS]
     evidence.shown = next(iter(short or heard), None)
     if evidence.shown is not None:

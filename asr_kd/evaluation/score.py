@@ -22,6 +22,9 @@ from asr_kd.models.acoustic import Checkpoint, infer, infer_batches
 from asr_kd.shards.stream import map_ordered
 from asr_kd.text import NORMALIZERS
 
+#: fields that a line has under names of its own
+APART = ("text", "speaker", "seconds")
+
 
 @dataclass
 class System:
@@ -53,15 +56,13 @@ def score(
 ) -> Iterator[tuple[Shard, Part, dict[str, Any]]]:
     """Score shards with every system, in order; `shards` is read no faster than they are worked on.
 
-    Yields:
-        a shard, its part, and what it took: `seconds` of audio, and under `systems` what `TIMED` names.
+    Each comes with its part, and what it took: `seconds` of audio, and under `systems` what `TIMED` names.
 
     Raises:
         UserError: when a shard is damaged or an utterance has no text.
     """
-    load = functools.partial(
-        load_shard, {system.frontend: system.checkpoint.features for system in systems}, settings.max_seconds
-    )
+    frontends = {system.frontend: system.checkpoint.features for system in systems}
+    load = functools.partial(load_shard, frontends, settings.max_seconds)
     find = functools.partial(find_words, [one.decoder or make_decoder(settings, one.checkpoint) for one in systems])
     held: collections.deque[Pending] = collections.deque()
 
@@ -125,10 +126,6 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     seconds = sum(utterance.seconds for utterance in utterances)
     return Part(len(utterances), seconds, pending.loaded.quarantined, "".join(lines).encode())
-
-
-#: fields that a line has under names of its own
-APART = ("text", "speaker", "seconds")
 
 
 def _scalar(value: Any) -> bool:

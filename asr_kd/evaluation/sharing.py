@@ -85,14 +85,8 @@ def score_all(work: Work) -> dict[str, Costs]:
             progress.advance(total - _samples(left) - progress.done)  # done by others in the meantime
             return left
 
-        bad = Quarantine(total, work.settings.max_bad_share)
-        leases.share(
-            left,
-            lambda shard: f"{shard.set}.{shard.info.name}",
-            done,
-            not_done,
-            lambda free: _score(work, free, bad, progress),
-        )
+        bad, lease = Quarantine(total, work.settings.max_bad_share), "{0.set}.{0.info.name}".format
+        leases.share(left, lease, done, not_done, lambda free: _score(work, free, bad, progress))
     for folder in (work.output, work.output / "parts", *folders):
         clear_torn(folder, began)
     sums = {system.name: Costs() for system in work.systems}

@@ -21,15 +21,10 @@ CORRECT_BETWEEN = 2
 
 @dataclass(frozen=True)
 class Marks:
-    """What the test needs of an alignment.
+    """What the test needs of an alignment."""
 
-    Attributes:
-        wrong: for each reference word 1 if the system has it wrong, else 0.
-        inserted: insertions before each reference word and after the last (one more entry), 255 at most.
-    """
-
-    wrong: bytes
-    inserted: bytes
+    wrong: bytes  # for each reference word 1 if the system has it wrong, else 0
+    inserted: bytes  # insertions before each reference word and after the last (one more entry), 255 at most
 
 
 def marks(edits: Iterable[Edit]) -> Marks:
@@ -51,24 +46,18 @@ def segments(first: Marks, second: Marks) -> list[tuple[int, int]]:
     them, and so the errors in one hardly depend on those in another. An utterance ends a stretch.
     """
     found: list[tuple[int, int]] = []
-    errors_first = errors_second = correct = 0
-    for index, (extra_first, extra_second) in enumerate(zip(first.inserted, second.inserted, strict=True)):
-        if extra_first or extra_second:
-            errors_first, errors_second, correct = errors_first + extra_first, errors_second + extra_second, 0
+    ours = theirs = correct = 0
+    for index, (one, other) in enumerate(zip(first.inserted, second.inserted, strict=True)):
+        if one or other:
+            ours, theirs, correct = ours + one, theirs + other, 0
         if index == len(first.wrong):
             break
-        if first.wrong[index] or second.wrong[index]:
-            errors_first += first.wrong[index]
-            errors_second += second.wrong[index]
-            correct = 0
-        else:
-            correct += 1
-            if correct == CORRECT_BETWEEN and (errors_first or errors_second):
-                found.append((errors_first, errors_second))
-                errors_first = errors_second = 0
-    if errors_first or errors_second:
-        found.append((errors_first, errors_second))
-    return found
+        one, other = first.wrong[index], second.wrong[index]
+        ours, theirs, correct = ours + one, theirs + other, 0 if one or other else correct + 1
+        if correct == CORRECT_BETWEEN and (ours or theirs):
+            found.append((ours, theirs))
+            ours = theirs = 0
+    return [*found, (ours, theirs)] if ours or theirs else found
 
 
 @dataclass

@@ -38,6 +38,15 @@ class Slicing:
     bands: bool
 
 
+def value_name(value: str | int | float | bool | None) -> str | None:
+    """The name of a field's value; None where there is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return None if value is None or value == "" else str(value)
+
+
 class Column:
     """The values of one field: two bytes an utterance, and four more while all are numbers."""
 
@@ -50,11 +59,9 @@ class Column:
 
     def add(self, value: Any) -> None:
         """The value of the next utterance."""
-        number, name = math.nan, None
-        if isinstance(value, bool | str):
-            name = str(value).lower() if isinstance(value, bool) else value or None
-        elif value is not None and abs(value) < LARGEST:  # not NaN either
-            number, name = float(value), str(value) if isinstance(value, int) else f"{value:g}"
+        number, name = math.nan, value_name(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            number, name = (float(value), name) if abs(value) < LARGEST else (math.nan, None)  # nor NaN
         if name is not None and math.isnan(number):
             self.numeric, self.numbers = False, array("f")
         if self.numeric:

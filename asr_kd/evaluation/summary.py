@@ -83,17 +83,13 @@ def _data(audio: str, shards: Sequence[ShardInfo], sets: list[Set]) -> schema.Da
 
 @dataclass
 class Summary:
-    """What the figures of every system are made of.
-
-    Attributes:
-        drawn: WERs of resampled test sets, by system, float [resamples].
-    """
+    """What the figures of every system are made of."""
 
     settings: EvalSettings
     scores: Scores
     costs: Mapping[str, Costs]
     resampler: Resampler
-    drawn: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]  # WERs of resampled test sets, by system, float [resamples]
 
     def of(self, system: System, in_sets: Mapping[str, Mapping[str, np.ndarray]]) -> schema.SystemFigures:
         """The figures of a system; `in_sets`: as `drawn`, of each set."""

@@ -18,28 +18,22 @@ CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half i
 
 @dataclass
 class Tally:
-    """Sums over utterances.
-
-    Attributes:
-        errors: of every utterance, in order.
-        character_errors: likewise.
-        edit_distance: the fewest word edits, summed over utterances; what jiwer counts.
-        confusions: by kind of edit, the words (said, recognised) and how often.
-        worst: a heap of the utterances with the most errors, at its end the line and the alignment of its texts as scored.
-    """
+    """Sums over utterances."""
 
     counts: ErrorCounts = field(default_factory=ErrorCounts)
     sentence_errors: int = 0
-    errors: array[int] = field(default_factory=lambda: array("i"))
+    errors: array[int] = field(default_factory=lambda: array("i"))  # of every utterance, in order
     characters: int = 0
     character_errors: array[int] = field(default_factory=lambda: array("i"))
-    edit_distance: int = 0
+    edit_distance: int = 0  # the fewest word edits; what jiwer counts
     same_as_teacher: int = 0
     sets: dict[str, ErrorCounts] = field(default_factory=dict)
     speakers: dict[str, ErrorCounts] = field(default_factory=dict)
+    #: by kind of edit, the words (said, recognised) and how often
     confusions: dict[str, Counter[tuple[str, ...]]] = field(
         default_factory=lambda: {kind: Counter() for kind in ("substitution", "deletion", "insertion")}
     )
+    #: a heap of the utterances with the most errors, at the end of each the line and the alignment of its texts as scored
     worst: list[tuple[int, float, int, Line, list[Edit]]] = field(default_factory=list)
 
     def add(self, line: Line, edits: list[Edit]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asr_kd.evaluation.parts import Line
+from asr_kd.evaluation.slices import value_name
 from asr_kd.evaluation.wer import Edit, align
 from asr_kd.files import Place, local_copy
 
@@ -110,18 +111,9 @@ def _row(first: Line, group: Group, systems: list[str], fields: list[str]) -> li
     known = first.get("fields", {})
     return [
         first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
-        [_named(known.get(name)) for name in fields],
+        [value_name(known.get(name)) for name in fields],
         *(_short(group[name]) if name in group else None for name in systems),
     ]  # fmt: skip
-
-
-def _named(value: str | int | float | bool | None) -> str | None:
-    """A field's value as the slices name it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return None if value is None or value == "" else str(value)
 
 
 def _short(line: Line) -> list[list[Any]]:

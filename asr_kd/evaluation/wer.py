@@ -81,14 +81,11 @@ def align(reference: str, hypothesis: str) -> list[Edit]:
     edits: list[Edit] = []
     i, j = len(ours), len(theirs)
     while i or j:
-        if i and j and ours[i - 1] == theirs[j - 1]:
+        same = i and j and ours[i - 1] == theirs[j - 1]
+        cost = 0 if same else rest(i, j)
+        if same or (i and j and (cost - rest(i - 1, j - 1)) % MODULUS == SUBSTITUTION):
             i, j = i - 1, j - 1
-            edits.append(Edit("equal", ours[i], theirs[j]))
-            continue
-        cost = rest(i, j)
-        if i and j and (cost - rest(i - 1, j - 1)) % MODULUS == SUBSTITUTION:
-            i, j = i - 1, j - 1
-            edits.append(Edit("substitution", ours[i], theirs[j]))
+            edits.append(Edit("equal" if same else "substitution", ours[i], theirs[j]))
         elif j and (cost - rest(i, j - 1)) % MODULUS == GAP:
             j -= 1
             edits.append(Edit("insertion", None, theirs[j]))
