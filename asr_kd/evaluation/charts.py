@@ -11,11 +11,9 @@ from markupsafe import Markup
 from asr_kd.evaluation.schema import Bin
 
 WIDTH = 520
-#: margins; rows of a name and a rate have the narrow one at the left
-LEFT, NARROW, RIGHT = 46, 8, 16
+LEFT, NARROW, RIGHT = 46, 8, 16  # margins; rows of a name and a rate have the narrow one at the left
 NAME_LENGTH = 44
-#: slices of fewer words, or of a smaller share of them, do not stretch an axis
-FEW_WORDS, FEW_SHARE = 50, 0.01
+FEW_WORDS, FEW_SHARE = 50, 0.01  # slices of fewer words, or of a smaller share of them, do not stretch an axis
 
 
 @dataclass(frozen=True)

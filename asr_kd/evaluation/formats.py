@@ -116,10 +116,8 @@ def intervals_note(bootstrap: Bootstrap) -> str:
     if not bootstrap.resamples:
         return "no intervals (bootstrap=0)"
     crude = ", which is few: the intervals are crude" if bootstrap.number < 20 else ""
-    return (
-        f"95 % intervals from {bootstrap.resamples:,} bootstrap resamples of {bootstrap.number:,} "
-        f"{bootstrap.blocks}{crude}"
-    )
+    drawn = f"{bootstrap.number:,} {bootstrap.blocks}{crude}"
+    return f"95 % intervals from {bootstrap.resamples:,} bootstrap resamples of {drawn}"
 
 
 def sureness(pair: Pair) -> str:

@@ -28,12 +28,9 @@ from asr_kd.evaluation.verdict import below_it, ranked, roles_of, student
 
 HERE = Path(__file__).parent
 COLORS = 8
-#: systems that are compared side by side where all would be too many
-LEADING = 3
-#: pairs of systems that are all seen at once
-MANY = 15
-#: values of a field that are drawn, and that are listed
-DRAWN, LISTED = 10, 60
+LEADING = 3  # systems that are compared side by side where all would be too many
+MANY = 15  # pairs of systems that are all seen at once
+DRAWN, LISTED = 10, 60  # values of a field that are drawn, and that are listed
 
 
 def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[str]:

@@ -18,8 +18,8 @@ def write_report(folder: Place, report: Report) -> None:
 
     Reads `utterances.jsonl` of the folder for the table of the page and, for a few utterances, audio and checkpoints.
     """
-    read, wanted = partial(read_lines, folder / "utterances.jsonl"), {(one.set, one.key) for one in report.samples}
-    packed = pack(read, list(report.systems), searchable(report), wanted, report.data.utterances)
+    read, wanted = partial(read_lines, folder / "utterances.jsonl"), [(one.set, one.key) for one in report.samples]
+    packed = pack(read, list(report.systems), searchable(report), set(wanted), report.data.utterances)
     with write_whole(folder / "report.md", "w", make_folder=False) as file:
         file.write(render_markdown(report))
     with write_whole(folder / "report.html", "w", make_folder=False) as file:

@@ -22,18 +22,12 @@ from asr_kd.models.acoustic import infer, load_checkpoint, pick_device
 from asr_kd.shards.tarset import Sample, read_shard
 
 CLIPS = 12
-#: of all clips together, in base64
-CLIP_BYTES = 3_500_000
-#: Hz; for listening, more adds bytes alone
-CLIP_RATE = 16_000
-#: of the utterance whose posteriors are drawn
-PICTURE_SECONDS = 12.0
-#: units with most mass that a picture shows
-UNITS = 14
-#: units that never reach this probability are not shown
-FAINT = 0.05
-#: as `Units.piece` writes it
-BLANK = "∅"
+CLIP_BYTES = 3_500_000  # of all clips together, in base64
+CLIP_RATE = 16_000  # Hz; for listening, more adds bytes alone
+PICTURE_SECONDS = 12.0  # of the utterance whose posteriors are drawn
+UNITS = 14  # units with most mass that a picture shows
+FAINT = 0.05  # units that never reach this probability are not shown
+BLANK = "∅"  # as `Units.piece` writes it
 
 
 @dataclass(frozen=True)

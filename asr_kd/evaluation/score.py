@@ -22,8 +22,7 @@ from asr_kd.models.acoustic import Checkpoint, infer, infer_batches
 from asr_kd.shards.stream import map_ordered
 from asr_kd.text import NORMALIZERS
 
-#: fields that a line has under names of its own
-APART = ("text", "speaker", "seconds")
+APART = ("text", "speaker", "seconds")  # fields that a line has under names of its own
 
 
 @dataclass

@@ -11,8 +11,7 @@ from asr_kd.config.base import Count, Location, Natural, Positive, Share
 from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Normalizing, Threads
 from asr_kd.decoding.settings import DecodingSettings
 
-#: of a set of shards; it names a folder too
-SET_NAME = r"[A-Za-z0-9_-]{1,100}"
+SET_NAME = r"[A-Za-z0-9_-]{1,100}"  # of a set of shards; it names a folder too
 
 
 class EvalSettings(DecodingSettings):

@@ -20,8 +20,7 @@ from asr_kd.text import NORMALIZERS
 
 #: settings that decide the scores of a shard, beside its audio and the checkpoints
 DECIDING = {*DecodingSettings.model_fields, "teacher", "normalizer", "batch_frames", "max_seconds", "device", "threads"}
-#: parts that are looked at at a time
-READERS = 16
+READERS = 16  # parts that are looked at at a time
 
 
 @dataclass

@@ -89,14 +89,10 @@ class Column:
         by_words = np.bincount(codes, weights=words, minlength=len(names))
         kept = set(sorted(order, key=lambda code: -by_words[code])[:VALUES])
         shown = [code for code in order if code in kept]
-        label_of = np.full(len(names), -1)
+        label_of = np.full(len(names), len(shown))
         label_of[shown] = np.arange(len(shown))
-        labels = label_of[codes]
-        texts = [names[code] for code in shown]
-        if len(shown) < len(order):
-            labels = np.where(labels < 0, len(shown), labels)
-            texts.append(OTHERS)
-        return Slicing(self.name, texts, labels, False)
+        texts = [names[code] for code in shown] + [OTHERS] * (len(shown) < len(order))
+        return Slicing(self.name, texts, label_of[codes], False)
 
 
 def _bands(name: str, numbers: np.ndarray) -> Slicing | str:

@@ -11,8 +11,7 @@ from typing import Any
 from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of, edit_distance
 
-#: utterances that are held of each kind and system, and confusions that are listed
-HELD, CONFUSIONS = 12, 8
+HELD, CONFUSIONS = 12, 8  # utterances that are held of each kind and system, and confusions that are listed
 CONFUSIONS_HELD = 100_000  # of each kind; when there are more, the rarer half is forgotten
 
 
@@ -54,9 +53,9 @@ class Tally:
         for kind, *words in edits:
             if kind != "equal":
                 self.confusions[kind][tuple(word for word in words if word is not None)] += 1
-        for kind, counter in self.confusions.items():
+        for name, counter in self.confusions.items():
             if len(counter) > CONFUSIONS_HELD:
-                self.confusions[kind] = Counter(dict(counter.most_common(CONFUSIONS_HELD // 2)))
+                self.confusions[name] = Counter(dict(counter.most_common(CONFUSIONS_HELD // 2)))
         # most errors first, then the highest rate, then the order of the data
         hold(self.worst, (counts.errors, counts.rate, -len(self.errors), line, edits))
 

@@ -16,8 +16,7 @@ from asr_kd.shards.tarset import read_shard
 from asr_kd.text import NORMALIZERS
 from asr_kd.units import Units
 
-#: characters that a message names at most
-NAMED = 10
+NAMED = 10  # characters that a message names at most
 
 
 def check_texts(settings: EvalSettings, systems: Sequence[System], sets: Mapping[str, tuple[str, ShardList]]) -> None:

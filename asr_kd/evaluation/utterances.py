@@ -22,11 +22,9 @@ from asr_kd.evaluation.slices import value_name
 from asr_kd.evaluation.wer import Edit, align
 from asr_kd.files import Place, local_copy
 
-#: rows of the page at most; beyond it the utterances with the most errors are kept
-ROWS = 100_000
+ROWS = 100_000  # rows of the page at most; beyond it the utterances with the most errors are kept
 
-#: of one utterance: its lines, by system
-Group = dict[str, Line]
+Group = dict[str, Line]  # of one utterance: its lines, by system
 Identity = tuple[str | None, str]  # set and key
 
 
@@ -121,8 +119,12 @@ def _short(line: Line) -> list[list[Any]]:
         return []
     edits, index = list[list[Any]](), 0
     for kind, _, heard in edits_of(line):
-        if kind != "equal":
-            edits.append({"substitution": [index, heard], "deletion": [index], "insertion": [index, heard, 1]}[kind])
+        if kind == "substitution":
+            edits.append([index, heard])
+        elif kind == "deletion":
+            edits.append([index])
+        elif kind == "insertion":
+            edits.append([index, heard, 1])
         index += kind != "insertion"
     return edits
 

@@ -20,8 +20,7 @@ from asr_kd.decoding.wer import word_errors
 # sclite's weights. With them two deletions and two insertions (12) are cheaper than four substitutions (16) although
 # both are four errors, so a misplaced stretch is shown as such.
 SUBSTITUTION, GAP = 4, 3
-#: of words by words, from which on a table of all costs is filled
-CELLS = 10_000
+CELLS = 10_000  # of words by words, from which on a table of all costs is filled
 MODULUS = 256
 
 
