@@ -29,22 +29,17 @@ def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed
     return sums[:-1], sums[-1]
 
 
-def blocks(speakers: np.ndarray) -> tuple[np.ndarray, int, bool]:
-    """The block of each utterance, how many blocks, and whether they are speakers: where all are known, and two or more.
+def blocks_of(speakers: np.ndarray) -> tuple[Literal["speakers", "utterances"], int, np.ndarray]:
+    """What resamples of utterances are drawn of, how many there are, and the one of each utterance.
 
-    `speakers` are int [utterances], numbered from 0 on; -1 where one is not known.
+    That is speakers where all are known, and two or more. `speakers` are int [utterances], numbered from 0 on; -1 where one
+    is not known.
     """
     present = np.bincount(speakers) > 0 if (speakers >= 0).all() else np.zeros(0, bool)
     number = int(present.sum())
     if number < 2:
-        return np.arange(len(speakers)), len(speakers), False
-    return (np.cumsum(present) - 1)[speakers], number, True
-
-
-def drawn_of(speakers: np.ndarray) -> tuple[Literal["speakers", "utterances"], int]:
-    """What resamples of these utterances are drawn of, and how many there are."""
-    _, number, by_speaker = blocks(speakers)
-    return "speakers" if by_speaker else "utterances", number
+        return "utterances", len(speakers), np.arange(len(speakers))
+    return "speakers", number, (np.cumsum(present) - 1)[speakers]
 
 
 def resampled_rates(rows: np.ndarray, words: np.ndarray, speakers: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -53,9 +48,9 @@ def resampled_rates(rows: np.ndarray, words: np.ndarray, speakers: np.ndarray, r
     Args:
         rows: errors, int [systems, utterances].
         words: int [utterances].
-        speakers: int [utterances], see `blocks`.
+        speakers: int [utterances], see `blocks_of`.
     """
-    labels, number, _ = blocks(speakers)
+    _, number, labels = blocks_of(speakers)
     if number < 2:
         return np.zeros((len(rows), 0))
     sums = np.array([np.bincount(labels, row, number) for row in (*rows, words)]).astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -13,6 +13,7 @@ from asr_kd.evaluation.schema import Bin
 WIDTH = 520
 LEFT, NARROW, RIGHT = 46, 8, 16  # margins; rows of a name and a rate have the narrow one at the left
 NAME_LENGTH = 44
+Scale = Callable[[float], float]  # a value → its place
 FEW_WORDS, FEW_SHARE = 50, 0.01  # slices of fewer words, or of a smaller share of them, do not stretch an axis
 
 
@@ -139,17 +140,15 @@ def _rates_below(ticks: list[float], scale: float, bottom: float) -> list[Markup
     return [*parts, _text(WIDTH - RIGHT, bottom + 38, "word error rate, %", "end")]
 
 
-def _axes(
-    rows: list[tuple[float, float]], columns: list[tuple[float, float]], bottom: float, said: str
-) -> list[Markup]:
-    """The grid of a picture against hours: places and values of ticks, upwards and to the right; `said` of the latter."""
+def _axes(ticks: list[float], up: Scale, marks: list[float], across: Scale, bottom: float, said: str) -> list[Markup]:
+    """The grid of a picture against hours, with ticks upwards and marks to the right, of which `said` is written."""
     parts = []
-    for number, (y, tick) in enumerate(rows):
-        parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid" if number else "axis"))
-        parts.append(_text(LEFT - 7, y + 4.5, _label(tick), "end"))
-    for x, tick in columns:
-        parts.append(_line(x, bottom, x, bottom + 5, "axis"))
-        parts.append(_text(x, bottom + 20, _label(tick), "middle"))
+    for tick in ticks:
+        parts.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "axis" if tick == ticks[0] else "grid"))
+        parts.append(_text(LEFT - 7, up(tick) + 4.5, _label(tick), "end"))
+    for mark in marks:
+        parts.append(_line(across(mark), bottom, across(mark), bottom + 5, "axis"))
+        parts.append(_text(across(mark), bottom + 20, _label(mark), "middle"))
     return [*parts, _text(WIDTH - RIGHT, bottom + 40, said, "end")]
 
 
@@ -203,8 +202,7 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
             share = math.log(max(score, ticks[0]) / ticks[0]) / math.log(ticks[-1] / ticks[0])
         return bottom - (bottom - top) * share
 
-    rows, columns = [(up(tick), tick) for tick in ticks], [(across(hour), hour) for hour in hours]
-    parts = _axes(rows, columns, bottom, "hours of audio trained on (passes counted)")
+    parts = _axes(ticks, up, hours, across, bottom, "hours of audio trained on (passes counted)")
     parts.append(_text(4, 16, "development WER, %" + " (logarithmic)" * logarithmic))
     for curve in curves:
         points = [(across(hour), up(100 * wer)) for hour, wer in curve.points]
@@ -284,10 +282,10 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
     def up(wer: float) -> float:
         return bottom - (bottom - top) * 100 * wer / ticks[-1]
 
-    rows = [(up(tick / 100), tick) for tick in ticks]
-    columns = [(across(mark), mark) for mark in [*([0.0] if apart else []), *marks]]
     scale = "hours without transcripts" + " (logarithmic)" * logarithmic
-    parts = [_text(4, 16, "word error rate, %"), *_axes(rows, columns, bottom, scale)]
+    columns = [0.0, *marks] if apart else marks
+    axes = _axes(ticks, lambda tick: up(tick / 100), columns, across, bottom, scale)
+    parts = [_text(4, 16, "word error rate, %"), *axes]
     for hours, bar in points:
         beside = [other for same, other in points if same == hours]  # systems of the same hours stand side by side
         step = min(9.0, 22 / len(beside))

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import drawn_of, interval
+from asr_kd.evaluation.bootstrap import blocks_of, interval
 from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.schema import ChangedSlice, Interval, Sample, SliceErrors, SliceFigures, Slices, WorstSlice
 from asr_kd.evaluation.scores import Resampler, Scores
@@ -67,7 +67,7 @@ def _slice(value: str | None, part: np.ndarray, rates: dict[str, np.ndarray], re
     for row, (name, drawn) in enumerate(rates.items()):
         errors = int(resampler.errors[row][part].sum())
         systems[name] = SliceErrors(wer=errors / words if words else None, interval=interval(drawn), errors=errors)
-    blocks, number = drawn_of(resampler.speakers[part])
+    blocks, number, _ = blocks_of(resampler.speakers[part])
     return SliceFigures(
         value=value, utterances=int(part.sum()), words=words, blocks=blocks, number=number, systems=systems
     )

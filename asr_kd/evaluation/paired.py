@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import drawn_of, resampled_rates
+from asr_kd.evaluation.bootstrap import blocks_of, resampled_rates
 from asr_kd.evaluation.earlier import Earlier
 from asr_kd.evaluation.schema import Pair
 from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
@@ -84,6 +84,6 @@ def paired(first: Side, second: Side) -> Paired | str:
             names, wers.tolist(), drawn[::2], drawn[1::2], tests, strict=True
         )
     ]
-    blocks, number = drawn_of(drawn_from)
+    blocks, number, _ = blocks_of(drawn_from)
     basis = f"{settings.bootstrap:,} resamples of {number:,} {blocks}"
     return Paired(pairs, basis if settings.bootstrap else "no resamples (bootstrap=0)")

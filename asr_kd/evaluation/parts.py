@@ -5,6 +5,7 @@ A part is JSON lines: a header, then a line for each system and utterance. Besid
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import operator
@@ -170,12 +171,10 @@ def _head(made_of: str) -> bytes:
 def _parse(path: Place, data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and body."""
     first, _, body = data.partition(b"\n")
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         header = json.loads(first)
         if header["format"] == FORMAT and {"version", "made_of", "sha256"} <= header.keys():
             return header, body
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
     raise _damaged(path)
 
 

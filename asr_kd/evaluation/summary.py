@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from asr_kd.evaluation import schema
-from asr_kd.evaluation.bootstrap import CONFIDENCE, drawn_of, interval
+from asr_kd.evaluation.bootstrap import CONFIDENCE, blocks_of, interval
 from asr_kd.evaluation.history import learning_curve, unlabelled_hours
 from asr_kd.evaluation.notable import samples, sliced
 from asr_kd.evaluation.parts import Costs, Line
@@ -44,10 +44,10 @@ def summarise(
     resampler = Resampler(scores, settings)
     figures = Summary(settings, scores, costs, resampler, resampler.rates(slice(None)))
     in_sets = {one: resampler.rates(np.array(scores.set_of) == number) for number, one in enumerate(scores.sets)}
-    rates = {name: tally.counts.rate for name, tally in scores.tallies.items()}
+    rates, drawn = {name: tally.counts.rate for name, tally in scores.tallies.items()}, figures.drawn
     student = student_of(settings, rates)
     slices, worst, changed = sliced(settings, scores, resampler, student)
-    blocks, number = drawn_of(resampler.speakers)
+    blocks, number, _ = blocks_of(resampler.speakers)
     described = {name: _data(folder, shards, [scores.sets[name]]) for name, (folder, shards) in sets.items()}
     every = [shard for _, shards in sets.values() for shard in shards]
     report = schema.Report(
@@ -57,8 +57,7 @@ def summarise(
         bootstrap=schema.Bootstrap(resamples=settings.bootstrap, confidence=CONFIDENCE, blocks=blocks, number=number),
         systems={name: figures.of(system, in_sets) for name, system in systems.items()},
         pairs=[
-            compared(a, b, rates[a] - rates[b], figures.drawn[a] - figures.drawn[b], matched)
-            for (a, b), matched in scores.pairs.items()
+            compared(a, b, rates[a] - rates[b], drawn[a] - drawn[b], found) for (a, b), found in scores.pairs.items()
         ],
         slices=slices, slices_left_out=scores.fields.left_out, slices_worst=worst, slices_changed=changed,
         samples=samples(scores, student), settings=settings,
