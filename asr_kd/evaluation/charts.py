@@ -116,6 +116,19 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
+def _curve(points: Sequence[tuple[float, float]], series: str) -> Markup:
+    return Markup('<polyline points="{}" class="stroke {}"/>').format(_path(points), series)
+
+
+def _dot(x: float, y: float, radius: float, kind: str) -> Markup:
+    return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" class="{}"/>').format(x, y, radius, kind)
+
+
+def _group(title: str, *drawn: Markup) -> Markup:
+    """Things with a title of their own."""
+    return Markup("<g><title>{}</title>{}</g>").format(title, Markup("").join(drawn))
+
+
 def _svg(height: float, title: str, description: str, parts: list[Markup], width: float = WIDTH) -> Markup:
     head = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">\n<desc>{}</desc>\n')
     return head.format(width, height, title, description) + Markup("\n").join(parts) + Markup("\n</svg>")
@@ -168,11 +181,9 @@ def wer_bars(bars: Sequence[Bar]) -> Markup:
             low, high = (NARROW + scale * 100 * bound for bound in bar.interval)
             strokes = [(low, middle, high, middle), *((end, middle - 5, end, middle + 5) for end in (low, high))]
             whisker = Markup("").join(_line(*one, kind) for kind in ("whisker-halo", "whisker") for one in strokes)
-        group = Markup(
-            '<g><title>{}: {}</title><rect x="{}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="fill {}"/>{}</g>'
-        )
-        width = max(1.0, scale * 100 * bar.wer)
-        parts.append(group.format(bar.name, bar.spoken, NARROW, y + 24, width, thick, bar.series, whisker))
+        rect = Markup('<rect x="{}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="fill {}"/>')
+        drawn = rect.format(NARROW, y + 24, max(1.0, scale * 100 * bar.wer), thick, bar.series)
+        parts.append(_group(f"{bar.name}: {bar.spoken}", drawn, whisker))
     said = "; ".join(f"{bar.name} {percent(bar.wer)}" for bar in bars)
     return _svg(bottom + 46, "Word error rate of each system, with 95 % intervals", said, parts)
 
@@ -207,12 +218,8 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
     for curve in curves:
         points = [(across(hour), up(100 * wer)) for hour, wer in curve.points]
         best = min(range(len(points)), key=lambda index: curve.points[index][1])
-        spoken = f"{curve.name}: best {best_of(curve)}"
-        group = Markup(
-            '<g><title>{}</title><polyline points="{}" class="stroke {}"/>'
-            '<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="ring {}"/></g>'
-        )
-        parts.append(group.format(spoken, _path(points), curve.series, *points[best], curve.series))
+        ring = _dot(*points[best], 4.5, f"ring {curve.series}")
+        parts.append(_group(f"{curve.name}: best {best_of(curve)}", _curve(points, curve.series), ring))
     said = "; ".join(f"{curve.name} best {percent(min(wer for _, wer in curve.points))}" for curve in curves)
     return _svg(height, "Learning curves: development word error rate against hours of audio", said, parts)
 
@@ -239,20 +246,18 @@ def slice_dots(field: str, slices: Sequence[Row]) -> Markup:
         parts += _heading(y + 15, one.value, "", f"{one.words:,} words", "tick")
         for level, bar in enumerate(one.bars):
             middle = y + head + lane * level + lane / 2
-            drawn = Markup("")
+            drawn = []
             if bar.interval:
                 low, high = (NARROW + scale * min(100 * bound, ticks[-1]) for bound in bar.interval)
-                drawn += _line(low, middle, high, middle, f"stroke {bar.series}")
+                drawn.append(_line(low, middle, high, middle, f"stroke {bar.series}"))
             dot_beyond, whisker_beyond = (100 * end > ticks[-1] * 1.0001 for end in (bar.wer, bar.high))
             if dot_beyond or whisker_beyond:
                 cut, size = True, 5.5 if dot_beyond else 3.5
                 corners = [(edge - 1.5 * size, middle - size), (edge, middle), (edge - 1.5 * size, middle + size)]
-                drawn += Markup('<polygon points="{}" class="head {}"/>').format(_path(corners), bar.series)
+                drawn.append(Markup('<polygon points="{}" class="head {}"/>').format(_path(corners), bar.series))
             if not dot_beyond:
-                dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="point {}"/>')
-                drawn += dot.format(NARROW + scale * 100 * bar.wer, middle, bar.series)
-            spoken = f"{one.value}, {bar.name}: {bar.spoken}"
-            parts.append(Markup("<g><title>{}</title>{}</g>").format(spoken, drawn))
+                drawn.append(_dot(NARROW + scale * 100 * bar.wer, middle, 4.5, f"point {bar.series}"))
+            parts.append(_group(f"{one.value}, {bar.name}: {bar.spoken}", *drawn))
     if cut:
         parts.append(_text(NARROW, bottom + 38, "▸ goes on beyond the axis"))
     rates = [", ".join(f"{bar.name} {percent(bar.wer)}" for bar in one.bars) for one in slices]
@@ -290,13 +295,10 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
         beside = [other for same, other in points if same == hours]  # systems of the same hours stand side by side
         step = min(9.0, 22 / len(beside))
         x, y = across(hours) + step * (beside.index(bar) - (len(beside) - 1) / 2), up(bar.wer)
-        whisker = Markup("")
+        drawn = [_dot(x, y, 6, f"point {bar.series}")]
         if bar.interval:
-            whisker = _line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}")
-        group = Markup(
-            '<g><title>{}: {} with {:,.6g} hours</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="6" class="point {}"/></g>'
-        )
-        parts.append(group.format(bar.name, percent(bar.wer), hours, whisker, x, y, bar.series))
+            drawn.insert(0, _line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}"))
+        parts.append(_group(f"{bar.name}: {percent(bar.wer)} with {hours:,.6g} hours", *drawn))
     said = "; ".join(f"{bar.name}: {hours:,.6g} hours, {percent(bar.wer)}" for hours, bar in points)
     return _svg(height, "Word error rate against hours of audio without transcripts", said, parts)
 
@@ -335,7 +337,7 @@ def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
                 confidence, accuracy = percent(one.confidence), percent(one.accuracy)
                 dots += dot.format(*points[-1], radius, series, name, one.words, confidence, accuracy)
                 told.append(f"confidence {confidence} right {accuracy}")
-        parts.append(Markup('<g><polyline points="{}" class="stroke {}"/>{}</g>').format(_path(points), series, dots))
+        parts.append(Markup("<g>{}{}</g>").format(_curve(points, series), dots))
         said.append(f"{name}: {', '.join(told)}")
     return _svg(bottom + 50, "Calibration: words that are right against confidence", "; ".join(said), parts)
 
@@ -343,7 +345,6 @@ def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
 def heat_maps(maps: Sequence[Heat]) -> Markup:
     """Pictures one under the other on one time axis, with the names of their rows; a row of a few names is spread."""
     left, width, line, gap = 96, 880, 17, 34
-    ticks = linear_ticks(max(one.seconds for one in maps), 8)
     end = max(one.seconds for one in maps)
     parts, y = list[Markup](), 8.0
     for one in maps:
@@ -360,7 +361,7 @@ def heat_maps(maps: Sequence[Heat]) -> Markup:
         for index, name in enumerate(one.rows):
             parts.append(_text(left - 7, top + step * (index + 0.5) + 4.5, name, "end"))
         y = top + height + gap - 22
-    for tick in ticks:
+    for tick in linear_ticks(end, 8):
         if tick <= end * 1.001:
             x = left + width * tick / end
             parts.append(_line(x, y - 10, x, y - 5, "axis"))

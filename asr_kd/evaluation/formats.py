@@ -88,7 +88,7 @@ def lookahead(value: int | None) -> str:
     return "utterance" if value is None else f"{value:,} ms"
 
 
-#: by the setting; reports before version 3 had the third
+#: by the setting; torchaudio's is in reports before version 3 alone
 SEARCHES = {"beam": "prefix beam search", "torchaudio": "beam search of torchaudio"}
 
 

@@ -21,7 +21,6 @@ from asr_kd.files import place
 from asr_kd.models.acoustic import infer, load_checkpoint, pick_device
 from asr_kd.shards.tarset import Sample, read_shard
 
-CLIPS = 12
 CLIP_BYTES = 3_500_000  # of all clips together, in base64
 CLIP_RATE = 16_000  # Hz; for listening, more adds bytes alone
 PICTURE_SECONDS = 12.0  # of the utterance whose posteriors are drawn
@@ -55,7 +54,7 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
     """
     evidence, left = Evidence(), CLIP_BYTES
     heard: dict[Identity, Sample] = {}
-    for one in report.samples[:CLIPS]:
+    for one in report.samples:
         identity = one.set, one.key
         try:
             sample = _fetch(report.settings.audio, one)

@@ -88,9 +88,8 @@ def _without_gain(report: Report, name: str) -> list[str]:
         lost = start and won_nothing({"started_from": start.model_dump()})
         same = one == name != baseline and baseline and systems[one].fingerprint == systems[baseline].fingerprint
         if same:
-            said.append(
-                f"{one} is the baseline {baseline}, with the same weights to the bit{f': {lost}' if lost else ''}."
-            )
+            why = f": {lost}" if lost else ""
+            said.append(f"{one} is the baseline {baseline}, with the same weights to the bit{why}.")
         elif lost:
             said.append(f"{one}'s training won nothing: {lost}.")
     return said
