@@ -123,8 +123,7 @@ def leading(report: Report) -> list[str]:
 
 def drawn(report: Report) -> list[str]:
     """The systems whose posteriors are drawn: the teacher, or else the baseline, and the student."""
-    first = report.teacher or report.baseline
-    return list(dict.fromkeys(name for name in (first, student(report)) if name is not None))
+    return list(dict.fromkeys(filter(None, (report.teacher or report.baseline, student(report)))))
 
 
 def searchable(report: Report) -> list[str]:

@@ -98,20 +98,14 @@ class Part:
         return map(json.loads, self.body.splitlines())
 
 
-def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> None:
-    """Publish a part, what it took before it.
-
-    Args:
-        path: of the part; the costs lie beside it.
-        made_of: hash of everything that decides the part.
-        part: what is written.
-        costs: `seconds` of audio, and by system what `TIMED` names.
-    """
+def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Costs]) -> None:
+    """Publish a part, and before it, beside it, what it took by system; `made_of`: hash of everything that decides it."""
     rest = {
         "utterances": part.utterances, "seconds": part.seconds, "quarantined": part.quarantined,
         "sha256": hashlib.sha256(part.body).hexdigest(),
     }  # fmt: skip
-    write_json(_costs(path), costs, make_folder=False)
+    took = {name: {key: getattr(one, key) for key in TIMED} for name, one in costs.items()}
+    write_json(_costs(path), {"seconds": part.seconds, "systems": took}, make_folder=False)
     with write_whole(path, make_folder=False) as file:
         file.write(_head(made_of) + b", " + json.dumps(rest, ensure_ascii=False).encode()[1:] + b"\n" + part.body)
 

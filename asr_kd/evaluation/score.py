@@ -14,7 +14,7 @@ from typing import Any
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.evaluation.beside import Inputs, Posteriors, find_words, load_shard
-from asr_kd.evaluation.parts import TIMED, Line, Part, Shard
+from asr_kd.evaluation.parts import Costs, Line, Part, Shard
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
@@ -52,10 +52,10 @@ class Pending:
 
 def score(
     settings: EvalSettings, systems: Sequence[System], shards: Iterable[Shard]
-) -> Iterator[tuple[Shard, Part, dict[str, Any]]]:
-    """Score shards with every system, in order; `shards` is read no faster than they are worked on.
+) -> Iterator[tuple[Shard, Part, dict[str, Costs]]]:
+    """Score shards with every system, in order: a shard, its part, and what it took by system.
 
-    Each comes with its part, and what it took: `seconds` of audio, and under `systems` what `TIMED` names.
+    `shards` is read no faster than they are worked on.
 
     Raises:
         UserError: when a shard is damaged or an utterance has no text.
@@ -77,7 +77,16 @@ def score(
     for answers in map_ordered(find, posteriors(), decoding, "workers"):
         if answers is None:
             pending = held.popleft()
-            yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
+            part, frontends = _part(settings, systems, pending), pending.loaded.frontend_seconds
+            took = zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
+            yield (
+                pending.loaded.shard,
+                part,
+                {
+                    system.name: Costs(part.seconds, frontends[system.frontend], network, decoder)
+                    for system, network, decoder in took
+                },
+            )
         else:
             number, found, seconds = answers
             held[0].decoder_seconds[number] += seconds
@@ -129,11 +138,3 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
 
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _costs(systems: Sequence[System], pending: Pending) -> dict[str, Any]:
-    took = {
-        system.name: dict(zip(TIMED, (pending.loaded.frontend_seconds[system.frontend], network, decoder), strict=True))
-        for system, network, decoder in zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
-    }
-    return {"seconds": sum(utterance.seconds for utterance in pending.loaded.utterances), "systems": took}

@@ -131,10 +131,7 @@ class Summary:
             units=checkpoint.units.size, units_hash=checkpoint.units.hash,
             model=checkpoint.settings, features=checkpoint.features,
             speakers={speaker: schema.SpeakerErrors(**_errors(one)) for speaker, one in sorted(tally.speakers.items())},
-            confusions=schema.Confusions(
-                substitutions=tally.most_frequent("substitution"), deletions=tally.most_frequent("deletion"),
-                insertions=tally.most_frequent("insertion"),
-            ),
+            confusions=schema.Confusions(**{f"{kind}s": tally.most_frequent(kind) for kind in tally.confusions}),
             worst=[_worst(line, edits) for *_, line, edits in sorted(tally.worst, reverse=True)],
             curve=learning_curve(system.folder), unlabelled_hours=unlabelled_hours(system.folder),
         )  # fmt: skip
