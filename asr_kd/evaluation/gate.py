@@ -12,7 +12,7 @@ import ast
 import operator
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,8 @@ class Gate:
         print(f"--fail-if {self.expression}: {judged} ({figures})", file=sys.stderr)
         return true
 
-    def check_names(self, systems: Iterable[str]) -> None:
+    def check_names(self, systems: Collection[str]) -> None:
         """Refuse, with a UserError, a figure of a system that is none of these; before anything is scored."""
-        systems = list(systems)
         for written in self.figures:
             if not _splits(written, systems) and written.split(".")[0] not in TOP:
                 how = "a figure is written system.key, and a minus has a space on both sides"
@@ -126,7 +125,7 @@ def _is_condition(node: ast.expr) -> bool:
     return _joins(node) or isinstance(node, ast.Compare)
 
 
-def _splits(written: str, systems: Iterable[str]) -> list[tuple[str, str]]:
+def _splits(written: str, systems: Collection[str]) -> list[tuple[str, str]]:
     """The ways to read a figure as a system and keys, the longest name first: names may hold dots."""
     if written.startswith('"'):
         _, name, path = written.split('"')

@@ -11,7 +11,6 @@ from asr_kd.evaluation.bootstrap import blocks_of, interval
 from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.schema import ChangedSlice, Interval, Sample, SliceErrors, SliceFigures, Slices, WorstSlice
 from asr_kd.evaluation.scores import Resampler, Scores
-from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 
 NAMED_SLICES = 5
@@ -19,15 +18,14 @@ ENOUGH = 4  # speakers of a slice; the interval of fewer is their range, and say
 SAMPLES = 6  # utterances to listen to, of each kind
 
 
-def sliced(
-    settings: EvalSettings, scores: Scores, resampler: Resampler, student: str
-) -> tuple[list[Slices], list[WorstSlice], list[ChangedSlice]]:
+def sliced(resampler: Resampler, student: str) -> tuple[list[Slices], list[WorstSlice], list[ChangedSlice]]:
     """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher."""
     found: list[Slices] = []
     worst: list[WorstSlice] = []
     changed: list[ChangedSlice] = []
     seen = set()  # utterances of the slices so far: a set that is one condition is named once
-    others = [one for one in dict.fromkeys((settings.baseline, settings.teacher)) if one not in (None, student)]
+    scores, settings = resampler.scores, resampler.settings
+    others = [one for one in dict.fromkeys((settings.baseline, settings.teacher)) if one and one != student]
     for slicing in scores.fields.slicings(resampler.words):
         values = []
         for number, value in enumerate(slicing.names):
@@ -42,7 +40,7 @@ def sliced(
             where = {"field": slicing.field, **entry.model_dump(exclude={"systems"}), "system": student}
             mine = entry.systems[student]
             worst.append(WorstSlice(**where, **mine.model_dump()))
-            for other in filter(None, others):
+            for other in others:
                 theirs = entry.systems[other].wer
                 assert mine.wer is not None and theirs is not None  # it has words
                 changed.append(ChangedSlice(

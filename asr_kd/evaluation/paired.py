@@ -78,11 +78,10 @@ def paired(first: Side, second: Side) -> Paired | str:
     rows = errors.reshape(-1, len(words))
     drawn = resampled_rates(rows, np.array(words), drawn_from, settings.bootstrap, settings.seed)
     wers = errors.sum(2) / sum(words)
+    found = zip(names, wers.tolist(), drawn[::2], drawn[1::2], tests, strict=True)
     pairs = [
         compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], mine - theirs, test)
-        for (name, other), wer, mine, theirs, test in zip(
-            names, wers.tolist(), drawn[::2], drawn[1::2], tests, strict=True
-        )
+        for (name, other), wer, mine, theirs, test in found
     ]
     blocks, number, _ = blocks_of(drawn_from)
     basis = f"{settings.bootstrap:,} resamples of {number:,} {blocks}"

@@ -34,7 +34,6 @@ class Tally:
     counts: ErrorCounts = field(default_factory=ErrorCounts)
     sentence_errors: int = 0
     errors: array[int] = field(default_factory=lambda: array("i"))  # of every utterance, in order
-    characters: int = 0
     character_errors: array[int] = field(default_factory=lambda: array("i"))
     edit_distance: int = 0  # the fewest word edits; what jiwer counts
     same_as_teacher: int = 0
@@ -53,7 +52,6 @@ class Tally:
         self.counts += counts
         self.sentence_errors += counts.errors > 0
         self.errors.append(counts.errors)
-        self.characters += line["characters"]
         self.character_errors.append(line["character_errors"])
         self.edit_distance += edit_distance(line["reference_scored"], line["hypothesis_scored"]) if counts.errors else 0
         self.same_as_teacher += bool(line["same_as_teacher"])

@@ -46,7 +46,7 @@ def summarise(
     in_sets = {one: resampler.rates(np.array(scores.set_of) == number) for number, one in enumerate(scores.sets)}
     rates, drawn = {name: tally.counts.rate for name, tally in scores.tallies.items()}, figures.drawn
     student = student_of(settings, rates)
-    slices, worst, changed = sliced(settings, scores, resampler, student)
+    slices, worst, changed = sliced(resampler, student)
     blocks, number, _ = blocks_of(resampler.speakers)
     described = {name: _data(folder, shards, [scores.sets[name]]) for name, (folder, shards) in sets.items()}
     every = [shard for _, shards in sets.values() for shard in shards]
@@ -61,10 +61,8 @@ def summarise(
         ],
         slices=slices, slices_left_out=scores.fields.left_out, slices_worst=worst, slices_changed=changed,
         samples=samples(scores, student), settings=settings,
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("asr-kd", "torch", "numpy", "rapidfuzz")},
-        },
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("asr-kd", "torch", "numpy", "rapidfuzz")},
         device=str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
     )  # fmt: skip
     return report.model_copy(update={"verdict": verdict(report)})
@@ -94,7 +92,8 @@ class Summary:
         """The figures of a system; `in_sets`: as `drawn`, of each set."""
         name, checkpoint, teacher = system.name, system.checkpoint, self.settings.teacher
         tally, costs = self.scores.tallies[name], self.costs[name]
-        utterances, character_errors = len(self.scores.words), sum(tally.character_errors)
+        utterances, characters = len(self.scores.words), sum(self.scores.characters)
+        character_errors = sum(tally.character_errors)
         weights = checkpoint.model.state_dict().values()
         sets = {
             one: schema.SetErrors(interval=interval(drawn[name]), **_errors(tally.sets.get(one, ErrorCounts())))
@@ -105,21 +104,18 @@ class Summary:
         to_teacher, to_teacher_interval = self._relative(name, teacher)
         gap, gap_interval = self._gap(name)
         return schema.SystemFigures(
-            interval=interval(self.drawn[name]), **_errors(tally.counts),
-            edit_distance=tally.edit_distance, sets=sets,
+            interval=interval(self.drawn[name]), **_errors(tally.counts), edit_distance=tally.edit_distance, sets=sets,
             mean_of_sets_wer=sum(rates) / len(rates) if len(rates) == len(sets) else None,
             utterances=utterances, sentence_errors=tally.sentence_errors, ser=tally.sentence_errors / utterances,
-            cer=character_errors / tally.characters if tally.characters else None,
-            cer_interval=self.resampler.character_interval(name),
-            characters=tally.characters, character_errors=character_errors,
+            cer=character_errors / characters if characters else None, cer_interval=self.resampler.character_interval(name),
+            characters=characters, character_errors=character_errors,
             relative_change_to_baseline=to_baseline, relative_change_to_baseline_interval=to_baseline_interval,
             relative_change_to_teacher=to_teacher, relative_change_to_teacher_interval=to_teacher_interval,
             gap_recovered=gap, gap_recovered_interval=gap_interval,
             agreement_with_teacher=tally.same_as_teacher / utterances if teacher else None,
             word_delay_ms=self.scores.delays[name].figures() if name in self.scores.delays else None,
             calibration=self.scores.calibrations[name].figures(),
-            parameters=parameters(checkpoint.model),
-            size_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+            parameters=parameters(checkpoint.model), size_bytes=sum(one.numel() * one.element_size() for one in weights),
             frame_ms=checkpoint.frame_ms, lookahead_ms=checkpoint.lookahead_ms,
             real_time_factor=costs.factor,
             real_time_factor_to_teacher=costs.factor / self.costs[teacher].factor if teacher else None,

@@ -73,7 +73,10 @@ def below_it(report: Report) -> list[str]:
     beside: dict[str, list[str]] = {}
     for other in ranked(report):
         if other not in (name, baseline, teacher):
-            beside.setdefault(_beside(report, other, name), []).append(f"{other} ({percent(systems[other].wer)})")
+            pair = _pair(report, other, name)
+            better = "better" if (pair.difference < 0) == (pair.a == other) else "worse"
+            how = f"significantly {better}" if sureness(pair) == SURE else sureness(pair)
+            beside.setdefault(how, []).append(f"{other} ({percent(systems[other].wer)})")
     if beside:
         groups = "; ".join(f"{how}: {', '.join(others)}" for how, others in beside.items())
         said.append(f"Against {name}, {groups}.")
@@ -122,13 +125,6 @@ def _against(report: Report, name: str, other: str, role: str) -> str:
     called = f"the {role}" if other == role else f"the {role} {other}"
     told = f"{percent(theirs.wer)}{_within(bounds, change)}, {sureness(_pair(report, name, other))}"
     return f"{much} {called}{' makes none' if moved is None else ''} ({told})"
-
-
-def _beside(report: Report, other: str, name: str) -> str:
-    """How another system compares with the student."""
-    pair = _pair(report, other, name)
-    better = "better" if (pair.difference < 0) == (pair.a == other) else "worse"
-    return f"significantly {better}" if sureness(pair) == SURE else sureness(pair)
 
 
 def _within(bounds: Interval | None, written: Callable[[float], str] = percent) -> str:
