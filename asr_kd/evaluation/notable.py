@@ -7,10 +7,10 @@ import itertools
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import blocks_of, interval
 from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.schema import ChangedSlice, Interval, Sample, SliceErrors, SliceFigures, Slices, WorstSlice
 from asr_kd.evaluation.scores import Resampler, Scores
+from asr_kd.evaluation.significance import blocks_of, interval
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 
 NAMED_SLICES = 5

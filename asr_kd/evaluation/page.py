@@ -128,8 +128,8 @@ def drawn(report: Report) -> list[str]:
 
 def searchable(report: Report) -> list[str]:
     """The manifest fields that rows of the page carry: those of the slices whose values are not bands."""
-    own = ("set", "speaker")  # columns of their own
-    return [one.field for one in report.slices if not one.bands and one.field not in own]
+    columns = ("set", "speaker")  # of their own
+    return [one.field for one in report.slices if not one.bands and one.field not in columns]
 
 
 def command(settings: EvalSettings) -> str:

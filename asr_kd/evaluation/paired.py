@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import blocks_of, resampled_rates
 from asr_kd.evaluation.earlier import Earlier
 from asr_kd.evaluation.schema import Pair
-from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
+from asr_kd.evaluation.significance import MatchedPairs, blocks_of, compared, marks, resampled_rates, segments
 from asr_kd.evaluation.utterances import by_utterance, edits_of, read_lines
 from asr_kd.files import Place
 

@@ -77,13 +77,13 @@ def score(
     for answers in map_ordered(find, posteriors(), decoding, "workers"):
         if answers is None:
             pending = held.popleft()
-            part, frontends = _part(settings, systems, pending), pending.loaded.frontend_seconds
+            part, of_frontend = _part(settings, systems, pending), pending.loaded.frontend_seconds
             took = zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
             yield (
                 pending.loaded.shard,
                 part,
                 {
-                    system.name: Costs(part.seconds, frontends[system.frontend], network, decoder)
+                    system.name: Costs(part.seconds, of_frontend[system.frontend], network, decoder)
                     for system, network, decoder in took
                 },
             )

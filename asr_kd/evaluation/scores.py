@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import interval, resampled_rates
 from asr_kd.evaluation.calibration import Calibration, Delays, timed_words
 from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.schema import Interval
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.evaluation.significance import MatchedPairs, marks, segments
+from asr_kd.evaluation.significance import MatchedPairs, interval, marks, resampled_rates, segments
 from asr_kd.evaluation.slices import Fields
 from asr_kd.evaluation.wer import Edit, ErrorCounts, align, counts_of, edit_distance
 from asr_kd.text import NORMALIZERS

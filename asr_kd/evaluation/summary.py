@@ -14,14 +14,13 @@ import torch
 from pydantic import ValidationError
 
 from asr_kd.evaluation import schema
-from asr_kd.evaluation.bootstrap import CONFIDENCE, blocks_of, interval
 from asr_kd.evaluation.history import learning_curve, unlabelled_hours
 from asr_kd.evaluation.notable import samples, sliced
 from asr_kd.evaluation.parts import Costs, Line
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.scores import Resampler, Scores, Set
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.evaluation.significance import compared
+from asr_kd.evaluation.significance import CONFIDENCE, blocks_of, compared, interval
 from asr_kd.evaluation.verdict import student_of, verdict
 from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of
 from asr_kd.files import hash_json

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from asr_kd import cli
-from asr_kd.evaluation.bootstrap import interval, two_sided
 from asr_kd.evaluation.earlier import Earlier
 from asr_kd.evaluation.paired import Paired, Side, counterparts, paired
-from asr_kd.evaluation.significance import MatchedPairs, marks, segments
+from asr_kd.evaluation.significance import MatchedPairs, interval, marks, segments, two_sided
 from asr_kd.evaluation.wer import align
 from tests.evaluation.made import line
 
