@@ -19,12 +19,11 @@ LEAST = 1e-4  # a confidence of 0 or 1 is counted as this far from it, or one mi
 
 @dataclass(frozen=True)
 class TimedWord:
-    """A scored word of a hypothesis: its end in seconds of the audio, its confidence, and the number of the reference word
-    that it got right, None where it is an error."""
+    """A scored word of a hypothesis."""
 
-    end: float
+    end: float  # in seconds of the audio
     confidence: float
-    matched: int | None
+    matched: int | None  # number of the reference word that it got right; None where it is an error
 
 
 def timed_words(

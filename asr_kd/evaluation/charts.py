@@ -288,9 +288,8 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
         return bottom - (bottom - top) * 100 * wer / ticks[-1]
 
     scale = "hours without transcripts" + " (logarithmic)" * logarithmic
-    columns = [0.0, *marks] if apart else marks
-    axes = _axes(ticks, lambda tick: up(tick / 100), columns, across, bottom, scale)
-    parts = [_text(4, 16, "word error rate, %"), *axes]
+    parts = [_text(4, 16, "word error rate, %")]
+    parts += _axes(ticks, lambda tick: up(tick / 100), [0.0, *marks] if apart else marks, across, bottom, scale)
     for hours, bar in points:
         beside = [other for same, other in points if same == hours]  # systems of the same hours stand side by side
         step = min(9.0, 22 / len(beside))

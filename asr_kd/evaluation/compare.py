@@ -72,8 +72,9 @@ def _tests(first: Side, second: Side) -> str:
             f"{between}: unpaired, for {found}. Only the intervals above can be compared: apart they show a difference, "
             "overlapping they show nothing, since the two err on the same utterances."
         )
+    pairs, basis = found
     rows = [["difference in WER", "points", "95 % interval", "p, bootstrap", "p, MAPSSWE", "at 5 %"]]
-    for pair in found.pairs:
+    for pair in pairs:
         rows.append([
             f"{pair.a} − {pair.b}".replace("|", "\\|"), formats.points(pair.difference),
             " to ".join(map(formats.points, pair.interval)) if pair.interval else formats.NOTHING,
@@ -81,7 +82,7 @@ def _tests(first: Side, second: Side) -> str:
         ])  # fmt: skip
     return (
         f"{between}: paired, for both reports' utterances.jsonl hold the same utterances under the same normaliser "
-        f"(MAPSSWE, and paired bootstrap with {found.basis})\n\n{formats.table(rows)}"
+        f"(MAPSSWE, and paired bootstrap with {basis})\n\n{formats.table(rows)}"
     )
 
 

@@ -27,14 +27,6 @@ class Side:
     lines: Place
 
 
-@dataclass(frozen=True)
-class Paired:
-    """What the tests say of each system and its counterpart, and what they rest on."""
-
-    pairs: list[Pair]
-    basis: str
-
-
 def counterparts(first: Earlier, second: Earlier) -> list[tuple[str, str]]:
     """Systems of the second report with those of the first that they are compared with: of the same name, else both students."""
     names = [(name, name) for name in second.systems if name in first.systems]
@@ -43,8 +35,8 @@ def counterparts(first: Earlier, second: Earlier) -> list[tuple[str, str]]:
     return names
 
 
-def paired(first: Side, second: Side) -> Paired | str:
-    """Test each system of the second report against its counterpart in the first, or say why that cannot be done."""
+def paired(first: Side, second: Side) -> tuple[list[Pair], str] | str:
+    """Tests of the second report's systems against their counterparts in the first and what they rest on, or why there are none."""
     names = counterparts(first.report, second.report)
     if not names:
         return f"no system of {second.letter} has a counterpart in {first.letter}, by name or as the student"
@@ -84,4 +76,4 @@ def paired(first: Side, second: Side) -> Paired | str:
     ]
     blocks, number, _ = blocks_of(drawn_from)
     basis = f"{settings.bootstrap:,} resamples of {number:,} {blocks}"
-    return Paired(pairs, basis if settings.bootstrap else "no resamples (bootstrap=0)")
+    return pairs, basis if settings.bootstrap else "no resamples (bootstrap=0)"

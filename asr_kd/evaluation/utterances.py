@@ -91,7 +91,13 @@ def pack(
             continue
         room -= errors == least
         rows += 1
-        block += compressor.compress(_line(_row(first, group, systems, fields)))
+        known = first.get("fields", {})
+        row = [
+            first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
+            [value_name(known.get(name)) for name in fields],
+            *(_short(group[name]) if name in group else None for name in systems),
+        ]  # fmt: skip
+        block += compressor.compress(_line(row))
     block += compressor.flush()
     return Packed(base64.b64encode(block).decode(), rows, utterances, found)
 
@@ -103,15 +109,6 @@ def edits_of(line: Line) -> list[Edit]:
 
 def _most_errors(group: Group) -> int:
     return max(line["errors"] for line in group.values())
-
-
-def _row(first: Line, group: Group, systems: list[str], fields: list[str]) -> list[Any]:
-    known = first.get("fields", {})
-    return [
-        first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
-        [value_name(known.get(name)) for name in fields],
-        *(_short(group[name]) if name in group else None for name in systems),
-    ]  # fmt: skip
 
 
 def _short(line: Line) -> list[list[Any]]:
