@@ -79,14 +79,11 @@ def score(
             pending = held.popleft()
             part, of_frontend = _part(settings, systems, pending), pending.loaded.frontend_seconds
             took = zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
-            yield (
-                pending.loaded.shard,
-                part,
-                {
-                    system.name: Costs(part.seconds, of_frontend[system.frontend], network, decoder)
-                    for system, network, decoder in took
-                },
-            )
+            costs = {
+                system.name: Costs(part.seconds, of_frontend[system.frontend], network, decoder)
+                for system, network, decoder in took
+            }
+            yield pending.loaded.shard, part, costs
         else:
             number, found, seconds = answers
             held[0].decoder_seconds[number] += seconds

@@ -1,8 +1,7 @@
-"""What chance does to word error rates: intervals and a test by the blocked bootstrap, with the same resamples for every
-system, and the matched-pairs sentence-segment word error test (MAPSSWE).
+"""What chance does to word error rates: intervals and p-values by the blocked bootstrap, and MAPSSWE.
 
-L. Gillick and S. Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989, with the
-segments of NIST sc_stats (SCTK 2.4.10).
+The latter is the matched-pairs sentence-segment word error test: L. Gillick and S. Cox, "Some statistical issues in the
+comparison of speech recognition algorithms", ICASSP 1989, with the segments of NIST sc_stats (SCTK 2.4.10).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from asr_kd.evaluation.schema import MatchedPairsTest, Pair
 from asr_kd.evaluation.wer import Edit
 
 CONFIDENCE = 0.95
-CORRECT_BETWEEN = 2  # words in a row that end a segment of MAPSSWE
+CORRECT_BETWEEN = 2  # words in a row that both systems have right end a segment of MAPSSWE
 
 
 def resampled_errors(errors: np.ndarray, words: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +91,7 @@ def two_sided(differences: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class Marks:
-    """What the test needs of an alignment."""
+    """What MAPSSWE needs of an alignment."""
 
     wrong: bytes  # for each reference word 1 if the system has it wrong, else 0
     inserted: bytes  # insertions before each reference word and after the last (one more entry), 255 at most
