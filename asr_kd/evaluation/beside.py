@@ -30,41 +30,21 @@ class Utterance:
 
 @dataclass
 class Inputs:
-    """A shard's utterances as network input, in its order.
-
-    Attributes:
-        quarantined: those that a front end could not read, key → reason.
-        frontend_seconds: by front end.
-    """
+    """A shard's utterances as network input, in its order."""
 
     shard: Shard
     utterances: list[Utterance]
-    quarantined: dict[str, str]
+    quarantined: dict[str, str]  # those that a front end could not read, key → reason
     frontend_seconds: dict[str, float]
 
 
 @dataclass
 class Posteriors:
-    """What the system of this number makes of some utterances of the present shard.
-
-    Attributes:
-        indices: of the utterances in their shard.
-        log_probs: float32 [frames, units] of each.
-    """
+    """What the system of this number makes of some utterances of the present shard."""
 
     system: int
     indices: list[int]
-    log_probs: list[np.ndarray]
-
-
-@dataclass
-class Answers:
-    """The same, as words."""
-
-    system: int
-    indices: list[int]
-    found: list[Hypothesis]
-    seconds: float
+    log_probs: list[np.ndarray]  # float32 [frames, units] of each
 
 
 def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Inputs:
@@ -99,10 +79,13 @@ def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard:
     return loaded
 
 
-def find_words(decoders: Sequence[Decoder], batch: Posteriors | None) -> Answers | None:
-    """The best hypotheses of a batch by the decoder of its system, timed; None, which ends a shard, is passed on."""
+def find_words(
+    decoders: Sequence[Decoder], batch: Posteriors | None
+) -> tuple[int, dict[int, Hypothesis], float] | None:
+    """System, best hypotheses by utterance and seconds of a batch; None, which ends a shard, is passed on."""
     if batch is None:
         return None
     began = time.perf_counter()
     found = [decoders[batch.system](log_probs)[0] for log_probs in batch.log_probs]
-    return Answers(batch.system, batch.indices, found, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return batch.system, dict(zip(batch.indices, found, strict=True)), seconds

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from asr_kd.evaluation.schema import Bin, Calibrated, Delay
@@ -17,28 +19,20 @@ LEAST = 1e-4  # a confidence of 0 or 1 is counted as this far from it, or one mi
 
 @dataclass(frozen=True)
 class TimedWord:
-    """A scored word of a hypothesis: its end in seconds of the audio, its confidence, and the reference word it got right.
+    """A scored word of a hypothesis."""
 
-    Attributes:
-        matched: number of that word in the reference; None where the word is an error.
-    """
-
-    end: float
+    end: float  # in seconds of the audio
     confidence: float
-    matched: int | None
+    matched: int | None  # number of the reference word that it got right; None where it is an error
 
 
 def timed_words(
     times: Sequence[Sequence[Any]], edits: Sequence[Edit], normalize: Callable[[str], str]
 ) -> list[TimedWord] | None:
-    """The words of a hypothesis as scored, with the times and confidences of the words as decoded.
+    """The words of a hypothesis as scored, with the times and confidences of the words as decoded (as `Line` has them).
 
-    Args:
-        times: (word as decoded, start, end, confidence) of every word.
-
-    Returns:
-        None where normalising word by word gives other words than normalising the text (twenty one = 21): then no decoded
-        word stands for a scored one.
+    None where normalising word by word gives other words than normalising the text (twenty one = 21): then no decoded word
+    stands for a scored one.
     """
     scored = [(word, end, confidence) for text, _, end, confidence in times for word in normalize(text).split()]
     heard = [edit for edit in edits if edit.hypothesis is not None]
@@ -89,11 +83,9 @@ class Calibration:
             for index, count in enumerate(self.words)
         ]  # fmt: skip
         apart = sum(abs(known - hits) for known, hits in zip(self.confidence, self.right, strict=True))
-        most = (
-            -right * math.log2(right / total) - (total - right) * math.log2(1 - right / total)
-            if 0 < right < total
-            else 0
-        )
+        most = 0.0
+        if 0 < right < total:
+            most = -right * math.log2(right / total) - (total - right) * math.log2(1 - right / total)
         return Calibrated(
             words=total, bins=bins, expected_error=apart / total,
             normalised_cross_entropy=(most - self.bits) / most if most else None,
@@ -115,15 +107,9 @@ class Delays:
 
     def figures(self) -> Delay | None:
         """The least delays that so many words keep within; None without words."""
-        total = sum(self.counts.values())
-        if not total:
+        delays = sorted(self.counts)
+        if not delays:
             return None
-        return Delay(median=self._within(total / 2), p90=self._within(0.9 * total), words=total)
-
-    def _within(self, wanted: float) -> int:
-        seen = 0
-        for delay in sorted(self.counts):
-            seen += self.counts[delay]
-            if seen >= wanted:
-                return delay
-        raise AssertionError("wanted more words than there are")
+        within = list(accumulate(self.counts[delay] for delay in delays))
+        median, p90 = (delays[bisect_left(within, share * within[-1])] for share in (0.5, 0.9))
+        return Delay(median=median, p90=p90, words=within[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -11,10 +11,10 @@ from markupsafe import Markup
 from asr_kd.evaluation.schema import Bin
 
 WIDTH = 520
-LEFT, RIGHT = 46, 16
+LEFT, NARROW, RIGHT = 46, 8, 16  # margins; rows of a name and a rate have the narrow one at the left
 NAME_LENGTH = 44
-#: slices of fewer words, or of a smaller share of them, do not stretch an axis
-FEW_WORDS, FEW_SHARE = 50, 0.01
+Scale = Callable[[float], float]  # a value → its place
+FEW_WORDS, FEW_SHARE = 50, 0.01  # slices of fewer words, or of a smaller share of them, do not stretch an axis
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,34 @@ class Bar:
     interval: tuple[float, float] | None
     note: str = ""
 
+    @property
+    def high(self) -> float:
+        """The upper end of the interval, or else the rate."""
+        return self.interval[1] if self.interval else self.wer
+
+    @property
+    def spoken(self) -> str:
+        """Rate and interval in words."""
+        bounds = self.interval and ", 95 % interval {} to {}".format(*map(percent, self.interval))
+        return percent(self.wer) + (bounds or "")
+
 
 @dataclass(frozen=True)
 class Curve:
-    """Development word error rates (fractions) against hours of audio."""
+    """Development word error rates (fractions) against hours of audio: points are (hours, rate)."""
 
     name: str
     series: str
-    hours: Sequence[float]
-    wers: Sequence[float]
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A value of a manifest field, how many words it has, and the systems' word error rates on them."""
+
+    value: str
+    words: int
+    bars: Sequence[Bar]
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,19 @@ def linear_ticks(high: float, wanted: int = 5) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Values 1, 2 and 5 times a power of ten that enclose low … high."""
-    every = [
-        factor * 10.0**power
-        for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-        for factor in (1, 2, 5)
-    ]
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     first = max(index for index, value in enumerate(every) if value <= low * 1.001)
     last = min(index for index, value in enumerate(every) if value >= high * 0.999)
     return every[first : last + 1]
+
+
+def _ticks(values: Sequence[float]) -> tuple[list[float], bool]:
+    """Ticks for these values, and whether they are logarithmic: where the values above 0 span a wide range."""
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) / min(positive) > 5:
+        return log_ticks(min(positive), max(positive)), True
+    return linear_ticks(max(values)), False
 
 
 def _label(value: float) -> str:
@@ -88,10 +112,21 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return template.format(x1, y1, x2, y2, kind)
 
 
-def _arrow(x: float, y: float, size: float, series: str) -> Markup:
-    """A head that points to the right, its tip at x."""
-    corners = f"{x - 1.5 * size:.1f},{y - size:.1f} {x:.1f},{y:.1f} {x - 1.5 * size:.1f},{y + size:.1f}"
-    return Markup('<polygon points="{}" class="head {}"/>').format(corners, series)
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _curve(points: Sequence[tuple[float, float]], series: str) -> Markup:
+    return Markup('<polyline points="{}" class="stroke {}"/>').format(_path(points), series)
+
+
+def _dot(x: float, y: float, radius: float, kind: str) -> Markup:
+    return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" class="{}"/>').format(x, y, radius, kind)
+
+
+def _group(title: str, *drawn: Markup) -> Markup:
+    """Things with a title of their own."""
+    return Markup("<g><title>{}</title>{}</g>").format(title, Markup("").join(drawn))
 
 
 def _svg(height: float, title: str, description: str, parts: list[Markup], width: float = WIDTH) -> Markup:
@@ -99,53 +134,63 @@ def _svg(height: float, title: str, description: str, parts: list[Markup], width
     return head.format(width, height, title, description) + Markup("\n").join(parts) + Markup("\n</svg>")
 
 
-def _short(name: str, note: str = "") -> str:
-    """A name that leaves room for the figure at its right, with a note in brackets."""
+def _heading(y: float, name: str, note: str, figure: str, kind: str) -> list[Markup]:
+    """Name and figure of a row, which stand above it so that long names fit a phone."""
     end = f" ({note})" if note else ""
     length = NAME_LENGTH - len(end)
-    return (name if len(name) <= length else name[: length - 1] + "…") + end
+    short = (name if len(name) <= length else name[: length - 1] + "…") + end
+    # a halo in the page's colour keeps the grid from crossing the letters
+    return [_text(NARROW + 4, y, short, "start", "name halo"), _text(WIDTH - RIGHT, y, figure, "end", f"{kind} halo")]
+
+
+def _rates_below(ticks: list[float], scale: float, bottom: float) -> list[Markup]:
+    """The grid of rows of word error rates, in percent from left to right."""
+    parts = []
+    for tick in ticks:
+        x = NARROW + scale * tick
+        parts.append(_line(x, 4, x, bottom, "axis" if tick == 0 else "grid"))
+        parts.append(_text(x, bottom + 18, _label(tick), "start" if tick == 0 else "middle"))
+    return [*parts, _text(WIDTH - RIGHT, bottom + 38, "word error rate, %", "end")]
+
+
+def _axes(ticks: list[float], up: Scale, marks: list[float], across: Scale, bottom: float, said: str) -> list[Markup]:
+    """The grid of a picture against hours, with ticks upwards and marks to the right, of which `said` is written."""
+    parts = []
+    for tick in ticks:
+        parts.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "axis" if tick == ticks[0] else "grid"))
+        parts.append(_text(LEFT - 7, up(tick) + 4.5, _label(tick), "end"))
+    for mark in marks:
+        parts.append(_line(across(mark), bottom, across(mark), bottom + 5, "axis"))
+        parts.append(_text(across(mark), bottom + 20, _label(mark), "middle"))
+    return [*parts, _text(WIDTH - RIGHT, bottom + 40, said, "end")]
 
 
 def wer_bars(bars: Sequence[Bar]) -> Markup:
-    """Horizontal bars with the interval as a whisker; name and figure stand above, so that long names fit a phone."""
-    left, row, thick, top = 8, 48, 16, 4
-    ticks = linear_ticks(100 * max((bar.interval[1] if bar.interval else bar.wer) for bar in bars))
-    scale = (WIDTH - left - RIGHT - 8) / ticks[-1]
+    """Horizontal bars with the interval as a whisker."""
+    row, thick, top = 48, 16, 4
+    ticks = linear_ticks(100 * max(bar.high for bar in bars))
+    scale = (WIDTH - NARROW - RIGHT - 8) / ticks[-1]
     bottom = top + row * len(bars)
-    parts = []
-    for tick in ticks:
-        x = left + scale * tick
-        parts.append(_line(x, top, x, bottom, "axis" if tick == 0 else "grid"))
-        parts.append(_text(x, bottom + 18, _label(tick), "start" if tick == 0 else "middle"))
-    parts.append(_text(WIDTH - RIGHT, bottom + 38, "word error rate, %", "end"))
+    parts = _rates_below(ticks, scale, bottom)
     for index, bar in enumerate(bars):
         y = top + row * index
-        value = percent(bar.wer)
-        # a halo in the page's colour keeps the grid from crossing the letters
-        parts.append(_text(left + 4, y + 16, _short(bar.name, bar.note), "start", "name halo"))
-        parts.append(_text(WIDTH - RIGHT, y + 16, value, "end", "value halo"))
-        width = max(1.0, scale * 100 * bar.wer)
+        parts += _heading(y + 16, bar.name, bar.note, percent(bar.wer), "value")
         middle = y + 24 + thick / 2
-        spoken = value
         whisker = Markup("")
         if bar.interval:
-            low, high = (left + scale * 100 * bound for bound in bar.interval)
-            spoken += f", 95 % interval {percent(bar.interval[0])} to {percent(bar.interval[1])}"
-            ends = [(end, middle - 5, end, middle + 5) for end in (low, high)]
-            strokes = [(low, middle, high, middle), *ends]
-            halo = [_line(*stroke, "whisker-halo") for stroke in strokes]
-            whisker = Markup("").join([*halo, *(_line(*stroke, "whisker") for stroke in strokes)])
-        group = Markup(
-            '<g><title>{}: {}</title><rect x="{}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="fill {}"/>{}</g>'
-        )
-        parts.append(group.format(bar.name, spoken, left, y + 24, width, thick, bar.series, whisker))
+            low, high = (NARROW + scale * 100 * bound for bound in bar.interval)
+            strokes = [(low, middle, high, middle), *((end, middle - 5, end, middle + 5) for end in (low, high))]
+            whisker = Markup("").join(_line(*one, kind) for kind in ("whisker-halo", "whisker") for one in strokes)
+        rect = Markup('<rect x="{}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="fill {}"/>')
+        drawn = rect.format(NARROW, y + 24, max(1.0, scale * 100 * bar.wer), thick, bar.series)
+        parts.append(_group(f"{bar.name}: {bar.spoken}", drawn, whisker))
     said = "; ".join(f"{bar.name} {percent(bar.wer)}" for bar in bars)
     return _svg(bottom + 46, "Word error rate of each system, with 95 % intervals", said, parts)
 
 
 def best_of(curve: Curve) -> str:
     """The best score of a curve and when it was."""
-    wer, hours = min(zip(curve.wers, curve.hours, strict=True), key=lambda point: point[0])
+    hours, wer = min(curve.points, key=lambda point: point[1])
     return f"{percent(wer)} after {hours:.1f} h"
 
 
@@ -156,54 +201,27 @@ def learning_curves(curves: Sequence[Curve]) -> Markup:
     """
     top, height = 34, 352
     bottom = height - 50
-    scores = [100 * wer for curve in curves for wer in curve.wers]
-    positive = [score for score in scores if score > 0]
-    logarithmic = bool(positive) and max(positive) / min(positive) > 5
-    ticks = log_ticks(min(positive), max(positive)) if logarithmic else linear_ticks(max(scores))
-    hours = linear_ticks(max(hour for curve in curves for hour in curve.hours))
+    ticks, logarithmic = _ticks([100 * wer for curve in curves for _, wer in curve.points])
+    hours = linear_ticks(max(hour for curve in curves for hour, _ in curve.points))
 
     def across(hour: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * hour / hours[-1]
 
     def up(score: float) -> float:
+        share = score / ticks[-1]
         if logarithmic:
-            score = max(score, ticks[0])
-            share = math.log(score / ticks[0]) / math.log(ticks[-1] / ticks[0])
-        else:
-            share = score / ticks[-1]
+            share = math.log(max(score, ticks[0]) / ticks[0]) / math.log(ticks[-1] / ticks[0])
         return bottom - (bottom - top) * share
 
-    parts = []
-    for tick in ticks:
-        parts.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "axis" if tick == ticks[0] else "grid"))
-        parts.append(_text(LEFT - 7, up(tick) + 4.5, _label(tick), "end"))
-    for hour in hours:
-        parts.append(_line(across(hour), bottom, across(hour), bottom + 5, "axis"))
-        parts.append(_text(across(hour), bottom + 20, _label(hour), "middle"))
-    parts.append(_text(WIDTH - RIGHT, bottom + 40, "hours of audio trained on (passes counted)", "end"))
-    scale = "development WER, % (logarithmic)" if logarithmic else "development WER, %"
-    parts.append(_text(4, 16, scale))
+    parts = _axes(ticks, up, hours, across, bottom, "hours of audio trained on (passes counted)")
+    parts.append(_text(4, 16, "development WER, %" + " (logarithmic)" * logarithmic))
     for curve in curves:
-        points = [(across(hour), up(100 * wer)) for hour, wer in zip(curve.hours, curve.wers, strict=True)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        best = min(range(len(points)), key=lambda index: curve.wers[index])
-        spoken = f"{curve.name}: best {best_of(curve)}"
-        group = Markup(
-            '<g><title>{}</title><polyline points="{}" class="stroke {}"/>'
-            '<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="ring {}"/></g>'
-        )
-        parts.append(group.format(spoken, path, curve.series, *points[best], curve.series))
-    said = "; ".join(f"{curve.name} best {percent(min(curve.wers))}" for curve in curves)
+        points = [(across(hour), up(100 * wer)) for hour, wer in curve.points]
+        best = min(range(len(points)), key=lambda index: curve.points[index][1])
+        ring = _dot(*points[best], 4.5, f"ring {curve.series}")
+        parts.append(_group(f"{curve.name}: best {best_of(curve)}", _curve(points, curve.series), ring))
+    said = "; ".join(f"{curve.name} best {percent(min(wer for _, wer in curve.points))}" for curve in curves)
     return _svg(height, "Learning curves: development word error rate against hours of audio", said, parts)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A value of a manifest field, how many words it has, and the systems' word error rates on them."""
-
-    value: str
-    words: int
-    bars: Sequence[Bar]
 
 
 def slice_dots(field: str, slices: Sequence[Row]) -> Markup:
@@ -212,46 +230,38 @@ def slice_dots(field: str, slices: Sequence[Row]) -> Markup:
     The axis reaches somewhat further than the highest rate of a slice that is not small. What lies beyond has an arrow at
     the edge, and its figures in the title and the description.
     """
-    left, lane, head, gap = 8, 12, 21, 9
+    lane, head, gap = 12, 21, 9
     row = head + lane * max(len(one.bars) for one in slices) + gap
     every = [bar for one in slices for bar in one.bars]
     enough = max(FEW_WORDS, FEW_SHARE * sum(one.words for one in slices))
     steady = [bar for one in slices if one.words >= enough for bar in one.bars] or every
-    widest = max(bar.interval[1] if bar.interval else bar.wer for bar in every)
+    widest = max(bar.high for bar in every)
     ticks = linear_ticks(100 * min(widest, 1.6 * max(bar.wer for bar in steady) or widest))
-    scale = (WIDTH - left - RIGHT - 8) / ticks[-1]
-    edge, cut = left + scale * ticks[-1], False
+    scale = (WIDTH - NARROW - RIGHT - 8) / ticks[-1]
+    edge, cut = NARROW + scale * ticks[-1], False
     bottom = row * len(slices)
-    parts = []
-    for tick in ticks:
-        x = left + scale * tick
-        parts.append(_line(x, 4, x, bottom, "axis" if tick == 0 else "grid"))
-        parts.append(_text(x, bottom + 18, _label(tick), "start" if tick == 0 else "middle"))
-    parts.append(_text(WIDTH - RIGHT, bottom + 38, "word error rate, %", "end"))
+    parts = _rates_below(ticks, scale, bottom)
     for index, one in enumerate(slices):
         y = row * index
-        parts.append(_text(left + 4, y + 15, _short(one.value), "start", "name halo"))
-        parts.append(_text(WIDTH - RIGHT, y + 15, f"{one.words:,} words", "end", "tick halo"))
+        parts += _heading(y + 15, one.value, "", f"{one.words:,} words", "tick")
         for level, bar in enumerate(one.bars):
             middle = y + head + lane * level + lane / 2
-            spoken = f"{one.value}, {bar.name}: {percent(bar.wer)}"
-            whisker = Markup("")
+            drawn = []
             if bar.interval:
-                low, high = (left + scale * min(100 * bound, ticks[-1]) for bound in bar.interval)
-                spoken += f", 95 % interval {percent(bar.interval[0])} to {percent(bar.interval[1])}"
-                whisker = _line(low, middle, high, middle, f"stroke {bar.series}")
-            beyond = [100 * end > ticks[-1] * 1.0001 for end in (bar.wer, bar.interval[1] if bar.interval else 0.0)]
-            cut = cut or any(beyond)
-            mark = _arrow(edge, middle, 5.5 if beyond[0] else 3.5, bar.series) if any(beyond) else Markup("")
-            if not beyond[0]:
-                dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="point {}"/>')
-                mark += dot.format(left + scale * 100 * bar.wer, middle, bar.series)
-            parts.append(Markup("<g><title>{}</title>{}{}</g>").format(spoken, whisker, mark))
+                low, high = (NARROW + scale * min(100 * bound, ticks[-1]) for bound in bar.interval)
+                drawn.append(_line(low, middle, high, middle, f"stroke {bar.series}"))
+            dot_beyond, whisker_beyond = (100 * end > ticks[-1] * 1.0001 for end in (bar.wer, bar.high))
+            if dot_beyond or whisker_beyond:
+                cut, size = True, 5.5 if dot_beyond else 3.5
+                corners = [(edge - 1.5 * size, middle - size), (edge, middle), (edge - 1.5 * size, middle + size)]
+                drawn.append(Markup('<polygon points="{}" class="head {}"/>').format(_path(corners), bar.series))
+            if not dot_beyond:
+                drawn.append(_dot(NARROW + scale * 100 * bar.wer, middle, 4.5, f"point {bar.series}"))
+            parts.append(_group(f"{one.value}, {bar.name}: {bar.spoken}", *drawn))
     if cut:
-        parts.append(_text(left, bottom + 38, "▸ goes on beyond the axis"))
-    said = "; ".join(
-        f"{one.value}: " + ", ".join(f"{bar.name} {percent(bar.wer)}" for bar in one.bars) for one in slices
-    )
+        parts.append(_text(NARROW, bottom + 38, "▸ goes on beyond the axis"))
+    rates = [", ".join(f"{bar.name} {percent(bar.wer)}" for bar in one.bars) for one in slices]
+    said = "; ".join(f"{one.value}: {told}" for one, told in zip(slices, rates, strict=True))
     return _svg(bottom + 46, f"Word error rate by {field}", said, parts)
 
 
@@ -262,11 +272,10 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
     """
     top, height = 34, 330
     bottom = height - 50
-    ticks = linear_ticks(100 * max(bar.interval[1] if bar.interval else bar.wer for _, bar in points))
-    positive = [hours for hours, _ in points if hours > 0]
-    logarithmic = bool(positive) and max(positive) / min(positive) > 5
-    marks = log_ticks(min(positive), max(positive)) if logarithmic else linear_ticks(max(hours for hours, _ in points))
-    first = LEFT + 46 if logarithmic and len(positive) < len(points) else LEFT + 16
+    ticks = linear_ticks(100 * max(bar.high for _, bar in points))
+    marks, logarithmic = _ticks([hours for hours, _ in points])
+    apart = logarithmic and any(hours <= 0 for hours, _ in points)
+    first = LEFT + (46 if apart else 16)
 
     def across(hours: float) -> float:
         if not logarithmic:
@@ -278,29 +287,17 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
     def up(wer: float) -> float:
         return bottom - (bottom - top) * 100 * wer / ticks[-1]
 
+    scale = "hours without transcripts" + " (logarithmic)" * logarithmic
     parts = [_text(4, 16, "word error rate, %")]
-    for tick in ticks:
-        parts.append(_line(LEFT, up(tick / 100), WIDTH - RIGHT, up(tick / 100), "axis" if tick == 0 else "grid"))
-        parts.append(_text(LEFT - 7, up(tick / 100) + 4.5, _label(tick), "end"))
-    for mark in [*([0.0] if logarithmic and first > LEFT + 16 else []), *marks]:
-        parts.append(_line(across(mark), bottom, across(mark), bottom + 5, "axis"))
-        parts.append(_text(across(mark), bottom + 20, _label(mark), "middle"))
-    scale = "hours without transcripts (logarithmic)" if logarithmic else "hours without transcripts"
-    parts.append(_text(WIDTH - RIGHT, bottom + 40, scale, "end"))
-    beside: dict[float, list[Bar]] = {}
+    parts += _axes(ticks, lambda tick: up(tick / 100), [0.0, *marks] if apart else marks, across, bottom, scale)
     for hours, bar in points:
-        beside.setdefault(hours, []).append(bar)
-    for hours, bar in points:
-        group_of = beside[hours]  # systems of the same hours stand side by side
-        step = min(9.0, 22 / len(group_of))
-        x, y = across(hours) + step * (group_of.index(bar) - (len(group_of) - 1) / 2), up(bar.wer)
-        whisker = Markup("")
+        beside = [other for same, other in points if same == hours]  # systems of the same hours stand side by side
+        step = min(9.0, 22 / len(beside))
+        x, y = across(hours) + step * (beside.index(bar) - (len(beside) - 1) / 2), up(bar.wer)
+        drawn = [_dot(x, y, 6, f"point {bar.series}")]
         if bar.interval:
-            whisker = _line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}")
-        group = Markup(
-            '<g><title>{}: {} with {:,.6g} hours</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="6" class="point {}"/></g>'
-        )
-        parts.append(group.format(bar.name, percent(bar.wer), hours, whisker, x, y, bar.series))
+            drawn.insert(0, _line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}"))
+        parts.append(_group(f"{bar.name}: {percent(bar.wer)} with {hours:,.6g} hours", *drawn))
     said = "; ".join(f"{bar.name}: {hours:,.6g} hours, {percent(bar.wer)}" for hours, bar in points)
     return _svg(height, "Word error rate against hours of audio without transcripts", said, parts)
 
@@ -308,8 +305,7 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
 def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
     """Share of words that are right against the confidence that the system gave them: (name, series, bins).
 
-    Args:
-        systems: bins without words are passed over.
+    Bins without words are passed over.
     """
     top, side = 34, 300
     bottom, right = top + side, LEFT + 400
@@ -326,26 +322,21 @@ def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
         parts.append(_text(x, bottom + 20, f"{20 * step}", "middle"))
     parts.append(_line(*at(0, 0), *at(1, 1), "ideal"))
     parts.append(_text(right, bottom + 40, "confidence, %", "end"))
+    dot = Markup(
+        '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="point {}"><title>{}: {:,} words, confidence {}, right {}</title></circle>'
+    )
     said = []
     for name, series, bins in systems:
-        filled = [
-            (one.words, one.confidence, one.accuracy)
-            for one in bins
-            if one.confidence is not None and one.accuracy is not None
-        ]
-        points = [at(confidence, accuracy) for _, confidence, accuracy in filled]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        most = max([words for words, _, _ in filled], default=1)
-        dots = Markup("").join(
-            Markup(
-                '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="point {}"><title>{}: {:,} words, confidence {}, right {}</title></circle>'
-            ).format(
-                x, y, 2.5 + 4.5 * math.sqrt(words / most), series, name, words, percent(confidence), percent(accuracy)
-            )
-            for (x, y), (words, confidence, accuracy) in zip(points, filled, strict=True)
-        )
-        parts.append(Markup('<g><polyline points="{}" class="stroke {}"/>{}</g>').format(path, series, dots))
-        told = [f"confidence {percent(confidence)} right {percent(accuracy)}" for _, confidence, accuracy in filled]
+        most = max(one.words for one in bins)
+        points, dots, told = [], Markup(""), []
+        for one in bins:
+            if one.confidence is not None and one.accuracy is not None:
+                points.append(at(one.confidence, one.accuracy))
+                radius = 2.5 + 4.5 * math.sqrt(one.words / most)
+                confidence, accuracy = percent(one.confidence), percent(one.accuracy)
+                dots += dot.format(*points[-1], radius, series, name, one.words, confidence, accuracy)
+                told.append(f"confidence {confidence} right {accuracy}")
+        parts.append(Markup("<g>{}{}</g>").format(_curve(points, series), dots))
         said.append(f"{name}: {', '.join(told)}")
     return _svg(bottom + 50, "Calibration: words that are right against confidence", "; ".join(said), parts)
 
@@ -353,7 +344,6 @@ def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
 def heat_maps(maps: Sequence[Heat]) -> Markup:
     """Pictures one under the other on one time axis, with the names of their rows; a row of a few names is spread."""
     left, width, line, gap = 96, 880, 17, 34
-    ticks = linear_ticks(max(one.seconds for one in maps), 8)
     end = max(one.seconds for one in maps)
     parts, y = list[Markup](), 8.0
     for one in maps:
@@ -370,7 +360,7 @@ def heat_maps(maps: Sequence[Heat]) -> Markup:
         for index, name in enumerate(one.rows):
             parts.append(_text(left - 7, top + step * (index + 0.5) + 4.5, name, "end"))
         y = top + height + gap - 22
-    for tick in ticks:
+    for tick in linear_ticks(end, 8):
         if tick <= end * 1.001:
             x = left + width * tick / end
             parts.append(_line(x, y - 10, x, y - 5, "axis"))

@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from asr_kd.errors import UserError
 from asr_kd.evaluation import formats
-from asr_kd.evaluation.earlier import Earlier, EarlierSystem, file_of, read_report
+from asr_kd.evaluation.earlier import Earlier, file_of, read_report
 from asr_kd.evaluation.gate import Gate
 from asr_kd.evaluation.paired import Side, paired
 
-T = TypeVar("T")
-
 
 def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
-    """Print the systems of the reports as one table.
+    """Print the systems of the reports (folders, or the files) as one table; whether the condition is true of them.
 
-    Reports are called A, B … in the order of `paths` (folders of reports, or the files); a condition calls a system that
-    several of them hold `A.name`.
-
-    Systems of the same name are tested utterance by utterance where the lines of both reports lie beside them.
-
-    Returns:
-        whether the condition is true of them.
+    Reports are called A, B … in their order; a condition calls a system that several of them hold `A.name`. Systems of the
+    same name are tested utterance by utterance where the lines of both reports lie beside them.
 
     Raises:
         UserError: when a report cannot be read, or they do not go together: another normaliser, other test data.
     """
-    if len(paths) > len(string.ascii_uppercase):
-        raise UserError(f"--compare: takes {len(string.ascii_uppercase)} reports at most, {len(paths)} were given")
-    read = {letter: read_report(path) for letter, path in zip(string.ascii_uppercase, paths, strict=False)}
+    letters = string.ascii_uppercase
+    if len(paths) > len(letters):
+        raise UserError(f"--compare: takes {len(letters)} reports at most, {len(paths)} were given")
+    read = {letter: read_report(path) for letter, path in zip(letters, paths, strict=False)}
     reports = {letter: report for letter, (report, _) in read.items()}
-    _check_comparable(paths, list(reports.values()))
+    first = reports["A"]
+    for path, other in zip(paths, reports.values(), strict=True):
+        for called, mine, theirs in (
+            ("text normaliser", first.normalizer, other.normalizer),
+            ("test data", first.data.hash, other.data.hash),
+            ("number of scored utterances", first.data.utterances, other.data.utterances),
+        ):
+            if mine != theirs:
+                raise UserError(
+                    f"{path}: cannot be compared with {paths[0]}, because its {called} is not the same ({theirs}, not {mine}); "
+                    "evaluate both alike"
+                )
     figures = {"systems": _names({letter: whole for letter, (_, whole) in read.items()})}
     if gate:
         gate.check_names(figures["systems"])
     print("\n".join(f"{letter}: {path}" for letter, path in zip(reports, paths, strict=True)))
-    first = next(iter(reports.values()))
     data = first.data
     print(f"{data.utterances:,} utterances, {data.words:,} words ({data.hash}); normaliser {first.normalizer}\n")
     decoders = {letter: formats.decoder(report.settings) for letter, report in reports.items()}
@@ -46,12 +51,10 @@ def compare(paths: Sequence[str], gate: Gate | None = None) -> bool:
         said = "; ".join(f"{letter}: {decoding}" for letter, decoding in decoders.items())
         print(f"Decoded in different ways, which a difference may come from: {said}\n")
     print(comparison(reports))
-    sides = [
-        Side(letter, reports[letter], file_of(path).parent / "utterances.jsonl")
-        for letter, path in zip(reports, paths, strict=True)
-    ]
-    for other in sides[1:]:
-        print(f"\n{_tests(sides[0], other)}")
+    lines = [file_of(path).parent / "utterances.jsonl" for path in paths]
+    sides = [Side(letter, report, path) for (letter, report), path in zip(reports.items(), lines, strict=True)]
+    for side in sides[1:]:
+        print(f"\n{_tests(sides[0], side)}")
     if len({report.alignment for report in reports.values()}) > 1:
         print(
             "\nThese reports aligned words in different ways (version 1 with fewest edits, later ones as NIST sclite), "
@@ -69,8 +72,9 @@ def _tests(first: Side, second: Side) -> str:
             f"{between}: unpaired, for {found}. Only the intervals above can be compared: apart they show a difference, "
             "overlapping they show nothing, since the two err on the same utterances."
         )
+    pairs, basis = found
     rows = [["difference in WER", "points", "95 % interval", "p, bootstrap", "p, MAPSSWE", "at 5 %"]]
-    for pair in found.pairs:
+    for pair in pairs:
         rows.append([
             f"{pair.a} − {pair.b}".replace("|", "\\|"), formats.points(pair.difference),
             " to ".join(map(formats.points, pair.interval)) if pair.interval else formats.NOTHING,
@@ -78,32 +82,16 @@ def _tests(first: Side, second: Side) -> str:
         ])  # fmt: skip
     return (
         f"{between}: paired, for both reports' utterances.jsonl hold the same utterances under the same normaliser "
-        f"(MAPSSWE, and paired bootstrap with {found.basis})\n\n{formats.table(rows)}"
+        f"(MAPSSWE, and paired bootstrap with {basis})\n\n{formats.table(rows)}"
     )
-
-
-def _check_comparable(paths: Sequence[str], reports: Sequence[Earlier]) -> None:
-    first = reports[0]
-    for path, other in zip(paths, reports, strict=True):
-        for called, mine, theirs in (
-            ("text normaliser", first.normalizer, other.normalizer),
-            ("test data", first.data.hash, other.data.hash),
-            ("number of scored utterances", first.data.utterances, other.data.utterances),
-        ):
-            if mine != theirs:
-                raise UserError(
-                    f"{path}: cannot be compared with {paths[0]}, because its {called} is not the same ({theirs}, not {mine}); "
-                    "evaluate both alike"
-                )
 
 
 def _names(reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The figures of every system as `A.name`, and by its name alone where one report holds it."""
-    found = {f"{letter}.{name}": one for letter, report in reports.items() for name, one in report["systems"].items()}
-    held = [name for report in reports.values() for name in report["systems"]]
-    for report in reports.values():
-        found |= {name: one for name, one in report["systems"].items() if held.count(name) == 1 and name not in found}
-    return found
+    every = [(letter, name, one) for letter, report in reports.items() for name, one in report["systems"].items()]
+    held = Counter(name for _, name, _ in every)
+    found = {f"{letter}.{name}": one for letter, name, one in every}
+    return found | {name: one for _, name, one in every if held[name] == 1 and name not in found}
 
 
 def comparison(reports: Mapping[str, Earlier]) -> str:
@@ -114,21 +102,13 @@ def comparison(reports: Mapping[str, Earlier]) -> str:
     for letter, report in reports.items():
         for name, one in report.systems.items():
             before = reports[first].systems.get(name) if letter != first else None
-            rows.append([f"{letter} {name}".replace("|", "\\|"), *_row(one, before)])
+            rows.append([
+                f"{letter} {name}".replace("|", "\\|"), formats.percent(one.wer), formats.span(one.interval),
+                formats.change(one.wer / before.wer - 1 if before and before.wer else None),
+                *(formats.known(edits, "{:,}".format) for edits in (one.substitutions, one.deletions, one.insertions)),
+                formats.known(one.cer, formats.percent), formats.known(one.ser, formats.percent),
+                formats.change(one.relative_change_to_teacher), formats.share(one.gap_recovered),
+                formats.known(one.parameters, "{:,}".format), formats.known(one.size_bytes, formats.size),
+                formats.known(one.real_time_factor, "{:.5f}".format), formats.ratio(one.real_time_factor_to_teacher),
+            ])  # fmt: skip
     return formats.table(rows)
-
-
-def _row(one: EarlierSystem, before: EarlierSystem | None) -> list[str]:
-    count = "{:,}".format
-    return [
-        formats.percent(one.wer), formats.span(one.interval),
-        formats.change(one.wer / before.wer - 1 if before and before.wer else None),
-        _known(one.substitutions, count), _known(one.deletions, count), _known(one.insertions, count),
-        _known(one.cer, formats.percent), _known(one.ser, formats.percent), formats.change(one.relative_change_to_teacher),
-        formats.share(one.gap_recovered), _known(one.parameters, count), _known(one.size_bytes, formats.size),
-        _known(one.real_time_factor, "{:.5f}".format), formats.ratio(one.real_time_factor_to_teacher),
-    ]  # fmt: skip
-
-
-def _known(value: T | None, written: Callable[[T], str]) -> str:
-    return formats.NOTHING if value is None else written(value)

@@ -73,11 +73,7 @@ def file_of(path: str) -> Place:
 
 
 def read_report(path: str) -> tuple[Earlier, dict[str, Any]]:
-    """The report in a folder, or of a file, and all its figures as they stand there.
-
-    Raises:
-        UserError: when there is none that this version reads.
-    """
+    """The report in a folder, or of a file, and all its figures as they stand there; a UserError where this version reads none."""
     file = file_of(path)
     report = read_json(file, "report")
     if not isinstance(report, dict) or report.get("format") != FORMAT:

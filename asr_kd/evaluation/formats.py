@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from asr_kd.evaluation.charts import percent
 from asr_kd.evaluation.earlier import EarlierSettings
 from asr_kd.evaluation.schema import Bootstrap, Drawn, Interval, NamedSlice, Pair, Report, Slice
 from asr_kd.evaluation.settings import EvalSettings
+
+T = TypeVar("T")
 
 NOTHING = "–"
 SURE = "significant"
@@ -13,21 +18,23 @@ SURE = "significant"
 
 def table(rows: list[list[str]]) -> str:
     """A Markdown table that is also easy to read in a terminal; the first row is its head, all columns but the first figures."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]  # figures to the right
     lines = []
-    for row in rows:
+    for row in [rows[0], rule, *rows[1:]]:
         cells = [f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row)]
         lines.append(f"| {' | '.join(cells)} |")
-    # figures to the right
-    rule = ["-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+    return "\n".join(lines)
+
+
+def known(value: T | None, written: Callable[[T], str]) -> str:
+    """A figure as `written` writes it, where there is one."""
+    return NOTHING if value is None else written(value)
 
 
 def p_value(value: float | None) -> str:
     """`0.00012` → `< 0.001`."""
-    if value is None:
-        return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return known(value, lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
 def points(value: float | None) -> str:
@@ -81,7 +88,7 @@ def lookahead(value: int | None) -> str:
     return "utterance" if value is None else f"{value:,} ms"
 
 
-#: by the setting; reports before version 3 had the third
+#: by the setting; torchaudio's is in reports before version 3 alone
 SEARCHES = {"beam": "prefix beam search", "torchaudio": "beam search of torchaudio"}
 
 
@@ -109,21 +116,18 @@ def intervals_note(bootstrap: Bootstrap) -> str:
     if not bootstrap.resamples:
         return "no intervals (bootstrap=0)"
     crude = ", which is few: the intervals are crude" if bootstrap.number < 20 else ""
-    return (
-        f"95 % intervals from {bootstrap.resamples:,} bootstrap resamples of {bootstrap.number:,} "
-        f"{bootstrap.blocks}{crude}"
-    )
+    drawn = f"{bootstrap.number:,} {bootstrap.blocks}{crude}"
+    return f"95 % intervals from {bootstrap.resamples:,} bootstrap resamples of {drawn}"
 
 
 def sureness(pair: Pair) -> str:
     """Whether two systems can be told apart, by both tests at 5 %; by MAPSSWE alone where nothing was resampled."""
-    known = [value for value in (pair.p_bootstrap, pair.mapsswe.p) if value is not None]
-    if not known or not pair.difference:
+    if not pair.difference:
         return "no difference"
-    sure = [value < 0.05 for value in known]
-    if all(sure):
-        return SURE
-    return "the tests disagree" if any(sure) else "within chance"
+    sure = {value < 0.05 for value in (pair.p_bootstrap, pair.mapsswe.p) if value is not None}
+    if len(sure) > 1:
+        return "the tests disagree"
+    return SURE if True in sure else "within chance"
 
 
 def said_of_pair(pair: Pair) -> str:

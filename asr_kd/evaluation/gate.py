@@ -12,7 +12,7 @@ import ast
 import operator
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,42 +43,32 @@ class Gate:
     figures: dict[str, str]
 
     def holds(self, report: Mapping[str, Any]) -> bool:
-        """Whether the condition is true of a report.
-
-        Raises:
-            UserError: when a figure is not in the report, is not defined there, or is no number.
-        """
+        """Whether the condition is true of a report; a UserError for a figure that is not there, not defined, or no number."""
         values = {name: self._figure(report, written) for written, name in self.figures.items()}
         try:
             return bool(SimpleEval(OPERATORS, {}, values).eval(self.expression, self.tree))
         except (ArithmeticError, RecursionError, InvalidExpression) as error:
-            raise UserError(f"--fail-if {self.expression}: cannot be worked out: {error}") from None
+            raise self._wrong(f"cannot be worked out: {error}") from None
 
     def judge(self, report: Mapping[str, Any]) -> bool:
         """Whether the condition is true of a report; says so, with the figures that it rests on, on standard error."""
         true = self.holds(report)
         figures = ", ".join(f"{written} = {self._figure(report, written):.6g}" for written in self.figures)
-        print(
-            f"--fail-if {self.expression}: {'true, so this fails' if true else 'not so'} ({figures})", file=sys.stderr
-        )
+        judged = "true, so this fails" if true else "not so"
+        print(f"--fail-if {self.expression}: {judged} ({figures})", file=sys.stderr)
         return true
 
-    def check_names(self, systems: Iterable[str]) -> None:
-        """Refuse a figure of a system that is none of these, before anything is scored.
-
-        Raises:
-            UserError: when there is one.
-        """
-        systems = list(systems)
+    def check_names(self, systems: Collection[str]) -> None:
+        """Refuse, with a UserError, a figure of a system that is none of these; before anything is scored."""
         for written in self.figures:
             if not _splits(written, systems) and written.split(".")[0] not in TOP:
-                raise UserError(
-                    f"--fail-if {self.expression}: {written} is none of the systems ({', '.join(systems)}); a figure is "
-                    "written system.key, and a minus has a space on both sides"
-                )
+                how = "a figure is written system.key, and a minus has a space on both sides"
+                raise self._wrong(f"{written} is none of the systems ({', '.join(systems)}); {how}")
+
+    def _wrong(self, why: str) -> UserError:
+        return UserError(f"--fail-if {self.expression}: {why}")
 
     def _figure(self, report: Mapping[str, Any], written: str) -> float:
-        wrong = f"--fail-if {self.expression}: "
         starts = [(report["systems"][name], keys) for name, keys in _splits(written, report["systems"])]
         for value, keys in [*starts, (report, written)]:
             try:
@@ -87,22 +77,16 @@ class Gate:
             except (LookupError, TypeError):
                 continue
             if value is None:
-                raise UserError(f"{wrong}{written} is not defined in this report (null)")
+                raise self._wrong(f"{written} is not defined in this report (null)")
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"{wrong}{written} is no number")
+                raise self._wrong(f"{written} is no number")
             return value
-        raise UserError(
-            f"{wrong}there is no figure {written}; the systems are {', '.join(report['systems'])}, their figures those of "
-            "report.json, and a minus has a space on both sides"
-        )
+        known = f"the systems are {', '.join(report['systems'])}, their figures those of report.json"
+        raise self._wrong(f"there is no figure {written}; {known}, and a minus has a space on both sides")
 
 
 def parse_gate(expression: str) -> Gate:
-    """Understand a condition.
-
-    Raises:
-        UserError: when it is none.
-    """
+    """Understand a condition; a UserError where it is none."""
     figures: dict[str, str] = {}
 
     def stand_in(word: re.Match[str]) -> str:
@@ -126,20 +110,22 @@ def parse_gate(expression: str) -> Gate:
     if not _is_condition(tree):
         raise wrong("is no condition")
     for node in ast.walk(tree):
-        # and, or, not join conditions; all else is made of numbers
-        joins = isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
         parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
-        if type(node) not in PARTS or any(_is_condition(part) != joins for part in parts):
+        if type(node) not in PARTS or any(_is_condition(part) != _joins(node) for part in parts):
             raise wrong("cannot be understood")
     return Gate(expression, tree, figures)
 
 
+def _joins(node: ast.AST) -> bool:
+    """Whether this is and, or, not, which join conditions; all else is made of numbers."""
+    return isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+
+
 def _is_condition(node: ast.expr) -> bool:
-    joins = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
-    return joins or isinstance(node, ast.Compare | ast.BoolOp)
+    return _joins(node) or isinstance(node, ast.Compare)
 
 
-def _splits(written: str, systems: Iterable[str]) -> list[tuple[str, str]]:
+def _splits(written: str, systems: Collection[str]) -> list[tuple[str, str]]:
     """The ways to read a figure as a system and keys, the longest name first: names may hold dots."""
     if written.startswith('"'):
         _, name, path = written.split('"')

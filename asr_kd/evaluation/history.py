@@ -11,14 +11,8 @@ from asr_kd.shards.tarset import read_index
 
 
 def learning_curve(folder: Place) -> list[CurvePoint]:
-    """Development scores from the `metrics.jsonl` of a run folder (or of the run that a checkpoint lies in).
-
-    Returns:
-        a point for each score; empty where nothing was logged. Torn lines are passed over.
-    """
-    paths = [one / "metrics.jsonl" for one in (folder, folder.parent)]
-    path = next((one for one in paths if one.is_file()), None)
-    points = []
+    """Development scores from the `metrics.jsonl` of a run folder (or of the run that a checkpoint lies in), torn lines left out."""
+    path, points = _of_run(folder, "metrics.jsonl"), list[CurvePoint]()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []:
         try:
             entry = json.loads(line)
@@ -31,26 +25,20 @@ def learning_curve(folder: Place) -> list[CurvePoint]:
 def unlabelled_hours(folder: Place) -> float | None:
     """Hours of audio that a run learned from without the texts of its shards: from soft targets, or texts from elsewhere.
 
-    Each set of shards counts once, however often it was read.
-
-    Returns:
-        None where the run's settings (`job.json`) or an index are not there any more, or the shards have changed since.
+    Each set of shards counts once, however often it was read. None where the run's settings (`job.json`) or an index are
+    not there any more, or the shards have changed since.
     """
-    for claim in (folder / "job.json", folder.parent / "job.json"):
-        if claim.is_file():
-            break
-    else:
+    claim, hours = _of_run(folder, "job.json"), 0.0
+    if claim is None:
         return None
     try:
-        job = read_json(claim)
-        settings = job["settings"]
+        settings = read_json(claim)["settings"]
         unlabelled = {
             source["audio"]
             for phase in settings["phases"]
             for source in phase["sources"]
             if source.get("transcripts") is not None or not source.get("ctc")
         }
-        hours = 0.0
         for audio in unlabelled:
             shards = read_index(audio)
             if shards.hash != settings["data"][audio]:
@@ -59,3 +47,7 @@ def unlabelled_hours(folder: Place) -> float | None:
     except (UserError, KeyError, TypeError, AttributeError):
         return None
     return hours
+
+
+def _of_run(folder: Place, name: str) -> Place | None:
+    return next((one / name for one in (folder, folder.parent) if (one / name).is_file()), None)

@@ -7,10 +7,10 @@ import itertools
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import drawn_of, interval
+from asr_kd.evaluation.parts import Line
 from asr_kd.evaluation.schema import ChangedSlice, Interval, Sample, SliceErrors, SliceFigures, Slices, WorstSlice
 from asr_kd.evaluation.scores import Resampler, Scores
-from asr_kd.evaluation.settings import EvalSettings
+from asr_kd.evaluation.significance import blocks_of, interval
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 
 NAMED_SLICES = 5
@@ -18,20 +18,14 @@ ENOUGH = 4  # speakers of a slice; the interval of fewer is their range, and say
 SAMPLES = 6  # utterances to listen to, of each kind
 
 
-def sliced(
-    settings: EvalSettings, scores: Scores, resampler: Resampler, student: str
-) -> tuple[list[Slices], list[WorstSlice], list[ChangedSlice]]:
-    """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher.
-
-    Args:
-        resampler: draws the intervals.
-        student: the system that the report is about.
-    """
+def sliced(resampler: Resampler, student: str) -> tuple[list[Slices], list[WorstSlice], list[ChangedSlice]]:
+    """The slices of every field; those where the student is worst; those where it differs most from baseline and teacher."""
     found: list[Slices] = []
     worst: list[WorstSlice] = []
     changed: list[ChangedSlice] = []
     seen = set()  # utterances of the slices so far: a set that is one condition is named once
-    others = [one for one in dict.fromkeys((settings.baseline, settings.teacher)) if one not in (None, student)]
+    scores, settings = resampler.scores, resampler.settings
+    others = [one for one in dict.fromkeys((settings.baseline, settings.teacher)) if one and one != student]
     for slicing in scores.fields.slicings(resampler.words):
         values = []
         for number, value in enumerate(slicing.names):
@@ -46,7 +40,7 @@ def sliced(
             where = {"field": slicing.field, **entry.model_dump(exclude={"systems"}), "system": student}
             mine = entry.systems[student]
             worst.append(WorstSlice(**where, **mine.model_dump()))
-            for other in filter(None, others):
+            for other in others:
                 theirs = entry.systems[other].wer
                 assert mine.wer is not None and theirs is not None  # it has words
                 changed.append(ChangedSlice(
@@ -71,7 +65,7 @@ def _slice(value: str | None, part: np.ndarray, rates: dict[str, np.ndarray], re
     for row, (name, drawn) in enumerate(rates.items()):
         errors = int(resampler.errors[row][part].sum())
         systems[name] = SliceErrors(wer=errors / words if words else None, interval=interval(drawn), errors=errors)
-    blocks, number = drawn_of(resampler.speakers[part])
+    blocks, number, _ = blocks_of(resampler.speakers[part])
     return SliceFigures(
         value=value, utterances=int(part.sum()), words=words, blocks=blocks, number=number, systems=systems
     )
@@ -86,18 +80,14 @@ def samples(scores: Scores, student: str) -> list[Sample]:
     """Utterances to listen to: the student's worst, then those that changed most against the baseline."""
     found: dict[tuple[str, str, str], Sample] = {}
 
-    def take(key: str, set: str, shard: str, why: str) -> None:
-        found.setdefault((set, shard, key), Sample(key=key, set=set, shard=shard, why=f"{student}: {why}"))
+    def take(line: Line, errors: int, compared: str = "") -> None:
+        key, set, shard = line["key"], line["set"], line["shard"]
+        why = f"{student}: {errors} error{'' if errors == 1 else 's'}{compared}"
+        found.setdefault((set, shard, key), Sample(key=key, set=set, shard=shard, why=why))
 
-    for one in scores.tallies[student].worst_first()[:SAMPLES]:
-        take(one.line["key"], one.line["set"], one.line["shard"], _errors(one.counts.errors))
-    for _, _, moved in sorted(scores.changed[student], key=lambda entry: entry[:2], reverse=True):
-        if len(found) == 2 * SAMPLES:
-            break
-        much = f"{_errors(abs(moved.change))} {'more' if moved.change > 0 else 'fewer'} than {scores.reference}"
-        take(moved.key, moved.set, moved.shard, much)
+    for errors, _, _, line, _ in sorted(scores.tallies[student].worst, reverse=True)[:SAMPLES]:
+        take(line, errors)
+    for errors, _, change, line in sorted(scores.changed[student], reverse=True):
+        if len(found) < 2 * SAMPLES:
+            take(line, errors, f" {'more' if change > 0 else 'fewer'} than {scores.reference}")
     return list(found.values())
-
-
-def _errors(count: int) -> str:
-    return f"{count} error{'' if count == 1 else 's'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import json
 import shlex
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from markupsafe import Markup
 
 from asr_kd.evaluation import charts, formats
 from asr_kd.evaluation.samples import Evidence
-from asr_kd.evaluation.schema import Interval, Report, Slices
+from asr_kd.evaluation.schema import Report, Slices
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.slices import OTHERS, SLICE_WORDS
 from asr_kd.evaluation.utterances import Packed, edits_of
@@ -27,41 +28,29 @@ from asr_kd.evaluation.verdict import below_it, ranked, roles_of, student
 
 HERE = Path(__file__).parent
 COLORS = 8
-#: systems that are compared side by side where all would be too many
-LEADING = 3
-#: pairs of systems that are all seen at once
-MANY = 15
-#: values of a field that are drawn, and that are listed
-DRAWN, LISTED = 10, 60
-#: how the template writes figures
-WRITTEN = (
-    formats.change, formats.changes, formats.drawn_of, formats.lookahead, formats.milliseconds, formats.named,
-    formats.p_value, formats.percent, formats.points, formats.ratio, formats.said_of_pair, formats.share, formats.size,
-    formats.span,
-)  # fmt: skip
+LEADING = 3  # systems that are compared side by side where all would be too many
+MANY = 15  # pairs of systems that are all seen at once
+DRAWN, LISTED = 10, 60  # values of a field that are drawn, and that are listed
 
 
 def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[str]:
-    """The page, piece by piece: all its utterances are held once.
-
-    Args:
-        packed: every utterance, and the lines of the report's samples.
-        evidence: audio of the samples, and pictures.
-    """
+    """The page, piece by piece, so that all its utterances (`packed`) are held once; `evidence` is of the report's samples."""
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(
-        {one.__name__: one for one in WRITTEN}, count=lambda value: f"{value:,}", edits=edits_of, json=json.dumps
-    )
+    # every function that writes a figure is a filter of the template
+    environment.filters.update(dict(inspect.getmembers(formats, inspect.isfunction)))
+    environment.filters.update(count=lambda value: f"{value:,}", edits=edits_of, json=json.dumps)
     series = {name: f"s{index % COLORS}{' dashed' * (index >= COLORS)}" for index, name in enumerate(report.systems)}
     lead, about = leading(report), student(report)
     for_script = {
         "systems": {name: {"series": series[name], "shown": name in lead} for name in report.systems},
         "baseline": report.baseline, "student": about, "sets": len(report.sets),
     }  # fmt: skip
+    # JSON that cannot end the element that holds it, nor begin another
+    data = json.dumps(for_script).replace("<", "\\u003c").replace("&", "\\u0026")
     return environment.get_template("report.html").generate(
         report=report, systems=report.systems, settings=report.settings.model_dump(), below=below_it(report),
         series=series, notes=_notes(report), ranked=ranked(report), student=about, lead=lead,
@@ -71,7 +60,7 @@ def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[
         heat=charts.heat_maps(evidence.pictures) if evidence.pictures else None, evidence=evidence, packed=packed,
         first_line=lambda group: next(iter(group.values())), fields=["set", "speaker", *searchable(report)], command=command(report.settings),
         decoder=formats.decoder(report.settings), threads=formats.threads(report.settings.threads),
-        intervals=formats.intervals_note(report.bootstrap), data=Markup(_for_script(for_script)), script=Markup(script),
+        intervals=formats.intervals_note(report.bootstrap), data=Markup(data), script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), style=Markup(style),
     )  # fmt: skip
 
@@ -81,16 +70,15 @@ def _notes(report: Report) -> dict[str, str]:
     return {name: role for role, name in roles_of(report).items() if name != role}
 
 
-def _bar(report: Report, series: dict[str, str], name: str, wer: float, interval: Interval | None) -> charts.Bar:
-    return charts.Bar(name, series[name], wer, interval, _notes(report).get(name, ""))
-
-
 def _charts(report: Report, series: dict[str, str]) -> dict[str, Any]:
     """The pictures of whole systems and their legends, by their names in the template."""
-    best, systems = ranked(report), report.systems
-    bars = {name: _bar(report, series, name, one.wer, one.interval) for name, one in systems.items()}
+    best, systems, notes = ranked(report), report.systems, _notes(report)
+    bars = {
+        name: charts.Bar(name, series[name], one.wer, one.interval, notes.get(name, ""))
+        for name, one in systems.items()
+    }
     curves = [
-        charts.Curve(name, series[name], [at.audio_hours for at in one.curve], [at.development_wer for at in one.curve])
+        charts.Curve(name, series[name], [(at.audio_hours, at.development_wer) for at in one.curve])
         for name, one in systems.items()
         if one.curve
     ]
@@ -117,8 +105,8 @@ def _pictures(report: Report, series: dict[str, str], lead: list[str]) -> list[t
             values = sorted(values, key=lambda value: -value.words)[:DRAWN]
         rows = []
         for value in values:
-            rates = [(name, value.systems[name].wer, value.systems[name].interval) for name in lead]
-            bars = [_bar(report, series, name, wer, interval) for name, wer, interval in rates if wer is not None]
+            found = [(name, value.systems[name]) for name in lead]
+            bars = [charts.Bar(name, series[name], at.wer, at.interval) for name, at in found if at.wer is not None]
             if bars:
                 rows.append(charts.Row(formats.named(value.value), value.words, bars))
         if rows:
@@ -135,24 +123,19 @@ def leading(report: Report) -> list[str]:
 
 def drawn(report: Report) -> list[str]:
     """The systems whose posteriors are drawn: the teacher, or else the baseline, and the student."""
-    first = report.teacher or report.baseline
-    return list(dict.fromkeys(name for name in (first, student(report)) if name is not None))
+    return list(dict.fromkeys(filter(None, (report.teacher or report.baseline, student(report)))))
 
 
 def searchable(report: Report) -> list[str]:
     """The manifest fields that rows of the page carry: those of the slices whose values are not bands."""
-    own = ("set", "speaker")  # columns of their own
-    return [one.field for one in report.slices if not one.bands and one.field not in own]
+    columns = ("set", "speaker")  # of their own
+    return [one.field for one in report.slices if not one.bands and one.field not in columns]
 
 
 def command(settings: EvalSettings) -> str:
     """The command that makes such a report, for a shell; settings that are left to their defaults are not in it."""
-    words = ["asr-kd", "eval"]
-    for key, value in settings.model_dump(exclude_defaults=True).items():
-        words.append(f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
-    return shlex.join(words)
-
-
-def _for_script(value: Any) -> str:
-    """JSON that cannot end the element that holds it, nor begin another."""
-    return json.dumps(value).replace("<", "\\u003c").replace("&", "\\u0026")
+    written = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in settings.model_dump(exclude_defaults=True).items()
+    }
+    return shlex.join(["asr-kd", "eval", *(f"{key}={value}" for key, value in written.items())])

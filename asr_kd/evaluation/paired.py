@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr_kd.evaluation.bootstrap import drawn_of, resampled
 from asr_kd.evaluation.earlier import Earlier
 from asr_kd.evaluation.schema import Pair
-from asr_kd.evaluation.significance import MatchedPairs, compared, marks, segments
+from asr_kd.evaluation.significance import MatchedPairs, blocks_of, compared, marks, resampled_rates, segments
 from asr_kd.evaluation.utterances import by_utterance, edits_of, read_lines
 from asr_kd.files import Place
 
@@ -28,14 +27,6 @@ class Side:
     lines: Place
 
 
-@dataclass(frozen=True)
-class Paired:
-    """What the tests say of each system and its counterpart, and what they rest on."""
-
-    pairs: list[Pair]
-    basis: str
-
-
 def counterparts(first: Earlier, second: Earlier) -> list[tuple[str, str]]:
     """Systems of the second report with those of the first that they are compared with: of the same name, else both students."""
     names = [(name, name) for name in second.systems if name in first.systems]
@@ -44,13 +35,13 @@ def counterparts(first: Earlier, second: Earlier) -> list[tuple[str, str]]:
     return names
 
 
-def paired(first: Side, second: Side) -> Paired | str:
-    """Test each system of the second report against its counterpart in the first, or say why that cannot be done."""
+def paired(first: Side, second: Side) -> tuple[list[Pair], str] | str:
+    """Tests of the second report's systems against their counterparts in the first and what they rest on, or why there are none."""
     names = counterparts(first.report, second.report)
     if not names:
         return f"no system of {second.letter} has a counterpart in {first.letter}, by name or as the student"
     words, speakers, numbers = array("i"), array("i"), dict[str | None, int]({None: -1})
-    errors = [(array("i"), array("i")) for _ in names]
+    counted = [(array("i"), array("i")) for _ in names]  # errors of each utterance
     tests = [MatchedPairs() for _ in names]
     sides = [by_utterance(read_lines(side.lines)) for side in (second, first)]
     try:
@@ -61,7 +52,7 @@ def paired(first: Side, second: Side) -> Paired | str:
                 return f"{second.lines} does not hold the utterances of {first.lines}, in the same order"
             words.append(one["words"])
             speakers.append(numbers.setdefault(one["speaker"], len(numbers) - 1))
-            for pair, counts, test in zip(lines, errors, tests, strict=True):
+            for pair, counts, test in zip(lines, counted, tests, strict=True):
                 for line, count in zip(pair, counts, strict=True):
                     count.append(line["errors"])
                 if pair[0]["errors"] or pair[1]["errors"]:
@@ -71,38 +62,18 @@ def paired(first: Side, second: Side) -> Paired | str:
     except (KeyError, ValueError, TypeError, AttributeError):
         return f"{first.lines} and {second.lines} do not hold the same utterances, or one is damaged or of an older version"
     for number, side in enumerate((second, first)):
-        for systems, counts in zip(names, errors, strict=True):
+        for systems, counts in zip(names, counted, strict=True):
             if sum(counts[number]) != side.report.systems[systems[number]].errors:
                 return f"{side.lines} is not of the same run as the report beside it"
-    return _tested(first, second, names, np.array(words), np.array(speakers), np.array(errors), tests)
-
-
-def _tested(
-    first: Side,
-    second: Side,
-    names: list[tuple[str, str]],
-    words: np.ndarray,
-    speakers: np.ndarray,
-    errors: np.ndarray,
-    tests: list[MatchedPairs],
-) -> Paired:
-    """The tests.
-
-    Args:
-        words: of each utterance, int [utterances].
-        speakers: likewise.
-        errors: int [pairs, 2, utterances].
-    """
-    resamples = first.report.settings.bootstrap
+    settings, errors, drawn_from = first.report.settings, np.array(counted), np.array(speakers)
     rows = errors.reshape(-1, len(words))
-    drawn, drawn_words = resampled(rows, words, speakers, resamples, first.report.settings.seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rates = (drawn / drawn_words).reshape(len(names), 2, -1)
-    wers = errors.sum(2) / words.sum()
+    drawn = resampled_rates(rows, np.array(words), drawn_from, settings.bootstrap, settings.seed)
+    wers = errors.sum(2) / sum(words)
+    found = zip(names, wers.tolist(), drawn[::2], drawn[1::2], tests, strict=True)
     pairs = [
-        compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], rate[0] - rate[1], test)
-        for (name, other), wer, rate, test in zip(names, wers.tolist(), rates, tests, strict=True)
+        compared(f"{second.letter} {name}", f"{first.letter} {other}", wer[0] - wer[1], mine - theirs, test)
+        for (name, other), wer, mine, theirs, test in found
     ]
-    blocks, number = drawn_of(speakers)
-    what = f"{resamples:,} resamples of {number:,} {blocks}"
-    return Paired(pairs, what if resamples else "no resamples (bootstrap=0)")
+    blocks, number, _ = blocks_of(drawn_from)
+    basis = f"{settings.bootstrap:,} resamples of {number:,} {blocks}"
+    return pairs, basis if settings.bootstrap else "no resamples (bootstrap=0)"

@@ -5,6 +5,7 @@ A part is JSON lines: a header, then a line for each system and utterance. Besid
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import operator
@@ -24,13 +25,9 @@ TIMED = ("frontend_seconds", "network_seconds", "decoder_seconds")
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a system took, and of the audio that it was timed on.
+    """Seconds that a system took, and of the audio that it was timed on."""
 
-    Attributes:
-        seconds: of audio.
-    """
-
-    seconds: float = 0.0
+    seconds: float = 0.0  # of audio
     frontend_seconds: float = 0.0
     network_seconds: float = 0.0
     decoder_seconds: float = 0.0
@@ -61,16 +58,7 @@ class Shard:
 
 
 class Line(TypedDict):
-    """A line of a part, and of utterances.jsonl: an utterance and what a system made of it.
-
-    Attributes:
-        fields: every other number or text that the shard says of the utterance.
-        reference_scored: the text as it was compared.
-        hypothesis_scored: likewise.
-        times: word as decoded, start and end in seconds, confidence.
-        tokens: unit piece, start, end; not in lines of earlier versions.
-        same_as_teacher: null without a teacher.
-    """
+    """A line of a part, and of utterances.jsonl: an utterance and what a system made of it."""
 
     system: str
     set: str
@@ -78,10 +66,10 @@ class Line(TypedDict):
     key: str
     speaker: str | None
     seconds: float
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # every other number or text that the shard says of the utterance
     reference: str
     hypothesis: str
-    reference_scored: str
+    reference_scored: str  # as it was compared
     hypothesis_scored: str
     words: int
     substitutions: int
@@ -90,26 +78,19 @@ class Line(TypedDict):
     errors: int
     characters: int
     character_errors: int
-    times: list[list[Any]]
-    tokens: NotRequired[list[list[Any]]]
-    same_as_teacher: bool | None
+    times: list[list[Any]]  # word as decoded, start and end in seconds, confidence
+    tokens: NotRequired[list[list[Any]]]  # unit piece, start, end; not in lines of earlier versions
+    same_as_teacher: bool | None  # null without a teacher
 
 
 @dataclass
 class Part:
-    """The scores of a shard.
-
-    Attributes:
-        utterances: how many were scored.
-        seconds: of their audio.
-        quarantined: those that were not, key → reason.
-        body: JSON lines, one for each system and utterance, system by system; README.md describes them.
-    """
+    """The scores of a shard: how many utterances were scored, and seconds of their audio."""
 
     utterances: int
     seconds: float
-    quarantined: dict[str, str]
-    body: bytes
+    quarantined: dict[str, str]  # those that were not scored, key → reason
+    body: bytes  # JSON lines, one for each system and utterance, system by system; README.md describes them
 
     @property
     def lines(self) -> Iterator[Line]:
@@ -117,18 +98,14 @@ class Part:
         return map(json.loads, self.body.splitlines())
 
 
-def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> None:
-    """Publish a part, what it took before it.
-
-    Args:
-        made_of: hash of everything that decides the part.
-        costs: `seconds` of audio, and by system what `TIMED` names.
-    """
+def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Costs]) -> None:
+    """Publish a part, and before it, beside it, what it took by system; `made_of`: hash of everything that decides it."""
     rest = {
         "utterances": part.utterances, "seconds": part.seconds, "quarantined": part.quarantined,
         "sha256": hashlib.sha256(part.body).hexdigest(),
     }  # fmt: skip
-    write_json(_costs(path), costs, make_folder=False)
+    took = {name: {key: getattr(one, key) for key in TIMED} for name, one in costs.items()}
+    write_json(_costs(path), {"seconds": part.seconds, "systems": took}, make_folder=False)
     with write_whole(path, make_folder=False) as file:
         file.write(_head(made_of) + b", " + json.dumps(rest, ensure_ascii=False).encode()[1:] + b"\n" + part.body)
 
@@ -136,13 +113,16 @@ def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Any]) -> 
 def is_there(path: Place, made_of: str) -> bool:
     """Whether there is a part of this origin; one of another origin (a checkpoint or the audio has changed) is stale, and none.
 
-    Raises:
-        UserError: when there is a file that is no part.
+    A file that is no part is a UserError.
     """
     head = _head(made_of)
     try:
         with clear_errors(path):
-            start = _start(path, len(head))
+            if isinstance(path, Path):
+                with open(path, "rb") as file:
+                    start = file.read(len(head))
+            else:
+                start = path.read_bytes(len(head))
     except FileNotFoundError:
         return False
     if start != head:
@@ -151,11 +131,7 @@ def is_there(path: Place, made_of: str) -> bool:
 
 
 def read_part(path: Place) -> Part:
-    """A part.
-
-    Raises:
-        UserError: when it is missing or damaged.
-    """
+    """A part; a UserError where it is missing or damaged."""
     try:
         header, body = _parse(path, path.read_bytes())
     except FileNotFoundError:
@@ -166,11 +142,7 @@ def read_part(path: Place) -> Part:
 
 
 def read_costs(path: Place) -> dict[str, Costs]:
-    """What each system took for the part at `path`.
-
-    Raises:
-        UserError: when that is missing or damaged.
-    """
+    """What each system took for the part at `path`; a UserError where that is missing or damaged."""
     costs = _costs(path)
     if not costs.exists():
         raise UserError(f"{costs}: is gone; remove {path.name} beside it too, and run the command again")
@@ -190,22 +162,13 @@ def _head(made_of: str) -> bytes:
     return json.dumps({"format": FORMAT, "version": VERSION, "made_of": made_of}).encode()[:-1]
 
 
-def _start(path: Place, size: int) -> bytes:
-    if not isinstance(path, Path):
-        return path.read_bytes(size)
-    with open(path, "rb") as file:
-        return file.read(size)
-
-
 def _parse(path: Place, data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and body."""
     first, _, body = data.partition(b"\n")
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         header = json.loads(first)
         if header["format"] == FORMAT and {"version", "made_of", "sha256"} <= header.keys():
             return header, body
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
     raise _damaged(path)
 
 

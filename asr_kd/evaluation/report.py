@@ -18,13 +18,8 @@ def write_report(folder: Place, report: Report) -> None:
 
     Reads `utterances.jsonl` of the folder for the table of the page and, for a few utterances, audio and checkpoints.
     """
-    packed = pack(
-        partial(read_lines, folder / "utterances.jsonl"),
-        list(report.systems),
-        searchable(report),
-        {(one.set, one.key) for one in report.samples},
-        report.data.utterances,
-    )
+    read, wanted = partial(read_lines, folder / "utterances.jsonl"), [(one.set, one.key) for one in report.samples]
+    packed = pack(read, list(report.systems), searchable(report), set(wanted), report.data.utterances)
     with write_whole(folder / "report.md", "w", make_folder=False) as file:
         file.write(render_markdown(report))
     with write_whole(folder / "report.html", "w", make_folder=False) as file:
@@ -43,12 +38,8 @@ def render_markdown(report: Report) -> str:
         f"{formats.intervals_note(bootstrap)}; real-time factor of front end and network on {report.device}, "
         f"{formats.threads(report.settings.threads)}."
     )
-    parts = [
-        "# WER report",
-        f"**{_escaped(report.verdict)}**",
-        *map(_escaped, below_it(report)),
-        system_table(report),
-    ]
+    below = map(_escaped, below_it(report))
+    parts = ["# WER report", f"**{_escaped(report.verdict)}**", *below, system_table(report)]
     if len(report.sets) > 1:
         parts += ["WER by set, and the mean of the sets:", set_table(report)]
     if report.pairs:
@@ -76,9 +67,8 @@ def _escaped(text: str) -> str:
 
 def system_table(report: Report) -> str:
     """The systems as a Markdown table that is also easy to read in a terminal."""
-    head = ["system", "WER", "95 % interval", "sub", "del", "ins", "WER relative to baseline", "to teacher"]
-    head += ["gap recovered", "parameters", "size", "look-ahead", "RTF", "RTF / teacher"]
-    rows = [head]
+    rows = [["system", "WER", "95 % interval", "sub", "del", "ins", "WER relative to baseline", "to teacher"]]
+    rows[0] += ["gap recovered", "parameters", "size", "look-ahead", "RTF", "RTF / teacher"]
     for name, system in report.systems.items():
         rows.append([
             _escaped(name), formats.percent(system.wer), formats.span(system.interval),
@@ -93,12 +83,8 @@ def system_table(report: Report) -> str:
 
 def set_table(report: Report) -> str:
     """WER by set as a Markdown table."""
-
-    def rate(wer: float | None) -> str:
-        return formats.NOTHING if wer is None else formats.percent(wer)
-
     rows = [["system", *map(_escaped, report.sets), "mean"]]
     for name, system in report.systems.items():
-        sets = [rate(system.sets[one].wer) for one in report.sets]
-        rows.append([_escaped(name), *sets, rate(system.mean_of_sets_wer)])
+        rates = [*(system.sets[one].wer for one in report.sets), system.mean_of_sets_wer]
+        rows.append([_escaped(name), *(formats.known(rate, formats.percent) for rate in rates)])
     return formats.table(rows)

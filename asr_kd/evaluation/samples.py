@@ -21,19 +21,12 @@ from asr_kd.files import place
 from asr_kd.models.acoustic import infer, load_checkpoint, pick_device
 from asr_kd.shards.tarset import Sample, read_shard
 
-CLIPS = 12
-#: of all clips together, in base64
-CLIP_BYTES = 3_500_000
-#: Hz; for listening, more adds bytes alone
-CLIP_RATE = 16_000
-#: of the utterance whose posteriors are drawn
-PICTURE_SECONDS = 12.0
-#: units with most mass that a picture shows
-UNITS = 14
-#: units that never reach this probability are not shown
-FAINT = 0.05
-#: as `Units.piece` writes it
-BLANK = "∅"
+CLIP_BYTES = 3_500_000  # of all clips together, in base64
+CLIP_RATE = 16_000  # Hz; for listening, more adds bytes alone
+PICTURE_SECONDS = 12.0  # of the utterance whose posteriors are drawn
+UNITS = 14  # units with most mass that a picture shows
+FAINT = 0.05  # units that never reach this probability are not shown
+BLANK = "∅"  # as `Units.piece` writes it
 
 
 @dataclass(frozen=True)
@@ -55,16 +48,13 @@ class Evidence:
 
 
 def gather(report: Report, drawn: list[str]) -> Evidence:
-    """Fetch the report's samples from the shards, and draw the first that is short enough.
-
-    Args:
-        drawn: systems whose posteriors are drawn.
+    """Fetch the report's samples from the shards, and draw what these systems make of the first that is short enough.
 
     An utterance whose audio is gone or cannot be read keeps its place, with the reason.
     """
     evidence, left = Evidence(), CLIP_BYTES
     heard: dict[Identity, Sample] = {}
-    for one in report.samples[:CLIPS]:
+    for one in report.samples:
         identity = one.set, one.key
         try:
             sample = _fetch(report.settings.audio, one)
@@ -76,11 +66,10 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
             continue
         heard[identity] = sample
         seconds, audio = len(waveform) / rate, base64.b64encode(encode(waveform, rate, "MP3")).decode()
-        if len(audio) > left:
-            evidence.clips[identity] = Clip(seconds, problem="left out to keep the page small")
-            continue
-        left -= len(audio)
-        evidence.clips[identity] = Clip(seconds, audio)
+        evidence.clips[identity] = Clip(seconds, problem="left out to keep the page small")
+        if len(audio) <= left:
+            left -= len(audio)
+            evidence.clips[identity] = Clip(seconds, audio)
     short = [one for one in heard if 0 < evidence.clips[one].seconds <= PICTURE_SECONDS]
     evidence.shown = next(iter(short or heard), None)
     if evidence.shown is not None:

@@ -178,7 +178,7 @@ class SystemFigures(Counts):
     size_bytes: int = Field(description="their bytes")
     frame_ms: int = Field(description="period of the output")
     lookahead_ms: int | None = Field(
-        description="audio behind a frame that its output depends on; null: the whole utterance"
+        description="audio behind a frame that its output needs; null: the whole utterance"
     )
     real_time_factor: float = Field(
         description="seconds of front end and network for a second of audio, in batches of `batch_frames`, on `device` with "
@@ -305,9 +305,7 @@ class Report(Figures):
     systems: dict[str, SystemFigures] = Field(description="by name, in the order of the settings")
     pairs: list[Pair] = Field(description="every two systems")
     slices: list[Slices] = Field(description="by field")
-    slices_left_out: dict[str, str] = Field(
-        description="fields that make no slices, and why; fields of one value are not named"
-    )
+    slices_left_out: dict[str, str] = Field(description="fields that make no slices, and why; not those of one value")
     slices_worst: list[WorstSlice] = Field(
         description="at most five slices of 50 words or more where the student is worse than over all, first those whose "
         "interval's lower end is highest, those drawn from two or three speakers last, of slices with the same utterances one"

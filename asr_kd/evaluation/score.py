@@ -14,13 +14,15 @@ from typing import Any
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.evaluation.beside import Inputs, Posteriors, find_words, load_shard
-from asr_kd.evaluation.parts import TIMED, Line, Part, Shard
+from asr_kd.evaluation.parts import Costs, Line, Part, Shard
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import character_errors, count_errors
 from asr_kd.files import Place, hash_json
 from asr_kd.models.acoustic import Checkpoint, infer, infer_batches
 from asr_kd.shards.stream import map_ordered
 from asr_kd.text import NORMALIZERS
+
+APART = ("text", "speaker", "seconds")  # fields that a line has under names of its own
 
 
 @dataclass
@@ -39,36 +41,33 @@ class System:
         return hash_json(self.checkpoint.features.model_dump())
 
 
-@dataclass
 class Pending:
     """A shard under way: what was found in it so far, system by system in its order, and seconds of network and decoder."""
 
-    loaded: Inputs
-    found: list[dict[int, Hypothesis]]
-    network_seconds: list[float]
-    decoder_seconds: list[float]
+    def __init__(self, loaded: Inputs, systems: int) -> None:
+        self.loaded = loaded
+        self.found: list[dict[int, Hypothesis]] = [{} for _ in range(systems)]
+        self.network_seconds, self.decoder_seconds = [0.0] * systems, [0.0] * systems
 
 
 def score(
     settings: EvalSettings, systems: Sequence[System], shards: Iterable[Shard]
-) -> Iterator[tuple[Shard, Part, dict[str, Any]]]:
-    """Score shards with every system, in order; `shards` is read no faster than they are worked on.
+) -> Iterator[tuple[Shard, Part, dict[str, Costs]]]:
+    """Score shards with every system, in order: a shard, its part, and what it took by system.
 
-    Yields:
-        a shard, its part, and what it took: `seconds` of audio, and under `systems` what `TIMED` names.
+    `shards` is read no faster than they are worked on.
 
     Raises:
         UserError: when a shard is damaged or an utterance has no text.
     """
-    load = functools.partial(
-        load_shard, {system.frontend: system.checkpoint.features for system in systems}, settings.max_seconds
-    )
+    frontends = {system.frontend: system.checkpoint.features for system in systems}
+    load = functools.partial(load_shard, frontends, settings.max_seconds)
     find = functools.partial(find_words, [one.decoder or make_decoder(settings, one.checkpoint) for one in systems])
     held: collections.deque[Pending] = collections.deque()
 
     def posteriors() -> Iterator[Posteriors | None]:
         for loaded in map_ordered(load, shards, settings.workers, "workers"):
-            held.append(Pending(loaded, [{} for _ in systems], [0.0] * len(systems), [0.0] * len(systems)))
+            held.append(Pending(loaded, len(systems)))
             for number, system in enumerate(systems):
                 yield from _run(settings, number, system, held[-1])
             yield None  # that was the shard
@@ -78,10 +77,17 @@ def score(
     for answers in map_ordered(find, posteriors(), decoding, "workers"):
         if answers is None:
             pending = held.popleft()
-            yield pending.loaded.shard, _part(settings, systems, pending), _costs(systems, pending)
+            part, of_frontend = _part(settings, systems, pending), pending.loaded.frontend_seconds
+            took = zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
+            costs = {
+                system.name: Costs(part.seconds, of_frontend[system.frontend], network, decoder)
+                for system, network, decoder in took
+            }
+            yield pending.loaded.shard, part, costs
         else:
-            held[0].decoder_seconds[answers.system] += answers.seconds
-            held[0].found[answers.system].update(zip(answers.indices, answers.found, strict=True))
+            number, found, seconds = answers
+            held[0].decoder_seconds[number] += seconds
+            held[0].found[number].update(found)
 
 
 def _run(settings: EvalSettings, number: int, system: System, pending: Pending) -> Iterator[Posteriors]:
@@ -127,17 +133,5 @@ def _part(settings: EvalSettings, systems: Sequence[System], pending: Pending) -
     return Part(len(utterances), seconds, pending.loaded.quarantined, "".join(lines).encode())
 
 
-#: fields that a line has under names of its own
-APART = ("text", "speaker", "seconds")
-
-
 def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _costs(systems: Sequence[System], pending: Pending) -> dict[str, Any]:
-    took = {
-        system.name: dict(zip(TIMED, (pending.loaded.frontend_seconds[system.frontend], network, decoder), strict=True))
-        for system, network, decoder in zip(systems, pending.network_seconds, pending.decoder_seconds, strict=True)
-    }
-    return {"seconds": sum(utterance.seconds for utterance in pending.loaded.utterances), "systems": took}

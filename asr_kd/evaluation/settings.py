@@ -11,8 +11,7 @@ from asr_kd.config.base import Count, Location, Natural, Positive, Share
 from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Normalizing, Threads
 from asr_kd.decoding.settings import DecodingSettings
 
-#: of a set of shards; it names a folder too
-SET_NAME = r"[A-Za-z0-9_-]{1,100}"
+SET_NAME = r"[A-Za-z0-9_-]{1,100}"  # of a set of shards; it names a folder too
 
 
 class EvalSettings(DecodingSettings):
@@ -49,9 +48,8 @@ class EvalSettings(DecodingSettings):
             raise ValueError("give a folder of audio shards, or of several as {name: folder}")
         for name in value if isinstance(value, dict) else ():
             if not re.fullmatch(SET_NAME, str(name)):
-                raise ValueError(
-                    f"{name!r} cannot name a set, whose scores have a folder; use letters, digits, - and _"
-                )
+                said = "cannot name a set, whose scores have a folder; use letters, digits, - and _"
+                raise ValueError(f"{name!r} {said}")
         return value
 
     @property
@@ -59,6 +57,5 @@ class EvalSettings(DecodingSettings):
         """Folders of audio shards by the name of the set; a single folder is named by itself."""
         if isinstance(self.audio, dict):
             return self.audio
-        return {
-            re.sub(r"[^A-Za-z0-9_-]+", "-", self.audio.rstrip("/").rpartition("/")[2]).strip("-") or "test": self.audio
-        }
+        folder = self.audio.rstrip("/").rpartition("/")[2]
+        return {re.sub(r"[^A-Za-z0-9_-]+", "-", folder).strip("-") or "test": self.audio}

@@ -20,8 +20,7 @@ from asr_kd.text import NORMALIZERS
 
 #: settings that decide the scores of a shard, beside its audio and the checkpoints
 DECIDING = {*DecodingSettings.model_fields, "teacher", "normalizer", "batch_frames", "max_seconds", "device", "threads"}
-#: parts that are looked at at a time
-READERS = 16
+READERS = 16  # parts that are looked at at a time
 
 
 @dataclass
@@ -59,10 +58,7 @@ class Work:
 
 
 def score_all(work: Work) -> dict[str, Costs]:
-    """Score every shard into a part; returns when all is done, by whomever.
-
-    Returns:
-        costs of each system, over all parts.
+    """Score every shard into a part; the costs of each system over all parts, when all is done, by whomever.
 
     Raises:
         UserError: as `score`, and as soon as more than `max_bad_share` of all utterances was quarantined here.
@@ -88,11 +84,15 @@ def score_all(work: Work) -> dict[str, Costs]:
             progress.advance(total - _samples(left) - progress.done)  # done by others in the meantime
             return left
 
-        bad = Quarantine(total, work.settings.max_bad_share)
-        leases.share(left, _lease, done, not_done, lambda free: _score(work, free, bad, progress))
+        bad, lease = Quarantine(total, work.settings.max_bad_share), "{0.set}.{0.info.name}".format
+        leases.share(left, lease, done, not_done, lambda free: _score(work, free, bad, progress))
     for folder in (work.output, work.output / "parts", *folders):
         clear_torn(folder, began)
-    return _costs(work)
+    sums = {system.name: Costs() for system in work.systems}
+    for shard in work.shards:
+        took = read_costs(shard.part(work.output))
+        sums = {name: costs + took[name] for name, costs in sums.items()}
+    return sums
 
 
 def _score(work: Work, free: Iterator[Shard], bad: Quarantine, progress: Progress) -> Iterator[Shard]:
@@ -109,16 +109,3 @@ def _score(work: Work, free: Iterator[Shard], bad: Quarantine, progress: Progres
 
 def _samples(shards: list[Shard]) -> int:
     return sum(shard.info.samples for shard in shards)
-
-
-def _lease(shard: Shard) -> str:
-    return f"{shard.set}.{shard.info.name}"
-
-
-def _costs(work: Work) -> dict[str, Costs]:
-    """The costs of every part, added up."""
-    sums = {system.name: Costs() for system in work.systems}
-    for shard in work.shards:
-        part = read_costs(shard.part(work.output))
-        sums = {name: costs + part[name] for name, costs in sums.items()}
-    return sums

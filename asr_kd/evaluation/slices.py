@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +30,21 @@ SLICE_WORDS = 50  # slices of fewer words are not named as worst or most changed
 
 @dataclass
 class Slicing:
-    """One field's slices.
-
-    Attributes:
-        names: of the slices; None is where the field is absent.
-        labels: the slice of each utterance, int [utterances].
-        bands: whether the slices are bands of a number.
-    """
+    """One field's slices, which may be bands of a number."""
 
     field: str
-    names: list[str | None]
-    labels: np.ndarray
+    names: list[str | None]  # None is where the field is absent
+    labels: np.ndarray  # the slice of each utterance, int [utterances]
     bands: bool
+
+
+def value_name(value: str | int | float | bool | None) -> str | None:
+    """The name of a field's value; None where there is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return None if value is None or value == "" else str(value)
 
 
 class Column:
@@ -56,11 +59,9 @@ class Column:
 
     def add(self, value: Any) -> None:
         """The value of the next utterance."""
-        number, name = math.nan, None
-        if isinstance(value, bool | str):
-            name = str(value).lower() if isinstance(value, bool) else value or None
-        elif value is not None and abs(value) < LARGEST:  # not NaN either
-            number, name = float(value), str(value) if isinstance(value, int) else f"{value:g}"
+        number, name = math.nan, value_name(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            number, name = (float(value), name) if abs(value) < LARGEST else (math.nan, None)  # nor NaN
         if name is not None and math.isnan(number):
             self.numeric, self.numbers = False, array("f")
         if self.numeric:
@@ -70,11 +71,7 @@ class Column:
         self.codes.append(self.values.get(name, -1))
 
     def slicing(self, words: np.ndarray) -> Slicing | str:
-        """The slices of the field, or why it has none.
-
-        Args:
-            words: of each utterance, int [utterances].
-        """
+        """The slices of the field, or why it has none; `words` are of each utterance, int [utterances]."""
         codes = np.array(self.codes)
         if self.numeric and len(self.values) - 1 > CATEGORIES:
             return _bands(self.name, np.array(self.numbers, np.float64))
@@ -92,33 +89,21 @@ class Column:
         by_words = np.bincount(codes, weights=words, minlength=len(names))
         kept = set(sorted(order, key=lambda code: -by_words[code])[:VALUES])
         shown = [code for code in order if code in kept]
-        label_of = np.full(len(names), -1)
+        label_of = np.full(len(names), len(shown))
         label_of[shown] = np.arange(len(shown))
-        labels = label_of[codes]
-        texts = [names[code] for code in shown]
-        if len(shown) < len(order):
-            labels = np.where(labels < 0, len(shown), labels)
-            texts.append(OTHERS)
-        return Slicing(self.name, texts, labels, False)
+        texts = [names[code] for code in shown] + [OTHERS] * (len(shown) < len(order))
+        return Slicing(self.name, texts, label_of[codes], False)
 
 
 def _bands(name: str, numbers: np.ndarray) -> Slicing | str:
     known = ~np.isnan(numbers)
-    edges: Iterable[float]
-    if name in EDGES:
-        edges = EDGES[name]
-    elif "snr" in name.lower():
-        edges = SNR_EDGES
-    else:
-        edges = [float(f"{edge:.2g}") for edge in np.quantile(numbers[known], [0.2, 0.4, 0.6, 0.8])]
-    cuts = sorted(set(edges))
-    labels = np.where(known, np.searchsorted(cuts, numbers, side="right"), len(cuts) + 1)
-    ends = [f"{cut:g}" for cut in cuts]
-    names: list[str | None] = [
-        f"below {ends[0]}",
-        *(f"{low} to {high}" for low, high in itertools.pairwise(ends)),
-    ]
-    names += [f"{ends[-1]} and more", None]
+    edges: Sequence[float] | None = SNR_EDGES if "snr" in name.lower() else EDGES.get(name)
+    if edges is None:
+        edges = sorted({float(f"{edge:.2g}") for edge in np.quantile(numbers[known], [0.2, 0.4, 0.6, 0.8])})
+    labels = np.where(known, np.searchsorted(edges, numbers, side="right"), len(edges) + 1)
+    ends = [f"{edge:g}" for edge in edges]
+    between = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+    names = [f"below {ends[0]}", *between, f"{ends[-1]} and more", None]
     present = np.unique(labels)
     if len(present) < 2:
         return "one value"
@@ -135,27 +120,20 @@ class Fields:
 
     def add(self, line: Line) -> None:
         """The fields of the next utterance, from one of its lines; `set` and `speaker` are fields too."""
-        seconds = line["seconds"]
-        values: dict[str, Any] = {"set": line["set"], "speaker": line["speaker"], "seconds": seconds}
-        values["words_per_second"] = line["words"] / seconds if seconds else None
-        values = values | line["fields"] | values  # these four first, whatever the shard has under their names
-        for name in values:
-            if name not in self.columns:
-                if len(self.columns) < FIELDS:
-                    self.columns[name] = Column(name, self.utterances)
-                else:
-                    self.left_out[name] = f"more than {FIELDS} fields"
+        own: dict[str, Any] = {"set": line["set"], "speaker": line["speaker"], "seconds": line["seconds"]}
+        own["words_per_second"] = line["words"] / line["seconds"] if line["seconds"] else None
+        values = own | line["fields"] | own  # these four first, whatever the shard has under their names
+        for name in [name for name in values if name not in self.columns]:
+            if len(self.columns) < FIELDS:
+                self.columns[name] = Column(name, self.utterances)
+            else:
+                self.left_out[name] = f"more than {FIELDS} fields"
         for name, column in self.columns.items():
             column.add(values.get(name))
         self.utterances += 1
 
     def slicings(self, words: np.ndarray) -> list[Slicing]:
         """Every field that parts the utterances; `left_out` says which do not, but for those of one value."""
-        found = []
-        for name, column in self.columns.items():
-            made = column.slicing(words)
-            if isinstance(made, Slicing):
-                found.append(made)
-            elif made != "one value":
-                self.left_out[name] = made
-        return found
+        made = {name: column.slicing(words) for name, column in self.columns.items()}
+        self.left_out |= {name: why for name, why in made.items() if isinstance(why, str) and why != "one value"}
+        return [one for one in made.values() if isinstance(one, Slicing)]

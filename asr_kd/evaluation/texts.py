@@ -16,8 +16,7 @@ from asr_kd.shards.tarset import read_shard
 from asr_kd.text import NORMALIZERS
 from asr_kd.units import Units
 
-#: characters that a message names at most
-NAMED = 10
+NAMED = 10  # characters that a message names at most
 
 
 def check_texts(settings: EvalSettings, systems: Sequence[System], sets: Mapping[str, tuple[str, ShardList]]) -> None:
@@ -29,9 +28,8 @@ def check_texts(settings: EvalSettings, systems: Sequence[System], sets: Mapping
     said = set()
     for folder, infos in sets.values():
         first = infos.filled[0]
-        texts = [
-            (one.key, one.fields["text"]) for one in read_shard(place(folder) / first.name) if "text" in one.fields
-        ]
+        read = read_shard(place(folder) / first.name)
+        texts = [(one.key, one.fields["text"]) for one in read if "text" in one.fields]
         for system in systems:
             known = letters(settings, system.checkpoint.units)
             odd = [(key, found) for key, text in texts if (found := _comparable(settings, text) - known)]
@@ -39,20 +37,14 @@ def check_texts(settings: EvalSettings, systems: Sequence[System], sets: Mapping
                 continue
             counted = Counter(one for _, found in odd for one in sorted(found))
             named = ", ".join(repr(one) for one, _ in counted.most_common(NAMED)) + " …" * (len(counted) > NAMED)
-            what = (
-                f"{folder}: {len(odd):,} of the {len(texts):,} texts of {first.name} (first: {odd[0][0]}) hold characters that "
-                f"{{}} cannot write: {named}"
-            )
+            where = f"{folder}: {len(odd):,} of the {len(texts):,} texts of {first.name} (first: {odd[0][0]})"
+            what = f"{where} hold characters that {system.name} cannot write: {named}"
             if len(odd) == len(texts):
-                remedy = (
-                    "set normalizer=basic"
-                    if settings.normalizer == "none"
-                    else "give texts of the language of its units"
-                )
-                raise UserError(f"{what.format(system.name)}; {remedy}")
-            if what not in said:  # systems with the same units are told together
-                said.add(what)
-                print(f"{what.format(system.name)}; their words count as errors", file=sys.stderr)
+                language = "give texts of the language of its units"
+                raise UserError(f"{what}; {'set normalizer=basic' if settings.normalizer == 'none' else language}")
+            if (where, named) not in said:  # systems with the same units are told together
+                said.add((where, named))
+                print(f"{what}; their words count as errors", file=sys.stderr)
 
 
 def letters(settings: EvalSettings, units: Units) -> set[str]:

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asr_kd.evaluation.parts import Line
+from asr_kd.evaluation.slices import value_name
 from asr_kd.evaluation.wer import Edit, align
 from asr_kd.files import Place, local_copy
 
-#: rows of the page at most; beyond it the utterances with the most errors are kept
-ROWS = 100_000
+ROWS = 100_000  # rows of the page at most; beyond it the utterances with the most errors are kept
 
-#: of one utterance: its lines, by system
-Group = dict[str, Line]
+Group = dict[str, Line]  # of one utterance: its lines, by system
 Identity = tuple[str | None, str]  # set and key
 
 
@@ -66,11 +65,11 @@ def pack(
 
     Args:
         read: gives the lines, from the first on, each time it is called.
+        systems: whose edits rows carry.
         fields: manifest fields whose values rows carry, to be searched for.
         wanted: utterances whose lines are returned too.
         utterances: how many there are.
-        limit: rows at most. Beyond it those with the most errors (of the system that made most) are kept, the
-            first ones of equals.
+        limit: rows at most. Beyond it the first with the most errors (of the system that made most) are kept.
     """
     room, least = limit, -1  # rows with more errors than `least` are kept, and `room` of those with as many
     if utterances > limit:
@@ -92,7 +91,13 @@ def pack(
             continue
         room -= errors == least
         rows += 1
-        block += compressor.compress(_line(_row(first, group, systems, fields)))
+        known = first.get("fields", {})
+        row = [
+            first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
+            [value_name(known.get(name)) for name in fields],
+            *(_short(group[name]) if name in group else None for name in systems),
+        ]  # fmt: skip
+        block += compressor.compress(_line(row))
     block += compressor.flush()
     return Packed(base64.b64encode(block).decode(), rows, utterances, found)
 
@@ -106,37 +111,18 @@ def _most_errors(group: Group) -> int:
     return max(line["errors"] for line in group.values())
 
 
-def _row(first: Line, group: Group, systems: list[str], fields: list[str]) -> list[Any]:
-    known = first.get("fields", {})
-    return [
-        first["key"], first.get("set"), first["speaker"], round(first.get("seconds", 0.0), 2), first["reference_scored"],
-        [_named(known.get(name)) for name in fields],
-        *(_short(group[name]) if name in group else None for name in systems),
-    ]  # fmt: skip
-
-
-def _named(value: str | int | float | bool | None) -> str | None:
-    """A field's value as the slices name it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return None if value is None or value == "" else str(value)
-
-
 def _short(line: Line) -> list[list[Any]]:
     if not line["errors"]:
         return []
     edits, index = list[list[Any]](), 0
-    for edit in edits_of(line):
-        match edit.kind:
-            case "substitution":
-                edits.append([index, edit.hypothesis])
-            case "deletion":
-                edits.append([index])
-            case "insertion":
-                edits.append([index, edit.hypothesis, 1])
-        index += edit.kind != "insertion"
+    for kind, _, heard in edits_of(line):
+        if kind == "substitution":
+            edits.append([index, heard])
+        elif kind == "deletion":
+            edits.append([index])
+        elif kind == "insertion":
+            edits.append([index, heard, 1])
+        index += kind != "insertion"
     return edits
 
 

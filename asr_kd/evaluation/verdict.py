@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from asr_kd.evaluation.formats import SURE, change, changes, percent, share, sureness
-from asr_kd.evaluation.schema import Interval, Pair, Report, SetErrors
+from asr_kd.evaluation.schema import Interval, Pair, Report
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.models.origin import won_nothing
 
 
 def student_of(roles: EvalSettings | Report, rates: Mapping[str, float]) -> str:
-    """The system that a report is about: the named student, else the best one that has no other role, else the best.
-
-    Args:
-        rates: WER of each system.
-    """
+    """The system that a report is about: the named student, else the best one that has no other role, else the best."""
     best = sorted(rates, key=lambda name: rates[name])
     free = [name for name in best if name not in (roles.baseline, roles.teacher)]
     return roles.student or (free or best)[0]
@@ -47,10 +43,7 @@ def verdict(report: Report) -> str:
 
 
 def below_it(report: Report) -> list[str]:
-    """Sentences that the verdict has no room for.
-
-    Whose training won nothing, the share of the gap, and how the other systems compare with the student.
-    """
+    """Whose training won nothing, the share of the gap, and how the other systems compare with the student."""
     name, systems = student(report), report.systems
     baseline, teacher = report.baseline, report.teacher
     said = _without_gain(report, name)
@@ -69,12 +62,21 @@ def below_it(report: Report) -> list[str]:
                 f"from {baseline} to {teacher} ({sureness(_pair(report, baseline, teacher))})."
             )
     for role, other in roles_of(report).items():
-        if systems[name].wer < systems[other].wer:
-            said += _worse_sets(systems[name].sets, systems[other].sets, f"Yet {name} is worse than the {role} in")
+        rates = [(one, mine.wer, systems[other].sets[one].wer) for one, mine in systems[name].sets.items()]
+        worse = [
+            f"{one} ({percent(mine)} against {percent(theirs)})"
+            for one, mine, theirs in rates
+            if mine is not None and theirs is not None and mine > theirs
+        ]
+        if worse and systems[name].wer < systems[other].wer:
+            said.append(f"Yet {name} is worse than the {role} in {', '.join(worse)}.")
     beside: dict[str, list[str]] = {}
     for other in ranked(report):
         if other not in (name, baseline, teacher):
-            beside.setdefault(_beside(report, other, name), []).append(f"{other} ({percent(systems[other].wer)})")
+            pair = _pair(report, other, name)
+            better = "better" if (pair.difference < 0) == (pair.a == other) else "worse"
+            how = f"significantly {better}" if sureness(pair) == SURE else sureness(pair)
+            beside.setdefault(how, []).append(f"{other} ({percent(systems[other].wer)})")
     if beside:
         groups = "; ".join(f"{how}: {', '.join(others)}" for how, others in beside.items())
         said.append(f"Against {name}, {groups}.")
@@ -89,23 +91,11 @@ def _without_gain(report: Report, name: str) -> list[str]:
         lost = start and won_nothing({"started_from": start.model_dump()})
         same = one == name != baseline and baseline and systems[one].fingerprint == systems[baseline].fingerprint
         if same:
-            said.append(
-                f"{one} is the baseline {baseline}, with the same weights to the bit{f': {lost}' if lost else ''}."
-            )
+            why = f": {lost}" if lost else ""
+            said.append(f"{one} is the baseline {baseline}, with the same weights to the bit{why}.")
         elif lost:
             said.append(f"{one}'s training won nothing: {lost}.")
     return said
-
-
-def _worse_sets(mine: Mapping[str, SetErrors], theirs: Mapping[str, SetErrors], what: str) -> list[str]:
-    """The sets in which a system that is better over all is worse."""
-    rates = [(one, mine[one].wer, theirs[one].wer) for one in mine]
-    worse = [
-        f"{one} ({percent(ours)} against {percent(other)})"
-        for one, ours, other in rates
-        if ours is not None and other is not None and ours > other
-    ]
-    return [f"{what} {', '.join(worse)}."] if worse else []
 
 
 def ranked(report: Report) -> list[str]:
@@ -125,9 +115,7 @@ def _pair(report: Report, one: str, other: str) -> Pair:
 
 def _against(report: Report, name: str, other: str, role: str) -> str:
     mine, theirs = report.systems[name], report.systems[other]
-    moved, bounds = mine.relative_change_to_baseline, mine.relative_change_to_baseline_interval
-    if role == "teacher":
-        moved, bounds = mine.relative_change_to_teacher, mine.relative_change_to_teacher_interval
+    moved, bounds = (getattr(mine, f"relative_change_to_{role}{kind}") for kind in ("", "_interval"))
     if moved is None:
         much = f"{mine.errors:,} word errors where"
     elif round(abs(moved), 3) == 0:
@@ -135,17 +123,8 @@ def _against(report: Report, name: str, other: str, role: str) -> str:
     else:
         much = f"{100 * abs(moved):.1f} % {'fewer' if moved < 0 else 'more'} word errors than"
     called = f"the {role}" if other == role else f"the {role} {other}"
-    how_sure = sureness(_pair(report, name, other))
-    signed = _within(bounds, change)
-    return f"{much} {called}{' makes none' if moved is None else ''} ({percent(theirs.wer)}{signed}, {how_sure})"
-
-
-def _beside(report: Report, other: str, name: str) -> str:
-    """How another system compares with the student."""
-    pair = _pair(report, other, name)
-    if sureness(pair) != SURE:
-        return sureness(pair)
-    return f"significantly {'better' if (pair.difference < 0) == (pair.a == other) else 'worse'}"
+    told = f"{percent(theirs.wer)}{_within(bounds, change)}, {sureness(_pair(report, name, other))}"
+    return f"{much} {called}{' makes none' if moved is None else ''} ({told})"
 
 
 def _within(bounds: Interval | None, written: Callable[[float], str] = percent) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jiwer
@@ -20,8 +19,7 @@ from asr_kd.decoding.wer import word_errors
 # sclite's weights. With them two deletions and two insertions (12) are cheaper than four substitutions (16) although
 # both are four errors, so a misplaced stretch is shown as such.
 SUBSTITUTION, GAP = 4, 3
-#: of words by words, from which on a table of all costs is filled
-CELLS = 10_000
+CELLS = 10_000  # of words by words, from which on a table of all costs is filled
 MODULUS = 256
 
 
@@ -70,25 +68,19 @@ def align(reference: str, hypothesis: str) -> list[Edit]:
     matched pair of words goes before an insertion, an insertion before a deletion (SCTK 2.4.10, word alignment of
     networks). Its errors are seldom more than the edit distance, never fewer: see `edit_distance`.
 
-    An empty reference makes every word of the hypothesis an insertion, an empty hypothesis every word of the reference
-    a deletion; two empty texts align without an edit. Time goes with the product of lengths, for up to some hundred words
-    times the errors; memory too, a byte a cell, beyond these.
+    Where one text is empty every word of the other is an insertion or a deletion. Time goes with the product of lengths, for
+    up to some hundred words times the errors; memory too, a byte a cell, beyond these.
     """
     ours, theirs = reference.split(), hypothesis.split()
-    # Only where the words before it differ does a step need to know what the rest costs. A few distances are far sooner
-    # asked for than a table is filled, unless texts are long.
-    rest = _table(ours, theirs) if len(ours) * len(theirs) > CELLS else partial(_distance, ours, theirs)
+    rest = _costs(ours, theirs)  # only where the words before it differ does a step need to know what the rest costs
     edits: list[Edit] = []
     i, j = len(ours), len(theirs)
     while i or j:
-        if i and j and ours[i - 1] == theirs[j - 1]:
+        same = i and j and ours[i - 1] == theirs[j - 1]
+        cost = 0 if same else rest(i, j)
+        if same or (i and j and (cost - rest(i - 1, j - 1)) % MODULUS == SUBSTITUTION):
             i, j = i - 1, j - 1
-            edits.append(Edit("equal", ours[i], theirs[j]))
-            continue
-        cost = rest(i, j)
-        if i and j and (cost - rest(i - 1, j - 1)) % MODULUS == SUBSTITUTION:
-            i, j = i - 1, j - 1
-            edits.append(Edit("substitution", ours[i], theirs[j]))
+            edits.append(Edit("equal" if same else "substitution", ours[i], theirs[j]))
         elif j and (cost - rest(i, j - 1)) % MODULUS == GAP:
             j -= 1
             edits.append(Edit("insertion", None, theirs[j]))
@@ -98,13 +90,14 @@ def align(reference: str, hypothesis: str) -> list[Edit]:
     return edits[::-1]
 
 
-def _distance(ours: list[str], theirs: list[str], i: int, j: int) -> int:
-    """The least cost of aligning the first i and the first j words."""
-    return Levenshtein.distance(ours[:i], theirs[:j], weights=(GAP, GAP, SUBSTITUTION))
+def _costs(ours: list[str], theirs: list[str]) -> Callable[[int, int], int]:
+    """The least cost of aligning the first i and the first j words, at least modulo 256.
 
-
-def _table(ours: list[str], theirs: list[str]) -> Callable[[int, int], int]:
-    """The same for any i and j, modulo 256: neighbours differ by a few, so a byte a cell tells them apart."""
+    A few distances are far sooner asked for than a table is filled, unless texts are long. Neighbours in the table differ by
+    a few, so a byte a cell tells them apart.
+    """
+    if len(ours) * len(theirs) <= CELLS:
+        return lambda i, j: Levenshtein.distance(ours[:i], theirs[:j], weights=(GAP, GAP, SUBSTITUTION))
     numbers: dict[str, int] = {}
     left, right = (np.array([numbers.setdefault(word, len(numbers)) for word in words]) for words in (ours, theirs))
     shift = GAP * np.arange(len(theirs) + 1)

@@ -24,7 +24,7 @@ from tables import print_rows
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.evaluation.job import evaluate
-from asr_kd.evaluation.parts import Part, Shard, write_part
+from asr_kd.evaluation.parts import Costs, Part, Shard, write_part
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.sharing import DECIDING, Work
@@ -88,8 +88,7 @@ def write_scores(settings: EvalSettings) -> None:
     work, rng = Work(settings, systems, shards, Path(settings.output)), random.Random(0)
     claim_folder(work.output, "eval", settings.model_dump(include={"systems", "audio", *DECIDING}))
     (work.output / "parts" / "audio").mkdir(parents=True)
-    took = dict.fromkeys(("frontend_seconds", "network_seconds", "decoder_seconds"), 1.0)
-    costs = {"seconds": shards[0].info.seconds, "systems": dict.fromkeys(settings.systems, took)}
+    costs = dict.fromkeys(settings.systems, Costs(shards[0].info.seconds, 1.0, 1.0, 1.0))
     bodies = []
     for shard in shards[:BODIES]:
         lines = [line(rng, system.name, shard, number) for system in systems for number in range(UTTERANCES)]

@@ -48,7 +48,7 @@ def numbers(svg: str) -> list[float]:
 @pytest.mark.parametrize("wers", [[0.0], [0.0, 0.0], [1.2, 0.0, 0.05], [0.2, 0.19]])
 @pytest.mark.parametrize("hours", [0.0, 3.0])
 def test_pictures_hold_any_figures(wers: list[float], hours: float) -> None:
-    curve = Curve("a", "s0", [hours * index for index in range(len(wers))], wers)
+    curve = Curve("a", "s0", [(hours * index, wer) for index, wer in enumerate(wers)])
     for svg in (str(learning_curves([curve])), str(wer_bars([Bar("a" * 99, "s0", wers[0], None)]))):
         xml.etree.ElementTree.fromstring(svg)
         assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))

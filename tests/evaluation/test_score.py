@@ -59,9 +59,11 @@ def test_shards_are_asked_for_one_by_one(settings: EvalSettings, systems: list[S
 def test_what_it_took_is_said_of_each_system(settings: EvalSettings, systems: list[System], audio: Path) -> None:
     for shard, part, costs in score(settings, systems, shards_of(audio)):
         assert part.utterances == shard.info.samples
-        assert costs["seconds"] == part.seconds == pytest.approx(shard.info.seconds)
-        assert list(costs["systems"]) == ["teacher", "student"]
-        assert all(seconds > 0 for system in costs["systems"].values() for seconds in system.values())
+        assert part.seconds == pytest.approx(shard.info.seconds)
+        assert list(costs) == ["teacher", "student"]
+        for system in costs.values():
+            assert system.seconds == part.seconds
+            assert all(seconds > 0 for seconds in dataclasses.astuple(system))
 
 
 def test_one_utterance_scored_alone_or_among_others_has_the_same_line(
