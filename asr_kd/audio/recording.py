@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from asr_kd.audio.decode import MP3_SLACK, measure, native_blocks
-from asr_kd.audio.waveform import Mixer, resampled
+from asr_kd.audio.parts import named
+from asr_kd.audio.waveform import whole
 from asr_kd.errors import AudioError
 
 BLOCK = 10.0  # seconds that are decoded at once
@@ -59,17 +60,12 @@ class Recording:
         Raises:
             AudioError: as `decode`, for the segment and what is before it.
         """
-        name = f"{self._name}, {start:g} to {end:g} s"
         if self._rate and round(start * self._rate) < self._at:
             self._begin()
         samples = self._samples(start, end)
-        if not len(samples):
-            raise AudioError(f"{name}: holds no samples (zero length); leave it out")
-        mixer = Mixer(name)
-        waveform = mixer.mix(samples)
-        mixer.finish()
         wanted = sample_rate or self._rate
-        return resampled(waveform, self._rate, wanted, name), wanted
+        with named(f"{self._name}, {start:g} to {end:g} s"):
+            return whole([samples], self._rate, wanted), wanted
 
     def _samples(self, start: float, end: float) -> np.ndarray:
         """Float32 [samples, channels] of a segment; they are kept for the next one, with what was decoded after them."""
