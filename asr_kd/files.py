@@ -31,11 +31,7 @@ CLAIM = "job.json"
 
 
 def place(text: Place | str) -> Place:
-    """The path that a setting names: local, or a URL of an object store; see `spelled`.
-
-    Raises:
-        UserError: when it is a misspelt URL, or one without a bucket.
-    """
+    """The path that a setting names: local, or a URL of an object store; UserError where it is misspelt (`spelled`)."""
     if not isinstance(text, str):
         return text
     text = spelled(text)
@@ -80,11 +76,7 @@ def spelled(text: str) -> str:
 
 
 def local(text: str, key: str) -> Path:
-    """As `place`, for a setting `key` that must be a local path.
-
-    Raises:
-        UserError: when it is a URL.
-    """
+    """As `place`, for a setting `key` that must be a local path; UserError where it is a URL."""
     path = place(text)
     if isinstance(path, ObjectPath):
         raise UserError(f"{key}: {text}: must be on a local disk; write there, and copy it to the store afterwards")
@@ -92,11 +84,7 @@ def local(text: str, key: str) -> Path:
 
 
 def local_copy(path: Place) -> AbstractContextManager[Path]:
-    """The file itself if it is local; for an object, a temporary copy within the context.
-
-    Raises:
-        FileNotFoundError: when the object is not there.
-    """
+    """The file itself if it is local; a temporary copy of an object within the context; FileNotFoundError without one."""
     return path.fetched() if isinstance(path, ObjectPath) else nullcontext(path)
 
 
@@ -114,13 +102,8 @@ def write_whole(path: Place | str, mode: str = "wb", make_folder: bool = True) -
     """Open a file beside `path` for writing and rename it to `path` once the block has ended without an error.
 
     A process killed at any moment leaves either the complete new file or the old one. For an object store the file is
-    written to the local temporary folder and then uploaded.
-
-    Args:
-        path: of the new file.
-        mode: as of `open`.
-        make_folder: create the folder if it is missing. A job that has claimed its folder must not: if the folder is gone,
-            the earlier output in it is lost, and the job cannot be resumed without.
+    written to the local temporary folder and then uploaded. A job that has claimed its folder must not make it
+    (`make_folder`): if it is gone, so is the earlier output, without which the job cannot be resumed.
 
     Raises:
         UserError: when there is no space left or the folder cannot be written or is gone.
@@ -189,11 +172,7 @@ def clear_errors(path: Place) -> Iterator[None]:
 
 
 def check_there(folder: Place) -> None:
-    """Check that the folder that a job has claimed still exists; an object store has no folders.
-
-    Raises:
-        UserError: when it does not exist any more.
-    """
+    """Raise UserError when the folder that a job has claimed does not exist any more; an object store has no folders."""
     if isinstance(folder, Path) and not folder.is_dir():
         raise UserError(f"{folder}: is gone, removed or unmounted since the job began; run the command again")
 
@@ -235,31 +214,23 @@ def write_json(path: Place | str, value: Any, make_folder: bool = True) -> None:
 
 
 def read_json(path: Place | str, what: str = "JSON file") -> Any:
-    """Read JSON.
-
-    Raises:
-        UserError: when the file is missing, unreadable or not JSON; `what` names its role.
-    """
+    """Read JSON; UserError when the file is missing, unreadable or not JSON; `what` names its role."""
     return parse_json(read_text(path, what), f"{path}")
 
 
 def read_text(path: Place | str, what: str = "file") -> str:
-    """Read UTF-8 text; `what` names its role in the message when it cannot be read.
-
-    Raises:
-        UserError: when the file is missing, a folder, unreadable or not UTF-8.
-    """
+    """Read UTF-8 text; UserError when the file is missing, a folder, unreadable or not UTF-8; `what` names its role."""
     with readable(path, what):
         return place(path).read_text(encoding="utf-8")
 
 
 @contextmanager
-def readable(path: Place | str, what: str) -> Iterator[None]:
-    """Turn errors in reading `path` into UserError; `what` names its role."""
+def readable(path: Place | str, what: str, remedy: str = "check the path") -> Iterator[None]:
+    """Turn errors in reading `path` into UserError; `what` names its role, `remedy` says what to do when it is missing."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such {what}; check the path") from None
+        raise UserError(f"{path}: no such {what}; {remedy}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder where a {what} was expected") from None
     except NotADirectoryError:
@@ -271,11 +242,7 @@ def readable(path: Place | str, what: str) -> Iterator[None]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON; `where` begins the message of an error.
-
-    Raises:
-        UserError: when `text` is not JSON, or an object in it holds a key twice.
-    """
+    """Parse JSON; UserError, which `where` begins, when `text` is not JSON or an object in it holds a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
@@ -316,7 +283,6 @@ def claim_folder(
     The claim is `job.json` in the folder. The same claim again is accepted: that is how a job resumes.
 
     Args:
-        folder: output of the job.
         job: verb.
         settings: everything that the output depends on; valid JSON.
         product: extension of the job's output files; if there are none yet, the message says so.
@@ -354,15 +320,12 @@ def claim_folder(
 
 
 def claimed_settings(folder: Place | str) -> dict[str, Any]:
-    """The settings that a folder is claimed for; empty without a claim.
-
-    Raises:
-        UserError: when the claim is not JSON.
-    """
+    """The settings that a folder is claimed for, empty without a claim; UserError when the claim is not JSON."""
     claim = place(folder) / CLAIM
-    value = read_json(claim, "job claim") if claim.exists() else None
-    settings = value.get("settings") if isinstance(value, dict) else None
-    return settings if isinstance(settings, dict) else {}
+    match read_json(claim, "job claim") if claim.exists() else None:
+        case {"settings": dict(settings)}:
+            return settings
+    return {}
 
 
 def _first_difference(old: Any, new: Any, prefix: str = "") -> str:

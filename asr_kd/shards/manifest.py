@@ -45,7 +45,7 @@ _PACKED = (
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a recording, in seconds: `end` None is the recording's end."""
+    """A stretch of a recording, in seconds: `end` None is the recording's end. The default is all of it."""
 
     start: float = 0.0
     end: float | None = None
@@ -53,29 +53,23 @@ class Span:
 
 @dataclass
 class Utterance:
-    """A line of a manifest: `audio` as a path from here, `text` if it is known, and every other field of the line.
-
-    `span` is where in the recording it lies, None where the line says nothing of it: then it is the whole recording.
-    """
+    """A line of a manifest: `audio` as a path from here, `text` if it is known, every other field, where in the recording it lies."""
 
     key: str
     audio: Place
     text: str | None
     fields: dict[str, Any]
-    span: Span | None = None
+    span: Span
 
 
 def check_key(key: object, where: str) -> str:
-    """Refuse what cannot be the key of an utterance; `where` opens the message.
+    """Refuse what cannot be the key of an utterance, with a UserError that `where` opens.
 
     A key becomes the name of a member of a tar, up to its first dot, so it may hold no dot and nothing of a path.
-
-    Raises:
-        UserError: saying what is wrong with it.
     """
     if not isinstance(key, str) or not key:
         raise UserError(f"{where}: the key must be text that is not empty, not {_shown(key)}")
-    if any(character in "./\\" or not character.isprintable() for character in key) or key != key.strip():
+    if any(map(_forbidden, key)) or key != key.strip():
         raise UserError(
             f"{where}: the key {_shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
         )
@@ -120,15 +114,11 @@ def read_transcripts(path: Place | str) -> dict[str, str]:
     Raises:
         UserError: naming the file and the line, as `read_manifest`.
     """
-    return dict(_texts(place(path)))
+    return {key: value["text"] for _, value, key in _lines_with_text(place(path))}
 
 
 class Transcripts:
-    """The same for as many utterances as there may be: they lie in a temporary database that spills to the disk.
-
-    Raises:
-        UserError: as `read_transcripts`.
-    """
+    """As `read_transcripts`, for as many utterances as there may be: a temporary database that spills to the disk."""
 
     def __init__(self, path: Place | str) -> None:
         table = "CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT) WITHOUT ROWID"
@@ -171,11 +161,6 @@ def _nbest(value: dict[str, Any], where: str) -> str | None:
     )
 
 
-def _texts(path: Place) -> Iterator[tuple[str, str]]:
-    for _, value, key in _lines_with_text(path):
-        yield key, value["text"]
-
-
 def _lines_with_text(path: Place) -> Iterator[tuple[str, dict[str, Any], str]]:
     for where, value, key in _unique(path, "file of transcripts"):
         if not isinstance(value.get("text"), str):
@@ -210,8 +195,8 @@ def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> No
             file.write(json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
 
 
-def span_of(fields: dict[str, Any], where: str) -> Span | None:
-    """Where in a recording an utterance lies, by the fields of its line; None where none of BOUNDS says anything.
+def span_of(fields: dict[str, Any], where: str) -> Span:
+    """Where in a recording an utterance lies, by the fields of its line: BOUNDS.
 
     Raises:
         UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
@@ -221,8 +206,6 @@ def span_of(fields: dict[str, Any], where: str) -> Span | None:
         if pair or (_other(name) == "bound" and _is_time(value)):
             raise UserError(f"{where}: {name} is not known; give the bounds of a segment in seconds, as start and end")
     start, end, length = (_bound(fields, names, where) for names in (STARTS, ENDS, LENGTHS))
-    if start is None and end is None and length is None:
-        return None
     if start is not None and end is None and length is None:
         for name in fields:
             if _other(name) == "length" and _is_time(fields[name]):
@@ -246,9 +229,7 @@ def _other(name: str) -> str:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) or (
-        isinstance(value, str) and re.fullmatch(r"[\s\d.:,]+s?", value) is not None
-    )
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch(r"[\s\d.:,]+s?", value)))
 
 
 def _refuse_other_text(fields: dict[str, Any], where: str) -> None:
@@ -275,20 +256,21 @@ def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float 
 
 def made_key(fields: dict[str, Any], where: str, folders: bool = False) -> str:
     """The key of a line that has none: the name of its audio file without extension, then `-` and start and end in milliseconds where it
-    names a segment by its start or end. What a key may not hold (dots, control characters, …) becomes `_`.
-
-    Args:
-        folders: put the folders in front, with `-` between them: for lines whose keys would be the same.
+    names a segment by its start or end. What a key may not hold (dots, control characters, …) becomes `_`. With `folders`,
+    for lines whose keys would be the same, they stand in front, with `-` between them.
     """
     *parents, name = fields["audio"].rstrip("/").split("/")
     parts = [part for part in parents if part not in ("", ".", "..")] if folders else []
     key = "-".join([*parts, os.path.splitext(name)[0]])
     span = span_of(fields, where)
-    if span and any(fields.get(name) is not None for name in (*STARTS, *ENDS)) and span != Span():
+    if span != Span() and any(fields.get(name) is not None for name in (*STARTS, *ENDS)):
         key += "".join(f"-{round(1000 * bound)}" for bound in (span.start, span.end) if bound is not None)
-    return "".join(
-        "_" if character in "./\\" or not character.isprintable() else character for character in key
-    ).strip()
+    return "".join("_" if _forbidden(character) else character for character in key).strip()
+
+
+def _forbidden(character: str) -> bool:
+    """Whether a key cannot hold it."""
+    return character in "./\\" or not character.isprintable()
 
 
 def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -300,8 +282,7 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
         _spilling(),
     ):
         repeated: sqlite3.Connection | None = None
-        for number, value in _lines(path, what):
-            where = f"{path}, line {number}"
+        for number, where, value in _lines(path, what):
             audio = value.get("audio")
             if "key" not in value and not (isinstance(audio, str) and audio):
                 hint = _hint(value, audio)
@@ -325,10 +306,10 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
 def _repeated(path: Place, what: str) -> sqlite3.Connection:
     """In how many lines each key stands or would be made: the whole file is read for it, before the first key is made."""
     keys = _database("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
-    for number, value in _lines(path, what):
+    for _, where, value in _lines(path, what):
         key, audio = value.get("key"), value.get("audio")
         if key is None and isinstance(audio, str) and audio:
-            key = made_key(value, f"{path}, line {number}")
+            key = made_key(value, where)
         if isinstance(key, str):
             keys.execute("INSERT INTO keys VALUES (?, 1) ON CONFLICT DO UPDATE SET lines = lines + 1", (key,))
     return keys
@@ -345,44 +326,38 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
     return f"; the audio file is called {name} there: call it audio" if name else ""
 
 
-def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Place, what: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The number of each line that is not empty, the words that name it, and its object."""
     with readable(path, what), local_copy(path) as copy, open(copy, "rb") as file:
         check_unpacked(file.read(6), path)
         file.seek(0)
         for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError:
-                raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file to UTF-8") from None
+                raise UserError(f"{where}: not UTF-8 text; convert the file to UTF-8") from None
             if not text:
                 continue
             if number == 1 and text[0] not in '{["':
-                columns = next(
-                    (what for mark, what in (("\t", "tabs"), (",", "commas"), (";", "semicolons")) if mark in text),
-                    "",
-                )
+                marks = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+                columns = next((marks[mark] for mark in marks if mark in text), "")
                 kind = f"a table, with {columns} between its columns" if columns else "plain text"
-                raise UserError(f"{path}, line 1: not JSON but {kind}; {_WANTED}")
+                raise UserError(f"{where}: not JSON but {kind}; {_WANTED}")
             if number == 1 and text[0] == "[":
-                raise UserError(f"{path}, line 1: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
-            value = parse_json(text, f"{path}, line {number}")
+                raise UserError(f"{where}: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
+            value = parse_json(text, where)
             if not isinstance(value, dict):
-                raise UserError(f"{path}, line {number}: must be a JSON object {{…}}, not {_shown(value)}")
+                raise UserError(f"{where}: must be a JSON object {{…}}, not {_shown(value)}")
             try:
                 json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
             except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
-                raise UserError(
-                    f"{path}, line {number}: holds NaN, half a character or too deep JSON; fix or remove it"
-                ) from None
-            yield number, value
+                raise UserError(f"{where}: holds NaN, half a character or too deep JSON; fix or remove it") from None
+            yield number, where, value
 
 
 def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:
-    """Refuse a file that is packed, by its first bytes.
-
-    Raises:
-        UserError: naming what packed it and the command that unpacks it, with `remedy` behind it.
-    """
+    """Refuse a file that is packed, by its first bytes, naming the command that unpacks it, with `remedy` behind it."""
     for mark, what, command in _PACKED:
         if head.startswith(mark):
             raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path.name} > NEW{remedy}")

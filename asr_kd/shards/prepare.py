@@ -33,16 +33,16 @@ from asr_kd.files import (
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import sole_writer
-from asr_kd.shards.manifest import BOUNDS, Utterance, read_manifest
+from asr_kd.shards.manifest import BOUNDS, Span, Utterance, read_manifest
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 from asr_kd.text import NORMALIZERS
 
+IN_MEMORY = 1 << 20  # bytes of segments that are held in memory; more of them lie in a temporary file
 RECORDS = ".records"  # beside the shards: what each group of utterances became
-MAX_BYTES = (
-    1 << 30
-)  # of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
+# of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
+MAX_BYTES = 1 << 30
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -139,21 +139,16 @@ class _Source:
         self._stack.close()
 
     def recording(self, audio: Place) -> Recording:
-        """A recording, opened unless it is.
-
-        Raises:
-            AudioError: when it cannot be read.
-        """
+        """A recording, opened unless it is; AudioError when it cannot be read."""
         if self._audio != audio:
             self._stack.close()
             self._audio = audio
             try:
-                _check_file(audio)
-                self._found = Recording(self._stack.enter_context(local_copy(audio)), str(audio))
+                with _readable(audio):
+                    _check_file(audio)
+                    self._found = Recording(self._stack.enter_context(local_copy(audio)), str(audio))
             except AudioError as error:
                 self._found = error
-            except OSError as error:
-                self._found = _unreadable(audio, error)
         if isinstance(self._found, AudioError):
             raise self._found
         return self._found
@@ -168,17 +163,17 @@ def _samples(
 ) -> Iterator[Sample]:
     segments: dict[str, list[Utterance]] = {}  # by their recordings
     for utterance in group:
-        if utterance.span:
+        if utterance.span != Span():
             segments.setdefault(str(utterance.audio), []).append(utterance)
     cut: dict[str, tuple[Sample, int, int] | AudioError] = {}  # by key; the audio lies in the spool, from a place on
-    with clear_errors(Path(tempfile.gettempdir()) / "segments"), _spool(bool(segments)) as spool:
+    with clear_errors(Path(tempfile.gettempdir()) / "segments"), tempfile.SpooledTemporaryFile(IN_MEMORY) as spool:
         for utterance in group:
             stop_if_asked()
             seconds = 0.0
             try:
-                if utterance.span:
+                if utterance.span != Span():
                     # all segments of a recording at once, in the order of time: one pass over it
-                    for one in sorted(segments.pop(str(utterance.audio), []), key=_start):
+                    for one in sorted(segments.pop(str(utterance.audio), []), key=lambda one: one.span.start):
                         cut[one.key] = _cut(settings, one, source, spool)
                     sample = _taken(cut.pop(utterance.key), spool)
                 else:
@@ -190,48 +185,37 @@ def _samples(
             progress.advance(1, seconds)
 
 
-def _spool(on_disk: bool) -> IO[bytes]:
-    return tempfile.TemporaryFile() if on_disk else io.BytesIO()
-
-
-def _start(utterance: Utterance) -> float:
-    return utterance.span.start if utterance.span else 0.0
-
-
 def _cut(
     settings: PrepareSettings, utterance: Utterance, source: _Source, spool: IO[bytes]
 ) -> tuple[Sample, int, int] | AudioError:
     """A segment, its audio at the end of the spool, or why there is none; the whole file where the bounds are its ends."""
-    assert utterance.span is not None
     try:
-        recording = source.recording(utterance.audio)
-        start, end = recording.bounds(utterance.span.start, utterance.span.end)
-        if start == 0.0 and end >= recording.seconds - recording.slack:
-            sample = _sample(settings, utterance, recording.path)
-        else:
-            if end - start > settings.max_seconds:
-                raise AudioError(
-                    f"{utterance.audio}: the segment from {start:g} to {end:g} s is longer than max_seconds {settings.max_seconds:g}; cut "
-                    "it or raise max_seconds"
-                )
-            waveform, rate = recording.cut(start, end, settings.sample_rate)
-            _check_channel(utterance, recording.channels)
-            known = {name: value for name, value in utterance.fields.items() if name not in BOUNDS}
-            known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
-            sample = _described(
-                settings,
-                dataclasses.replace(utterance, fields=known),
-                to_flac(waveform, rate),
-                "flac",
-                len(waveform) / rate,
-            )
+        with _readable(utterance.audio):
+            recording = source.recording(utterance.audio)
+            start, end = recording.bounds(utterance.span.start, utterance.span.end)
+            if start == 0.0 and end >= recording.seconds - recording.slack:
+                sample = _sample(settings, utterance, recording.path)
+            else:
+                sample = _segment(settings, utterance, recording, start, end)
     except AudioError as error:
         return error
-    except OSError as error:
-        return _unreadable(utterance.audio, error)
     spool.seek(0, io.SEEK_END)
     spool.write(sample.audio)
     return dataclasses.replace(sample, audio=b""), spool.tell() - len(sample.audio), len(sample.audio)
+
+
+def _segment(settings: PrepareSettings, utterance: Utterance, recording: Recording, start: float, end: float) -> Sample:
+    if end - start > settings.max_seconds:
+        raise AudioError(
+            f"{utterance.audio}: the segment from {start:g} to {end:g} s is longer than max_seconds {settings.max_seconds:g}; cut "
+            "it or raise max_seconds"
+        )
+    waveform, rate = recording.cut(start, end, settings.sample_rate)
+    _check_channel(utterance, recording.channels)
+    known = {name: value for name, value in utterance.fields.items() if name not in BOUNDS}
+    known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
+    utterance = dataclasses.replace(utterance, fields=known)
+    return _described(settings, utterance, to_flac(waveform, rate), "flac", len(waveform) / rate)
 
 
 def _taken(cut: tuple[Sample, int, int] | AudioError, spool: IO[bytes]) -> Sample:
@@ -245,13 +229,11 @@ def _taken(cut: tuple[Sample, int, int] | AudioError, spool: IO[bytes]) -> Sampl
 def _sample(settings: PrepareSettings, utterance: Utterance, audio_file: Place) -> Sample:
     """An utterance that is a whole file, which may be a local copy."""
     name = str(utterance.audio)
-    try:
+    with _readable(utterance.audio):
         _check_file(audio_file)
         if (size := audio_file.stat().st_size) > MAX_BYTES:
             raise AudioError(f"{name}: has {size} bytes, more than one utterance may have ({MAX_BYTES}); cut it")
         data = audio_file.read_bytes()
-    except OSError as error:
-        raise _unreadable(utterance.audio, error) from None
     audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
     _check_channel(utterance, audio.source_channels)
     extension = audio.extension
@@ -285,8 +267,13 @@ def _check_file(audio: Place) -> None:
         raise AudioError(f"{audio}: is a folder, a pipe or a device; check `audio` in the manifest")
 
 
-def _unreadable(audio: Place, error: OSError) -> AudioError:
-    return AudioError(f"{audio}: cannot be read ({error.strerror or error}); check the file and its permissions")
+@contextlib.contextmanager
+def _readable(audio: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise AudioError(f"{audio}: cannot be read ({reason}); check the file and its permissions") from None
 
 
 def to_flac(waveform: np.ndarray, rate: int) -> bytes:

@@ -111,20 +111,15 @@ def read_texts(source: str) -> Iterator[str]:
         yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
     else:
         lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
-        _refuse_table(path, lines)
-        _refuse_keys(path, lines)
-        _refuse_others(path, lines)
+        for refuse in (_refuse_table, _refuse_keys, _refuse_others):
+            refuse(path, lines)
         yield from lines
 
 
 def _holds_json(path: Place) -> bool:
-    """Whether a file's first line begins an object or a list of JSON.
-
-    Raises:
-        UserError: when it holds one JSON value over all lines, and not one a line.
-    """
+    """Whether a file's first line begins an object of JSON; UserError when it holds one JSON value over all lines."""
     text = read_text(path, "text file").removeprefix("\ufeff").lstrip()
-    if re.match(r"\[\s*(\{|\]|\")", text) or re.match(r"\{\s*(\n|\})", text):
+    if re.match(r"\[\s*[{\]\"]|\{\s*[\n}]", text):
         raise UserError(
             f"{path}: holds one JSON value, not a manifest; write a JSON object a line, with audio and text"
         )

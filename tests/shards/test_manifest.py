@@ -192,7 +192,7 @@ def test_bounds_are_read_under_the_names_that_others_give_them(tmp_path: Path) -
     for fields, expected in [
         ({"offset": 1, "duration": 2.5}, Span(1.0, 3.5)), ({"start": 1.0, "duration": 2}, Span(1.0, 3.0)), ({"start": 1, "end": 2}, Span(1.0, 2.0)),
         ({"begin": 1, "end": 2, "duration": 1.04}, Span(1.0, 2.0)), ({"start_time": 1, "end_time": 2}, Span(1.0, 2.0)), ({"start": 1, "offset": 1}, Span(1.0, None)),
-        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x", "duration_ms": 2, "endpoint": 1}, None),
+        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x", "duration_ms": 2, "endpoint": 1}, Span()),
     ]:  # fmt: skip
         path.write_text(json.dumps({"audio": "a.wav", **fields}))
         (utterance,) = read_manifest(path)
