@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from asr_kd.errors import UserError
 
@@ -29,20 +29,11 @@ WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 #: errors of a full local disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_TRANSIENT = (
-    errno.EBUSY,
-    errno.EIO,
-    errno.EREMOTEIO,
-    errno.EAGAIN,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EPIPE,
-    errno.ETIMEDOUT,
-)
+_LOST = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
+_TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, *_LOST)
 
 
-@dataclass(frozen=True)
-class Stat:
+class Stat(NamedTuple):
     """Size of an object in bytes."""
 
     st_size: int
@@ -53,7 +44,7 @@ class ObjectPath:
     """The path of an object, or of a folder of objects (a prefix), with the methods of `pathlib.Path` and a few more.
 
     Every method raises UserError when the store cannot be reached after several attempts, refuses access, or has no such
-    bucket.
+    bucket; those that read or remove an object raise FileNotFoundError when it is not there.
 
     Attributes:
         protocol: what is before `://`.
@@ -65,11 +56,7 @@ class ObjectPath:
 
     @classmethod
     def parse(cls, url: str) -> ObjectPath:
-        """From a URL.
-
-        Raises:
-            UserError: when nothing follows its `://`.
-        """
+        """From a URL; UserError when nothing follows its `://`."""
         protocol, path = URL.fullmatch(url).groups()  # type: ignore[union-attr]  # only called for URLs
         if not path.strip("/"):
             raise UserError(f"{url}: names no bucket; write {protocol}://BUCKET/FOLDER")
@@ -110,11 +97,7 @@ class ObjectPath:
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> Stat:
-        """The object's size.
-
-        Raises:
-            FileNotFoundError: when it is not there.
-        """
+        """The object's size."""
         return Stat(self._request(lambda store: store.info(str(self)))["size"])
 
     def names(self) -> Iterator[str]:
@@ -139,28 +122,16 @@ class ObjectPath:
         """Nothing: a store has no folders."""
 
     def read_bytes(self, size: int | None = None) -> bytes:
-        """The object's first `size` bytes, or all.
-
-        Raises:
-            FileNotFoundError: when it is not there.
-        """
+        """The object's first `size` bytes, or all."""
         return self._request(lambda store: store.cat_file(str(self), start=None, end=size))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """The object as text.
-
-        Raises:
-            FileNotFoundError: when it is not there.
-        """
+        """The object as text."""
         return self.read_bytes().decode(encoding, errors)
 
     @contextlib.contextmanager
     def fetched(self) -> Iterator[Path]:
-        """A local copy within the context.
-
-        Raises:
-            FileNotFoundError: when the object is not there.
-        """
+        """A local copy within the context."""
         with _temporary(self, "w+b") as file:
             self._request(lambda store: store.get_file(str(self), file.name))
             yield Path(file.name)
@@ -180,11 +151,7 @@ class ObjectPath:
         self._request(lambda store: store.pipe_file(str(self), data))
 
     def create(self, data: bytes) -> bool:
-        """Write `data` unless there is an object: if several try, each with different data, one succeeds.
-
-        Returns:
-            whether the object is now `data`.
-        """
+        """Write `data` unless there is an object; returns whether it is `data` now: of several with other data, one succeeds."""
         self._check_writable()
         try:
             self._request(lambda store: store.pipe_file(str(self), data, mode="create"))

@@ -117,10 +117,7 @@ class Frontend:
         return FeatureStream(self)
 
     def compute(self, waveform: np.ndarray) -> np.ndarray:
-        """Features of a mono waveform at the settings' sample rate.
-
-        Args:
-            waveform: float32 [samples] in [-1, 1].
+        """Features of a mono waveform float32 [samples] at the settings' sample rate, in [-1, 1].
 
         Returns:
             float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; an incomplete last frame is dropped.

@@ -117,11 +117,7 @@ class _Pipe:
 
 
 def _is_wav(pipe: _Pipe, raw_given: bool) -> bool:
-    """Whether the pipe holds WAV, not raw audio.
-
-    Raises:
-        AudioError: when it is another container, naming it.
-    """
+    """Whether the pipe holds WAV, not raw audio; AudioError when it is another container, naming it."""
     head = pipe.peek(HEAD)
     if size := mpeg.first_size(head):  # certain once a second frame follows the first
         head = pipe.peek(max(HEAD, size + 6))

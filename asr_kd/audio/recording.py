@@ -44,14 +44,11 @@ class Recording:
             AudioError: when it is empty, or more than a frame of it lies outside.
         """
         stop = self.seconds if end is None else end
+        segment = f"{self._name}: the segment from {start:g} to {stop:g} s"
         if stop <= start:
-            raise AudioError(
-                f"{self._name}: the segment from {start:g} to {stop:g} s is empty; it must end after it starts"
-            )
+            raise AudioError(f"{segment} is empty; it must end after it starts")
         if start < -self.slack or stop > self.seconds + self.slack or start >= self.seconds:
-            raise AudioError(
-                f"{self._name}: the segment from {start:g} to {stop:g} s lies outside of the recording, which has {self.seconds:.3f} s"
-            )
+            raise AudioError(f"{segment} lies outside of the recording, which has {self.seconds:.3f} s")
         return max(start, 0.0), min(stop, self.seconds)
 
     def cut(self, start: float, end: float, sample_rate: int | None) -> tuple[np.ndarray, int]:

@@ -106,11 +106,7 @@ def header(read: Callable[[int], bytes]) -> Header:
 
 
 def check_bare(found: Pcm, remedy: str) -> None:
-    """Refuse compressed samples, naming the codec; `remedy`: what to do.
-
-    Raises:
-        AudioError: when the samples are compressed.
-    """
+    """Refuse compressed samples with an AudioError, naming the codec; `remedy`: what to do."""
     if (found.tag, found.bits) not in BARE:
         codec = CODECS.get(found.tag, f"codec 0x{found.tag:04X}")
         bits = f" of {found.bits} bits" if found.bits else ""
@@ -273,11 +269,7 @@ def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
 
 
 def refuse_other(data: Buffer, at: int) -> None:
-    """Refuse a recording of another container at an offset, behind the sound of a WAV.
-
-    Raises:
-        AudioError: when there is one.
-    """
+    """Refuse, with an AudioError, a recording of another container at an offset, behind the sound of a WAV."""
     head = bytes(data[at : at + BEHIND])
     what = {b"fLaC": "FLAC", b"OggS": "Ogg"}.get(head[:4]) or next(iter(mpeg.recognise(head) or ()), None)
     if what:
