@@ -41,10 +41,7 @@ def place(text: Place | str) -> Place:
 def spelled(text: str) -> str:
     """The normal spelling of a file or folder: `~` in front is the home folder, `S3://` is `s3://`, `file:///x` is `/x`.
 
-    A local name that looks like a URL needs `./` in front.
-
-    Raises:
-        UserError: when it is empty, or a misspelt URL, with the right spelling.
+    A local name that looks like a URL needs `./` in front. UserError when it is empty or a misspelt URL.
     """
     if not text.strip():
         raise UserError(f"{text!r}: is empty where a file or folder belongs; a variable of the shell may be empty")
@@ -65,9 +62,7 @@ def spelled(text: str) -> str:
     if scheme == "file":
         host, slash, rest = rest.partition("/") if len(slashes) == 2 else ("", slashes, rest)
         if before or not colon or not slash or host not in ("", "localhost"):
-            raise UserError(
-                f"{text}: is no URL of a file on this machine; write file:///FOLDER/FILE, or the path alone"
-            )
+            raise UserError(f"{text}: is no URL of a file on this machine; write file:///FOLDER/FILE, or its path")
         return "/" + unquote(rest)
     if before or not colon or len(slashes) < 2:
         right = f"{scheme}://{rest.rstrip(QUOTES)}" if scheme in SCHEMES else "s3://… or gs://… for a store"
@@ -297,9 +292,7 @@ def claim_folder(
     if not claim.exists():
         filled = folder.is_dir() and any(not name.startswith(".") for name in names_in(folder))
         if filled and not claim.exists():  # checked again: another process of this job may have been faster
-            raise UserError(
-                f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder"
-            )
+            raise UserError(f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another folder")
         with clear_errors(claim):
             folder.mkdir(parents=True, exist_ok=True)
             if create(claim, json.dumps(mine, indent=2, ensure_ascii=False) + "\n"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import posixpath
 import random
 import re
@@ -110,10 +109,6 @@ class ObjectPath:
         except FileNotFoundError:
             return
         yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
-
-    def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """The entries directly below with a name like `pattern`."""
-        return (self / name for name in self.names() if fnmatch.fnmatchcase(name, pattern))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a store has no folders."""

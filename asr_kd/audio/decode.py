@@ -118,11 +118,7 @@ def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) 
 
 
 def native_blocks(path: Path, name: str, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Rate in Hz and float32 [samples, channels] of a local file, block by block, without conversion.
-
-    Raises:
-        AudioError: as `decode`, but samples and channels are not checked.
-    """
+    """Rate in Hz and float32 [samples, channels] of a local file, block by block, as `decode` reads them, not yet checked."""
     with _opened(path, name) as source:
         rate = found = 0
         for part in source.container.parts:
@@ -146,8 +142,7 @@ def seconds_of(path: Path, name: str) -> float:
 def measure(path: Path, name: str) -> tuple[float, int, str]:
     """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local audio file, without decoding it.
 
-    Raises:
-        AudioError: when it is not audio, or not as long as its header says.
+    It raises AudioError when it is not audio, or not as long as its header says.
     """
     with _opened(path, name) as source:
         total, rate = 0, 0

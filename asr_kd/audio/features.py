@@ -163,11 +163,7 @@ class FeatureStream:
 
     @one_thread()
     def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Add float32 [samples]; returns the frames that are now complete, float16 [frames, mels * stack].
-
-        Raises:
-            AudioError: when they are not a mono waveform of full scale 1 (`checked`).
-        """
+        """Add a waveform (`checked`); returns the frames that are now complete, float16 [frames, mels * stack]."""
         waveform = checked(waveform)
         front, stack = self._frontend, self._frontend.settings.stack
         skipped = min(self._skip, len(waveform))

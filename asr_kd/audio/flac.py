@@ -47,11 +47,7 @@ class _Info:
 
 
 def examine(data: Buffer, start: int, end: int) -> Container:
-    """The sound of a FLAC from `start` to `end`; all of it, even if its header states no length or less.
-
-    Raises:
-        AudioError: when it is cut or damaged, or its sample size is not supported.
-    """
+    """The sound of a FLAC from `start` to `end`; all of it, even if its header states no length or less."""
     starts = [start, *(found.start() for found in _START.finditer(data, start + 8, end))]
     parts, plain = [], start == 0 and len(starts) == 1
     for first, following in zip(starts, [*starts[1:], end], strict=True):
@@ -68,9 +64,7 @@ def examine(data: Buffer, start: int, end: int) -> Container:
 def _one(data: Buffer, start: int, end: int) -> Part:
     info = _info(data, start, end)
     if info.bits not in BITS:
-        raise AudioError(
-            f"FLAC of {info.bits} bits is not read here; convert it: ffmpeg -i bad.flac -sample_fmt s16 good.flac"
-        )
+        raise AudioError(f"FLAC of {info.bits} bits is not read here; convert it: {convert('flac')}")
     found = _last_frame(data, info, end)
     if found is None:
         if info.total:
@@ -110,10 +104,7 @@ def _info(data: Buffer, start: int, end: int) -> _Info:
 def _last_frame(data: Buffer, info: _Info, end: int) -> int | None:
     """Number of samples up to the end of the last complete frame; None if none is found.
 
-    A frame that ends at the stated length is accepted; any other one only by its checksum.
-
-    Raises:
-        AudioError: when something else follows the frame.
+    A frame that ends at the stated length is accepted if nothing else follows; any other one only by its checksum.
     """
     at, least, most = end, max(info.frames, end - SEARCHED), 0
     sync = data[info.frames : info.frames + 2]  # the same in every frame

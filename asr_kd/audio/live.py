@@ -175,8 +175,7 @@ def _ends(pipe: _Pipe, size: int) -> bool:
 def microphone_sound(sample_rate: int, seconds: float) -> Iterator[np.ndarray]:
     """Audio of the default microphone, in pieces float32 [samples] of `seconds` seconds, until interrupted.
 
-    Raises:
-        UserError: when the extra is not installed, or the machine has no microphone at that rate.
+    It raises UserError when the extra is not installed, or the machine has no microphone at that rate.
     """
     try:
         import sounddevice

@@ -92,9 +92,6 @@ def examine(data: Buffer, start: int, end: int) -> Container:
 
     libsndfile decodes as many frames as the first one states, or guesses from its size if it states nothing. If that would be
     wrong, a frame with the right length is put in front.
-
-    Raises:
-        AudioError: when it is cut or damaged.
     """
     parts: list[Part] = []
     plain, at = True, start

@@ -30,11 +30,7 @@ def codec(page: bytes) -> tuple[str, str | None]:
 
 
 def examine(data: Buffer, start: int, end: int) -> Container:
-    """The streams of an Ogg from `start` to `end`, one after another (chained, as by `cat`).
-
-    Raises:
-        AudioError: when it is cut, damaged, of an unsupported codec, or holds several streams in parallel.
-    """
+    """The streams of an Ogg from `start` to `end`, one after another (chained, as by `cat`)."""
     parts: list[Part] = []
     extension, at, first, last, before = "", start, start, 4, -1
     stop = before_tags(data, start, end)

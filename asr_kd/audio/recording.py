@@ -19,10 +19,7 @@ FRAME = 0.1  # seconds by which segments may exceed a recording: other tools rou
 class Recording:
     """A local recording. Memory holds a segment and a block; segments in the order of their starts need one decoding pass.
 
-    `channels`: the most of them in what was decoded so far.
-
-    Raises:
-        AudioError: when it is not audio, or not as long as its header says.
+    `channels`: the most of them in what was decoded so far. It raises AudioError as `measure`.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -38,11 +35,7 @@ class Recording:
         self._held = np.empty((0, 1), np.float32)
 
     def bounds(self, start: float, end: float | None) -> tuple[float, float]:
-        """The bounds in seconds of a segment, limited to the recording; `end` None: the recording's end.
-
-        Raises:
-            AudioError: when it is empty, or more than a frame of it lies outside.
-        """
+        """The bounds in seconds of a segment, limited to the recording; `end` None: its end. AudioError when it lies outside."""
         stop = self.seconds if end is None else end
         segment = f"{self._name}: the segment from {start:g} to {stop:g} s"
         if stop <= start:
@@ -54,8 +47,7 @@ class Recording:
     def cut(self, start: float, end: float, sample_rate: int | None) -> tuple[np.ndarray, int]:
         """The waveform of a segment, float32 [samples], mono, and its rate: `sample_rate`, or the recording's own.
 
-        Raises:
-            AudioError: as `decode`, for the segment and what is before it.
+        It raises AudioError as `decode`, for the segment and what is before it.
         """
         if self._rate and round(start * self._rate) < self._at:
             self._begin()

@@ -55,11 +55,7 @@ class Header:
 
 
 def header(read: Callable[[int], bytes]) -> Header:
-    """Read the header of a WAV up to its sound; `read` gives the next bytes, fewer at the end.
-
-    Raises:
-        AudioError: when it is cut or damaged; an unsupported codec is not refused here.
-    """
+    """Read the header of a WAV of any codec up to its sound; `read` gives the next bytes, fewer at the end."""
     riff = read(12)
     order = ">" if riff[:4] == b"RIFX" else "<"
     taken = len(riff)
@@ -152,11 +148,7 @@ _LAWS = {A_LAW: _a_law(), MU_LAW: _mu_law()}
 
 
 def examine(data: Buffer, start: int, end: int) -> Container:
-    """The sound of a WAV from `start` to `end`; all of it, even if the header was never finished or states less.
-
-    Raises:
-        AudioError: when it is cut, damaged or of an unsupported codec.
-    """
+    """The sound of a WAV from `start` to `end`; all of it, even if the header was never finished or states less."""
     parts: list[Part] = []
     plain, at = start == 0, start
     while at < end:
@@ -200,9 +192,7 @@ def _one(data: Buffer, start: int, end: int) -> tuple[list[Part], bool, int]:
         following = end if another is None else another
         stop = before_tags(data, sound, end) if another is None else another
         if not found.bare:
-            raise AudioError(
-                f"its header does not state the length of its sound ({CODECS[pcm.tag]}); repair it: {convert('wav')}"
-            )
+            raise AudioError(f"its header states no length of sound ({CODECS[pcm.tag]}); repair it: {convert('wav')}")
     if found.bare:
         return [*before, _bare(sound, stop, pcm)], as_stated, following
     if pcm.tag == MP3:
@@ -280,7 +270,7 @@ def _refuse_text_mode(sound: bytes) -> None:
     """Refuse bytes that went through a program for text, which put a carriage return before each line feed."""
     if (lines := sound.count(b"\n")) >= FEW_LINES and sound.count(b"\r\n") == lines:
         raise AudioError(
-            "damaged, it was sent as text (every line feed became two bytes); fetch it again in binary mode"
+            "damaged, it was sent as text (each line feed is two bytes now); fetch it again in binary mode"
         )
 
 

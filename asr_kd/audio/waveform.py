@@ -38,11 +38,7 @@ class Mixer:
         self._filled, self._sums, self._squares = 0, np.zeros(MAX_CHANNELS + 1), np.zeros(MAX_CHANNELS + 1)
 
     def mix(self, samples: np.ndarray) -> np.ndarray:
-        """Float32 [samples, channels] → float32 [samples].
-
-        Raises:
-            AudioError: when a sample is not a number or far beyond full scale.
-        """
+        """Float32 [samples, channels] → float32 [samples]; AudioError when one is not a number or far beyond full scale."""
         peak = _peak(samples)
         if not np.isfinite(peak):
             raise AudioError("holds samples that are not numbers (NaN or infinite); make the file again")
@@ -73,11 +69,7 @@ class Mixer:
         self._begin()
 
     def finish(self) -> None:
-        """End the recording.
-
-        Raises:
-            AudioError: when its channels cancel out, for example if one is the other inverted.
-        """
+        """End the recording; AudioError when its channels cancel out, for example if one is the other inverted."""
         self._end()
         if self._energy > AUDIBLE * self._count and self._lost > LOST * self._energy:
             share = self._lost / self._energy
@@ -89,11 +81,7 @@ class Mixer:
 
 
 def checked(waveform: Any) -> np.ndarray:
-    """A waveform as float32 [samples].
-
-    Raises:
-        AudioError: when it is not an array of floats with one axis, or a sample is not a number or far beyond full scale, 1.
-    """
+    """A waveform as float32 [samples]; AudioError when it is no array of floats with one axis, or not of full scale 1."""
     if not isinstance(waveform, np.ndarray) or waveform.ndim != 1 or waveform.dtype.kind != "f":
         is_array = isinstance(waveform, np.ndarray)
         what = f"{waveform.dtype} {list(waveform.shape)}" if is_array else type(waveform).__name__
@@ -145,8 +133,7 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
 def whole(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarray:
     """All pieces of a recording, float32 [samples, channels] at `rate` Hz, as one waveform: float32 [samples] at `wanted` Hz.
 
-    Raises:
-        AudioError: as `Mixer`; when there are no samples, or too few to be converted.
+    It raises AudioError as `Mixer`, and when there are no samples, or too few to be converted.
     """
     mixer = Mixer()
     mixed = [mixer.mix(piece) for piece in pieces] or [np.empty(0, np.float32)]
@@ -162,11 +149,7 @@ def whole(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarray:
 
 
 def streamed(pieces: Iterable[tuple[int, np.ndarray]], wanted: int, name: str) -> Iterator[np.ndarray]:
-    """The same as the pieces arrive, each with its rate, which does not change; memory holds one.
-
-    Raises:
-        AudioError: as `Mixer`.
-    """
+    """The same as the pieces arrive, each with its rate, which does not change; memory holds one. AudioError as `Mixer`."""
     mixer, resample = Mixer(), None
     for rate, samples in pieces:
         if resample is None and rate != wanted:

@@ -158,8 +158,7 @@ class Leases:
     def wait_for_death(self, name: str, busy: str) -> None:
         """Return once nobody living holds the lease of this name: at once, or when a holder on another machine has been silent for `patience`.
 
-        Raises:
-            UserError: as soon as it is known that the holder lives: `busy`, and who it is.
+        It raises UserError as soon as it is known that the holder lives: `busy`, and who it is.
         """
         path, asked = self.folder / name, False
         while (state := self._state(path)) not in ("free", "dead"):
@@ -191,17 +190,16 @@ class Leases:
 
     def _state(self, path: Place) -> Literal["free", "dead", "alive", "silent"]:
         """Of a lease; `silent`: its holder is on another machine and has given no sign of life yet."""
-        state: object
         try:
-            text = path.read_text()
-            state = (_time(path), text)
-            holder = json.loads(text)
-            if holder["host"] == self._me["host"] and holder["space"] == self._me["space"] and self._me["started"]:
-                return "alive" if _started(holder["pid"]) == holder["started"] else "dead"
+            data = path.read_bytes()
+            # when it was last changed; of an object, the content tells
+            state = (data, 0 if isinstance(path, ObjectPath) else path.stat().st_mtime_ns)
         except FileNotFoundError:
             return "free"
-        except (ValueError, KeyError, TypeError):
-            state = (_time(path), "damaged")
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged
+            holder = json.loads(data)
+            if holder["host"] == self._me["host"] and holder["space"] == self._me["space"] and self._me["started"]:
+                return "alive" if _started(holder["pid"]) == holder["started"] else "dead"
         known, since = self._seen.get(path, (None, 0.0))
         if known != state:
             self._seen[path] = (state, time.monotonic())
@@ -271,11 +269,6 @@ def check_unused(folder: Place) -> None:
     leases = Leases(folder / SHARED)
     for name in sorted(name for name in names_in(leases.folder) if not name.startswith(".")):
         leases.wait_for_death(name, f"{folder}: is being written by")
-
-
-def _time(path: Place) -> int:
-    """When a lease was last changed; of an object, whose content tells, always 0."""
-    return 0 if isinstance(path, ObjectPath) else path.stat().st_mtime_ns
 
 
 def _started(pid: int) -> str | None:

@@ -68,13 +68,13 @@ def check_key(key: object, where: str) -> str:
     A key becomes the name of a member of a tar, up to its first dot, so it may hold no dot and nothing of a path.
     """
     if not isinstance(key, str) or not key:
-        raise UserError(f"{where}: the key must be text that is not empty, not {_shown(key)}")
+        raise UserError(f"{where}: the key must be text that is not empty, not {shown(key)}")
     if any(map(_forbidden, key)) or key != key.strip():
         raise UserError(
-            f"{where}: the key {_shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
+            f"{where}: the key {shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
         )
     if len(key.encode()) > KEY_BYTES:
-        raise UserError(f"{where}: the key {_shown(key)} is longer than {KEY_BYTES} bytes; shorten it")
+        raise UserError(f"{where}: the key {shown(key)} is longer than {KEY_BYTES} bytes; shorten it")
     return key
 
 
@@ -92,9 +92,9 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
         found, labelled = True, "text" in value
         audio, text = value.pop("audio", None), value.pop("text", None)
         if not isinstance(audio, str) or not audio or "\0" in audio:
-            raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}{_hint(value, audio)}")
+            raise UserError(f"{where}: `audio` must be the path of a file, not {shown(audio)}{_hint(value, audio)}")
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
+            raise UserError(f"{where}: `text` must be text, not {shown(text)}; leave it out when it is unknown")
         if not labelled:
             _refuse_other_text(value, where)
         span = span_of(value, where)
@@ -111,8 +111,7 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
 def read_transcripts(path: Place | str) -> dict[str, str]:
     """Read transcripts: on each line a JSON object with `key` and `text`; a manifest with text will do.
 
-    Raises:
-        UserError: naming the file and the line, as `read_manifest`.
+    It raises UserError as `read_manifest`.
     """
     return {key: value["text"] for _, value, key in _lines_with_text(place(path))}
 
@@ -156,7 +155,7 @@ def _nbest(value: dict[str, Any], where: str) -> str | None:
         ):
             return json.dumps([(one["text"], one["score"]) for one in found])
     raise UserError(
-        f"{where}: `nbest` must be a list of objects with text and score, not {_shown(value['nbest'])}; "
+        f"{where}: `nbest` must be a list of objects with text and score, not {shown(value['nbest'])}; "
         "write it with `asr-kd transcribe … nbest=8`"
     )
 
@@ -164,7 +163,7 @@ def _nbest(value: dict[str, Any], where: str) -> str | None:
 def _lines_with_text(path: Place) -> Iterator[tuple[str, dict[str, Any], str]]:
     for where, value, key in _unique(path, "file of transcripts"):
         if not isinstance(value.get("text"), str):
-            raise UserError(f"{where}: `text` must be text, not {_shown(value.get('text'))}")
+            raise UserError(f"{where}: `text` must be text, not {shown(value.get('text'))}")
         yield where, value, key
 
 
@@ -184,7 +183,7 @@ def _spilling() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         folder = os.environ.get("TMPDIR", "/var/tmp")  # where SQLite puts it
         raise UserError(
-            f"{folder}: {error}, for the keys of a list; free some space, or set TMPDIR to a larger disk"
+            f"{folder}: {error}, for the keys of a list; free some, or set TMPDIR to a larger disk"
         ) from None
 
 
@@ -196,10 +195,9 @@ def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> No
 
 
 def span_of(fields: dict[str, Any], where: str) -> Span:
-    """Where in a recording an utterance lies, by the fields of its line: BOUNDS.
+    """Where in a recording an utterance lies, by the fields of its line that are BOUNDS.
 
-    Raises:
-        UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
+    It raises UserError when one is no number of seconds, two contradict each other, or another name or unit is used.
     """
     for name, value in fields.items():
         pair = name in _OTHER_PAIRS and isinstance(value, list) and len(value) == 2 and all(map(_is_time, value))
@@ -239,16 +237,14 @@ def _refuse_other_text(fields: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: the text is called {name} there: call it text")
     for name in _SEGMENTS:
         if isinstance(fields.get(name), list) and any(isinstance(one, dict) and "text" in one for one in fields[name]):
-            raise UserError(
-                f"{where}: {name} has the texts of segments; write a line for each, with start, end and text"
-            )
+            raise UserError(f"{where}: {name} has the texts of segments; write one line each, with start, end and text")
 
 
 def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float | None:
     given = {name: fields[name] for name in names if fields.get(name) is not None}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
-            raise UserError(f"{where}: {name} must be a number of seconds, not {_shown(value)}; rename it where it means something else")  # fmt: skip
+            raise UserError(f"{where}: {name} must be a number of seconds, not {shown(value)}; rename it where it means something else")  # fmt: skip
     if len(set(given.values())) > 1:
         raise UserError(f"{where}: {' and '.join(given)} contradict each other; leave one out")
     return float(next(iter(given.values()))) if given else None
@@ -319,7 +315,7 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
     """What to do where `audio` is an object or has another name."""
     if isinstance(audio, dict):
         inner = next((name for name in ("path", "file", "url") if isinstance(audio.get(name), str)), "path")
-        return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {_shown(audio.get(inner, "…"))}'
+        return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {shown(audio.get(inner, "…"))}'
     name = next((name for name in OTHER_NAMES if audio is None and name in fields), None)
     if name and not isinstance(fields[name], str):
         return f"; {name} is an object there: give the path of its file as audio"
@@ -348,7 +344,7 @@ def _lines(path: Place, what: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
                 raise UserError(f"{where}: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
             value = parse_json(text, where)
             if not isinstance(value, dict):
-                raise UserError(f"{where}: must be a JSON object {{…}}, not {_shown(value)}")
+                raise UserError(f"{where}: must be a JSON object {{…}}, not {shown(value)}")
             try:
                 json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
             except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
@@ -363,6 +359,7 @@ def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:
             raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path.name} > NEW{remedy}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as a message shows it, at most 60 characters."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -175,7 +175,12 @@ def _samples(
                     # all segments of a recording at once, in the order of time: one pass over it
                     for one in sorted(segments.pop(str(utterance.audio), []), key=lambda one: one.span.start):
                         cut[one.key] = _cut(settings, one, source, spool)
-                    sample = _taken(cut.pop(utterance.key), spool)
+                    found = cut.pop(utterance.key)
+                    if isinstance(found, AudioError):
+                        raise found
+                    sample, at, size = found
+                    spool.seek(at)
+                    sample = dataclasses.replace(sample, audio=spool.read(size))
                 else:
                     sample = _sample(settings, utterance, utterance.audio)
                 seconds = sample.fields["seconds"]
@@ -216,14 +221,6 @@ def _segment(settings: PrepareSettings, utterance: Utterance, recording: Recordi
     known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
     utterance = dataclasses.replace(utterance, fields=known)
     return _described(settings, utterance, to_flac(waveform, rate), "flac", len(waveform) / rate)
-
-
-def _taken(cut: tuple[Sample, int, int] | AudioError, spool: IO[bytes]) -> Sample:
-    if isinstance(cut, AudioError):
-        raise cut
-    sample, at, size = cut
-    spool.seek(at)
-    return dataclasses.replace(sample, audio=spool.read(size))
 
 
 def _sample(settings: PrepareSettings, utterance: Utterance, audio_file: Place) -> Sample:

@@ -22,7 +22,7 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, read_json, readable, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
 from asr_kd.shards.light import webdataset
-from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked
+from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked, shown
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
@@ -151,11 +151,7 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool | None]]:
 
 
 def check_name(name: str, where: str) -> tuple[str, str]:
-    """Key and extension of a member, by the first dot of its name.
-
-    Raises:
-        UserError: when it is not `<key>.<extension>`: names of members are keys, never paths.
-    """
+    """Key and extension of a member; UserError when its name is not `<key>.<extension>`: names are keys, never paths."""
     if plain := _NAME.fullmatch(name):
         return plain[1], plain[2]
     key, _, extension = name.partition(".")
@@ -166,13 +162,9 @@ def check_name(name: str, where: str) -> tuple[str, str]:
 
 
 def write_members(path: Place | str, members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
-    """Publish a tar of these members, whole or not at all: the same members give the same bytes.
+    """Publish a tar of these members, whole or not at all, and return its size in bytes and its SHA-256.
 
-    Returns:
-        size in bytes and SHA-256 of what was published.
-
-    Raises:
-        UserError: when a name is not `<key>.<extension>`.
+    The same members give the same bytes; UserError when a name is not `<key>.<extension>`.
     """
     nobody = {"mtime": 0, "user": "", "group": "", "mode": 0o644}  # from 1970: the bytes depend on the content alone
     with write_whole(path, "w+b", make_folder=False) as file:
@@ -206,9 +198,7 @@ def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
             yield {"fname": name, "data": data, "__url__": path}
 
     def refuse(_: Exception) -> NoReturn:  # what may be wrong with a file by itself was found before
-        raise UserError(
-            f"{path}: the member {name} is there twice; make this shard again with keys that differ"
-        ) from None
+        raise UserError(f"{path}: the member {name} is there twice; make this shard again with other keys") from None
 
     for parts in webdataset().tariterators.group_by_keys(files(), handler=refuse):
         key = parts["__key__"]
@@ -238,14 +228,12 @@ def _sample(path: Place | str, key: str, parts: dict[str, bytes]) -> Sample:
 
 def _check_fields(fields: Any, where: str) -> None:
     if not isinstance(fields, dict):
-        raise UserError(f"{where}: must be a JSON object, not {ascii(fields)[:60]}; make this shard again")
+        raise UserError(f"{where}: must be a JSON object, not {shown(fields)}; make this shard again")
     text, seconds = fields.get("text"), fields.get("seconds", 0.0)
     if "text" in fields and not isinstance(text, str):
-        raise UserError(f"{where}: `text` must be text, not {ascii(text)[:60]}; leave it out when it is unknown")
+        raise UserError(f"{where}: `text` must be text, not {shown(text)}; leave it out when it is unknown")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < LATEST:
-        raise UserError(
-            f"{where}: `seconds` must be a length in seconds, not {ascii(seconds)[:60]}; make this shard again"
-        )
+        raise UserError(f"{where}: `seconds` must be a length in seconds, not {shown(seconds)}; make this shard again")
 
 
 def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
