@@ -175,12 +175,8 @@ def check_there(folder: Place) -> None:
 def create(path: Place | str, text: str) -> bool:
     """Create a file atomically, unless there is one of this name: if several processes try, one succeeds.
 
-    Returns:
-        whether it was created; in a store, whether it has this content.
-
-    Raises:
-        FileNotFoundError: when its folder does not exist.
-        UserError: when there is no space left or the folder cannot be written.
+    It returns whether it was created (in a store, whether it has this content), and raises FileNotFoundError when its
+    folder does not exist, UserError when there is no space left or the folder cannot be written.
     """
     path = place(path)
     if isinstance(path, ObjectPath):

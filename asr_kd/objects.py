@@ -101,14 +101,22 @@ class ObjectPath:
 
     def names(self) -> Iterator[str]:
         """Names of the entries directly below, many a request; none if there are none."""
-        if self.protocol in ("s3", "s3a"):
-            yield from self._pages()  # page by page: a full list takes a gigabyte for a million objects
+        if self.protocol not in ("s3", "s3a"):
+            with contextlib.suppress(FileNotFoundError):
+                entries = self._request(lambda store: store.ls(str(self), detail=False))
+                yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
             return
-        try:
-            entries = self._request(lambda store: store.ls(str(self), detail=False))
-        except FileNotFoundError:
-            return
-        yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
+        # page by page: a full list takes a gigabyte for a million objects
+        bucket, _, key = self.path.partition("/")
+        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+        while True:
+            page = self._request(lambda store: store.call_s3("list_objects_v2", **wanted))
+            for entry in [*page.get("Contents", []), *page.get("CommonPrefixes", [])]:
+                if name := posixpath.basename(entry.get("Key", entry.get("Prefix")).rstrip("/")):
+                    yield name
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a store has no folders."""
@@ -171,30 +179,12 @@ class ObjectPath:
             raise UserError(f"{self}: {self.protocol}:// is only read here; write to a local folder, s3:// or gs://")
 
     def _info(self) -> dict[str, Any] | None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._request(lambda store: store.info(str(self)))
-        except FileNotFoundError:
-            return None
-
-    def _pages(self) -> Iterator[str]:
-        bucket, _, key = self.path.partition("/")
-        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
-        while True:
-            page = self._request(lambda store: store.call_s3("list_objects_v2", **wanted))
-            for entry in [*page.get("Contents", []), *page.get("CommonPrefixes", [])]:
-                if name := posixpath.basename(entry.get("Key", entry.get("Prefix")).rstrip("/")):
-                    yield name
-            if not page.get("IsTruncated"):
-                return
-            wanted["ContinuationToken"] = page["NextContinuationToken"]
+        return None
 
     def _request(self, request: Callable[[Any], A]) -> A:
-        """Do `request` with the store, and repeat it after transient errors.
-
-        Raises:
-            FileNotFoundError, FileExistsError: as the store says.
-            UserError: on everything else.
-        """
+        """Do `request` with the store, again after transient errors; UserError on all but FileNotFound- and FileExistsError."""
         store = _store(self)
         for attempt in range(1, ATTEMPTS + 1):
             try:

@@ -112,8 +112,7 @@ def _first_mp3(head: bytes) -> int:
 def examine(data: Buffer) -> Container:
     """Find the sound in the bytes of a whole file, and check that what its header states is there.
 
-    Raises:
-        AudioError: when it is not audio, not supported, cut or damaged; with a command that repairs or converts it, if any.
+    It raises AudioError when it is not audio, not supported, cut or damaged; with a command that repairs or converts it, if any.
     """
     end = len(data)
     if not end:

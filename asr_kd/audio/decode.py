@@ -140,10 +140,7 @@ def seconds_of(path: Path, name: str) -> float:
 
 
 def measure(path: Path, name: str) -> tuple[float, int, str]:
-    """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local audio file, without decoding it.
-
-    It raises AudioError when it is not audio, or not as long as its header says.
-    """
+    """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local file, not decoded; AudioError as `decode`."""
     with _opened(path, name) as source:
         total, rate = 0, 0
         for part in source.container.parts:
@@ -188,8 +185,15 @@ def _opened(path: Path, name: str) -> Iterator[_Source]:
 
 @contextmanager
 def _open(part: Part, source: _Source) -> Iterator[_Sound]:
-    if part.pcm:
-        yield _bare(part, part.pcm, source)
+    if pcm := part.pcm:
+        at = part.start
+
+        def read(count: int) -> np.ndarray:
+            nonlocal at
+            begin, at = at, min(at + count * pcm.step, part.end)
+            return wav.samples(source.fetch(begin, at), pcm)
+
+        yield _Sound(pcm.rate, pcm.channels, (part.end - at) // pcm.step, read)
         return
     with ExitStack() as stack:
         if source.file is not None and not part.head and (part.start, part.end) == (0, source.size):
@@ -210,17 +214,6 @@ def _open(part: Part, source: _Source) -> Iterator[_Sound]:
         if part.samples and 0 <= length - part.samples < BLOCK_SLACK:
             length = part.samples
         yield _Sound(rate, channels, length, lambda count: file.read(count, dtype="float32", always_2d=True))
-
-
-def _bare(part: Part, pcm: wav.Pcm, source: _Source) -> _Sound:
-    at = part.start
-
-    def read(count: int) -> np.ndarray:
-        nonlocal at
-        begin, at = at, min(at + count * pcm.step, part.end)
-        return wav.samples(source.fetch(begin, at), pcm)
-
-    return _Sound(pcm.rate, pcm.channels, (part.end - part.start) // pcm.step, read)
 
 
 def unnamed_file(size: int) -> IO[bytes]:

@@ -117,13 +117,10 @@ class Frontend:
         return FeatureStream(self)
 
     def compute(self, waveform: np.ndarray) -> np.ndarray:
-        """Features of a mono waveform float32 [samples] at the settings' sample rate, in [-1, 1].
+        """Features of a mono waveform float32 [samples] at the settings' sample rate, in [-1, 1] (`checked`).
 
-        Returns:
-            float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; an incomplete last frame is dropped.
-
-        Raises:
-            AudioError: when the audio is shorter than one frame, or not a mono waveform of full scale 1 (`checked`).
+        They are float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; an incomplete last frame is
+        dropped. It raises AudioError when the audio is shorter than one frame.
         """
         features = self.start().push(waveform)
         if not len(features):

@@ -45,10 +45,7 @@ class Recording:
         return max(start, 0.0), min(stop, self.seconds)
 
     def cut(self, start: float, end: float, sample_rate: int | None) -> tuple[np.ndarray, int]:
-        """The waveform of a segment, float32 [samples], mono, and its rate: `sample_rate`, or the recording's own.
-
-        It raises AudioError as `decode`, for the segment and what is before it.
-        """
+        """The waveform of a segment, float32 [samples], and its rate: `sample_rate`, or its own; AudioError as `decode`."""
         if self._rate and round(start * self._rate) < self._at:
             self._begin()
         samples = self._samples(start, end)

@@ -179,7 +179,7 @@ def _one(data: Buffer, start: int, end: int) -> tuple[list[Part], bool, int]:
         stop = _stop(sound, size, end)
         # some writers put a sound into several chunks
         while found.bare and (begin := _more_sound(data, stop + size % 2, end, pcm.big)):
-            before.append(_bare(sound, stop, pcm))
+            before.append(Part(sound, stop, pcm=pcm))
             sound, size = begin, int.from_bytes(data[begin - 4 : begin], "big" if pcm.big else "little")
             stop = _stop(sound, size, end)
         following = _behind(data, stop, size % 2, end, pcm.big)
@@ -194,15 +194,10 @@ def _one(data: Buffer, start: int, end: int) -> tuple[list[Part], bool, int]:
         if not found.bare:
             raise AudioError(f"its header states no length of sound ({CODECS[pcm.tag]}); repair it: {convert('wav')}")
     if found.bare:
-        return [*before, _bare(sound, stop, pcm)], as_stated, following
+        return [*before, Part(sound, stop, pcm=pcm)], as_stated, following
     if pcm.tag == MP3:
         return mpeg.examine(data, sound, stop).parts, False, following
     return [Part(start, stop, samples=found.fact)], as_stated, following
-
-
-def _bare(start: int, stop: int, pcm: Pcm) -> Part:
-    """Uncompressed samples without an incomplete last one."""
-    return Part(start, start + (stop - start) // pcm.step * pcm.step, pcm=pcm)
 
 
 def _stop(sound: int, size: int, end: int) -> int:

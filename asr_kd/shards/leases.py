@@ -81,10 +81,7 @@ class Leases:
         return True
 
     def free(self, items: Iterable[A], name: Callable[[A], str], done: Callable[[A], bool]) -> Iterator[A]:
-        """The items that are not `done` and whose lease, of this `name`, could be taken, each as it is asked for.
-
-        It ends early among items of others.
-        """
+        """The items that are not `done` and whose lease could be taken, as they are asked for; ends early among those of others."""
         refusals = 0
         for item in items:
             if done(item) or not self.take(name(item)):
@@ -233,9 +230,11 @@ class Leases:
             self._beats += 1
             for path in list(self._held):
                 with self._changing, contextlib.suppress(OSError, UserError):
-                    if path in self._held and isinstance(path, ObjectPath):
+                    if path not in self._held:
+                        continue
+                    if isinstance(path, ObjectPath):
                         path.write(json.dumps({**self._me, "beats": self._beats}).encode())
-                    elif path in self._held:
+                    else:
                         os.utime(path)
 
 

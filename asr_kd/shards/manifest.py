@@ -120,8 +120,7 @@ class Transcripts:
     """As `read_transcripts`, for as many utterances as there may be: a temporary database that spills to the disk."""
 
     def __init__(self, path: Place | str) -> None:
-        table = "CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT) WITHOUT ROWID"
-        self._texts = _database(table).cursor()
+        self._texts = _database("texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT)").cursor()
         with _spilling():
             self._texts.executemany(
                 "INSERT INTO texts VALUES (?, ?, ?)",
@@ -168,10 +167,10 @@ def _lines_with_text(path: Place) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _database(table: str) -> sqlite3.Connection:
-    """A temporary one, in memory while it is small."""
+    """A temporary one with a table, in memory while it is small."""
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA journal_mode = OFF")
-    database.execute(table)
+    database.execute(f"CREATE TABLE {table} WITHOUT ROWID")
     return database
 
 
@@ -272,12 +271,8 @@ def _forbidden(character: str) -> bool:
 def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Where, object without its key, and key of every line."""
     # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
-    with (
-        contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen,
-        contextlib.ExitStack() as stack,
-        _spilling(),
-    ):
-        repeated: sqlite3.Connection | None = None
+    with contextlib.closing(_database("lines (key TEXT PRIMARY KEY, line INTEGER)")) as seen, _spilling():
+        counted = False
         for number, where, value in _lines(path, what):
             audio = value.get("audio")
             if "key" not in value and not (isinstance(audio, str) and audio):
@@ -286,9 +281,10 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
             if "key" in value:
                 key = check_key(value.pop("key"), where)
             else:
-                repeated = repeated or stack.enter_context(contextlib.closing(_repeated(path, what)))
-                key = made_key(value, where)
-                if repeated.execute("SELECT 1 FROM keys WHERE key = ? AND lines > 1", (key,)).fetchone():
+                if not counted:
+                    _count_keys(seen, path, what)
+                counted, key = True, made_key(value, where)
+                if seen.execute("SELECT 1 FROM keys WHERE key = ? AND lines > 1", (key,)).fetchone():
                     key = made_key(value, where, folders=True)
                 check_key(key, f"{where} (give it a `key`)")
             try:
@@ -299,16 +295,15 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
             yield where, value, key
 
 
-def _repeated(path: Place, what: str) -> sqlite3.Connection:
+def _count_keys(seen: sqlite3.Connection, path: Place, what: str) -> None:
     """In how many lines each key stands or would be made: the whole file is read for it, before the first key is made."""
-    keys = _database("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
+    seen.execute("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
     for _, where, value in _lines(path, what):
         key, audio = value.get("key"), value.get("audio")
         if key is None and isinstance(audio, str) and audio:
             key = made_key(value, where)
         if isinstance(key, str):
-            keys.execute("INSERT INTO keys VALUES (?, 1) ON CONFLICT DO UPDATE SET lines = lines + 1", (key,))
-    return keys
+            seen.execute("INSERT INTO keys VALUES (?, 1) ON CONFLICT DO UPDATE SET lines = lines + 1", (key,))
 
 
 def _hint(fields: dict[str, Any], audio: object) -> str:

@@ -239,8 +239,7 @@ def _check_fields(fields: Any, where: str) -> None:
 def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
     """Publish an audio shard, whole or not at all, and return what the index says about it.
 
-    Raises:
-        UserError: when a key is there twice or cannot be a key, the extension is not of audio, or the fields are not JSON.
+    It raises UserError when a key is there twice or cannot be one, the extension is not of audio, or the fields are not JSON.
     """
     path = place(path)
     seconds: list[float] = []
@@ -319,8 +318,7 @@ def write_index(folder: Place | str, infos: Iterable[ShardInfo]) -> None:
 def read_checked(folder: Place | str, info: ShardInfo) -> Iterator[Sample]:
     """The utterances of a shard, in order, once it was compared with what the index says; from a store it is fetched once.
 
-    Raises:
-        UserError: when it is missing, its size or SHA-256 differs, and as `read_shard`.
+    It raises UserError when it is missing, its size or SHA-256 differs, and as `read_shard`.
     """
     path = place(folder) / info.name
     remedy = "fetch it again, or remove it and run `asr-kd prepare` again"

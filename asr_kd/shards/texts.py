@@ -103,18 +103,19 @@ def read_texts(source: str) -> Iterator[str]:
     if path.is_dir():
         for shard in read_index(path):
             yield from (sample.fields["text"] for sample in read_shard(path / shard.name) if "text" in sample.fields)
-    elif path.suffix == ".jsonl" or _holds_json(path):
+        return
+    text = "" if path.suffix == ".jsonl" else read_text(path, "text file").removeprefix("\ufeff")
+    if path.suffix == ".jsonl" or _holds_json(path, text.lstrip()):
         yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
     else:
-        lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
+        lines = text.splitlines()
         for refuse in (_refuse_table, _refuse_keys, _refuse_others):
             refuse(path, lines)
         yield from lines
 
 
-def _holds_json(path: Place) -> bool:
+def _holds_json(path: Place, text: str) -> bool:
     """Whether a file's first line begins an object of JSON; UserError when it holds one JSON value over all lines."""
-    text = read_text(path, "text file").removeprefix("\ufeff").lstrip()
     if re.match(r"\[\s*[{\]\"]|\{\s*[\n}]", text):
         raise UserError(f"{path}: holds one JSON value, not a manifest; write a JSON object a line with audio and text")
     return re.match(r'\{\s*"', text) is not None

@@ -107,7 +107,7 @@ BAD_LINES = {
     ),
     "Whisper's segments": (
         '{"key": "b", "audio": "b.wav", "segments": [{"start": 0, "text": "x"}]}',
-        "segments has the texts of segments; write a line for each, with start, end and text",
+        "segments has the texts of segments; write one line each, with start, end and text",
     ),
     "Lhotse's cut": (
         '{"id": "b", "start": 1, "recording": {"sources": []}}',
@@ -310,6 +310,6 @@ def test_a_full_disk_of_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     )
     for read in (read_transcripts, Transcripts):
         with pytest.raises(
-            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some space"
+            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some, or set TMPDIR"
         ):
             read(path)
