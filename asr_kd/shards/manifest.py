@@ -142,19 +142,15 @@ class Transcripts:
 
 def _nbest(value: dict[str, Any], where: str) -> str | None:
     """The field `nbest` of a line, a list of objects with text and score, as JSON; None where there is none."""
-    if value.get("nbest") is None:
+    found = value.get("nbest")
+    if found is None:
         return None
-    match value["nbest"]:
-        case [_, *_] as found if all(
-            isinstance(one, dict)
-            and isinstance(one.get("text"), str)
-            and isinstance(one.get("score"), int | float)
-            and not isinstance(one["score"], bool)
-            for one in found
-        ):
-            return json.dumps([(one["text"], one["score"]) for one in found])
+    objects = isinstance(found, list) and all(isinstance(one, dict) for one in found)
+    pairs = [(one.get("text"), one.get("score")) for one in found] if objects else []
+    if pairs and all(isinstance(text, str) and type(score) in (int, float) for text, score in pairs):
+        return json.dumps(pairs)
     raise UserError(
-        f"{where}: `nbest` must be a list of objects with text and score, not {shown(value['nbest'])}; "
+        f"{where}: `nbest` must be a list of objects with text and score, not {shown(found)}; "
         "write it with `asr-kd transcribe … nbest=8`"
     )
 

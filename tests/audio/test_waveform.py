@@ -74,7 +74,7 @@ def test_channels_are_judged_over_a_window(pieces: int) -> None:
     mixer = Mixer()
     for piece in np.array_split(np.stack([left, -0.95 * left], axis=1), pieces):
         mixer.mix(piece)
-    with pytest.raises(AudioError, match="^its 2 channels cancel out"):
+    with pytest.raises(AudioError, match=r"^its 2 channels cancel out"):
         mixer.finish()
 
 
