@@ -45,7 +45,7 @@ def pipe_sound(
 
 
 def _pieces(pipe: _Pipe, name: str, raw_rate: int, raw_given: bool, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Rate in Hz and float32 [samples, channels]."""
+    """Rate in Hz and float32 [samples, channels] of what arrives."""
     with named(name):
         pipe.pass_tag()
         is_wav, rate = _is_wav(pipe, raw_given), 0
