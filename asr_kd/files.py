@@ -31,11 +31,7 @@ CLAIM = "job.json"
 
 
 def place(text: Place | str) -> Place:
-    """The path that a setting names: local, or a URL of an object store; see `spelled`.
-
-    Raises:
-        UserError: when it is a misspelt URL, or one without a bucket.
-    """
+    """The path that a setting names: local, or a URL of an object store; UserError where it is misspelt (`spelled`)."""
     if not isinstance(text, str):
         return text
     text = spelled(text)
@@ -45,10 +41,7 @@ def place(text: Place | str) -> Place:
 def spelled(text: str) -> str:
     """The normal spelling of a file or folder: `~` in front is the home folder, `S3://` is `s3://`, `file:///x` is `/x`.
 
-    A local name that looks like a URL needs `./` in front.
-
-    Raises:
-        UserError: when it is empty, or a misspelt URL, with the right spelling.
+    A local name that looks like a URL needs `./` in front. UserError when it is empty or a misspelt URL.
     """
     if not text.strip():
         raise UserError(f"{text!r}: is empty where a file or folder belongs; a variable of the shell may be empty")
@@ -69,9 +62,7 @@ def spelled(text: str) -> str:
     if scheme == "file":
         host, slash, rest = rest.partition("/") if len(slashes) == 2 else ("", slashes, rest)
         if before or not colon or not slash or host not in ("", "localhost"):
-            raise UserError(
-                f"{text}: is no URL of a file on this machine; write file:///FOLDER/FILE, or the path alone"
-            )
+            raise UserError(f"{text}: is no URL of a file on this machine; write file:///FOLDER/FILE, or its path")
         return "/" + unquote(rest)
     if before or not colon or len(slashes) < 2:
         right = f"{scheme}://{rest.rstrip(QUOTES)}" if scheme in SCHEMES else "s3://… or gs://… for a store"
@@ -80,11 +71,7 @@ def spelled(text: str) -> str:
 
 
 def local(text: str, key: str) -> Path:
-    """As `place`, for a setting `key` that must be a local path.
-
-    Raises:
-        UserError: when it is a URL.
-    """
+    """As `place`, for a setting `key` that must be a local path; UserError where it is a URL."""
     path = place(text)
     if isinstance(path, ObjectPath):
         raise UserError(f"{key}: {text}: must be on a local disk; write there, and copy it to the store afterwards")
@@ -92,11 +79,7 @@ def local(text: str, key: str) -> Path:
 
 
 def local_copy(path: Place) -> AbstractContextManager[Path]:
-    """The file itself if it is local; for an object, a temporary copy within the context.
-
-    Raises:
-        FileNotFoundError: when the object is not there.
-    """
+    """The file itself if it is local; a temporary copy of an object within the context; FileNotFoundError without one."""
     return path.fetched() if isinstance(path, ObjectPath) else nullcontext(path)
 
 
@@ -114,13 +97,8 @@ def write_whole(path: Place | str, mode: str = "wb", make_folder: bool = True) -
     """Open a file beside `path` for writing and rename it to `path` once the block has ended without an error.
 
     A process killed at any moment leaves either the complete new file or the old one. For an object store the file is
-    written to the local temporary folder and then uploaded.
-
-    Args:
-        path: of the new file.
-        mode: as of `open`.
-        make_folder: create the folder if it is missing. A job that has claimed its folder must not: if the folder is gone,
-            the earlier output in it is lost, and the job cannot be resumed without.
+    written to the local temporary folder and then uploaded. A job that has claimed its folder must not make it
+    (`make_folder`): if it is gone, so is the earlier output, without which the job cannot be resumed.
 
     Raises:
         UserError: when there is no space left or the folder cannot be written or is gone.
@@ -189,11 +167,7 @@ def clear_errors(path: Place) -> Iterator[None]:
 
 
 def check_there(folder: Place) -> None:
-    """Check that the folder that a job has claimed still exists; an object store has no folders.
-
-    Raises:
-        UserError: when it does not exist any more.
-    """
+    """Raise UserError when the folder that a job has claimed does not exist any more; an object store has no folders."""
     if isinstance(folder, Path) and not folder.is_dir():
         raise UserError(f"{folder}: is gone, removed or unmounted since the job began; run the command again")
 
@@ -201,12 +175,8 @@ def check_there(folder: Place) -> None:
 def create(path: Place | str, text: str) -> bool:
     """Create a file atomically, unless there is one of this name: if several processes try, one succeeds.
 
-    Returns:
-        whether it was created; in a store, whether it has this content.
-
-    Raises:
-        FileNotFoundError: when its folder does not exist.
-        UserError: when there is no space left or the folder cannot be written.
+    It returns whether it was created (in a store, whether it has this content), and raises FileNotFoundError when its
+    folder does not exist, UserError when there is no space left or the folder cannot be written.
     """
     path = place(path)
     if isinstance(path, ObjectPath):
@@ -235,31 +205,23 @@ def write_json(path: Place | str, value: Any, make_folder: bool = True) -> None:
 
 
 def read_json(path: Place | str, what: str = "JSON file") -> Any:
-    """Read JSON.
-
-    Raises:
-        UserError: when the file is missing, unreadable or not JSON; `what` names its role.
-    """
+    """Read JSON; UserError when the file is missing, unreadable or not JSON; `what` names its role."""
     return parse_json(read_text(path, what), f"{path}")
 
 
 def read_text(path: Place | str, what: str = "file") -> str:
-    """Read UTF-8 text; `what` names its role in the message when it cannot be read.
-
-    Raises:
-        UserError: when the file is missing, a folder, unreadable or not UTF-8.
-    """
+    """Read UTF-8 text; UserError when the file is missing, a folder, unreadable or not UTF-8; `what` names its role."""
     with readable(path, what):
         return place(path).read_text(encoding="utf-8")
 
 
 @contextmanager
-def readable(path: Place | str, what: str) -> Iterator[None]:
-    """Turn errors in reading `path` into UserError; `what` names its role."""
+def readable(path: Place | str, what: str, remedy: str = "check the path") -> Iterator[None]:
+    """Turn errors in reading `path` into UserError; `what` names its role, `remedy` says what to do when it is missing."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such {what}; check the path") from None
+        raise UserError(f"{path}: no such {what}; {remedy}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder where a {what} was expected") from None
     except NotADirectoryError:
@@ -271,11 +233,7 @@ def readable(path: Place | str, what: str) -> Iterator[None]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON; `where` begins the message of an error.
-
-    Raises:
-        UserError: when `text` is not JSON, or an object in it holds a key twice.
-    """
+    """Parse JSON; UserError, which `where` begins, when `text` is not JSON or an object in it holds a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
@@ -316,7 +274,6 @@ def claim_folder(
     The claim is `job.json` in the folder. The same claim again is accepted: that is how a job resumes.
 
     Args:
-        folder: output of the job.
         job: verb.
         settings: everything that the output depends on; valid JSON.
         product: extension of the job's output files; if there are none yet, the message says so.
@@ -331,9 +288,7 @@ def claim_folder(
     if not claim.exists():
         filled = folder.is_dir() and any(not name.startswith(".") for name in names_in(folder))
         if filled and not claim.exists():  # checked again: another process of this job may have been faster
-            raise UserError(
-                f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another output folder"
-            )
+            raise UserError(f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another folder")
         with clear_errors(claim):
             folder.mkdir(parents=True, exist_ok=True)
             if create(claim, json.dumps(mine, indent=2, ensure_ascii=False) + "\n"):
@@ -354,15 +309,12 @@ def claim_folder(
 
 
 def claimed_settings(folder: Place | str) -> dict[str, Any]:
-    """The settings that a folder is claimed for; empty without a claim.
-
-    Raises:
-        UserError: when the claim is not JSON.
-    """
+    """The settings that a folder is claimed for, empty without a claim; UserError when the claim is not JSON."""
     claim = place(folder) / CLAIM
-    value = read_json(claim, "job claim") if claim.exists() else None
-    settings = value.get("settings") if isinstance(value, dict) else None
-    return settings if isinstance(settings, dict) else {}
+    match read_json(claim, "job claim") if claim.exists() else None:
+        case {"settings": dict(settings)}:
+            return settings
+    return {}
 
 
 def _first_difference(old: Any, new: Any, prefix: str = "") -> str:

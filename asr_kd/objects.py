@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import posixpath
 import random
 import re
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from asr_kd.errors import UserError
 
@@ -29,20 +28,11 @@ WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 #: errors of a full local disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_TRANSIENT = (
-    errno.EBUSY,
-    errno.EIO,
-    errno.EREMOTEIO,
-    errno.EAGAIN,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EPIPE,
-    errno.ETIMEDOUT,
-)
+_LOST = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
+_TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, *_LOST)
 
 
-@dataclass(frozen=True)
-class Stat:
+class Stat(NamedTuple):
     """Size of an object in bytes."""
 
     st_size: int
@@ -53,7 +43,7 @@ class ObjectPath:
     """The path of an object, or of a folder of objects (a prefix), with the methods of `pathlib.Path` and a few more.
 
     Every method raises UserError when the store cannot be reached after several attempts, refuses access, or has no such
-    bucket.
+    bucket; those that read or remove an object raise FileNotFoundError when it is not there.
 
     Attributes:
         protocol: what is before `://`.
@@ -65,11 +55,7 @@ class ObjectPath:
 
     @classmethod
     def parse(cls, url: str) -> ObjectPath:
-        """From a URL.
-
-        Raises:
-            UserError: when nothing follows its `://`.
-        """
+        """From a URL; UserError when nothing follows its `://`."""
         protocol, path = URL.fullmatch(url).groups()  # type: ignore[union-attr]  # only called for URLs
         if not path.strip("/"):
             raise UserError(f"{url}: names no bucket; write {protocol}://BUCKET/FOLDER")
@@ -110,27 +96,27 @@ class ObjectPath:
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> Stat:
-        """The object's size.
-
-        Raises:
-            FileNotFoundError: when it is not there.
-        """
+        """The object's size."""
         return Stat(self._request(lambda store: store.info(str(self)))["size"])
 
     def names(self) -> Iterator[str]:
         """Names of the entries directly below, many a request; none if there are none."""
-        if self.protocol in ("s3", "s3a"):
-            yield from self._pages()  # page by page: a full list takes a gigabyte for a million objects
+        if self.protocol not in ("s3", "s3a"):
+            with contextlib.suppress(FileNotFoundError):
+                entries = self._request(lambda store: store.ls(str(self), detail=False))
+                yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
             return
-        try:
-            entries = self._request(lambda store: store.ls(str(self), detail=False))
-        except FileNotFoundError:
-            return
-        yield from (posixpath.basename(entry.rstrip("/")) for entry in entries)
-
-    def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """The entries directly below with a name like `pattern`."""
-        return (self / name for name in self.names() if fnmatch.fnmatchcase(name, pattern))
+        # page by page: a full list takes a gigabyte for a million objects
+        bucket, _, key = self.path.partition("/")
+        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+        while True:
+            page = self._request(lambda store: store.call_s3("list_objects_v2", **wanted))
+            for entry in [*page.get("Contents", []), *page.get("CommonPrefixes", [])]:
+                if name := posixpath.basename(entry.get("Key", entry.get("Prefix")).rstrip("/")):
+                    yield name
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a store has no folders."""
@@ -139,28 +125,16 @@ class ObjectPath:
         """Nothing: a store has no folders."""
 
     def read_bytes(self, size: int | None = None) -> bytes:
-        """The object's first `size` bytes, or all.
-
-        Raises:
-            FileNotFoundError: when it is not there.
-        """
+        """The object's first `size` bytes, or all."""
         return self._request(lambda store: store.cat_file(str(self), start=None, end=size))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """The object as text.
-
-        Raises:
-            FileNotFoundError: when it is not there.
-        """
+        """The object as text."""
         return self.read_bytes().decode(encoding, errors)
 
     @contextlib.contextmanager
     def fetched(self) -> Iterator[Path]:
-        """A local copy within the context.
-
-        Raises:
-            FileNotFoundError: when the object is not there.
-        """
+        """A local copy within the context."""
         with _temporary(self, "w+b") as file:
             self._request(lambda store: store.get_file(str(self), file.name))
             yield Path(file.name)
@@ -180,11 +154,7 @@ class ObjectPath:
         self._request(lambda store: store.pipe_file(str(self), data))
 
     def create(self, data: bytes) -> bool:
-        """Write `data` unless there is an object: if several try, each with different data, one succeeds.
-
-        Returns:
-            whether the object is now `data`.
-        """
+        """Write `data` unless there is an object; returns whether it is `data` now: of several with other data, one succeeds."""
         self._check_writable()
         try:
             self._request(lambda store: store.pipe_file(str(self), data, mode="create"))
@@ -209,30 +179,12 @@ class ObjectPath:
             raise UserError(f"{self}: {self.protocol}:// is only read here; write to a local folder, s3:// or gs://")
 
     def _info(self) -> dict[str, Any] | None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._request(lambda store: store.info(str(self)))
-        except FileNotFoundError:
-            return None
-
-    def _pages(self) -> Iterator[str]:
-        bucket, _, key = self.path.partition("/")
-        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
-        while True:
-            page = self._request(lambda store: store.call_s3("list_objects_v2", **wanted))
-            for entry in [*page.get("Contents", []), *page.get("CommonPrefixes", [])]:
-                if name := posixpath.basename(entry.get("Key", entry.get("Prefix")).rstrip("/")):
-                    yield name
-            if not page.get("IsTruncated"):
-                return
-            wanted["ContinuationToken"] = page["NextContinuationToken"]
+        return None
 
     def _request(self, request: Callable[[Any], A]) -> A:
-        """Do `request` with the store, and repeat it after transient errors.
-
-        Raises:
-            FileNotFoundError, FileExistsError: as the store says.
-            UserError: on everything else.
-        """
+        """Do `request` with the store, again after transient errors; UserError on all but FileNotFound- and FileExistsError."""
         store = _store(self)
         for attempt in range(1, ATTEMPTS + 1):
             try:

@@ -32,12 +32,7 @@ def stretched(
 
 
 def in_time(features: np.ndarray, stack: int, frames: int) -> np.ndarray:
-    """Features of an utterance at another speaking rate, as `stretched` makes them: float32 [frames, stack * mels].
-
-    Args:
-        features: float [old frames, stack * mels].
-        frames: number of new frames.
-    """
+    """Features float [old frames, stack * mels] at another speaking rate, as `stretched` makes them: float32 [frames, …]."""
     spectra = features.reshape(len(features) * stack, -1).astype(np.float32)
     return _resampled(spectra, np.linspace(0, len(spectra) - 1, frames * stack)).reshape(frames, -1)
 
@@ -51,14 +46,10 @@ def _resampled(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
 def spec_augment(
     features: np.ndarray, like: FeatureSettings, settings: AugmentSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mask stretches of time and bands of mel filters with the features' mean, 0 (Park et al. 2019, arXiv 1904.08779).
+    """A copy of features float [frames, stack * mels] with masked stretches of time and bands of mel filters.
 
-    Args:
-        features: float [frames, stack * mels].
-        like: front end, whose `stack` spectral frames are joined in a network frame (a band is masked in all of them).
-
-    Returns:
-        a masked copy, same shape.
+    They are masked with the features' mean, 0 (Park et al. 2019, arXiv 1904.08779); a band in all of the `stack` spectral
+    frames that the front end `like` joins in a network frame.
     """
     features, stack = features.copy(), like.stack
     frames, mels = len(features), features.shape[1] // stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from asr_kd.audio import flac, mpeg, ogg, wav
@@ -46,14 +47,14 @@ class Found:
     Attributes:
         what: name of its format, if it is audio.
         ending: extension of such files.
-        reader: module that reads it; empty if it is not supported.
+        reader: of the file, if it is supported.
         reason: why it is not audio.
         certain: False if raw samples could begin with the same few bytes.
     """
 
     what: str = ""
     ending: str = ""
-    reader: str = ""
+    reader: Callable[[Buffer, int, int], Container] | None = None
     reason: str = ""
     certain: bool = True
 
@@ -61,11 +62,11 @@ class Found:
 def recognise(head: bytes) -> Found | None:
     """Recognise a container by its first bytes after all tags; None if they are unknown."""
     if head[:4] in wav.RIFFS and head[8:12] == b"WAVE":
-        return Found("WAV", "wav", "wav")
+        return Found("WAV", "wav", wav.examine)
     if head[:4] == b"fLaC":
-        return Found("FLAC", "flac", "flac")
+        return Found("FLAC", "flac", flac.examine)
     if head[:4] == b"OggS":
-        return Found(f"Ogg with {ogg.codec(head)[0]}", "ogg", "ogg")
+        return Found(f"Ogg with {ogg.codec(head)[0]}", "ogg", ogg.examine)
     for at, mark, what, ending in _SOUND:
         if head[at : at + len(mark)] == mark and (at != 8 or head[:4] in (b"FORM", b"RIFF")):
             return Found(what, ending)
@@ -79,7 +80,7 @@ def recognise(head: bytes) -> Found | None:
     if head[:1] in (b"{", b"[") and is_text(head):
         return Found(reason="not audio but JSON; give the sound")
     if one := mpeg.recognise(head):
-        return Found(*one, reader="mpeg" if one[0] == "MP3" else "", certain=False)
+        return Found(*one, reader=mpeg.examine if one[0] == "MP3" else None, certain=False)
     if head[:1] == b"\x47" and head[188:189] == head[376:377] == b"\x47":
         return Found("an MPEG transport stream", "ts")
     if head[:2] == b"\x0b\x77":
@@ -108,38 +109,33 @@ def _first_mp3(head: bytes) -> int:
     return 0
 
 
-def examine(data: Buffer, name: str) -> Container:
-    """Find the sound in a file, and check that what its header states is there.
+def examine(data: Buffer) -> Container:
+    """Find the sound in the bytes of a whole file, and check that what its header states is there.
 
-    Args:
-        data: the whole file.
-        name: of the file, for messages.
-
-    Raises:
-        AudioError: when it is not audio, not supported, cut or damaged; with a command that repairs or converts it, if any.
+    It raises AudioError when it is not audio, not supported, cut or damaged; with a command that repairs or converts it, if any.
     """
     end = len(data)
+    if not end:
+        raise AudioError("empty (0 bytes); fetch the file again")
     start = behind_tags(data, 0, end)
     if start > end:
-        raise AudioError(f"{name}: truncated, it ends within the tag in front of its sound; fetch the file again")
+        raise AudioError("truncated, it ends within the tag in front of its sound; fetch the file again")
     found = recognise(data[start : start + HEAD])
     if found is None and start + 4 < end and data[start] == 0:  # padding in front of an MP3
         zeros = data[start : start + PADDING]
         padding = len(zeros) - len(zeros.lstrip(b"\0"))
         found = recognise(data[start + padding : start + padding + HEAD])
         start += padding
-        found = found if found and found.reader == "mpeg" else None
+        found = found if found and found.reader is mpeg.examine else None
     if found is None and (at := _first_mp3(data[start : start + PADDING])):
-        raise AudioError(f"{name}: damaged, {at} bytes stand before its first MP3 frame; {keep('mp3')}")
+        raise AudioError(f"damaged, {at} bytes stand before its first MP3 frame; {keep('mp3')}")
     if found is None:
         what = "not audio but text" if start == 0 and is_text(data[:HEAD]) else "not audio that can be read"
-        raise AudioError(f"{name}: {what}; give {READ}")
+        raise AudioError(f"{what}; give {READ}")
     if found.reason:
-        raise AudioError(f"{name}: {found.reason}")
-    if not found.reader:
-        command = (
-            "sph2pipe -f wav bad.sph good.wav" if b"shorten" in data[start : start + 1024] else convert(found.ending)
-        )
-        raise AudioError(f"{name}: {found.what} is not read here; give {READ}, e.g. by {command}")
-    reader = {"wav": wav.examine, "flac": flac.examine, "ogg": ogg.examine, "mpeg": mpeg.examine}[found.reader]
-    return reader(data, start, end, name)
+        raise AudioError(found.reason)
+    if found.reader is None:
+        shorten = b"shorten" in data[start : start + 1024]
+        command = "sph2pipe -f wav bad.sph good.wav" if shorten else convert(found.ending)
+        raise AudioError(f"{found.what} is not read here; give {READ}, e.g. by {command}")
+    return found.reader(data, start, end)

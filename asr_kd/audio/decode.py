@@ -6,19 +6,18 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import soundfile
-import soxr
 
 from asr_kd.audio import wav
 from asr_kd.audio.containers import examine
-from asr_kd.audio.parts import GAP, Container, Part, convert
-from asr_kd.audio.waveform import Mixer, resampled
+from asr_kd.audio.parts import GAP, Container, Part, convert, named
+from asr_kd.audio.waveform import streamed, whole
 from asr_kd.errors import AudioError
 from asr_kd.files import clear_errors
 
@@ -72,40 +71,31 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
 
 
 def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> Audio:
-    """Like `decode`, with what the file was before conversion.
-
-    Args: see `decode`.
-
-    Raises:
-        AudioError: as `decode`.
-    """
-    if not isinstance(data, bytes | bytearray | memoryview | mmap.mmap):
-        raise AudioError(
-            f"{name}: the bytes of an audio file are decoded, not {type(data).__name__}; asr_kd.audio.waveform.from_array takes samples"
-        )
-    data = bytes(data)
-    _check_not_empty(len(data), name)
-    container = examine(data, name)
-    mixer, waveforms = Mixer(name), []
-    with ExitStack() as stack:
-        source = _Source(lambda start, end: data[start:end], None, len(data))
-        opened = [_open(part, source, container, name, stack) for part in container.parts]
-        rate, length = _one_rate(opened, name), sum(one.length for one in opened)
+    """As `decode`, with what the file was before conversion."""
+    with named(name), ExitStack() as stack:
+        if not isinstance(data, bytes | bytearray | memoryview | mmap.mmap):
+            raise AudioError(
+                f"the bytes of an audio file are decoded, not {type(data).__name__}; asr_kd.audio.waveform.from_array takes samples"
+            )
+        data = bytes(data)
+        container = examine(data)
+        source = _Source(name, container, lambda start, end: data[start:end], None, len(data))
+        opened = [stack.enter_context(_open(part, source)) for part in container.parts]
+        rate, length = _one_rate(opened), sum(one.length for one in opened)
         if length > int(max_seconds * rate):
             raise AudioError(
-                f"{name}: {length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
+                f"{length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
             )
-        for one in opened:
-            # in one read: libsndfile's lossy decoders may give other samples after a seek
-            samples = one.read(one.length)
-            _check_length(len(samples), one, container, name)
-            waveforms.append(mixer.mix(samples))
-    mixer.finish()
-    waveform = waveforms[0] if len(waveforms) == 1 else np.concatenate(waveforms)
-    _check_found(len(waveform), name)
-    wanted = sample_rate or rate
-    waveform = resampled(waveform, rate, wanted, name)
-    return Audio(waveform, wanted, container.extension, rate, max(one.channels for one in opened), container.plain)
+
+        def pieces() -> Iterator[np.ndarray]:
+            for one in opened:  # each in one read: libsndfile's lossy decoders may give other samples after a seek
+                samples = one.read(one.length)
+                _check_length(len(samples), one, container)
+                yield samples
+
+        waveform = whole(pieces(), rate, sample_rate or rate)
+    channels = max(one.channels for one in opened)
+    return Audio(waveform, sample_rate or rate, container.extension, rate, channels, container.plain)
 
 
 def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) -> Iterator[np.ndarray]:
@@ -124,69 +114,48 @@ def read_blocks(path: Path, name: str, sample_rate: int, seconds: float = 10.0) 
     Raises:
         AudioError: as `decode`, at the block with the error.
     """
-    mixer = Mixer(name)
-    resample = None
-    for rate, samples in native_blocks(path, name, seconds):
-        if resample is None and rate != sample_rate:
-            resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
-        waveform = mixer.mix(samples)
-        yield resample.resample_chunk(waveform) if resample else waveform
-    mixer.finish()
-    if resample:
-        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+    return streamed(native_blocks(path, name, seconds), sample_rate, name)
 
 
 def native_blocks(path: Path, name: str, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Rate in Hz and float32 [samples, channels] of a local file, block by block, without conversion.
-
-    Raises:
-        AudioError: as `decode`, but samples and channels are not checked.
-    """
-    with _opened(path, name) as (source, container):
+    """Rate in Hz and float32 [samples, channels] of a local file, block by block, as `decode` reads them, not yet checked."""
+    with _opened(path, name) as source:
         rate = found = 0
-        for part in container.parts:
-            with ExitStack() as stack:
-                one = _open(part, source, container, name, stack)
-                rate = rate or one.rate
-                _one_rate([one], name, rate)
+        for part in source.container.parts:
+            with _open(part, source) as one:
+                rate = _one_rate([one], rate)
                 here = 0
                 while len(samples := one.read(min(max(1, int(seconds * rate)), one.length - here))):
                     here += len(samples)
                     yield rate, samples
-                _check_length(here, one, container, name)
+                _check_length(here, one, source.container)
                 found += here
-        _check_found(found, name)
+        if not found:
+            raise AudioError("holds no samples (zero length); leave it out")
 
 
 def seconds_of(path: Path, name: str) -> float:
-    """Length in seconds of a local audio file, without decoding it.
-
-    Raises:
-        AudioError: when it is not audio, or not as long as its header says.
-    """
+    """Length in seconds of a local audio file; as `measure`."""
     return measure(path, name)[0]
 
 
 def measure(path: Path, name: str) -> tuple[float, int, str]:
-    """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local audio file, without decoding it.
-
-    Raises:
-        AudioError: as `seconds_of`.
-    """
-    with _opened(path, name) as (source, container):
+    """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local file, not decoded; AudioError as `decode`."""
+    with _opened(path, name) as source:
         total, rate = 0, 0
-        for part in container.parts:
-            with ExitStack() as stack:
-                one = _open(part, source, container, name, stack)
-                rate = _one_rate([one], name, rate)
+        for part in source.container.parts:
+            with _open(part, source) as one:
+                rate = _one_rate([one], rate)
                 total += one.length
-        return total / max(rate, 1), rate, container.extension
+        return total / max(rate, 1), rate, source.container.extension
 
 
 @dataclass
 class _Source:
     """A file: `fetch` gives its bytes from a start to an end; `file`: its handle, if it is local; `size` in bytes."""
 
+    name: str
+    container: Container
     fetch: Callable[[int, int], bytes]
     file: int | None
     size: int
@@ -203,52 +172,48 @@ class _Sound:
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[tuple[_Source, Container]]:
+def _opened(path: Path, name: str) -> Iterator[_Source]:
     """Open a local file and examine it."""
-    file = os.open(path, os.O_RDONLY)
-    try:
+    with named(name), open(path, "rb", buffering=0) as raw:
+        file = raw.fileno()
         size = os.fstat(file).st_size
-        _check_not_empty(size, name)
-        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:  # closed at once, to free its memory
-            container = examine(data, name)
-        yield _Source(lambda start, end: os.pread(file, end - start, start), file, size), container
-    finally:
-        os.close(file)
+        # an empty file cannot be mapped; a mapped one is closed at once, to free its memory
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) if size else nullcontext(b"") as data:
+            container = examine(data)
+        yield _Source(name, container, lambda start, end: os.pread(file, end - start, start), file, size)
 
 
-def _open(part: Part, source: _Source, container: Container, name: str, stack: ExitStack) -> _Sound:
-    if part.pcm:
-        return _bare(part, part.pcm, source)
-    if source.file is not None and not part.head and (part.start, part.end) == (0, source.size):
-        handle = source.file
+@contextmanager
+def _open(part: Part, source: _Source) -> Iterator[_Sound]:
+    if pcm := part.pcm:
+        at = part.start
+
+        def read(count: int) -> np.ndarray:
+            nonlocal at
+            begin, at = at, min(at + count * pcm.step, part.end)
+            return wav.samples(source.fetch(begin, at), pcm)
+
+        yield _Sound(pcm.rate, pcm.channels, (part.end - at) // pcm.step, read)
+        return
+    with ExitStack() as stack:
+        if source.file is not None and not part.head and (part.start, part.end) == (0, source.size):
+            handle = source.file
+        else:
+            handle = stack.enter_context(unnamed_file(part.end - part.start)).fileno()
+            with clear_errors(Path(source.name)):  # `ulimit -f` also limits files in memory
+                _write(handle, part.head)
+                for at in range(part.start, part.end, GAP):
+                    _write(handle, source.fetch(at, min(at + GAP, part.end)))
         os.lseek(handle, 0, os.SEEK_SET)
-    else:
-        handle = stack.enter_context(unnamed_file(part.end - part.start)).fileno()
-        with clear_errors(Path(name)):  # `ulimit -f` also limits files in memory
-            _write(handle, part.head)
-            for at in range(part.start, part.end, GAP):
-                _write(handle, source.fetch(at, min(at + GAP, part.end)))
-        os.lseek(handle, 0, os.SEEK_SET)
-    stack.enter_context(_reasons(name, container.extension))
-    # libsndfile reads from a handle itself: a signal during a call back into Python would be lost
-    file = stack.enter_context(soundfile.SoundFile(handle, closefd=False))
-    rate, channels, length = file.samplerate, file.channels, file.frames
-    if rate not in wav.RATES or not 1 <= channels <= wav.MAX_CHANNELS:
-        raise AudioError(f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again")
-    if part.samples and 0 <= length - part.samples < BLOCK_SLACK:
-        length = part.samples
-    return _Sound(rate, channels, length, lambda count: file.read(count, dtype="float32", always_2d=True))
-
-
-def _bare(part: Part, pcm: wav.Pcm, source: _Source) -> _Sound:
-    at = part.start
-
-    def read(count: int) -> np.ndarray:
-        nonlocal at
-        begin, at = at, min(at + count * pcm.step, part.end)
-        return wav.samples(source.fetch(begin, at), pcm)
-
-    return _Sound(pcm.rate, pcm.channels, (part.end - part.start) // pcm.step, read)
+        stack.enter_context(_reasons(source.container.extension))
+        # libsndfile reads from a handle itself: a signal during a call back into Python would be lost
+        file = stack.enter_context(soundfile.SoundFile(handle, closefd=False))
+        rate, channels, length = file.samplerate, file.channels, file.frames
+        if rate not in wav.RATES or not 1 <= channels <= wav.MAX_CHANNELS:
+            raise AudioError(f"its header says {rate} Hz and {channels} channels; it is damaged, make it again")
+        if part.samples and 0 <= length - part.samples < BLOCK_SLACK:
+            length = part.samples
+        yield _Sound(rate, channels, length, lambda count: file.read(count, dtype="float32", always_2d=True))
 
 
 def unnamed_file(size: int) -> IO[bytes]:
@@ -281,42 +246,32 @@ def encode(waveform: np.ndarray, rate: int, container: str, subtype: str | None 
 
 
 @contextmanager
-def _reasons(name: str, extension: str) -> Iterator[None]:
+def _reasons(extension: str) -> Iterator[None]:
     """Turn errors of libsndfile into AudioError."""
     try:
         yield
     except soundfile.LibsndfileError as error:
         text = error.error_string.strip().rstrip(".").removeprefix("Error : ")
         if "unsupported encoding" in text or "unimplemented" in text:
-            raise AudioError(f"{name}: its encoding is not read here; convert it: {convert(extension)}") from None
-        raise AudioError(f"{name}: truncated or damaged ({text}); fetch the file again") from None
+            raise AudioError(f"its encoding is not read here; convert it: {convert(extension)}") from None
+        raise AudioError(f"truncated or damaged ({text}); fetch the file again") from None
     except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
-        raise AudioError(f"{name}: cannot be decoded ({error or 'out of memory'}); make the file again") from None
+        raise AudioError(f"cannot be decoded ({error or 'out of memory'}); make the file again") from None
 
 
-def _check_not_empty(size: int, name: str) -> None:
-    if not size:
-        raise AudioError(f"{name}: empty (0 bytes); fetch the file again")
-
-
-def _check_found(samples: int, name: str) -> None:
-    if not samples:
-        raise AudioError(f"{name}: holds no samples (zero length); leave it out")
-
-
-def _one_rate(opened: list[_Sound], name: str, rate: int = 0) -> int:
+def _one_rate(opened: list[_Sound], rate: int = 0) -> int:
     rates = {one.rate for one in opened} | ({rate} if rate else set())
     if len(rates) > 1:
         raise AudioError(
-            f"{name}: recordings of different sample rates were joined in it ({', '.join(map(str, sorted(rates)))} Hz); write each to a "
+            f"recordings of different sample rates were joined in it ({', '.join(map(str, sorted(rates)))} Hz); write each to a "
             "file of its own"
         )
     return rates.pop() if rates else 1
 
 
-def _check_length(found: int, one: _Sound, container: Container, name: str) -> None:
+def _check_length(found: int, one: _Sound, container: Container) -> None:
     if found < one.length - (MP3_SLACK if container.extension == "mp3" else 0):
         raise AudioError(
-            f"{name}: truncated or damaged, its header says {one.length / one.rate:.3f} s and {found / one.rate:.3f} s could "
+            f"truncated or damaged, its header says {one.length / one.rate:.3f} s and {found / one.rate:.3f} s could "
             "be decoded; fetch the file again"
         )

@@ -117,16 +117,10 @@ class Frontend:
         return FeatureStream(self)
 
     def compute(self, waveform: np.ndarray) -> np.ndarray:
-        """Features of a mono waveform at the settings' sample rate.
+        """Features of a mono waveform float32 [samples] at the settings' sample rate, in [-1, 1] (`checked`).
 
-        Args:
-            waveform: float32 [samples] in [-1, 1].
-
-        Returns:
-            float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; an incomplete last frame is dropped.
-
-        Raises:
-            AudioError: when the audio is shorter than one frame, or not a mono waveform of full scale 1 (`checked`).
+        They are float16 [frames, mels * stack], a frame every hop_ms * stack milliseconds; an incomplete last frame is
+        dropped. It raises AudioError when the audio is shorter than one frame.
         """
         features = self.start().push(waveform)
         if not len(features):
@@ -166,11 +160,7 @@ class FeatureStream:
 
     @one_thread()
     def push(self, waveform: np.ndarray) -> np.ndarray:
-        """Add float32 [samples]; returns the frames that are now complete, float16 [frames, mels * stack].
-
-        Raises:
-            AudioError: when they are not a mono waveform of full scale 1 (`checked`).
-        """
+        """Add a waveform (`checked`); returns the frames that are now complete, float16 [frames, mels * stack]."""
         waveform = checked(waveform)
         front, stack = self._frontend, self._frontend.settings.stack
         skipped = min(self._skip, len(waveform))

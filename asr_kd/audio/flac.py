@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from asr_kd.errors import AudioError
 
 BITS = (8, 16, 24)  # libsndfile reads no others
 SEARCHED = 1 << 20  # bytes before the end in which the last frame must begin
-_STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
+_START = re.compile(rb"fLaC[\0\x80]\0\0\x22")
 
 
 def _table(polynomial: int, bits: int) -> tuple[int, ...]:
@@ -23,20 +24,13 @@ def _table(polynomial: int, bits: int) -> tuple[int, ...]:
     return tuple(table)
 
 
-_CRC8, _CRC16 = _table(0x07, 8), _table(0x8005, 16)
+_TABLES = {bits: _table(polynomial, bits) for bits, polynomial in ((8, 0x07), (16, 0x8005))}
 
 
-def _crc8(data: bytes) -> int:
-    value = 0
+def _crc(data: bytes, bits: int) -> int:
+    table, mask, value = _TABLES[bits], (1 << bits) - 1, 0
     for byte in data:
-        value = _CRC8[value ^ byte]
-    return value
-
-
-def _crc16(data: bytes) -> int:
-    value = 0
-    for byte in data:
-        value = (value << 8 & 0xFFFF) ^ _CRC16[value >> 8 ^ byte]
+        value = (value << 8 & mask) ^ table[value >> bits - 8 ^ byte]
     return value
 
 
@@ -52,50 +46,33 @@ class _Info:
     frames: int
 
 
-def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The sound of a FLAC; all of it, even if its header states no length or less.
-
-    Args:
-        start: offset of the FLAC in `data`, which is read up to `end`; `name` as of `containers.examine`.
-
-    Raises:
-        AudioError: when it is cut or damaged, or its sample size is not supported.
-    """
-    starts, at = [start], start
-    while at >= 0:
-        found = [offset for mark in _STARTS if (offset := data.find(mark, starts[-1] + 8, end)) >= 0]
-        at = min(found, default=-1)
-        if at >= 0:
-            starts.append(at)
+def examine(data: Buffer, start: int, end: int) -> Container:
+    """The sound of a FLAC from `start` to `end`; all of it, even if its header states no length or less."""
+    starts = [start, *(found.start() for found in _START.finditer(data, start + 8, end))]
     parts, plain = [], start == 0 and len(starts) == 1
     for first, following in zip(starts, [*starts[1:], end], strict=True):
-        stop = following if following == end else _before_tag_of(data, first, following)
-        part = _one(data, first, before_tags(data, first, stop), name)
+        stop = following
+        tag = data.rfind(b"ID3", first, following) if following < end else -1
+        if tag >= 0 and behind_tags(data, tag, following) == following:  # of the FLAC that follows
+            stop = tag
+        part = _one(data, first, before_tags(data, first, stop))
         plain = plain and not part.head
         parts.append(part)
     return Container("flac", parts, plain)
 
 
-def _before_tag_of(data: Buffer, start: int, following: int) -> int:
-    """The end of a FLAC before another one, which may have an ID3v2 tag in front."""
-    tag = data.rfind(b"ID3", start, following)
-    return tag if tag >= 0 and behind_tags(data, tag, following) == following else following
-
-
-def _one(data: Buffer, start: int, end: int, name: str) -> Part:
-    info = _info(data, start, end, name)
+def _one(data: Buffer, start: int, end: int) -> Part:
+    info = _info(data, start, end)
     if info.bits not in BITS:
-        raise AudioError(
-            f"{name}: FLAC of {info.bits} bits is not read here; convert it: ffmpeg -i bad.flac -sample_fmt s16 good.flac"
-        )
-    found = _last_frame(data, info, end, name)
+        raise AudioError(f"FLAC of {info.bits} bits is not read here; convert it: {convert('flac')}")
+    found = _last_frame(data, info, end)
     if found is None:
         if info.total:
             return Part(start, end)  # decoding will show how much of it is there
-        raise AudioError(f"{name}: truncated or damaged, it does not end with a whole FLAC frame; {keep('flac')}")
+        raise AudioError(f"truncated or damaged, it does not end with a whole FLAC frame; {keep('flac')}")
     if info.total > found:
         raise AudioError(
-            f"{name}: truncated, its header says {info.total / info.rate:.3f} s and {found / info.rate:.3f} s are there; {keep('flac')}"
+            f"truncated, its header says {info.total / info.rate:.3f} s and {found / info.rate:.3f} s are there; {keep('flac')}"
         )
     if info.total == found:
         return Part(start, end)
@@ -105,35 +82,29 @@ def _one(data: Buffer, start: int, end: int, name: str) -> Part:
     return Part(start + 26, end, bytes(head))
 
 
-def _info(data: Buffer, start: int, end: int, name: str) -> _Info:
-    at, last, info = start + 4, False, None
+def _info(data: Buffer, start: int, end: int) -> _Info:
+    at, last, stream = start + 4, False, b""
     while not last:
         if at + 4 > end:
-            raise AudioError(f"{name}: truncated, it ends within its FLAC header; {keep('flac')}")
+            raise AudioError(f"truncated, it ends within its FLAC header; {keep('flac')}")
         last, kind, size = bool(data[at] & 0x80), data[at] & 0x7F, int.from_bytes(data[at + 1 : at + 4], "big")
         at += 4
         if kind == 0 and size >= 34 and at + 34 <= end:
-            packed = int.from_bytes(data[at + 10 : at + 18], "big")
-            info = _Info(
-                int.from_bytes(data[at + 2 : at + 4], "big"), int.from_bytes(data[at + 7 : at + 10], "big"),
-                packed >> 44, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1, 0,
-            )  # fmt: skip
+            stream = data[at : at + 34]
         at += size
-    if info is None or not info.rate:
-        raise AudioError(f"{name}: damaged, its FLAC header does not say how the sound is stored; make it again")
+    packed = int.from_bytes(stream[10:18], "big")
+    rate, bits, total = packed >> 44, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
+    if not rate:
+        raise AudioError("damaged, its FLAC header does not say how the sound is stored; make it again")
     if at > end:
-        raise AudioError(f"{name}: truncated, it ends within its FLAC header; {keep('flac')}")
-    info.frames = at
-    return info
+        raise AudioError(f"truncated, it ends within its FLAC header; {keep('flac')}")
+    return _Info(int.from_bytes(stream[2:4], "big"), int.from_bytes(stream[7:10], "big"), rate, bits, total, at)
 
 
-def _last_frame(data: Buffer, info: _Info, end: int, name: str) -> int | None:
+def _last_frame(data: Buffer, info: _Info, end: int) -> int | None:
     """Number of samples up to the end of the last complete frame; None if none is found.
 
-    A frame that ends at the stated length is accepted; any other one only by its checksum.
-
-    Raises:
-        AudioError: when something else follows the frame.
+    A frame that ends at the stated length is accepted if nothing else follows; any other one only by its checksum.
     """
     at, least, most = end, max(info.frames, end - SEARCHED), 0
     sync = data[info.frames : info.frames + 2]  # the same in every frame
@@ -143,16 +114,16 @@ def _last_frame(data: Buffer, info: _Info, end: int, name: str) -> int | None:
             stop = at + info.max_frame
             if stop < end and not only_zeros(data, stop, end):
                 raise AudioError(
-                    f"{name}: {end - stop} bytes follow its last FLAC frame that are neither sound nor a tag; write it anew: {convert('flac')}"
+                    f"{end - stop} bytes follow its last FLAC frame that are neither sound nor a tag; write it anew: {convert('flac')}"
                 )
             return samples
-        if samples is not None and not _crc16(bytes(data[at:end])):
+        if samples is not None and not _crc(bytes(data[at:end]), 16):
             return samples
         most = max(most, samples or 0)
         at -= 1
     if most > info.total > 0:
         raise AudioError(
-            f"{name}: damaged, more FLAC frames follow than its header states, and no whole one ends it; {keep('flac')}"
+            f"damaged, more FLAC frames follow than its header states, and no whole one ends it; {keep('flac')}"
         )
     return 0 if info.frames == end else None
 
@@ -167,7 +138,7 @@ def _frame_end(head: bytes, info: _Info) -> int | None:
     variable, block, rate = head[1] & 1, head[2] >> 4, head[2] & 15
     length = next((n for n in range(8) if not head[4] & 0x80 >> n), 8) or 1  # of a number written as UTF-8 writes it
     size = 4 + length + {6: 1, 7: 2}.get(block, 0) + {12: 1, 13: 2, 14: 2}.get(rate, 0)
-    if block == 0 or rate == 15 or length == 8 or len(head) <= size or _crc8(head[:size]) != head[size]:
+    if block == 0 or rate == 15 or length == 8 or len(head) <= size or _crc(head[:size], 8) != head[size]:
         return None
     number = head[4] if length == 1 else head[4] & (0x7F >> length)
     for byte in head[5 : 4 + length]:

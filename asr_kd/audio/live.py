@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
-import soxr
 
 from asr_kd.audio import mpeg, wav
 from asr_kd.audio.containers import is_text, recognise
-from asr_kd.audio.parts import Pcm, tag_size
-from asr_kd.audio.waveform import Mixer
+from asr_kd.audio.parts import Pcm, named, tag_size
+from asr_kd.audio.waveform import streamed
 from asr_kd.errors import AudioError, UserError
 
 PIECE = 1 << 16  # bytes of a pipe that are skipped at once
@@ -42,27 +41,25 @@ def pipe_sound(
         AudioError: when it is neither (FLAC, MP3, MP4; WAV of another encoding) or cut, a sample is not a number, or its
             channels cancel out.
     """
-    pipe = _Pipe(stream)
-    pipe.pass_tag()
-    is_wav, rate, resample, mixer = _is_wav(pipe, name, raw_rate), 0, None, Mixer(name)
-    following = True
-    while following:
-        header = wav.header(pipe.read, name) if is_wav else None
-        if header:
-            wav.check_bare(header, name, "pipe 16-bit PCM: ffmpeg -i FILE.wav -c:a pcm_s16le -f wav -")
-        pcm = header.pcm if header else Pcm(raw_rate or sample_rate, 1, wav.PCM, 16)
-        if rate and pcm.rate != rate:
-            raise AudioError(f"{name}: a WAV of another sample rate follows ({pcm.rate} Hz); send each by itself")
-        if not rate and pcm.rate != sample_rate:
-            resample = soxr.ResampleStream(pcm.rate, sample_rate, 1, dtype="float32")
-        rate = pcm.rate
-        for samples in _samples(pipe, pcm, header, seconds, name):
-            waveform = mixer.mix(samples)
-            yield resample.resample_chunk(waveform) if resample else waveform
-        following = header is not None and pipe.pass_chunks(header.big, name)
-    mixer.finish()
-    if resample:
-        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+    return streamed(_pieces(_Pipe(stream), name, raw_rate or sample_rate, bool(raw_rate), seconds), sample_rate, name)
+
+
+def _pieces(pipe: _Pipe, name: str, raw_rate: int, raw_given: bool, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Rate in Hz and float32 [samples, channels] of what arrives."""
+    with named(name):
+        pipe.pass_tag()
+        is_wav, rate = _is_wav(pipe, raw_given), 0
+        while True:
+            header = wav.header(pipe.read) if is_wav else None
+            if header:
+                wav.check_bare(header.pcm, "pipe 16-bit PCM: ffmpeg -i FILE.wav -c:a pcm_s16le -f wav -")
+            pcm = header.pcm if header else Pcm(raw_rate, 1, wav.PCM, 16)
+            if pcm.rate != (rate := rate or pcm.rate):
+                raise AudioError(f"a WAV of another sample rate follows ({pcm.rate} Hz); send each by itself")
+            for samples in _samples(pipe, pcm, header, seconds):
+                yield rate, samples
+            if header is None or not pipe.pass_chunks(pcm.big):
+                return
 
 
 class _Pipe:
@@ -102,56 +99,53 @@ class _Pipe:
         self.skip(size)
         return size > 0
 
-    def refuse_other(self, name: str) -> None:
+    def refuse_other(self) -> None:
         """Refuse a recording of another container."""
         size = mpeg.first_size(self.peek(9))
-        wav.refuse_other(self.peek(max(9, size + 6 if size else 0)), 0, name)
+        wav.refuse_other(self.peek(max(9, size + 6 if size else 0)), 0)
 
-    def pass_chunks(self, big: bool, name: str) -> bool:
+    def pass_chunks(self, big: bool) -> bool:
         """Skip what may follow the sound of a WAV; returns whether another WAV follows."""
         while head := self.peek(8):
             if head[:4] in wav.RIFFS:
                 return True
-            self.refuse_other(name)
+            self.refuse_other()
             if not self.pass_tag():
                 size = int.from_bytes(head[4:], "big" if big else "little")
                 self.skip(8 + size + size % 2)
         return False
 
 
-def _is_wav(pipe: _Pipe, name: str, raw_rate: int | None) -> bool:
-    """Whether the pipe holds WAV, not raw audio.
-
-    Raises:
-        AudioError: when it is another container, naming it.
-    """
+def _is_wav(pipe: _Pipe, raw_given: bool) -> bool:
+    """Whether the pipe holds WAV, not raw audio; AudioError when it is another container, naming it."""
     head = pipe.peek(HEAD)
     if size := mpeg.first_size(head):  # certain once a second frame follows the first
         head = pipe.peek(max(HEAD, size + 6))
     found = recognise(head)
     if found is None and len(head) >= TEXT and is_text(head):
-        raise AudioError(f"{name}: not audio but text; pipe WAV, or raw 16-bit mono")
-    if found is None or (raw_rate and not found.certain):
+        raise AudioError("not audio but text; pipe WAV, or raw 16-bit mono")
+    if found is None or (raw_given and not found.certain):
         return False
-    if found.reader == "wav":
+    if found.what == "WAV":
         return True
-    if not found.what:
-        raise AudioError(f"{name}: {found.reason}")
+    if found.reason:
+        raise AudioError(found.reason)
     raise AudioError(
-        f"{name}: {found.what}, where WAV or raw PCM is heard as it comes; pipe WAV: ffmpeg -i FILE.{found.ending} -f wav -"
+        f"{found.what}, where WAV or raw PCM is heard as it comes; pipe WAV: ffmpeg -i FILE.{found.ending} -f wav -"
         + (", or give the file itself in place of -" if found.reader else "")
     )
 
 
-def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float, name: str) -> Iterator[np.ndarray]:
+def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float) -> Iterator[np.ndarray]:
     """The sound up to its stated length, or further if what follows is not a chunk."""
     piece = max(1, int(seconds * pcm.rate)) * pcm.step
-    left, waiting = header.size if header else None, b""
+    size = header.size if header else None
+    left, waiting = size, b""
     while True:
-        if left == 0 and (header is None or _ends(pipe, header.size or 0)):
-            break
         if left == 0:
-            pipe.refuse_other(name)
+            if _ends(pipe, size or 0):
+                break
+            pipe.refuse_other()
             left = None  # the header states less than there is: the recorder died, or there are over 4 GiB
         data = pipe.arrived(piece if left is None else min(left, piece))
         if not data:
@@ -162,9 +156,9 @@ def _samples(pipe: _Pipe, pcm: Pcm, header: wav.Header | None, seconds: float, n
         waiting = data[whole:]
         yield wav.samples(data[:whole], pcm)
     if header and left:
-        raise AudioError(f"{name}: ends before the length that its WAV header states; send the whole file")
+        raise AudioError("ends before the length that its WAV header states; send the whole file")
     if not header and waiting:
-        raise AudioError(f"{name}: ends within a sample; raw sound must be 16-bit mono")
+        raise AudioError("ends within a sample; raw sound must be 16-bit mono")
 
 
 def _ends(pipe: _Pipe, size: int) -> bool:
@@ -181,8 +175,7 @@ def _ends(pipe: _Pipe, size: int) -> bool:
 def microphone_sound(sample_rate: int, seconds: float) -> Iterator[np.ndarray]:
     """Audio of the default microphone, in pieces float32 [samples] of `seconds` seconds, until interrupted.
 
-    Raises:
-        UserError: when the extra is not installed, or the machine has no microphone at that rate.
+    It raises UserError when the extra is not installed, or the machine has no microphone at that rate.
     """
     try:
         import sounddevice

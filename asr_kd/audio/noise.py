@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +24,7 @@ PIECE, ACTIVE_RANGE = 0.02, 1e-3
 LONGEST_FILE = 600.0  # seconds; noise files are held in memory
 
 
-@dataclass
-class Voice:
+class Voice(NamedTuple):
     """Another utterance, for babble: waveform float32 [samples]; speaker None if unknown."""
 
     key: str
@@ -45,11 +46,11 @@ def coloured(colour: str, samples: int, rate: int, rng: np.random.Generator) -> 
     Returns:
         float32 [samples].
     """
-    return looped(_stretch_of_noise(colour, rate), samples, rng)
+    return looped(_minute(colour, rate), samples, rng)
 
 
 @functools.cache
-def _stretch_of_noise(colour: str, rate: int) -> np.ndarray:
+def _minute(colour: str, rate: int) -> np.ndarray:
     size = 1 << 20  # a minute at 16 kHz
     frequencies = np.fft.rfftfreq(size, 1.0 / rate)
     shape = np.zeros(len(frequencies), np.float32)
@@ -79,11 +80,11 @@ def babble(voices: Sequence[np.ndarray], samples: int, rng: np.random.Generator)
 def choose_voices(
     voices: Sequence[Voice], key: str, speaker: str | None, talkers: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Waveforms of random utterances other than `key`, of other speakers unless there are none.
+    """Waveforms of random utterances for the babble behind an utterance, of other speakers unless there are none.
 
     Args:
         voices: to choose from.
-        key: of the utterance that the babble is for.
+        key: of that utterance.
         speaker: of that utterance; None if unknown.
         talkers: number of utterances; fewer if there are not as many.
         rng: decides the choice.
@@ -111,13 +112,7 @@ def active_power(waveform: np.ndarray, rate: int) -> float:
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, rate: int) -> np.ndarray:
     """Add noise so that the active speech's power (`active_power`) is `snr` dB over the noise's mean power.
 
-    Speech keeps its level. If either is silent, the speech is returned unchanged.
-
-    Args:
-        speech: float32 [samples].
-        noise: float32 [samples], of the same length.
-        snr: dB.
-        rate: Hz.
+    Speech keeps its level. If either is silent, the speech is returned unchanged. `rate` in Hz; all sounds are float32 [samples].
     """
     loud, quiet = active_power(speech, rate), _power(noise)
     if not loud or not quiet:
@@ -160,11 +155,7 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def noise_files(folder: str) -> tuple[Path, ...]:
-    """All audio files under a folder, sorted by name.
-
-    Raises:
-        UserError: when there is none.
-    """
+    """All audio files under a folder, sorted by name; UserError when there is none."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower().removeprefix(".") in EXTENSIONS)
     if not paths:
         what = "holds no audio" if Path(folder).is_dir() else "no such folder of noise"
@@ -173,31 +164,25 @@ def noise_files(folder: str) -> tuple[Path, ...]:
 
 
 def check_noise_files(folder: str) -> None:
-    """Open every noise file, so that a bad one stops a run at its start.
-
-    Raises:
-        UserError: when there is none, or one is not audio or too long.
-    """
+    """Open every noise file, so that a run stops at its start with a UserError if there is none, or one is bad or too long."""
     noise_files.cache_clear()  # the folder may have changed since this process last looked
     for path in noise_files(folder):
-        try:
-            seconds = seconds_of(path, str(path))
-        except (AudioError, OSError) as error:
-            raise UserError(f"noise file {error}") from None
-        if seconds > LONGEST_FILE:
-            raise UserError(
-                f"{path}: {seconds / 60:.0f} minutes, a noise file has {LONGEST_FILE / 60:.0f} at most; cut it"
-            )
+        with _of_noise():
+            minutes = seconds_of(path, str(path)) / 60
+        if minutes > LONGEST_FILE / 60:
+            raise UserError(f"{path}: {minutes:.0f} minutes, a noise file has {LONGEST_FILE / 60:.0f} at most; cut it")
 
 
 def read_noise(path: Path, rate: int) -> np.ndarray:
-    """A noise file at the wanted rate: float32 [samples].
-
-    Raises:
-        UserError: when it is damaged.
-    """
-    try:
+    """A noise file at the wanted rate: float32 [samples]; UserError when it is damaged."""
+    with _of_noise():
         return decode(path.read_bytes(), str(path), rate, LONGEST_FILE)[0]
+
+
+@contextmanager
+def _of_noise() -> Iterator[None]:
+    try:
+        yield
     except (AudioError, OSError) as error:
         raise UserError(f"noise file {error}") from None
 

@@ -29,15 +29,8 @@ def codec(page: bytes) -> tuple[str, str | None]:
     return next((value for mark, value in CODECS.items() if body.startswith(mark)), ("something unknown", None))
 
 
-def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The streams of an Ogg file, one after another (chained, as by `cat`).
-
-    Args:
-        start: offset of the Ogg in `data`, which is read up to `end`; `name` as of `containers.examine`.
-
-    Raises:
-        AudioError: when it is cut, damaged, of an unsupported codec, or holds several streams in parallel.
-    """
+def examine(data: Buffer, start: int, end: int) -> Container:
+    """The streams of an Ogg from `start` to `end`, one after another (chained, as by `cat`)."""
     parts: list[Part] = []
     extension, at, first, last, before = "", start, start, 4, -1
     stop = before_tags(data, start, end)
@@ -46,39 +39,36 @@ def examine(data: Buffer, start: int, end: int, name: str) -> Container:
             if last & 4 and only_zeros(data, at, stop):
                 break
             what = "bytes that are no Ogg follow its sound" if last & 4 else "no Ogg page begins there"
-            raise AudioError(f"{name}: damaged at byte {at} ({what}); {keep('ogg')}")
+            raise AudioError(f"damaged at byte {at} ({what}); {keep('ogg')}")
         body = at + 27 + data[at + 26] if at + 27 <= stop else stop + 1
         following = body + sum(data[at + 27 : body])
         if following > stop:
             raise AudioError(
-                f"{name}: truncated, its last Ogg page needs {following - at} bytes and {stop - at} are there; {keep('ogg')}"
+                f"truncated, its last Ogg page needs {following - at} bytes and {stop - at} are there; {keep('ogg')}"
             )
         page = data[at : at + 22] + bytes(4) + data[at + 26 : following]
         if _checksum(page) != struct.unpack_from("<I", data, at + 22)[0]:
-            raise AudioError(f"{name}: damaged at byte {at} (an Ogg page differs from its checksum); {keep('ogg')}")
+            raise AudioError(f"damaged at byte {at} (an Ogg page differs from its checksum); {keep('ogg')}")
         begins = data[at + 5] & 2
         if begins and not last & 4:
             raise AudioError(
-                f"{name}: holds several streams beside each other, or one without an end; write the sound anew: {convert('ogg')}"
+                f"holds several streams beside each other, or one without an end; write the sound anew: {convert('ogg')}"
             )
         if begins:
             what, read_as = codec(page)
             if read_as is None:
-                raise AudioError(f"{name}: Ogg with {what} is not read here; convert it: {convert('ogg')}")
+                raise AudioError(f"Ogg with {what} is not read here; convert it: {convert('ogg')}")
             extension, first = extension or read_as, at
         elif last & 4:
-            raise AudioError(f"{name}: damaged at byte {at} (an Ogg stream without a beginning); {keep('ogg')}")
+            raise AudioError(f"damaged at byte {at} (an Ogg stream without a beginning); {keep('ogg')}")
         (number,) = struct.unpack_from("<I", data, at + 18)
-        if (
-            not begins and number <= before
-        ):  # decoders lose what follows; a gap is a recording of a broadcast that began before it
-            raise AudioError(f"{name}: damaged at byte {at} (an Ogg page comes twice); {keep('ogg')}")
-        before = number
-        last = data[at + 5]
-        at = following
+        # decoders lose what follows; a gap is a recording of a broadcast that began before it
+        if not begins and number <= before:
+            raise AudioError(f"damaged at byte {at} (an Ogg page comes twice); {keep('ogg')}")
+        before, last, at = number, data[at + 5], following
         if last & 4:
             parts.append(Part(first, at))
             at = behind_tags(data, at, stop)
     if not last & 4:
-        raise AudioError(f"{name}: truncated, it ends before its last Ogg page; {keep('ogg')}")
+        raise AudioError(f"truncated, it ends before its last Ogg page; {keep('ogg')}")
     return Container(extension, parts, start == 0 and len(parts) == 1)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from asr_kd.errors import AudioError
 
 Buffer = bytes | mmap.mmap
 GAP = 1 << 20  # bytes of a mapped file that are read at once
@@ -52,6 +56,15 @@ class Container:
     extension: str
     parts: list[Part]
     plain: bool = True
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """What is wrong with a recording, which its readers say, begins with its name."""
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from None
 
 
 def convert(ending: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from asr_kd.audio.decode import MP3_SLACK, measure, native_blocks
-from asr_kd.audio.waveform import Mixer, resampled
+from asr_kd.audio.parts import named
+from asr_kd.audio.waveform import whole
 from asr_kd.errors import AudioError
 
 BLOCK = 10.0  # seconds that are decoded at once
@@ -18,10 +19,7 @@ FRAME = 0.1  # seconds by which segments may exceed a recording: other tools rou
 class Recording:
     """A local recording. Memory holds a segment and a block; segments in the order of their starts need one decoding pass.
 
-    `channels`: the most of them in what was decoded so far.
-
-    Raises:
-        AudioError: when it is not audio, or not as long as its header says.
+    `channels`: the most of them in what was decoded so far. It raises AudioError as `measure`.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -37,39 +35,23 @@ class Recording:
         self._held = np.empty((0, 1), np.float32)
 
     def bounds(self, start: float, end: float | None) -> tuple[float, float]:
-        """The bounds in seconds of a segment, limited to the recording; `end` None: the recording's end.
-
-        Raises:
-            AudioError: when it is empty, or more than a frame of it lies outside.
-        """
+        """The bounds in seconds of a segment, limited to the recording; `end` None: its end. AudioError when it lies outside."""
         stop = self.seconds if end is None else end
+        segment = f"{self._name}: the segment from {start:g} to {stop:g} s"
         if stop <= start:
-            raise AudioError(
-                f"{self._name}: the segment from {start:g} to {stop:g} s is empty; it must end after it starts"
-            )
+            raise AudioError(f"{segment} is empty; it must end after it starts")
         if start < -self.slack or stop > self.seconds + self.slack or start >= self.seconds:
-            raise AudioError(
-                f"{self._name}: the segment from {start:g} to {stop:g} s lies outside of the recording, which has {self.seconds:.3f} s"
-            )
+            raise AudioError(f"{segment} lies outside of the recording, which has {self.seconds:.3f} s")
         return max(start, 0.0), min(stop, self.seconds)
 
     def cut(self, start: float, end: float, sample_rate: int | None) -> tuple[np.ndarray, int]:
-        """The waveform of a segment, float32 [samples], mono, and its rate: `sample_rate`, or the recording's own.
-
-        Raises:
-            AudioError: as `decode`, for the segment and what is before it.
-        """
-        name = f"{self._name}, {start:g} to {end:g} s"
+        """The waveform of a segment, float32 [samples], and its rate: `sample_rate`, or its own; AudioError as `decode`."""
         if self._rate and round(start * self._rate) < self._at:
             self._begin()
         samples = self._samples(start, end)
-        if not len(samples):
-            raise AudioError(f"{name}: holds no samples (zero length); leave it out")
-        mixer = Mixer(name)
-        waveform = mixer.mix(samples)
-        mixer.finish()
         wanted = sample_rate or self._rate
-        return resampled(waveform, self._rate, wanted, name), wanted
+        with named(f"{self._name}, {start:g} to {end:g} s"):
+            return whole([samples], self._rate, wanted), wanted
 
     def _samples(self, start: float, end: float) -> np.ndarray:
         """Float32 [samples, channels] of a segment; they are kept for the next one, with what was decoded after them."""

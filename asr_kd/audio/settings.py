@@ -8,13 +8,16 @@ from pydantic import Field, model_validator
 
 from asr_kd.config.base import Count, Location, Natural, NotNegative, Settings, Share, check_given_once
 
+SampleRate = Annotated[int, Field(ge=4000, le=48000)]
+_Snr = Annotated[float, Field(ge=-30, le=60)]
+_Direct = Annotated[float, Field(ge=-30, le=30)]
+_Change = Annotated[float, Field(ge=0, lt=0.5)]
+
 
 class FeatureSettings(Settings):
     """Waveform → log mel filterbank energies, stacked to a lower frame rate."""
 
-    sample_rate: Annotated[int, Field(ge=4000, le=48000)] = Field(
-        16000, description="rate in Hz the audio is converted to"
-    )
+    sample_rate: SampleRate = Field(16000, description="rate in Hz the audio is converted to")
     mels: Annotated[int, Field(ge=8, le=256)] = Field(64, description="mel filters")
     window_ms: Annotated[int, Field(ge=5, le=100)] = Field(25, description="analysis window in milliseconds")
     hop_ms: Annotated[int, Field(ge=1, le=50)] = Field(10, description="hop in milliseconds")
@@ -42,10 +45,10 @@ class NoiseSettings(Settings):
         description="noises to draw from, evenly; name one twice to hear it twice as often. babble: other utterances of the "
         "shard, of other speakers where they are known; files: those in `folder`",
     )
-    snr_min: Annotated[float, Field(ge=-30, le=60)] = Field(
+    snr_min: _Snr = Field(
         0.0, description="lowest signal-to-noise ratio in dB; the speech is measured without its pauses"
     )
-    snr_max: Annotated[float, Field(ge=-30, le=60)] = Field(20.0, description="highest signal-to-noise ratio in dB")
+    snr_max: _Snr = Field(20.0, description="highest signal-to-noise ratio in dB")
     talkers_min: Count = Field(3, description="babble: voices at least")
     talkers_max: Count = Field(7, description="babble: voices at most")
     folder: Location | None = Field(
@@ -54,10 +57,8 @@ class NoiseSettings(Settings):
     reverb: Share = Field(0.3, description="share of the utterances that are put into a room")
     rt60_min: Annotated[float, Field(ge=0.02, le=5)] = Field(0.1, description="shortest reverberation time in seconds")
     rt60_max: Annotated[float, Field(ge=0.02, le=5)] = Field(0.7, description="longest reverberation time in seconds")
-    direct_min: Annotated[float, Field(ge=-30, le=30)] = Field(
-        -3.0, description="lowest ratio of the direct sound to the reverberation in dB"
-    )
-    direct_max: Annotated[float, Field(ge=-30, le=30)] = Field(10.0, description="highest such ratio in dB")
+    direct_min: _Direct = Field(-3.0, description="lowest ratio of the direct sound to the reverberation in dB")
+    direct_max: _Direct = Field(10.0, description="highest such ratio in dB")
 
     @model_validator(mode="after")
     def _fits(self) -> NoiseSettings:
@@ -74,12 +75,8 @@ class NoiseSettings(Settings):
 class AugmentSettings(Settings):
     """What is done to the learner's input only; time is stretched together with the targets, or not at all."""
 
-    stretch: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="length is changed by up to this share, targets with it"
-    )
-    mel_warp: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="the mel axis is scaled by up to this share"
-    )
+    stretch: _Change = Field(0.0, description="length is changed by up to this share, targets with it")
+    mel_warp: _Change = Field(0.0, description="the mel axis is scaled by up to this share")
     time_masks: Natural = Field(0, description="time masks an utterance")
     time_frames: Natural = Field(8, description="longest time mask, in network frames")
     time_ms: NotNegative | None = Field(None, description="the same in milliseconds, whatever the frame period")

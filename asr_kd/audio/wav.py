@@ -18,10 +18,8 @@ MAX_CHANNELS = 32
 RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 EXTENSIBLE = 0xFFFE
 BEHIND = 4096  # bytes that are enough to recognise what follows
-TEXT, FEW_LINES = (
-    1 << 20,
-    8,
-)  # bytes in which to look for the marks of a transfer as text, and line feeds that are too few to tell
+TEXT = 1 << 20  # bytes in which to look for the marks of a transfer as text
+FEW_LINES = 8  # line feeds that are too few to tell
 PCM, FLOAT, A_LAW, MU_LAW, MP3 = 1, 3, 6, 7, 0x55
 # encodings of uncompressed samples: tag and bits → numpy's type (8 and 24 bits and the two laws are widened first), full scale
 BARE = {
@@ -29,7 +27,7 @@ BARE = {
     (FLOAT, 32): ("f4", 1.0), (FLOAT, 64): ("f8", 1.0), (A_LAW, 8): ("i2", 2.0**15), (MU_LAW, 8): ("i2", 2.0**15),
 }  # fmt: skip
 CODECS = {
-    2: "Microsoft ADPCM", 0x11: "IMA ADPCM", 0x31: "GSM 6.10", 0x40: "G.721", 0x45: "G.726", 0x64: "G.726", 0x14: "G.723", 0x22: "TrueSpeech",
+    PCM: "PCM", FLOAT: "floats", 2: "Microsoft ADPCM", 0x11: "IMA ADPCM", 0x31: "GSM 6.10", 0x40: "G.721", 0x45: "G.726", 0x64: "G.726", 0x14: "G.723", 0x22: "TrueSpeech",
     0x28: "G.723.1", 0x38: "Opus", 0x50: "MPEG layer I or II", MP3: "MP3", 0x57: "AMR", 0x61: "DUCK ADPCM", 0x83: "G.729", 0xFF: "AAC", 0x160: "WMA", 0x161: "WMA",
     0x162: "WMA Pro", 0x163: "WMA lossless", 0x1600: "AAC (ADTS)", 0x2000: "AC-3", 0x2001: "DTS", 0x566F: "Vorbis", 0xA106: "AAC", 0xF1AC: "FLAC",
 }  # fmt: skip
@@ -46,43 +44,26 @@ _ANOTHER = re.compile(rb"WAVE(fmt |JUNK|junk|bext|LIST|ds64|FLLR|PAD )")
 class Header:
     """The header of a WAV. `size`: stated bytes of sound, None if the writer did not know; `read`: bytes of the header."""
 
-    tag: int
-    bits: int
-    rate: int
-    channels: int
-    block: int
-    big: bool
+    pcm: Pcm
     size: int | None
     fact: int | None
     read: int
 
     @property
     def bare(self) -> bool:
-        return (self.tag, self.bits) in BARE
-
-    @property
-    def pcm(self) -> Pcm:
-        return Pcm(self.rate, self.channels, self.tag, self.bits, self.big)
+        return (self.pcm.tag, self.pcm.bits) in BARE
 
 
-def header(read: Callable[[int], bytes], name: str) -> Header:
-    """Read the header of a WAV up to its sound.
-
-    Args:
-        read: gives the next bytes, fewer at the end.
-
-    Raises:
-        AudioError: when it is cut or damaged; an unsupported codec is not refused here.
-    """
+def header(read: Callable[[int], bytes]) -> Header:
+    """Read the header of a WAV of any codec up to its sound; `read` gives the next bytes, fewer at the end."""
     riff = read(12)
     order = ">" if riff[:4] == b"RIFX" else "<"
     taken = len(riff)
-    format_chunk, fact, long_size, size = b"", None, None, None
+    format_chunk, fact, long_size = b"", None, None
     while len(head := read(8)) == 8:
         taken += 8
         length = struct.unpack(order + "I", head[4:])[0]
         if head[:4] == b"data":
-            size = length
             break
         body = read(min(left := length + length % 2, 128))
         taken += len(body)
@@ -90,45 +71,42 @@ def header(read: Callable[[int], bytes], name: str) -> Header:
         while left and (more := read(min(left, 1 << 16))):
             taken, left = taken + len(more), left - len(more)
         if left:
-            raise AudioError(f"{name}: truncated, a WAV header without sound behind it; fetch the file again")
+            break
         if head[:4] == b"fmt ":
             format_chunk = body
         elif head[:4] == b"fact" and len(body) >= 4:
             fact = struct.unpack_from(order + "I", body)[0]
         elif head[:4] == b"ds64" and len(body) >= 24:
             long_size = struct.unpack_from("<Q", body, 8)[0]
-    if size is None:
-        raise AudioError(f"{name}: truncated, a WAV header without sound behind it; fetch the file again")
+    if head[:4] != b"data" or len(head) < 8:
+        raise AudioError("truncated, a WAV header without sound behind it; fetch the file again")
     if len(format_chunk) < 16:
-        raise AudioError(f"{name}: damaged, its WAV header does not say the format of the sound; make it again")
+        raise AudioError("damaged, its WAV header does not say the format of the sound; make it again")
     tag, channels, rate, _, block, bits = struct.unpack_from(order + "HHIIHH", format_chunk)
     if tag == EXTENSIBLE and len(format_chunk) >= 26:
         tag = struct.unpack_from(order + "H", format_chunk, 24)[0]
     if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(f"{name}: its header says {rate} Hz and {channels} channels; it is damaged, make it again")
+        raise AudioError(f"its header says {rate} Hz and {channels} channels; it is damaged, make it again")
     if tag in (PCM, FLOAT) and (not bits or bits > 64 or block not in (0, channels * -(-bits // 8))):
         raise AudioError(
-            f"{name}: its header says {bits} bits a sample in {block} bytes for {channels} channels; it is damaged, or unusual: {convert('wav')}"
+            f"its header says {bits} bits a sample in {block} bytes for {channels} channels; it is damaged, or unusual: {convert('wav')}"
         )
     if tag == PCM:  # 12 or 20 bits are stored as the upper bits of two or three bytes
         bits = 8 * -(-bits // 8)
-    if size == 0xFFFFFFFF and long_size:
+    size: int | None = length
+    if length == 0xFFFFFFFF and long_size:
         size = long_size
-    elif 0x7FFFF000 <= size <= 0x80000000 or size >= 0xFFFF0000 or size == 0:  # values that writers to a pipe use
+    elif 0x7FFFF000 <= length <= 0x80000000 or length >= 0xFFFF0000 or length == 0:  # values that writers to a pipe use
         size = None
-    return Header(tag, bits, rate, channels, block, order == ">", size, fact, taken)
+    return Header(Pcm(rate, channels, tag, bits, order == ">"), size, fact, taken)
 
 
-def check_bare(found: Header, name: str, remedy: str) -> None:
-    """Refuse compressed samples, naming the codec; `remedy`: what to do.
-
-    Raises:
-        AudioError: when the samples are compressed.
-    """
-    if not found.bare:
-        codec = CODECS.get(found.tag, "PCM" if found.tag == PCM else "floats" if found.tag == FLOAT else f"codec 0x{found.tag:04X}")  # fmt: skip
+def check_bare(found: Pcm, remedy: str) -> None:
+    """Refuse compressed samples with an AudioError, naming the codec; `remedy`: what to do."""
+    if (found.tag, found.bits) not in BARE:
+        codec = CODECS.get(found.tag, f"codec 0x{found.tag:04X}")
         bits = f" of {found.bits} bits" if found.bits else ""
-        raise AudioError(f"{name}: WAV with {codec}{bits} is not read here; {remedy}")
+        raise AudioError(f"WAV with {codec}{bits} is not read here; {remedy}")
 
 
 def samples(data: bytes, pcm: Pcm) -> np.ndarray:
@@ -169,25 +147,18 @@ def _mu_law() -> np.ndarray:
 _LAWS = {A_LAW: _a_law(), MU_LAW: _mu_law()}
 
 
-def examine(data: Buffer, start: int, end: int, name: str) -> Container:
-    """The sound of a WAV; all of it, even if the header was never finished or states less.
-
-    Args:
-        start: offset of the WAV in `data`, which is read up to `end`; `name` as of `containers.examine`.
-
-    Raises:
-        AudioError: when it is cut, damaged or of an unsupported codec.
-    """
+def examine(data: Buffer, start: int, end: int) -> Container:
+    """The sound of a WAV from `start` to `end`; all of it, even if the header was never finished or states less."""
     parts: list[Part] = []
     plain, at = start == 0, start
     while at < end:
-        found, as_stated, at = _one(data, at, end, name)
+        found, as_stated, at = _one(data, at, end)
         plain = plain and as_stated and not parts
         parts += found
     return Container("wav", parts, plain)
 
 
-def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], bool, int]:
+def _one(data: Buffer, start: int, end: int) -> tuple[list[Part], bool, int]:
     """The parts of a recording, whether its header is right, and the offset of the next recording (or the end)."""
     at = start
 
@@ -196,48 +167,43 @@ def _one(data: Buffer, start: int, end: int, name: str) -> tuple[list[Part], boo
         at += size
         return bytes(data[at - size : min(at, end)])
 
-    found = header(read, name)
-    if not found.bare and found.tag not in (*BY_LIBSNDFILE, MP3):
-        check_bare(found, name, f"convert it: {convert('wav')}")
-    sound, size = start + found.read, found.size
+    found = header(read)
+    pcm, sound, size = found.pcm, start + found.read, found.size
+    if pcm.tag not in (*BY_LIBSNDFILE, MP3):
+        check_bare(pcm, f"convert it: {convert('wav')}")
     before: list[Part] = []
     if size is None:
         stop = sound
-        following = _chunks(data, sound, end, found.big)  # no sound at all, followed by a chunk
+        following = _chunks(data, sound, end, pcm.big)  # no sound at all, followed by a chunk
     else:
-        stop = _stop(sound, size, end, name)
+        stop = _stop(sound, size, end)
         # some writers put a sound into several chunks
-        while found.bare and (begin := _more_sound(data, stop + size % 2, end, found.big)):
-            before.append(Part(sound, sound + (stop - sound) // found.pcm.step * found.pcm.step, pcm=found.pcm))
-            sound, size = begin, int.from_bytes(data[begin - 4 : begin], "big" if found.big else "little")
-            stop = _stop(sound, size, end, name)
-        following = _behind(data, stop, size % 2, end, found.big)
+        while found.bare and (begin := _more_sound(data, stop + size % 2, end, pcm.big)):
+            before.append(Part(sound, stop, pcm=pcm))
+            sound, size = begin, int.from_bytes(data[begin - 4 : begin], "big" if pcm.big else "little")
+            stop = _stop(sound, size, end)
+        following = _behind(data, stop, size % 2, end, pcm.big)
     as_stated = not before
     if following is None:  # what follows is sound: the recorder died, or there are over 4 GiB
-        refuse_other(data, behind_tags(data, stop, end), name)
-        _refuse_text_mode(bytes(data[sound : min(end, sound + TEXT)]), name)
+        refuse_other(data, behind_tags(data, stop, end))
+        _refuse_text_mode(bytes(data[sound : min(end, sound + TEXT)]))
         as_stated = False
         another = _another(data, sound, end)
         following = end if another is None else another
         stop = before_tags(data, sound, end) if another is None else another
         if not found.bare:
-            raise AudioError(
-                f"{name}: its header does not state the length of its sound ({CODECS[found.tag]}); repair it: {convert('wav')}"
-            )
+            raise AudioError(f"its header states no length of sound ({CODECS[pcm.tag]}); repair it: {convert('wav')}")
     if found.bare:
-        step = found.pcm.step
-        return [*before, Part(sound, sound + (stop - sound) // step * step, pcm=found.pcm)], as_stated, following
-    if found.tag == MP3:
-        return mpeg.examine(data, sound, stop, name).parts, False, following
+        return [*before, Part(sound, stop, pcm=pcm)], as_stated, following
+    if pcm.tag == MP3:
+        return mpeg.examine(data, sound, stop).parts, False, following
     return [Part(start, stop, samples=found.fact)], as_stated, following
 
 
-def _stop(sound: int, size: int, end: int, name: str) -> int:
+def _stop(sound: int, size: int, end: int) -> int:
     """Offset of the end of a sound of the stated size."""
     if size > end - sound:
-        raise AudioError(
-            f"{name}: truncated, its header says {size} bytes of sound and {end - sound} are there; {keep('wav')}"
-        )
+        raise AudioError(f"truncated, its header says {size} bytes of sound and {end - sound} are there; {keep('wav')}")
     return sound + size
 
 
@@ -287,23 +253,19 @@ def _chunks(data: Buffer, at: int, end: int, big: bool) -> int | None:
     return end if another is None else another
 
 
-def refuse_other(data: Buffer, at: int, name: str) -> None:
-    """Refuse a recording of another container at an offset, behind the sound of a WAV.
-
-    Raises:
-        AudioError: when there is one.
-    """
+def refuse_other(data: Buffer, at: int) -> None:
+    """Refuse, with an AudioError, a recording of another container at an offset, behind the sound of a WAV."""
     head = bytes(data[at : at + BEHIND])
     what = {b"fLaC": "FLAC", b"OggS": "Ogg"}.get(head[:4]) or next(iter(mpeg.recognise(head) or ()), None)
     if what:
-        raise AudioError(f"{name}: {what} follows the sound of a WAV; write each recording to a file of its own")
+        raise AudioError(f"{what} follows the sound of a WAV; write each recording to a file of its own")
 
 
-def _refuse_text_mode(sound: bytes, name: str) -> None:
+def _refuse_text_mode(sound: bytes) -> None:
     """Refuse bytes that went through a program for text, which put a carriage return before each line feed."""
     if (lines := sound.count(b"\n")) >= FEW_LINES and sound.count(b"\r\n") == lines:
         raise AudioError(
-            f"{name}: damaged, it was sent as text (every line feed became two bytes); fetch it again in binary mode"
+            "damaged, it was sent as text (each line feed is two bytes now); fetch it again in binary mode"
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import soxr
 
+from asr_kd.audio.parts import named
 from asr_kd.audio.wav import MAX_CHANNELS, RATES
 from asr_kd.errors import AudioError
 
@@ -18,11 +20,15 @@ FEW = 64  # samples that are too few to tell
 AUDIBLE = 1e-8  # mean power (full scale is 1) below which channels are not checked
 
 
-class Mixer:
-    """The mean of the channels of a recording that arrives in pieces; `name`: of the recording, for messages."""
+def _peak(samples: np.ndarray) -> float:
+    """The largest amplitude, 0 of no samples, NaN where a sample is."""
+    return max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+
+class Mixer:
+    """The mean of the channels of a recording that arrives in pieces."""
+
+    def __init__(self) -> None:
         self._channels, self._count = 1, 0
         self._energy, self._lost = 0.0, 0.0  # of all, and of what cancels out
         self._begin()
@@ -32,18 +38,12 @@ class Mixer:
         self._filled, self._sums, self._squares = 0, np.zeros(MAX_CHANNELS + 1), np.zeros(MAX_CHANNELS + 1)
 
     def mix(self, samples: np.ndarray) -> np.ndarray:
-        """Float32 [samples, channels] → float32 [samples].
-
-        Raises:
-            AudioError: when a sample is not a number or far beyond full scale.
-        """
-        peak = max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))  # both are NaN where a sample is
+        """Float32 [samples, channels] → float32 [samples]; AudioError when one is not a number or far beyond full scale."""
+        peak = _peak(samples)
         if not np.isfinite(peak):
-            raise AudioError(f"{self._name}: holds samples that are not numbers (NaN or infinite); make the file again")
+            raise AudioError("holds samples that are not numbers (NaN or infinite); make the file again")
         if peak > MAX_AMPLITUDE:
-            raise AudioError(
-                f"{self._name}: its samples reach {peak:.3g} where full scale is 1; scale them and write the file again"
-            )
+            raise AudioError(f"its samples reach {peak:.3g} where full scale is 1; scale them and write the file again")
         channels = samples.shape[1]
         if channels == 1:
             return samples[:, 0]
@@ -69,35 +69,26 @@ class Mixer:
         self._begin()
 
     def finish(self) -> None:
-        """End the recording.
-
-        Raises:
-            AudioError: when its channels cancel out, for example if one is the other inverted.
-        """
+        """End the recording; AudioError when its channels cancel out, for example if one is the other inverted."""
         self._end()
         if self._energy > AUDIBLE * self._count and self._lost > LOST * self._energy:
             share = self._lost / self._energy
             where = f" in {share:.0%} of it" if share < 0.99 else ""
             raise AudioError(
-                f"{self._name}: its {self._channels} channels cancel out{where} (one is the other inverted), their mean is not what was said; "
+                f"its {self._channels} channels cancel out{where} (one is the other inverted), their mean is not what was said; "
                 "take one of them: ffmpeg -i bad.wav -af 'pan=mono|c0=c0' good.wav"
             )
 
 
 def checked(waveform: Any) -> np.ndarray:
-    """A waveform as float32 [samples].
-
-    Raises:
-        AudioError: when it is not an array of floats with one axis, or a sample is not a number or far beyond full scale, 1.
-    """
+    """A waveform as float32 [samples]; AudioError when it is no array of floats with one axis, or not of full scale 1."""
     if not isinstance(waveform, np.ndarray) or waveform.ndim != 1 or waveform.dtype.kind != "f":
-        what = (
-            f"{waveform.dtype} {list(waveform.shape)}" if isinstance(waveform, np.ndarray) else type(waveform).__name__
-        )
+        is_array = isinstance(waveform, np.ndarray)
+        what = f"{waveform.dtype} {list(waveform.shape)}" if is_array else type(waveform).__name__
         raise AudioError(
             f"a waveform must be float32 [samples], mono, not {what}; make it one with asr_kd.audio.waveform.from_array"
         )
-    peak = max(float(waveform.max(initial=0.0)), -float(waveform.min(initial=0.0)))
+    peak = _peak(waveform)
     if not peak <= MAX_AMPLITUDE:
         raise AudioError(f"the samples of a waveform reach {peak:.3g} where full scale is 1; scale them")
     return waveform if waveform.dtype == np.float32 else waveform.astype(np.float32)
@@ -119,45 +110,54 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
         AudioError: when its shape, type or rate cannot be those of sound, and as `Mixer`.
     """
     samples = np.asarray(samples)
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
-        raise AudioError(
-            f"{name}: must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
-        )
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
-        raise AudioError(f"{name}: needs its sample rate in Hz, not {rate!r}")
     scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
-    if samples.dtype.kind != "f" and samples.dtype.name not in scales:
-        raise AudioError(f"{name}: must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
-    if not samples.size:
-        raise AudioError(f"{name}: holds no samples (zero length); leave it out")
-    if samples.dtype.name == "int32" and 0 < np.abs(samples).max() <= 1 << 15:
-        raise AudioError(
-            f"{name}: holds samples of 16 bits as int32, which would be heard as silence; convert it to int16"
-        )
-    values = samples.astype(np.float32)
-    if samples.dtype.kind != "f":
-        values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])
-    mixer = Mixer(name)
-    waveform = mixer.mix(values.reshape(len(values), -1))
-    mixer.finish()
-    return resampled(waveform, int(rate), sample_rate, name)
+    with named(name):
+        if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
+            raise AudioError(
+                f"must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
+            )
+        if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
+            raise AudioError(f"needs its sample rate in Hz, not {rate!r}")
+        if samples.dtype.kind != "f" and samples.dtype.name not in scales:
+            raise AudioError(f"must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
+        if not samples.size:
+            raise AudioError("holds no samples (zero length); leave it out")
+        if samples.dtype.name == "int32" and 0 < np.abs(samples).max() <= 1 << 15:
+            raise AudioError("holds samples of 16 bits as int32, which would be heard as silence; convert it to int16")
+        values = samples.astype(np.float32)
+        if samples.dtype.kind != "f":
+            values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])
+        return whole([values.reshape(len(values), -1)], int(rate), sample_rate)
 
 
-def resampled(waveform: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
-    """A whole waveform at another rate: float32 [samples].
+def whole(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarray:
+    """All pieces of a recording, float32 [samples, channels] at `rate` Hz, as one waveform: float32 [samples] at `wanted` Hz.
 
-    Args:
-        waveform: float [samples].
-        rate: its rate, Hz.
-        wanted: the new rate, Hz.
-        name: of the recording, for messages.
-
-    Raises:
-        AudioError: when it is too short to be converted.
+    It raises AudioError as `Mixer`, and when there are no samples, or too few to be converted.
     """
+    mixer = Mixer()
+    mixed = [mixer.mix(piece) for piece in pieces] or [np.empty(0, np.float32)]
+    mixer.finish()
+    waveform = mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
+    if not (found := len(waveform)):
+        raise AudioError("holds no samples (zero length); leave it out")
     if rate != wanted:
-        before = len(waveform)
         waveform = soxr.resample(np.ascontiguousarray(waveform), rate, wanted)
         if not len(waveform):
-            raise AudioError(f"{name}: too short to be converted to {wanted} Hz ({before} samples); leave it out")
+            raise AudioError(f"too short to be converted to {wanted} Hz ({found} samples); leave it out")
     return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def streamed(pieces: Iterable[tuple[int, np.ndarray]], wanted: int, name: str) -> Iterator[np.ndarray]:
+    """The same as the pieces arrive, each with its rate, which does not change; memory holds one. AudioError as `Mixer`."""
+    mixer, resample = Mixer(), None
+    for rate, samples in pieces:
+        if resample is None and rate != wanted:
+            resample = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
+        with named(name):
+            waveform = mixer.mix(samples)
+        yield resample.resample_chunk(waveform) if resample else waveform
+    with named(name):
+        mixer.finish()
+    if resample:
+        yield resample.resample_chunk(np.empty(0, np.float32), last=True)

@@ -56,11 +56,7 @@ class ShardList(Sequence[ShardInfo]):
 
     @classmethod
     def parse(cls, text: bytes | str) -> ShardList:
-        """The shards of an index, a JSON array.
-
-        Raises:
-            ValidationError: when they are not.
-        """
+        """The shards of an index, a JSON array; ValidationError when they are not."""
         rows = list(map(_COLUMNS, _ROWS.validate_json(text)))
         width = max(map(len, map(itemgetter(0), rows)), default=1)
         columns = [("name", f"S{width}"), ("samples", "i8"), ("seconds", "f8"), ("bytes", "i8")]

@@ -40,21 +40,16 @@ Items = TypeVar("Items", bound=Sequence[Any])
 class Leases:
     """The leases of one process in a folder; leaving the context gives them back.
 
+    All that work together share the folder; it is made when missing, in a folder that is there.
+
     Clocks of several machines are never compared: a lease is abandoned when *this* process has seen it unchanged for
     `patience` seconds of its own clock, or when its holder was a process of this machine that is gone.
-
-    Args:
-        folder: shared by all that work together; made when missing, in a folder that is there.
     """
 
     def __init__(self, folder: Place | str, patience: float = PATIENCE) -> None:
         self.folder, self.patience = place(folder), patience
-        self._me = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "space": _space(),
-        }
+        pid = os.getpid()
+        self._me = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "space": _space()}
         self._me["holder"] = uuid.uuid4().hex  # two in a process are two
         self._held: set[Place] = set()
         self._seen: dict[Place, tuple[object, float]] = {}
@@ -86,12 +81,7 @@ class Leases:
         return True
 
     def free(self, items: Iterable[A], name: Callable[[A], str], done: Callable[[A], bool]) -> Iterator[A]:
-        """The items that are not done and whose lease could be taken, each as it is asked for; ends early among those of others.
-
-        Args:
-            name: of an item's lease.
-            done: whether what it stands for is published.
-        """
+        """The items that are not `done` and whose lease could be taken, as they are asked for; ends early among those of others."""
         refusals = 0
         for item in items:
             if done(item) or not self.take(name(item)):
@@ -115,8 +105,8 @@ class Leases:
         """Do what is left to do, together with all other processes that do the same; returns when nothing is.
 
         Args:
-            name: see `free`.
-            done: see `free`.
+            name: of an item's lease.
+            done: whether what an item stands for is published.
             missing: which of the items are not done, by whomever.
             work: does items one by one, as it takes them; yields each when it is published.
         """
@@ -165,8 +155,7 @@ class Leases:
     def wait_for_death(self, name: str, busy: str) -> None:
         """Return once nobody living holds the lease of this name: at once, or when a holder on another machine has been silent for `patience`.
 
-        Raises:
-            UserError: as soon as it is known that the holder lives: `busy`, and who it is.
+        It raises UserError as soon as it is known that the holder lives: `busy`, and who it is.
         """
         path, asked = self.folder / name, False
         while (state := self._state(path)) not in ("free", "dead"):
@@ -180,11 +169,7 @@ class Leases:
             time.sleep(min(0.5, self.patience / 10))
 
     def check(self, name: str) -> None:
-        """Refuse to go on where the lease of this name is not this process's any more.
-
-        Raises:
-            UserError: when its folder is gone, or another process has taken it.
-        """
+        """Raise UserError when the lease of this name is not this process's any more, or its folder is gone."""
         if self.holds(name):
             return
         holder = self._holder(self.folder / name)
@@ -202,17 +187,16 @@ class Leases:
 
     def _state(self, path: Place) -> Literal["free", "dead", "alive", "silent"]:
         """Of a lease; `silent`: its holder is on another machine and has given no sign of life yet."""
-        state: object
         try:
-            text = path.read_text()
-            state = (_time(path), text)
-            holder = json.loads(text)
-            if holder["host"] == self._me["host"] and holder["space"] == self._me["space"] and self._me["started"]:
-                return "alive" if _started(holder["pid"]) == holder["started"] else "dead"
+            data = path.read_bytes()
+            # when it was last changed; of an object, the content tells
+            state = (data, 0 if isinstance(path, ObjectPath) else path.stat().st_mtime_ns)
         except FileNotFoundError:
             return "free"
-        except (ValueError, KeyError, TypeError):
-            state = (_time(path), "damaged")
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged
+            holder = json.loads(data)
+            if holder["host"] == self._me["host"] and holder["space"] == self._me["space"] and self._me["started"]:
+                return "alive" if _started(holder["pid"]) == holder["started"] else "dead"
         known, since = self._seen.get(path, (None, 0.0))
         if known != state:
             self._seen[path] = (state, time.monotonic())
@@ -229,37 +213,29 @@ class Leases:
             os.rename(path, aside)
         except FileNotFoundError:
             return False
+        if path in self._seen:
+            self._seen[aside] = self._seen.pop(path)
         try:
-            if self._abandoned_aside(path, aside):
+            if self._state(aside) == "dead":
                 return True
             with contextlib.suppress(OSError):  # another was faster, and what was moved is its new lease
                 os.link(aside, path)
             return False
         finally:
-            aside.unlink(missing_ok=True)
-
-    def _abandoned_aside(self, path: Place, aside: Place) -> bool:
-        """Whether what was moved aside is what was judged."""
-        if path in self._seen:
-            self._seen[aside] = self._seen.pop(path)
-        try:
-            return self._state(aside) == "dead"
-        finally:
             self._seen.pop(aside, None)
+            aside.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._ended.wait(self.patience / 4):
             self._beats += 1
             for path in list(self._held):
                 with self._changing, contextlib.suppress(OSError, UserError):
-                    if path in self._held:
-                        self._refresh(path)
-
-    def _refresh(self, path: Place) -> None:
-        if isinstance(path, ObjectPath):
-            path.write(json.dumps({**self._me, "beats": self._beats}).encode())
-        else:
-            os.utime(path)
+                    if path not in self._held:
+                        continue
+                    if isinstance(path, ObjectPath):
+                        path.write(json.dumps({**self._me, "beats": self._beats}).encode())
+                    else:
+                        os.utime(path)
 
 
 @contextlib.contextmanager
@@ -288,19 +264,10 @@ def sole_writer(folder: Place | str, patience: float = PATIENCE) -> Iterator[Cal
 
 
 def check_unused(folder: Place) -> None:
-    """Refuse to touch a folder that processes share the work in.
-
-    Raises:
-        UserError: naming one of them.
-    """
+    """Refuse to touch a folder that processes share the work in, with a UserError that names one of them."""
     leases = Leases(folder / SHARED)
     for name in sorted(name for name in names_in(leases.folder) if not name.startswith(".")):
         leases.wait_for_death(name, f"{folder}: is being written by")
-
-
-def _time(path: Place) -> int:
-    """When a lease was last changed; of an object, whose content tells, always 0."""
-    return 0 if isinstance(path, ObjectPath) else path.stat().st_mtime_ns
 
 
 def _started(pid: int) -> str | None:

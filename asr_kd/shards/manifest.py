@@ -45,7 +45,7 @@ _PACKED = (
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a recording, in seconds: `end` None is the recording's end."""
+    """A stretch of a recording, in seconds: `end` None is the recording's end. The default is all of it."""
 
     start: float = 0.0
     end: float | None = None
@@ -53,34 +53,28 @@ class Span:
 
 @dataclass
 class Utterance:
-    """A line of a manifest: `audio` as a path from here, `text` if it is known, and every other field of the line.
-
-    `span` is where in the recording it lies, None where the line says nothing of it: then it is the whole recording.
-    """
+    """A line of a manifest: `audio` as a path from here, `text` if it is known, every other field, where in the recording it lies."""
 
     key: str
     audio: Place
     text: str | None
     fields: dict[str, Any]
-    span: Span | None = None
+    span: Span
 
 
 def check_key(key: object, where: str) -> str:
-    """Refuse what cannot be the key of an utterance; `where` opens the message.
+    """Refuse what cannot be the key of an utterance, with a UserError that `where` opens.
 
     A key becomes the name of a member of a tar, up to its first dot, so it may hold no dot and nothing of a path.
-
-    Raises:
-        UserError: saying what is wrong with it.
     """
     if not isinstance(key, str) or not key:
-        raise UserError(f"{where}: the key must be text that is not empty, not {_shown(key)}")
-    if any(character in "./\\" or not character.isprintable() for character in key) or key != key.strip():
+        raise UserError(f"{where}: the key must be text that is not empty, not {shown(key)}")
+    if any(map(_forbidden, key)) or key != key.strip():
         raise UserError(
-            f"{where}: the key {_shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
+            f"{where}: the key {shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
         )
     if len(key.encode()) > KEY_BYTES:
-        raise UserError(f"{where}: the key {_shown(key)} is longer than {KEY_BYTES} bytes; shorten it")
+        raise UserError(f"{where}: the key {shown(key)} is longer than {KEY_BYTES} bytes; shorten it")
     return key
 
 
@@ -98,9 +92,9 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
         found, labelled = True, "text" in value
         audio, text = value.pop("audio", None), value.pop("text", None)
         if not isinstance(audio, str) or not audio or "\0" in audio:
-            raise UserError(f"{where}: `audio` must be the path of a file, not {_shown(audio)}{_hint(value, audio)}")
+            raise UserError(f"{where}: `audio` must be the path of a file, not {shown(audio)}{_hint(value, audio)}")
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{where}: `text` must be text, not {_shown(text)}; leave it out when it is unknown")
+            raise UserError(f"{where}: `text` must be text, not {shown(text)}; leave it out when it is unknown")
         if not labelled:
             _refuse_other_text(value, where)
         span = span_of(value, where)
@@ -117,22 +111,16 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
 def read_transcripts(path: Place | str) -> dict[str, str]:
     """Read transcripts: on each line a JSON object with `key` and `text`; a manifest with text will do.
 
-    Raises:
-        UserError: naming the file and the line, as `read_manifest`.
+    It raises UserError as `read_manifest`.
     """
-    return dict(_texts(place(path)))
+    return {key: value["text"] for _, value, key in _lines_with_text(place(path))}
 
 
 class Transcripts:
-    """The same for as many utterances as there may be: they lie in a temporary database that spills to the disk.
-
-    Raises:
-        UserError: as `read_transcripts`.
-    """
+    """As `read_transcripts`, for as many utterances as there may be: a temporary database that spills to the disk."""
 
     def __init__(self, path: Place | str) -> None:
-        table = "CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT) WITHOUT ROWID"
-        self._texts = _database(table).cursor()
+        self._texts = _database("texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT)").cursor()
         with _spilling():
             self._texts.executemany(
                 "INSERT INTO texts VALUES (?, ?, ?)",
@@ -154,40 +142,31 @@ class Transcripts:
 
 def _nbest(value: dict[str, Any], where: str) -> str | None:
     """The field `nbest` of a line, a list of objects with text and score, as JSON; None where there is none."""
-    if value.get("nbest") is None:
+    found = value.get("nbest")
+    if found is None:
         return None
-    match value["nbest"]:
-        case [_, *_] as found if all(
-            isinstance(one, dict)
-            and isinstance(one.get("text"), str)
-            and isinstance(one.get("score"), int | float)
-            and not isinstance(one["score"], bool)
-            for one in found
-        ):
-            return json.dumps([(one["text"], one["score"]) for one in found])
+    objects = isinstance(found, list) and all(isinstance(one, dict) for one in found)
+    pairs = [(one.get("text"), one.get("score")) for one in found] if objects else []
+    if pairs and all(isinstance(text, str) and type(score) in (int, float) for text, score in pairs):
+        return json.dumps(pairs)
     raise UserError(
-        f"{where}: `nbest` must be a list of objects with text and score, not {_shown(value['nbest'])}; "
+        f"{where}: `nbest` must be a list of objects with text and score, not {shown(found)}; "
         "write it with `asr-kd transcribe … nbest=8`"
     )
-
-
-def _texts(path: Place) -> Iterator[tuple[str, str]]:
-    for _, value, key in _lines_with_text(path):
-        yield key, value["text"]
 
 
 def _lines_with_text(path: Place) -> Iterator[tuple[str, dict[str, Any], str]]:
     for where, value, key in _unique(path, "file of transcripts"):
         if not isinstance(value.get("text"), str):
-            raise UserError(f"{where}: `text` must be text, not {_shown(value.get('text'))}")
+            raise UserError(f"{where}: `text` must be text, not {shown(value.get('text'))}")
         yield where, value, key
 
 
 def _database(table: str) -> sqlite3.Connection:
-    """A temporary one, in memory while it is small."""
+    """A temporary one with a table, in memory while it is small."""
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA journal_mode = OFF")
-    database.execute(table)
+    database.execute(f"CREATE TABLE {table} WITHOUT ROWID")
     return database
 
 
@@ -199,7 +178,7 @@ def _spilling() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         folder = os.environ.get("TMPDIR", "/var/tmp")  # where SQLite puts it
         raise UserError(
-            f"{folder}: {error}, for the keys of a list; free some space, or set TMPDIR to a larger disk"
+            f"{folder}: {error}, for the keys of a list; free some, or set TMPDIR to a larger disk"
         ) from None
 
 
@@ -210,19 +189,16 @@ def write_transcripts(path: Place | str, texts: Iterable[tuple[str, str]]) -> No
             file.write(json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n")
 
 
-def span_of(fields: dict[str, Any], where: str) -> Span | None:
-    """Where in a recording an utterance lies, by the fields of its line; None where none of BOUNDS says anything.
+def span_of(fields: dict[str, Any], where: str) -> Span:
+    """Where in a recording an utterance lies, by the fields of its line that are BOUNDS.
 
-    Raises:
-        UserError: when a bound is no number, two of them contradict each other, or one is in another unit than seconds.
+    It raises UserError when one is no number of seconds, two contradict each other, or another name or unit is used.
     """
     for name, value in fields.items():
         pair = name in _OTHER_PAIRS and isinstance(value, list) and len(value) == 2 and all(map(_is_time, value))
         if pair or (_other(name) == "bound" and _is_time(value)):
             raise UserError(f"{where}: {name} is not known; give the bounds of a segment in seconds, as start and end")
     start, end, length = (_bound(fields, names, where) for names in (STARTS, ENDS, LENGTHS))
-    if start is None and end is None and length is None:
-        return None
     if start is not None and end is None and length is None:
         for name in fields:
             if _other(name) == "length" and _is_time(fields[name]):
@@ -246,9 +222,7 @@ def _other(name: str) -> str:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) or (
-        isinstance(value, str) and re.fullmatch(r"[\s\d.:,]+s?", value) is not None
-    )
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch(r"[\s\d.:,]+s?", value)))
 
 
 def _refuse_other_text(fields: dict[str, Any], where: str) -> None:
@@ -258,16 +232,14 @@ def _refuse_other_text(fields: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: the text is called {name} there: call it text")
     for name in _SEGMENTS:
         if isinstance(fields.get(name), list) and any(isinstance(one, dict) and "text" in one for one in fields[name]):
-            raise UserError(
-                f"{where}: {name} has the texts of segments; write a line for each, with start, end and text"
-            )
+            raise UserError(f"{where}: {name} has the texts of segments; write one line each, with start, end and text")
 
 
 def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float | None:
     given = {name: fields[name] for name in names if fields.get(name) is not None}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LATEST:
-            raise UserError(f"{where}: {name} must be a number of seconds, not {_shown(value)}; rename it where it means something else")  # fmt: skip
+            raise UserError(f"{where}: {name} must be a number of seconds, not {shown(value)}; rename it where it means something else")  # fmt: skip
     if len(set(given.values())) > 1:
         raise UserError(f"{where}: {' and '.join(given)} contradict each other; leave one out")
     return float(next(iter(given.values()))) if given else None
@@ -275,33 +247,29 @@ def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float 
 
 def made_key(fields: dict[str, Any], where: str, folders: bool = False) -> str:
     """The key of a line that has none: the name of its audio file without extension, then `-` and start and end in milliseconds where it
-    names a segment by its start or end. What a key may not hold (dots, control characters, …) becomes `_`.
-
-    Args:
-        folders: put the folders in front, with `-` between them: for lines whose keys would be the same.
+    names a segment by its start or end. What a key may not hold (dots, control characters, …) becomes `_`. With `folders`,
+    for lines whose keys would be the same, they stand in front, with `-` between them.
     """
     *parents, name = fields["audio"].rstrip("/").split("/")
     parts = [part for part in parents if part not in ("", ".", "..")] if folders else []
     key = "-".join([*parts, os.path.splitext(name)[0]])
     span = span_of(fields, where)
-    if span and any(fields.get(name) is not None for name in (*STARTS, *ENDS)) and span != Span():
+    if span != Span() and any(fields.get(name) is not None for name in (*STARTS, *ENDS)):
         key += "".join(f"-{round(1000 * bound)}" for bound in (span.start, span.end) if bound is not None)
-    return "".join(
-        "_" if character in "./\\" or not character.isprintable() else character for character in key
-    ).strip()
+    return "".join("_" if _forbidden(character) else character for character in key).strip()
+
+
+def _forbidden(character: str) -> bool:
+    """Whether a key cannot hold it."""
+    return character in "./\\" or not character.isprintable()
 
 
 def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Where, object without its key, and key of every line."""
     # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
-    with (
-        contextlib.closing(_database("CREATE TABLE lines (key TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")) as seen,
-        contextlib.ExitStack() as stack,
-        _spilling(),
-    ):
-        repeated: sqlite3.Connection | None = None
-        for number, value in _lines(path, what):
-            where = f"{path}, line {number}"
+    with contextlib.closing(_database("lines (key TEXT PRIMARY KEY, line INTEGER)")) as seen, _spilling():
+        counted = False
+        for number, where, value in _lines(path, what):
             audio = value.get("audio")
             if "key" not in value and not (isinstance(audio, str) and audio):
                 hint = _hint(value, audio)
@@ -309,9 +277,10 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
             if "key" in value:
                 key = check_key(value.pop("key"), where)
             else:
-                repeated = repeated or stack.enter_context(contextlib.closing(_repeated(path, what)))
-                key = made_key(value, where)
-                if repeated.execute("SELECT 1 FROM keys WHERE key = ? AND lines > 1", (key,)).fetchone():
+                if not counted:
+                    _count_keys(seen, path, what)
+                counted, key = True, made_key(value, where)
+                if seen.execute("SELECT 1 FROM keys WHERE key = ? AND lines > 1", (key,)).fetchone():
                     key = made_key(value, where, folders=True)
                 check_key(key, f"{where} (give it a `key`)")
             try:
@@ -322,72 +291,66 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
             yield where, value, key
 
 
-def _repeated(path: Place, what: str) -> sqlite3.Connection:
+def _count_keys(seen: sqlite3.Connection, path: Place, what: str) -> None:
     """In how many lines each key stands or would be made: the whole file is read for it, before the first key is made."""
-    keys = _database("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
-    for number, value in _lines(path, what):
+    seen.execute("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
+    for _, where, value in _lines(path, what):
         key, audio = value.get("key"), value.get("audio")
         if key is None and isinstance(audio, str) and audio:
-            key = made_key(value, f"{path}, line {number}")
+            key = made_key(value, where)
         if isinstance(key, str):
-            keys.execute("INSERT INTO keys VALUES (?, 1) ON CONFLICT DO UPDATE SET lines = lines + 1", (key,))
-    return keys
+            seen.execute("INSERT INTO keys VALUES (?, 1) ON CONFLICT DO UPDATE SET lines = lines + 1", (key,))
 
 
 def _hint(fields: dict[str, Any], audio: object) -> str:
     """What to do where `audio` is an object or has another name."""
     if isinstance(audio, dict):
         inner = next((name for name in ("path", "file", "url") if isinstance(audio.get(name), str)), "path")
-        return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {_shown(audio.get(inner, "…"))}'
+        return f'; `audio` is an object, as datasets of Hugging Face have it: give its path alone, "audio": {shown(audio.get(inner, "…"))}'
     name = next((name for name in OTHER_NAMES if audio is None and name in fields), None)
     if name and not isinstance(fields[name], str):
         return f"; {name} is an object there: give the path of its file as audio"
     return f"; the audio file is called {name} there: call it audio" if name else ""
 
 
-def _lines(path: Place, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Place, what: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The number of each line that is not empty, the words that name it, and its object."""
     with readable(path, what), local_copy(path) as copy, open(copy, "rb") as file:
         check_unpacked(file.read(6), path)
         file.seek(0)
         for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError:
-                raise UserError(f"{path}, line {number}: not UTF-8 text; convert the file to UTF-8") from None
+                raise UserError(f"{where}: not UTF-8 text; convert the file to UTF-8") from None
             if not text:
                 continue
             if number == 1 and text[0] not in '{["':
-                columns = next(
-                    (what for mark, what in (("\t", "tabs"), (",", "commas"), (";", "semicolons")) if mark in text),
-                    "",
-                )
+                marks = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+                columns = next((marks[mark] for mark in marks if mark in text), "")
                 kind = f"a table, with {columns} between its columns" if columns else "plain text"
-                raise UserError(f"{path}, line 1: not JSON but {kind}; {_WANTED}")
+                raise UserError(f"{where}: not JSON but {kind}; {_WANTED}")
             if number == 1 and text[0] == "[":
-                raise UserError(f"{path}, line 1: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
-            value = parse_json(text, f"{path}, line {number}")
+                raise UserError(f"{where}: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
+            value = parse_json(text, where)
             if not isinstance(value, dict):
-                raise UserError(f"{path}, line {number}: must be a JSON object {{…}}, not {_shown(value)}")
+                raise UserError(f"{where}: must be a JSON object {{…}}, not {shown(value)}")
             try:
                 json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
             except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
-                raise UserError(
-                    f"{path}, line {number}: holds NaN, half a character or too deep JSON; fix or remove it"
-                ) from None
-            yield number, value
+                raise UserError(f"{where}: holds NaN, half a character or too deep JSON; fix or remove it") from None
+            yield number, where, value
 
 
 def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:
-    """Refuse a file that is packed, by its first bytes.
-
-    Raises:
-        UserError: naming what packed it and the command that unpacks it, with `remedy` behind it.
-    """
+    """Refuse a file that is packed, by its first bytes, naming the command that unpacks it, with `remedy` behind it."""
     for mark, what, command in _PACKED:
         if head.startswith(mark):
             raise UserError(f"{path}: is packed by {what}; unpack it first: {command} {path.name} > NEW{remedy}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as a message shows it, at most 60 characters."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -33,16 +33,16 @@ from asr_kd.files import (
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import sole_writer
-from asr_kd.shards.manifest import BOUNDS, Utterance, read_manifest
+from asr_kd.shards.manifest import BOUNDS, Span, Utterance, read_manifest
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import INDEX, Sample, ShardInfo, shard_name, write_index, write_shard
 from asr_kd.text import NORMALIZERS
 
+IN_MEMORY = 1 << 20  # bytes of segments that are held in memory; more of them lie in a temporary file
 RECORDS = ".records"  # beside the shards: what each group of utterances became
-MAX_BYTES = (
-    1 << 30
-)  # of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
+# of an audio file, which is read whole: a minute of 32 channels of 24 bits at 96 kHz has half of it
+MAX_BYTES = 1 << 30
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -63,74 +63,39 @@ def prepare(settings: PrepareSettings) -> None:
     if settings.normalizer != "none":  # texts as they stand are claimed as they were before there was a choice
         claim["normalizer"] = NORMALIZERS[settings.normalizer].name
     claim_folder(settings.output, "prepare", {**claim, "manifest": sha256_file(settings.manifest)})
-    with sole_writer(settings.output) as check:
-        _prepare(settings, total, began, check)
-
-
-def _prepare(settings: PrepareSettings, total: int, began: float, check: Callable[[], None]) -> None:
-    output = place(settings.output)
+    output, bad = place(settings.output), Quarantine(total, settings.max_bad_share)
     infos: list[ShardInfo] = []
-    bad = Quarantine(total, settings.max_bad_share)
-    with (
-        Progress("prepare", total, "utterances") as progress,
-        contextlib.closing(_Source()) as source,
-        write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
-    ):
-        for group in _groups(settings, output, source, progress, check):
-            if group["shard"]:
-                infos.append(ShardInfo(**group["shard"]))
-            for line in group["quarantined"]:
-                bad.add(line["key"], line["reason"])
-                listing.write(json.dumps(line, ensure_ascii=False) + "\n")
-    for folder in (output, output / RECORDS):
-        clear_torn(folder, began)
-    written = sum(info.samples for info in infos)
-    hours = sum(info.seconds for info in infos) / 3600
-    print(
-        f"{output}: {total:,} utterances in = {written:,} written + {bad.count:,} quarantined\n"
-        f"{hours:.3f} audio hours in {len(infos):,} shards"
-    )
-    if bad.too_many or not written:
-        (output / INDEX).unlink(missing_ok=True)
-    bad.refuse(settings.manifest, f"see {output / 'quarantine.jsonl'}, fix the audio and remove {output}")
-    write_index(output, infos)
+    with sole_writer(output) as check:
+        with (
+            Progress("prepare", total, "utterances") as progress,
+            contextlib.closing(_Preparation(settings, progress)) as preparation,
+            write_whole(output / "quarantine.jsonl", "w", make_folder=False) as listing,
+        ):
+            for group in preparation.groups(check):
+                if group["shard"]:
+                    infos.append(ShardInfo(**group["shard"]))
+                for line in group["quarantined"]:
+                    bad.add(line["key"], line["reason"])
+                    listing.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for folder in (output, output / RECORDS):
+            clear_torn(folder, began)
+        written = sum(info.samples for info in infos)
+        hours = sum(info.seconds for info in infos) / 3600
+        print(
+            f"{output}: {total:,} utterances in = {written:,} written + {bad.count:,} quarantined\n"
+            f"{hours:.3f} audio hours in {len(infos):,} shards"
+        )
+        if bad.too_many or not written:
+            (output / INDEX).unlink(missing_ok=True)
+        bad.refuse(settings.manifest, f"see {output / 'quarantine.jsonl'}, fix the audio and remove {output}")
+        write_index(output, infos)
 
 
-def _groups(
-    settings: PrepareSettings, output: Place, source: _Source, progress: Progress, check: Callable[[], None]
-) -> Iterator[dict[str, Any]]:
-    """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
-    utterances = read_manifest(settings.manifest)
-    for number in itertools.count():
-        group = list(itertools.islice(utterances, settings.samples_per_shard))
-        if not group:
-            return
-        path = output / shard_name(number)
-        record = output / RECORDS / f"{path.stem}.json"
-        if record.exists():
-            value = read_json(record, "record of a shard")
-            shard = value["shard"]
-            if shard is None or (path.is_file() and path.stat().st_size == shard["bytes"]):
-                progress.resume(len(group))
-                yield value
-                continue
-        check()
-        quarantined: list[dict[str, str]] = []
-        # a whole shard that is bad is no shard; its number stays free
-        samples = _samples(settings, group, source, quarantined, progress)
-        start = next(samples, None)
-        info = write_shard(path, itertools.chain([start], samples)) if start else None
-        value = {"shard": dataclasses.asdict(info) if info else None, "quarantined": quarantined}
-        with clear_errors(record):
-            record.parent.mkdir(exist_ok=True)
-        write_json(record, value, make_folder=False)
-        yield value
+class _Preparation:
+    """Groups of utterances → shards. One recording is open at a time, kept for the segments of it that follow."""
 
-
-class _Source:
-    """The recording that is open: one at a time, kept for the segments of it that follow."""
-
-    def __init__(self) -> None:
+    def __init__(self, settings: PrepareSettings, progress: Progress) -> None:
+        self._settings, self._progress = settings, progress
         self._stack = contextlib.ExitStack()
         self._audio: Place | None = None
         self._found: Recording | AudioError
@@ -138,134 +103,128 @@ class _Source:
     def close(self) -> None:
         self._stack.close()
 
-    def recording(self, audio: Place) -> Recording:
-        """A recording, opened unless it is.
+    def groups(self, check: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        """What each group of utterances became: {"shard": ShardInfo or null, "quarantined": [{"key", "reason"}]}."""
+        output, utterances = place(self._settings.output), read_manifest(self._settings.manifest)
+        groups = iter(lambda: list(itertools.islice(utterances, self._settings.samples_per_shard)), [])
+        for number, group in enumerate(groups):
+            path = output / shard_name(number)
+            record = output / RECORDS / f"{path.stem}.json"
+            if record.exists():
+                value = read_json(record, "record of a shard")
+                shard = value["shard"]
+                if shard is None or (path.is_file() and path.stat().st_size == shard["bytes"]):
+                    self._progress.resume(len(group))
+                    yield value
+                    continue
+            check()
+            quarantined: list[dict[str, str]] = []
+            # a whole shard that is bad is no shard; its number stays free
+            samples = self._samples(group, quarantined)
+            start = next(samples, None)
+            info = write_shard(path, itertools.chain([start], samples)) if start else None
+            value = {"shard": dataclasses.asdict(info) if info else None, "quarantined": quarantined}
+            with clear_errors(record):
+                record.parent.mkdir(exist_ok=True)
+            write_json(record, value, make_folder=False)
+            yield value
 
-        Raises:
-            AudioError: when it cannot be read.
-        """
+    def _samples(self, group: list[Utterance], quarantined: list[dict[str, str]]) -> Iterator[Sample]:
+        """The samples of a group, and the reasons why others have none."""
+        segments: dict[str, list[Utterance]] = {}  # by their recordings
+        for utterance in group:
+            if utterance.span != Span():
+                segments.setdefault(str(utterance.audio), []).append(utterance)
+        # by key; the audio lies in the spool, from a place on
+        cut: dict[str, tuple[Sample, int, int] | AudioError] = {}
+        with clear_errors(Path(tempfile.gettempdir()) / "segments"), tempfile.SpooledTemporaryFile(IN_MEMORY) as spool:
+            for utterance in group:
+                stop_if_asked()
+                seconds = 0.0
+                try:
+                    if utterance.span != Span():
+                        # all segments of a recording at once, in the order of time: one pass over it
+                        for one in sorted(segments.pop(str(utterance.audio), []), key=lambda one: one.span.start):
+                            cut[one.key] = self._cut(one, spool)
+                        found = cut.pop(utterance.key)
+                        if isinstance(found, AudioError):
+                            raise found
+                        sample, at, size = found
+                        spool.seek(at)
+                        sample = dataclasses.replace(sample, audio=spool.read(size))
+                    else:
+                        sample = self._whole(utterance, utterance.audio)
+                    seconds = sample.fields["seconds"]
+                    yield sample
+                except AudioError as error:
+                    quarantined.append({"key": utterance.key, "reason": str(error)})
+                self._progress.advance(1, seconds)
+
+    def _recording(self, audio: Place) -> Recording:
+        """A recording, opened unless it is; AudioError when it cannot be read."""
         if self._audio != audio:
             self._stack.close()
             self._audio = audio
             try:
-                _check_file(audio)
-                self._found = Recording(self._stack.enter_context(local_copy(audio)), str(audio))
+                with _readable(audio):
+                    _check_file(audio)
+                    self._found = Recording(self._stack.enter_context(local_copy(audio)), str(audio))
             except AudioError as error:
                 self._found = error
-            except OSError as error:
-                self._found = _unreadable(audio, error)
         if isinstance(self._found, AudioError):
             raise self._found
         return self._found
 
-
-def _samples(
-    settings: PrepareSettings,
-    group: list[Utterance],
-    source: _Source,
-    quarantined: list[dict[str, str]],
-    progress: Progress,
-) -> Iterator[Sample]:
-    segments: dict[str, list[Utterance]] = {}  # by their recordings
-    for utterance in group:
-        if utterance.span:
-            segments.setdefault(str(utterance.audio), []).append(utterance)
-    cut: dict[str, tuple[Sample, int, int] | AudioError] = {}  # by key; the audio lies in the spool, from a place on
-    with clear_errors(Path(tempfile.gettempdir()) / "segments"), _spool(bool(segments)) as spool:
-        for utterance in group:
-            stop_if_asked()
-            seconds = 0.0
-            try:
-                if utterance.span:
-                    # all segments of a recording at once, in the order of time: one pass over it
-                    for one in sorted(segments.pop(str(utterance.audio), []), key=_start):
-                        cut[one.key] = _cut(settings, one, source, spool)
-                    sample = _taken(cut.pop(utterance.key), spool)
+    def _cut(self, utterance: Utterance, spool: IO[bytes]) -> tuple[Sample, int, int] | AudioError:
+        """A segment, its audio at the end of the spool, or why there is none; the whole file where the bounds are its ends."""
+        try:
+            with _readable(utterance.audio):
+                recording = self._recording(utterance.audio)
+                start, end = recording.bounds(utterance.span.start, utterance.span.end)
+                if start == 0.0 and end >= recording.seconds - recording.slack:
+                    sample = self._whole(utterance, recording.path)
                 else:
-                    sample = _sample(settings, utterance, utterance.audio)
-                seconds = sample.fields["seconds"]
-                yield sample
-            except AudioError as error:
-                quarantined.append({"key": utterance.key, "reason": str(error)})
-            progress.advance(1, seconds)
+                    sample = self._segment(utterance, recording, start, end)
+        except AudioError as error:
+            return error
+        spool.seek(0, io.SEEK_END)
+        spool.write(sample.audio)
+        return dataclasses.replace(sample, audio=b""), spool.tell() - len(sample.audio), len(sample.audio)
 
-
-def _spool(on_disk: bool) -> IO[bytes]:
-    return tempfile.TemporaryFile() if on_disk else io.BytesIO()
-
-
-def _start(utterance: Utterance) -> float:
-    return utterance.span.start if utterance.span else 0.0
-
-
-def _cut(
-    settings: PrepareSettings, utterance: Utterance, source: _Source, spool: IO[bytes]
-) -> tuple[Sample, int, int] | AudioError:
-    """A segment, its audio at the end of the spool, or why there is none; the whole file where the bounds are its ends."""
-    assert utterance.span is not None
-    try:
-        recording = source.recording(utterance.audio)
-        start, end = recording.bounds(utterance.span.start, utterance.span.end)
-        if start == 0.0 and end >= recording.seconds - recording.slack:
-            sample = _sample(settings, utterance, recording.path)
-        else:
-            if end - start > settings.max_seconds:
-                raise AudioError(
-                    f"{utterance.audio}: the segment from {start:g} to {end:g} s is longer than max_seconds {settings.max_seconds:g}; cut "
-                    "it or raise max_seconds"
-                )
-            waveform, rate = recording.cut(start, end, settings.sample_rate)
-            _check_channel(utterance, recording.channels)
-            known = {name: value for name, value in utterance.fields.items() if name not in BOUNDS}
-            known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
-            sample = _described(
-                settings,
-                dataclasses.replace(utterance, fields=known),
-                to_flac(waveform, rate),
-                "flac",
-                len(waveform) / rate,
+    def _segment(self, utterance: Utterance, recording: Recording, start: float, end: float) -> Sample:
+        most = self._settings.max_seconds
+        if end - start > most:
+            raise AudioError(
+                f"{utterance.audio}: the segment from {start:g} to {end:g} s is longer than max_seconds {most:g}; cut it or raise max_seconds"
             )
-    except AudioError as error:
-        return error
-    except OSError as error:
-        return _unreadable(utterance.audio, error)
-    spool.seek(0, io.SEEK_END)
-    spool.write(sample.audio)
-    return dataclasses.replace(sample, audio=b""), spool.tell() - len(sample.audio), len(sample.audio)
+        waveform, rate = recording.cut(start, end, self._settings.sample_rate)
+        _check_channel(utterance, recording.channels)
+        known = {name: value for name, value in utterance.fields.items() if name not in BOUNDS}
+        known |= {"source_start": round(start, 6), "source_end": round(end, 6)}
+        utterance = dataclasses.replace(utterance, fields=known)
+        return self._described(utterance, to_flac(waveform, rate), "flac", len(waveform) / rate)
 
+    def _whole(self, utterance: Utterance, audio_file: Place) -> Sample:
+        """An utterance that is a whole file, which may be a local copy."""
+        name = str(utterance.audio)
+        with _readable(utterance.audio):
+            _check_file(audio_file)
+            if (size := audio_file.stat().st_size) > MAX_BYTES:
+                raise AudioError(f"{name}: has {size} bytes, more than one utterance may have ({MAX_BYTES}); cut it")
+            data = audio_file.read_bytes()
+        audio = read_audio(data, name, self._settings.sample_rate, self._settings.max_seconds)
+        _check_channel(utterance, audio.source_channels)
+        extension = audio.extension
+        if audio.source_channels > 1 or audio.source_rate != audio.rate or not audio.plain:
+            extension, data = "flac", to_flac(audio.waveform, audio.rate)
+        return self._described(utterance, data, extension, len(audio.waveform) / audio.rate)
 
-def _taken(cut: tuple[Sample, int, int] | AudioError, spool: IO[bytes]) -> Sample:
-    if isinstance(cut, AudioError):
-        raise cut
-    sample, at, size = cut
-    spool.seek(at)
-    return dataclasses.replace(sample, audio=spool.read(size))
-
-
-def _sample(settings: PrepareSettings, utterance: Utterance, audio_file: Place) -> Sample:
-    """An utterance that is a whole file, which may be a local copy."""
-    name = str(utterance.audio)
-    try:
-        _check_file(audio_file)
-        if (size := audio_file.stat().st_size) > MAX_BYTES:
-            raise AudioError(f"{name}: has {size} bytes, more than one utterance may have ({MAX_BYTES}); cut it")
-        data = audio_file.read_bytes()
-    except OSError as error:
-        raise _unreadable(utterance.audio, error) from None
-    audio = read_audio(data, name, settings.sample_rate, settings.max_seconds)
-    _check_channel(utterance, audio.source_channels)
-    extension = audio.extension
-    if audio.source_channels > 1 or audio.source_rate != audio.rate or not audio.plain:
-        extension, data = "flac", to_flac(audio.waveform, audio.rate)
-    return _described(settings, utterance, data, extension, len(audio.waveform) / audio.rate)
-
-
-def _described(settings: PrepareSettings, utterance: Utterance, data: bytes, extension: str, seconds: float) -> Sample:
-    fields: dict[str, Any] = {"seconds": round(seconds, 6)}
-    if utterance.text is not None and not settings.drop_text:
-        apply = NORMALIZERS[settings.normalizer].apply
-        fields["text"] = utterance.text if settings.normalizer == "none" else apply(utterance.text)
-    return Sample(utterance.key, data, extension, {**utterance.fields, **fields})
+    def _described(self, utterance: Utterance, data: bytes, extension: str, seconds: float) -> Sample:
+        fields: dict[str, Any] = {"seconds": round(seconds, 6)}
+        if utterance.text is not None and not self._settings.drop_text:
+            apply = NORMALIZERS[self._settings.normalizer].apply
+            fields["text"] = utterance.text if self._settings.normalizer == "none" else apply(utterance.text)
+        return Sample(utterance.key, data, extension, {**utterance.fields, **fields})
 
 
 def _check_channel(utterance: Utterance, channels: int) -> None:
@@ -285,8 +244,13 @@ def _check_file(audio: Place) -> None:
         raise AudioError(f"{audio}: is a folder, a pipe or a device; check `audio` in the manifest")
 
 
-def _unreadable(audio: Place, error: OSError) -> AudioError:
-    return AudioError(f"{audio}: cannot be read ({error.strerror or error}); check the file and its permissions")
+@contextlib.contextmanager
+def _readable(audio: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise AudioError(f"{audio}: cannot be read ({reason}); check the file and its permissions") from None
 
 
 def to_flac(waveform: np.ndarray, rate: int) -> bytes:

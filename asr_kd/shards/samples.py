@@ -29,13 +29,6 @@ class Position(NamedTuple):
     item: int = 0
 
 
-class _Turn(NamedTuple):
-    """A shard that is to be read from a position on."""
-
-    at: Position
-    info: ShardInfo
-
-
 def dataset(
     folder: Place | str,
     *,
@@ -84,7 +77,11 @@ def dataset(
     if len(shards) < lanes:
         raise UserError(f"{folder}: has {len(shards)} shards that hold utterances, for {lanes} lanes; use fewer lanes")
     order = functools.partial(_order, len(shards), seed, lane, lanes)
-    _check(start, shards, order)
+    mine = order(max(start.number, 0))
+    if min(start) < 0 or start.shard >= len(mine) or start.item > shards[int(mine[start.shard])].samples:
+        raise UserError(
+            f"start: {tuple(start)} is no position of these shards; take one that the same folder, seed and lanes gave"
+        )
     frontend = Frontend(features) if features else None
     decoded = functools.partial(_decoded, frontend, sample_rate, max_seconds)
     return webdataset.DataPipeline(
@@ -101,27 +98,18 @@ def _order(shards: int, seed: int | None, lane: int, lanes: int, number: int) ->
     return order[lane::lanes]
 
 
-def _check(start: Position, shards: ShardList, order: Callable[[int], np.ndarray]) -> None:
-    if min(start) >= 0:
-        mine = order(start.number)
-        if start.shard < len(mine) and start.item <= shards[int(mine[start.shard])].samples:
-            return
-    raise UserError(
-        f"start: {tuple(start)} is no position of these shards; take one that the same folder, seed and lanes gave"
-    )
-
-
 def _turns(
     shards: ShardList, order: Callable[[int], np.ndarray], passes: int | None, start: Position
-) -> Iterator[_Turn]:
+) -> Iterator[tuple[Position, ShardInfo]]:
+    """The shards that are to be read, each from a position on."""
     for number in itertools.count(start.number) if passes is None else range(start.number, passes):
         first = start.shard if number == start.number else 0
         for turn, index in enumerate(order(number)[first:], first):
             done = start.item if (number, turn) == start[:2] else 0
-            yield _Turn(Position(number, turn, done), shards[int(index)])
+            yield Position(number, turn, done), shards[int(index)]
 
 
-def _read(folder: Place, turns: Iterable[_Turn]) -> Iterator[dict[str, Any]]:
+def _read(folder: Place, turns: Iterable[tuple[Position, ShardInfo]]) -> Iterator[dict[str, Any]]:
     for at, info in turns:
         for item, sample in enumerate(read_checked(folder, info), 1):
             if item > at.item:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from asr_kd.audio.settings import SampleRate
 from asr_kd.config.base import Count, Location, Positive, Settings, Share
 from asr_kd.config.knobs import MAX_BAD_SHARE, MAX_SECONDS, Normalizing, Texts
 
@@ -18,9 +19,7 @@ class PrepareSettings(Settings):
     )
     output: Location = Field(description="folder of the shards, or its URL (s3://…, gs://…)")
     samples_per_shard: Count = Field(500, description="utterances in a shard")
-    sample_rate: Annotated[int, Field(ge=4000, le=48000)] | None = Field(
-        None, description="convert to this rate in Hz; null keeps each file's own"
-    )
+    sample_rate: SampleRate | None = Field(None, description="convert to this rate in Hz; null keeps each file's own")
     max_seconds: Positive = MAX_SECONDS
     max_bad_share: Share = MAX_BAD_SHARE
     drop_text: bool = Field(

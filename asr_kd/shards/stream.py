@@ -44,8 +44,7 @@ B = TypeVar("B")
 class Item:
     """An utterance as network input: features float16 [frames, dimension], what its shard says about it, and its length.
 
-    Attributes:
-        clean: the features without noise, if there is noise and they were asked for.
+    `clean`: the features without noise, if there is noise and they were asked for.
     """
 
     key: str
@@ -94,7 +93,7 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
     frontend = Frontend(wanted.features)
     loaded = LoadedShard([], [])
     samples: Iterable[Sample] = read_checked(wanted.folder, shard)
-    corruption = None
+    corruption = clean = None
     if wanted.noise:
         samples = list(samples)  # what is heard in one is made of the others
         corruption = _corruption(wanted, wanted.noise, shard, samples)
@@ -102,7 +101,6 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
         stop_if_asked()
         try:
             waveform, rate = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
-            clean = None
             if corruption:
                 clean = frontend.compute(waveform) if wanted.keep_clean else None
                 waveform = corruption.apply(waveform, sample.key, sample.fields.get("speaker"))
@@ -211,11 +209,7 @@ class _Workers(multiprocessing.context.SpawnContext):
 
 
 def process_pool(workers: int, setting: str, begin: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
-    """A pool of that many processes, each of which calls `begin` first; `setting` is the name under which the user has set their number.
-
-    Raises:
-        UserError: when there is no shared memory for what the processes agree by.
-    """
+    """A pool of that many processes, each of which calls `begin` first; UserError when there is no shared memory for them."""
     try:
         return ProcessPoolExecutor(workers, _Workers(), begin, arguments)
     except (OSError, ImportError) as error:  # no semaphores
@@ -227,7 +221,7 @@ def process_pool(workers: int, setting: str, begin: Callable[..., None], *argume
 
 
 def killed(workers: int, setting: str = "loader_workers") -> str:
-    """What is said when one of so many processes was killed; `setting` is the name under which the user has set their number."""
+    """What is said when one of so many processes was killed."""
     remedy = f"set {setting}=0" if workers == 1 else f"use fewer than {setting}={workers}"
     return f"a worker process was killed, most likely for lack of memory; {remedy} and run the command again"
 
@@ -280,10 +274,9 @@ def serve_parent() -> None:
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:
-    """Group items of like length into batches of at most `batch_frames` frames, padding included.
+    """Positions in `lengths` in batches of like length, at most `batch_frames` frames each, padding included.
 
-    Returns:
-        positions in `lengths`, shortest first; an item longer than `batch_frames` is a batch of its own.
+    The shortest come first; an item longer than `batch_frames` is a batch of its own.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda position: (lengths[position], position)):
@@ -297,14 +290,7 @@ def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[in
 def bucketed(
     held: list[A], length: Callable[[A], int], batch_frames: int, rng: np.random.Generator
 ) -> Iterator[list[A]]:
-    """Batches of like length from a buffer of items, in random order.
-
-    Every item is in exactly one batch; a batch holds at most `batch_frames` frames, padding included, or one item.
-
-    Args:
-        held: the buffer, which is shuffled.
-        length: gives the frames of an item.
-    """
+    """All items of a buffer, which is shuffled, as `batches_by_length` in random order; `length` gives the frames of one."""
     rng.shuffle(held)
     batches = batches_by_length([length(item) for item in held], batch_frames)
     for index in rng.permutation(len(batches)):

@@ -10,7 +10,7 @@ import math
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
-from asr_kd.files import Place, local_copy, parse_json, place, read_json, sha256_file, write_whole
+from asr_kd.files import Place, local_copy, parse_json, place, read_json, readable, sha256_file, write_whole
 from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
 from asr_kd.shards.light import webdataset
-from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked
+from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked, shown
 
 FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
@@ -56,42 +56,30 @@ HEAD = 1 << 16
 
 
 def read_members(path: Place | str, copy: Path | None = None) -> Iterator[tuple[str, bytes]]:
-    """The members of a tar, in order: name and content.
-
-    Args:
-        copy: where its bytes lie, when they were fetched from a store already; else they are fetched, once.
+    """The members of a tar, in order: name and content; `copy` is where its bytes lie if they were fetched already.
 
     Raises:
         UserError: when the file is missing, not a tar, truncated or damaged, or a member is not a plain file or its name
             is not `<key>.<extension>`.
     """
     path = place(path)
-    try:
-        with local_copy(copy or path) as bytes_of, open(bytes_of, "rb") as file:
-            yield from _members(path, file, bytes_of.stat().st_size)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such shard; check the path, or make the shards again") from None
-    except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
-        raise UserError(
-            f"{path}: this shard cannot be read ({error.strerror}); check the path and its permissions"
-        ) from None
+    with _readable(path), local_copy(copy or path) as bytes_of, open(bytes_of, "rb") as file:
+        yield from _members(path, file, bytes_of.stat().st_size)
+
+
+def _readable(path: Place) -> AbstractContextManager[None]:
+    return readable(path, "shard", "check the path, or make the shards again")
 
 
 def first_member(path: Place | str) -> tuple[str, bytes] | None:
-    """The first member of a tar alone; of an object, no more than its head is fetched.
-
-    Raises:
-        UserError: as `read_members`.
-    """
+    """The first member of a tar alone, as `read_members`; of an object, no more than its head is fetched."""
     path = place(path)
     if isinstance(path, Path):
         return next(iter(read_members(path)), None)
     size = HEAD
     while True:
-        try:
+        with _readable(path):
             data = path.read_bytes(size)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such shard; check the path, or make the shards again") from None
         try:
             return next(iter(_members(path, io.BytesIO(data), len(data))), None)
         except UserError:
@@ -150,11 +138,8 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool | None]]:
             return
         # What we write is read here, in a fifth of the time that tarfile takes; whatever else a tar may hold, there.
         fields = _PLAIN.fullmatch(header)
-        if (
-            not fields
-            or sum(header) - sum(header[148:156]) + 8 * ord(" ") != int(fields[3], 8)
-            or not fields[1].isascii()
-        ):
+        checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+        if not fields or checksum != int(fields[3], 8) or not fields[1].isascii():
             break
         yield fields[1].partition(b"\0")[0].decode("ascii"), int(fields[2], 8), True
     file.seek(at)
@@ -166,14 +151,7 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool | None]]:
 
 
 def check_name(name: str, where: str) -> tuple[str, str]:
-    """Split the name of a member at its first dot.
-
-    Returns:
-        key and extension.
-
-    Raises:
-        UserError: when it is not `<key>.<extension>`: names of members are keys, never paths.
-    """
+    """Key and extension of a member; UserError when its name is not `<key>.<extension>`: names are keys, never paths."""
     if plain := _NAME.fullmatch(name):
         return plain[1], plain[2]
     key, _, extension = name.partition(".")
@@ -184,19 +162,13 @@ def check_name(name: str, where: str) -> tuple[str, str]:
 
 
 def write_members(path: Place | str, members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
-    """Publish a tar of these members, whole or not at all: the same members give the same bytes.
+    """Publish a tar of these members, whole or not at all, and return its size in bytes and its SHA-256.
 
-    Returns:
-        size in bytes and SHA-256 of what was published.
-
-    Raises:
-        UserError: when a name is not `<key>.<extension>`.
+    The same members give the same bytes; UserError when a name is not `<key>.<extension>`.
     """
+    nobody = {"mtime": 0, "user": "", "group": "", "mode": 0o644}  # from 1970: the bytes depend on the content alone
     with write_whole(path, "w+b", make_folder=False) as file:
-        # of nobody, from 1970: the bytes depend on the content alone
-        with webdataset().TarWriter(
-            file, encoder=False, mtime=0, user="", group="", mode=0o644, format="PAX_FORMAT"
-        ) as tar:
+        with webdataset().TarWriter(file, encoder=False, format="PAX_FORMAT", **nobody) as tar:
             for name, data in members:
                 key, extension = check_name(name, f"{path}: the member")
                 tar.write({"__key__": key, extension: data})  # one at a time: those of a sample it would sort
@@ -226,9 +198,7 @@ def read_shard(path: Place | str, copy: Path | None = None) -> Iterator[Sample]:
             yield {"fname": name, "data": data, "__url__": path}
 
     def refuse(_: Exception) -> NoReturn:  # what may be wrong with a file by itself was found before
-        raise UserError(
-            f"{path}: the member {name} is there twice; make this shard again with keys that differ"
-        ) from None
+        raise UserError(f"{path}: the member {name} is there twice; make this shard again with other keys") from None
 
     for parts in webdataset().tariterators.group_by_keys(files(), handler=refuse):
         key = parts["__key__"]
@@ -258,24 +228,18 @@ def _sample(path: Place | str, key: str, parts: dict[str, bytes]) -> Sample:
 
 def _check_fields(fields: Any, where: str) -> None:
     if not isinstance(fields, dict):
-        raise UserError(f"{where}: must be a JSON object, not {ascii(fields)[:60]}; make this shard again")
+        raise UserError(f"{where}: must be a JSON object, not {shown(fields)}; make this shard again")
     text, seconds = fields.get("text"), fields.get("seconds", 0.0)
     if "text" in fields and not isinstance(text, str):
-        raise UserError(f"{where}: `text` must be text, not {ascii(text)[:60]}; leave it out when it is unknown")
+        raise UserError(f"{where}: `text` must be text, not {shown(text)}; leave it out when it is unknown")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < LATEST:
-        raise UserError(
-            f"{where}: `seconds` must be a length in seconds, not {ascii(seconds)[:60]}; make this shard again"
-        )
+        raise UserError(f"{where}: `seconds` must be a length in seconds, not {shown(seconds)}; make this shard again")
 
 
 def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
-    """Publish an audio shard, whole or not at all.
+    """Publish an audio shard, whole or not at all, and return what the index says about it.
 
-    Returns:
-        what the index says about it; `seconds` is the sum over its samples.
-
-    Raises:
-        UserError: when a key is there twice or cannot be a key, the extension is not of audio, or the fields are not JSON.
+    It raises UserError when a key is there twice or cannot be one, the extension is not of audio, or the fields are not JSON.
     """
     path = place(path)
     seconds: list[float] = []
@@ -306,21 +270,15 @@ def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
 
 
 def read_index(folder: Place | str) -> ShardList:
-    """The shards of a set, as its index lists them.
-
-    Raises:
-        UserError: when there is no index, it is damaged or of a newer version.
-    """
+    """The shards of a set, as its index lists them; UserError when it is missing, damaged or of a newer version."""
     folder = place(folder)
     path = folder / INDEX
     if not path.exists():
         what = "no such folder of shards" if not folder.is_dir() else f"holds no shards ({INDEX} is missing)"
         raise UserError(f"{folder}: {what}; check the path, or finish `asr-kd prepare`")
-    try:
-        with local_copy(path) as copy, open(copy, "rb") as file:
-            shards = read_pieces(file)
-    except OSError:
-        shards = None
+    shards = None
+    with suppress(OSError), local_copy(path) as copy, open(copy, "rb") as file:
+        shards = read_pieces(file)
     if shards is None:  # laid out otherwise, or damaged: as a whole it takes more memory, and shows what is wrong
         shards = _read_whole(path)
     if not shards.distinct:
@@ -360,29 +318,20 @@ def write_index(folder: Place | str, infos: Iterable[ShardInfo]) -> None:
 def read_checked(folder: Place | str, info: ShardInfo) -> Iterator[Sample]:
     """The utterances of a shard, in order, once it was compared with what the index says; from a store it is fetched once.
 
-    Raises:
-        UserError: when it is missing, its size or SHA-256 differs, and as `read_shard`.
+    It raises UserError when it is missing, its size or SHA-256 differs, and as `read_shard`.
     """
     path = place(folder) / info.name
-    with _checked(path, info) as copy:
-        yield from read_shard(path, copy)
-
-
-@contextmanager
-def _checked(path: Place, info: ShardInfo) -> Iterator[Path]:
-    """The shard itself, or a local copy of the object."""
     remedy = "fetch it again, or remove it and run `asr-kd prepare` again"
-    missing = f"{path}: this shard is in {INDEX}, but not there; {remedy}"
-    if isinstance(path, Path) and not path.is_file():
-        raise UserError(missing)
     with ExitStack() as stack:
         try:
             copy = stack.enter_context(local_copy(path))
+            size = copy.stat().st_size if copy.is_file() else None
         except FileNotFoundError:
-            raise UserError(missing) from None
-        size = copy.stat().st_size
+            size = None
+        if size is None:
+            raise UserError(f"{path}: this shard is in {INDEX}, but not there; {remedy}")
         if size != info.bytes:
             raise UserError(f"{path}: has {size} bytes, {INDEX} says {info.bytes}; {remedy}")
         if sha256_file(copy) != info.sha256:
             raise UserError(f"{path}: its SHA-256 differs from {INDEX}; {remedy}")
-        yield copy
+        yield from read_shard(path, copy)

@@ -37,8 +37,7 @@ LOOKED_AT = 20
 def train_units(settings: UnitsSettings) -> Units:
     """Train a sentencepiece model on the labelled text of `settings.source` and write it to `settings.output`.
 
-    Raises:
-        UserError: when there is no text, or too little of it for the wanted number of pieces.
+    It raises UserError when there is no text, or too little of it for the wanted number of pieces.
     """
     texts = [text for text in read_texts(settings.source) if text.strip()]
     if not texts:
@@ -98,36 +97,27 @@ def _share(part: int, whole: int) -> str:
 
 def read_texts(source: str) -> Iterator[str]:
     """The texts of audio shards, of a manifest, or of a text file with a line an utterance: a file is what it holds, whatever
-    its name ends in.
-
-    Raises:
-        UserError: when it cannot be read, or holds a table or JSON of another kind.
+    its name ends in. It raises UserError when it cannot be read, or holds a table or JSON of another kind.
     """
     path = place(source)
     if path.is_dir():
         for shard in read_index(path):
             yield from (sample.fields["text"] for sample in read_shard(path / shard.name) if "text" in sample.fields)
-    elif path.suffix == ".jsonl" or _holds_json(path):
+        return
+    text = "" if path.suffix == ".jsonl" else read_text(path, "text file").removeprefix("\ufeff")
+    if path.suffix == ".jsonl" or _holds_json(path, text.lstrip()):
         yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
     else:
-        lines = read_text(path, "text file").removeprefix("\ufeff").splitlines()
-        _refuse_table(path, lines)
-        _refuse_keys(path, lines)
-        _refuse_others(path, lines)
+        lines = text.splitlines()
+        for refuse in (_refuse_table, _refuse_keys, _refuse_others):
+            refuse(path, lines)
         yield from lines
 
 
-def _holds_json(path: Place) -> bool:
-    """Whether a file's first line begins an object or a list of JSON.
-
-    Raises:
-        UserError: when it holds one JSON value over all lines, and not one a line.
-    """
-    text = read_text(path, "text file").removeprefix("\ufeff").lstrip()
-    if re.match(r"\[\s*(\{|\]|\")", text) or re.match(r"\{\s*(\n|\})", text):
-        raise UserError(
-            f"{path}: holds one JSON value, not a manifest; write a JSON object a line, with audio and text"
-        )
+def _holds_json(path: Place, text: str) -> bool:
+    """Whether a file's first line begins an object of JSON; UserError when it holds one JSON value over all lines."""
+    if re.match(r"\[\s*[{\]\"]|\{\s*[\n}]", text):
+        raise UserError(f"{path}: holds one JSON value, not a manifest; write a JSON object a line with audio and text")
     return re.match(r'\{\s*"', text) is not None
 
 

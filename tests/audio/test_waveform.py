@@ -67,14 +67,14 @@ def test_channels_are_judged_over_a_window(pieces: int) -> None:
     """A part of a window in which they cancel out is no fault; and the other way round."""
     left, right = FLOATS[:, 0], FLOATS[:, 1]
     stereo = np.concatenate([np.stack([left, -left], axis=1), np.stack([left, right], axis=1)])
-    mixer = Mixer("a")
+    mixer = Mixer()
     found = np.concatenate([mixer.mix(piece) for piece in np.array_split(stereo, pieces)])
     mixer.finish()
     np.testing.assert_array_equal(found, stereo.mean(axis=1, dtype=np.float32))
-    mixer = Mixer("a")
+    mixer = Mixer()
     for piece in np.array_split(np.stack([left, -0.95 * left], axis=1), pieces):
         mixer.mix(piece)
-    with pytest.raises(AudioError, match="a: its 2 channels cancel out"):
+    with pytest.raises(AudioError, match=r"^its 2 channels cancel out"):
         mixer.finish()
 
 
@@ -83,7 +83,7 @@ def test_channels_are_judged_over_a_window(pieces: int) -> None:
 def test_channels_that_cancel_out_for_a_part_of_a_recording(pieces: int, share: float) -> None:
     left = np.random.default_rng(0).normal(0, 0.1, 20 * WINDOW).astype(np.float32)
     right = np.where(np.arange(len(left)) < share * len(left), -left, left)
-    mixer = Mixer("a")
+    mixer = Mixer()
     for piece in np.array_split(np.stack([left, right], axis=1), pieces):
         mixer.mix(piece)
     if share < LOST:

@@ -143,7 +143,7 @@ def test_an_output_folder_that_vanishes(jobs: dict[str, Job], name: str, tmp_pat
         ("label", ".", "file", "{output}: is a file, not a folder"),
         ("label", ".leases", "file", "{output}/.leases: is a file, not a folder"),
         ("label", "job.json", "folder", "{output}/job.json: is a folder where a job claim was expected"),
-        ("label", "shard-000001.tar", "folder", "{output}/shard-000001.tar: this shard cannot be read .Is a directory"),
+        ("label", "shard-000001.tar", "folder", "{output}/shard-000001.tar: is a folder where a shard was expected"),
         ("label", "quarantine.jsonl", "folder", "{output}/quarantine.jsonl: is a folder where a file belongs"),
         ("label", "report.json", "folder", "{output}/report.json: is a folder where a file belongs"),
         ("prepare", ".", "file", "{output}: is a file, not a folder"),

@@ -107,7 +107,7 @@ BAD_LINES = {
     ),
     "Whisper's segments": (
         '{"key": "b", "audio": "b.wav", "segments": [{"start": 0, "text": "x"}]}',
-        "segments has the texts of segments; write a line for each, with start, end and text",
+        "segments has the texts of segments; write one line each, with start, end and text",
     ),
     "Lhotse's cut": (
         '{"id": "b", "start": 1, "recording": {"sources": []}}',
@@ -192,7 +192,7 @@ def test_bounds_are_read_under_the_names_that_others_give_them(tmp_path: Path) -
     for fields, expected in [
         ({"offset": 1, "duration": 2.5}, Span(1.0, 3.5)), ({"start": 1.0, "duration": 2}, Span(1.0, 3.0)), ({"start": 1, "end": 2}, Span(1.0, 2.0)),
         ({"begin": 1, "end": 2, "duration": 1.04}, Span(1.0, 2.0)), ({"start_time": 1, "end_time": 2}, Span(1.0, 2.0)), ({"start": 1, "offset": 1}, Span(1.0, None)),
-        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x", "duration_ms": 2, "endpoint": 1}, None),
+        ({"duration": 2}, Span(0.0, 2.0)), ({"end": 2}, Span(0.0, 2.0)), ({"start": None, "end": None, "seconds": 3, "starts": "x", "duration_ms": 2, "endpoint": 1}, Span()),
     ]:  # fmt: skip
         path.write_text(json.dumps({"audio": "a.wav", **fields}))
         (utterance,) = read_manifest(path)
@@ -310,6 +310,6 @@ def test_a_full_disk_of_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     )
     for read in (read_transcripts, Transcripts):
         with pytest.raises(
-            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some space"
+            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some, or set TMPDIR"
         ):
             read(path)
