@@ -274,6 +274,12 @@ def test_an_mp3_that_states_nothing_or_less_is_read_whole() -> None:
     near(heard(silent + frames), expected)
 
 
+def test_an_mp3_that_states_nothing_and_holds_nothing_is_refused() -> None:
+    head, _ = mp3()
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    refused(head[: at + 4] + struct.pack(">I", 0) + head[at + 8 :], "holds no samples")
+
+
 def test_mp3s_with_and_without_a_length_are_joined() -> None:
     first, second = mp3(16000), mp3(12000, 1)
     left, right = heard(first[0] + first[1]), heard(second[0] + second[1])
