@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from typing import NamedTuple
 
@@ -133,14 +134,9 @@ class BeamSearch:
             if part > 0.0
             for chain in [_cells(path)]
         ]
-        shared = 0
-        if chains:
-            for cells in zip(*chains, strict=False):
-                if any(cell is not cells[0] for cell in cells):
-                    break
-                shared += 1
-        settled = [cell.last for cell in chains[0][:shared]] if chains else []
-        fresh: dict[int, Path | None] = {id(cell): None for cell in chains[0][:shared]} if chains else {}
+        shared = itertools.takewhile(lambda cells: all(one is cells[0] for one in cells), zip(*chains, strict=False))
+        settled = [cells[0] for cells in shared]
+        fresh: dict[int, Path | None] = dict.fromkeys(map(id, settled))
         self._kept = {
             node: kept._replace(
                 path_blank=_remade(kept.path_blank, fresh) if kept.ends_blank > 0.0 else None,
@@ -149,7 +145,7 @@ class BeamSearch:
             for node, kept in self._kept.items()
         }
         self._forget()
-        return settled
+        return [cell.last for cell in settled]
 
     def _decide(self, before: int) -> None:
         """Drop hypotheses that differ from the best one before that frame; the others take its times there."""
@@ -181,9 +177,7 @@ class BeamSearch:
             lines.append(line[::-1])
         if not lines:
             return
-        depth = next(
-            (i for i, nodes in enumerate(zip(*lines, strict=False)) if len(set(nodes)) > 1), min(map(len, lines))
-        )
+        depth = sum(1 for _ in itertools.takewhile(lambda nodes: len(set(nodes)) == 1, zip(*lines, strict=False)))
         needed = sorted({node for line in lines for node in line[depth - 1 :]})  # parents come before their children
         number = {node: new for new, node in enumerate(needed)}
         self._pairs = [(number.get(self._pairs[node][0], -1), self._pairs[node][1]) for node in needed]

@@ -24,9 +24,7 @@ KENLM = b"mmap lm"
 MISSING_UNKNOWN = -100.0
 #: log10 probability in place of minus infinity, as in SRILM; sums and products with it stay finite
 NEVER = -99.0
-
-
-_PARTS = re.compile(f"[{SPACES}]+")
+PARTS = re.compile(f"[{SPACES}]+")
 
 
 class Ngrams:
@@ -113,7 +111,7 @@ def read_arpa(name: str) -> Ngrams:
                 if count := re.fullmatch(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})", line):
                     stated[int(count[1])] = int(count[2])
             else:
-                fields = [field for field in _PARTS.split(line) if field]
+                fields = PARTS.split(line)
                 try:
                     values = float(fields[0]), float(fields[order + 1]) if len(fields) == order + 2 else 0.0
                 except ValueError:

@@ -79,9 +79,8 @@ def verify(settings: VerifySettings) -> bool:
     found = Findings()
     there = {name for name in names_in(place(settings.targets)) if name.endswith(".tar")}
     known = set(infos.names)
-    found.problems += [
-        f"{name}: this audio shard has no soft targets; run `asr-kd label`" for name in sorted(known - there)
-    ]
+    without = "this audio shard has no soft targets; run `asr-kd label`"
+    found.problems += [f"{name}: {without}" for name in sorted(known - there)]
     found.problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
     present = infos.take(np.array([name in there for name in infos.names], bool))
     if settings.shards is not None and settings.shards < len(present):
@@ -182,18 +181,11 @@ def _verify_shard(
 
 def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSettings:
     """The settings that made a shard."""
-    selection = metadata.selection
-    kept = {name: getattr(selection, name) for name, modes in SELECTION.items() if selection.mode in modes}
-    values: dict[str, object] = {
-        "teacher": settings.teacher,
-        "audio": settings.audio,
-        "output": settings.targets,
-        "mode": selection.mode,
-    }
+    selection, modes = metadata.selection, SELECTION | {"mode": (metadata.selection.mode,)}
+    kept = {name: value for name, value in selection if value is not None and selection.mode in modes[name]}
+    values = {"teacher": settings.teacher, "audio": settings.audio, "output": settings.targets, **kept}
     values |= {"max_seconds": settings.max_seconds, "batch_frames": settings.batch_frames}
-    return build(
-        LabelSettings, values | {name: value for name, value in kept.items() if value is not None}, "metadata.json"
-    )
+    return build(LabelSettings, values, "metadata.json")
 
 
 def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
