@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import functools
 import os
 import re
 import shutil
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,70 +133,48 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
             f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
         )
     variables["run"] = str(local(str(variables["run"]), "run"))
-    jobs = variables.setdefault("jobs", 1)
-    if isinstance(jobs, Typed):
-        jobs = variables["jobs"] = read(jobs)
+    jobs = variables.get("jobs", 1)
+    jobs = variables["jobs"] = read(jobs) if isinstance(jobs, Typed) else jobs
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"{file}: variables.jobs: {jobs!r} is not a number of stages to run at once; set 1 or more")
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
-        settings = build(
-            VERBS[plan.verb].kind(),
-            _substitute(plan.settings, variables, f"{file}: stages.{name}"),
-            f"{file}: stages.{name}",
-        )
-        values = settings.model_dump()
+        where = f"{file}: stages.{name}"
+        given = _mapped(plan.settings, functools.partial(_substitute, variables=variables, where=where))
+        values = build(VERBS[plan.verb].kind(), given, where).model_dump()
         if not values.get("output"):
-            raise UserError(
-                f"{file}: stages.{name}: the key output is missing; set it, so that later stages can read it"
-            )
+            raise UserError(f"{where}: the key output is missing; set it, so that later stages can read it")
         output = Path(values["output"])
-        strings = sorted(set(_strings({key: value for key, value in values.items() if key != "output"})))
+        texts: list[str] = []
+        _mapped({**values, "output": None}, texts.append)
+        strings = sorted(set(texts))
         needs = [stage for stage in stages if any(_within(Path(text), stage.output) for text in strings)]
-        upstream = {stage.name for stage in needs}
         outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
         inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
         # the output does not depend on the pipeline's folder and the number of threads
-        identity = [
-            plan.verb,
-            _without_place(values, str(variables["run"])),
-            [stage.fingerprint for stage in needs],
-            inputs,
-        ]
-        stages.append(Stage(name, plan.verb, values, output, sorted(upstream), hash_json(identity)))
+        settings = _mapped(values, lambda text: text.replace(variables["run"], "${run}"), ("threads", "feature_cache"))
+        identity = [plan.verb, settings, [stage.fingerprint for stage in needs], inputs]
+        upstream = sorted(stage.name for stage in needs)
+        stages.append(Stage(name, plan.verb, values, output, upstream, hash_json(identity)))
     return variables, stages
 
 
-def _substitute(value: Any, variables: dict[str, Any], where: str) -> Any:
+def _mapped(value: Any, change: Callable[[str], Any], without: Sequence[str] = ()) -> Any:
+    """A JSON value, its texts changed, without some keys."""
     if isinstance(value, dict):
-        return {key: _substitute(item, variables, where) for key, item in value.items()}
+        return {key: _mapped(item, change, without) for key, item in value.items() if key not in without}
     if isinstance(value, list):
-        return [_substitute(item, variables, where) for item in value]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    unknown = [name for name in re.findall(r"\$\{(\w+)\}", value) if name not in variables]
-    if unknown:
+        return [_mapped(item, change, without) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _substitute(text: str, variables: dict[str, Any], where: str) -> Any:
+    names = re.findall(r"\$\{(\w+)\}", text)
+    if unknown := [name for name in names if name not in variables]:
         raise UserError(f"{where}: ${{{unknown[0]}}} is not a variable of the pipeline; it has {', '.join(variables)}")
-    if whole := re.fullmatch(r"\$\{(\w+)\}", value):
-        return variables[whole[1]]
-    return re.sub(r"\$\{(\w+)\}", lambda match: str(variables[match[1]]), value)
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for child in children for text in _strings(child)]
-
-
-def _without_place(value: Any, run: str) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _without_place(item, run) for key, item in value.items() if key not in ("threads", "feature_cache")
-        }
-    if isinstance(value, list):
-        return [_without_place(item, run) for item in value]
-    return value.replace(run, "${run}") if isinstance(value, str) else value
+    if names and text == f"${{{names[0]}}}":
+        return variables[names[0]]
+    return re.sub(r"\$\{(\w+)\}", lambda match: str(variables[match[1]]), text) if names else text
 
 
 def _within(path: Path, folder: Path) -> bool:
@@ -203,13 +183,8 @@ def _within(path: Path, folder: Path) -> bool:
 
 def _content(path: Path) -> str | None:
     """A hash of a file, or of the index of a set of shards; None for anything else."""
-    try:
-        if path.is_file():
-            return sha256_file(path)
-        if (path / "index.json").is_file():
-            return sha256_file(path / "index.json")
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return next((sha256_file(file) for file in (path, path / "index.json") if file.is_file()), None)
     return None
 
 
@@ -254,10 +229,8 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int, che
                     stage = running.pop(future)
                     future.result()
                     done.add(stage.name)
-                    print(
-                        f"done: {stage.name} ({len(stages) - len(waiting) - len(running)} of {len(stages)} stages)",
-                        flush=True,
-                    )
+                    over = len(stages) - len(waiting) - len(running)
+                    print(f"done: {stage.name} ({over} of {len(stages)} stages)", flush=True)
         except BaseException:
             stop.set()  # the other stages are stopped too; they resume when the pipeline runs again
             raise
@@ -296,29 +269,21 @@ def _remove(stage: Stage, record: Path) -> None:
 def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
     """Run a stage as a process; its output is shown line by line after the stage's name, and logged."""
     if stage.verb == "script":
-        command = [
-            sys.executable,
-            stage.settings["file"],
-            "--output",
-            str(stage.output),
-            *map(str, stage.settings["arguments"]),
-        ]
+        command = [stage.settings["file"], "--output", str(stage.output), *map(str, stage.settings["arguments"])]
     else:
         file = run / "settings" / f"{stage.name}.yaml"
         with write_whole(file, "w") as out:
             yaml.safe_dump(stage.settings, out, sort_keys=False, allow_unicode=True)
-        command = [sys.executable, "-m", "asr_kd.cli", stage.verb, str(file)]
+        command = ["-m", "asr_kd.cli", stage.verb, str(file)]
     log = run / "logs" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # many small matrix products: one thread a process is faster than two, and stages run in parallel
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     last = ""
-    with (
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        ) as process,
-        open(log, "a", encoding="utf-8") as copy,
-    ):
+    started = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    with started as process, open(log, "a", encoding="utf-8") as copy:
         threading.Thread(target=_stop_when_asked, args=(process, stop), daemon=True).start()
         assert process.stdout is not None
         for line in process.stdout:

@@ -7,11 +7,11 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from asr_kd.config.base import Settings
+from asr_kd.config.base import Settings, group_of
 from asr_kd.config.verbs import name_of
 from asr_kd.errors import UserError
 from asr_kd.files import read_text
@@ -111,7 +111,7 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"
     if first["type"] == "extra_forbidden":
-        known = list(_model_at(kind, path[:-1]).model_fields)
+        known = list(_group_at(kind, path[:-1]).model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
         raise UserError(f"{where}: unknown key {name}; {hint}")
@@ -123,18 +123,14 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     raise UserError(f"{where}: {name}: {message[0].lower() + message[1:]}{shown}")
 
 
-def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
+def _group_at(kind: type[Settings], path: list[str]) -> type[Settings]:
     for step in path:
-        field = kind.model_fields.get(step)
-        if field is None:
-            continue  # a position in a list, or a key of a mapping
-        for candidate in [field.annotation, *get_args(field.annotation)]:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                kind = candidate
+        if step in kind.model_fields:  # else a position in a list, or a key of a mapping
+            kind = group_of(kind.model_fields[step].annotation) or kind
     return kind
 
 
-def kind_help(kind: type[BaseModel], path: list[str]) -> str:
+def kind_help(kind: type[Settings], path: list[str]) -> str:
     """The documentation of the setting at `path`."""
-    field = _model_at(kind, path[:-1]).model_fields.get(path[-1])
+    field = _group_at(kind, path[:-1]).model_fields.get(path[-1])
     return (field.description if field else None) or "see `asr-kd --help`"

@@ -150,14 +150,15 @@ def read_target_shard(
     """
     members = read_members(path)
     metadata = _metadata(path, next(iter(members), None))
+    same = "label with a teacher that has the same"
     for name, theirs, mine, remedy in (
-        ("units", metadata.units_hash, units_hash, "label with a teacher that has the same units"),
-        ("number of units", metadata.num_units, num_units, "label with a teacher that has the same units"),
+        ("units", metadata.units_hash, units_hash, f"{same} units"),
+        ("number of units", metadata.num_units, num_units, f"{same} units"),
         (
             "frame period in ms",
             metadata.frame_ms,
             frame_ms,
-            "label with a teacher that has the same hop_ms × stack, or set resample=true on the source",
+            f"{same} hop_ms × stack, or set resample=true on the source",
         ),
     ):
         if mine is not None and theirs != mine:
@@ -227,14 +228,12 @@ def _joined(
     folder: Place, reader: tuple[str | None, int | None, int | None], samples: Iterable[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     for _, of_shard in itertools.groupby(samples, lambda sample: sample["after"][:2]):
-        opened: tuple[TargetMetadata, dict[str, SparsePosteriors]] | None = None
-        for sample in of_shard:
+        for number, sample in enumerate(of_shard):
             path, key = folder / sample["__shard__"].name, sample["__key__"]
-            if opened is None:
+            if number == 0:
                 metadata, pairs = read_target_shard(path, *reader)
                 check_answers(path, metadata, sample["__url__"], sample["__shard__"].sha256)
-                opened = metadata, dict(pairs)
-            metadata, targets = opened
+                targets = dict(pairs)
             if key in metadata.quarantined:
                 continue
             if key not in targets:
@@ -243,13 +242,7 @@ def _joined(
 
 
 def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:
-    """Refuse soft targets that were made from another audio shard.
-
-    Args:
-        targets: for the message.
-        metadata: of the soft targets.
-        audio: for the message.
-        audio_sha256: of the audio shard.
+    """Refuse soft targets that were made from another audio shard; `targets` and `audio` are their names, for the message.
 
     Raises:
         UserError: naming both sides.
@@ -292,20 +285,17 @@ def _targets(
     seen: set[str] = set()
     frames = 0
     digest = hashlib.sha256()
-
-    def encoded() -> Iterator[tuple[str, bytes]]:
-        for name, data in members:
+    while some := list(itertools.islice(members, TOGETHER)):
+        encoded = []
+        for name, data in some:
             key = name.removesuffix(SUFFIX)
             if key == name or key in seen or key in metadata.quarantined:
                 raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
             seen.add(key)
             _count_in(digest, key, data)
-            yield key, data
-
-    whole = encoded()
-    while some := list(itertools.islice(whole, TOGETHER)):
-        targets = decode_all([(f"{path}: {key}", data) for key, data in some])
-        for (key, _), target in zip(some, targets, strict=True):
+            encoded.append((key, data))
+        targets = decode_all([(f"{path}: {key}", data) for key, data in encoded])
+        for (key, _), target in zip(encoded, targets, strict=True):
             if target.num_units != metadata.num_units:
                 raise UserError(
                     f"{path}: {key}: {target.num_units} units, its shard has {metadata.num_units}; label the audio again"
