@@ -34,11 +34,7 @@ class Status(enum.IntEnum):
 
 
 class Stopped(UserError):
-    """A job has stopped because it was asked to, and everything needed to resume is on disk.
-
-    Attributes:
-        status: exit status of the command.
-    """
+    """A job has stopped because it was asked to, and everything needed to resume is on disk; `status` is the command's exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

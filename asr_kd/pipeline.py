@@ -74,11 +74,8 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     """Run the stages whose inputs or settings changed since they last finished.
 
     A stage is identified by its settings, the identities of the stages it reads from, and the content of its other inputs.
-    Independent stages run in parallel, as many as the variable `jobs` says.
-
-    Args:
-        path: the pipeline's YAML file, or a folder that holds it as pipeline.yaml.
-        assignments: `name=value` for the pipeline's variables.
+    Independent stages run in parallel, as many as the variable `jobs` says. `path` is the pipeline's YAML file, or a folder
+    that holds it as pipeline.yaml; `assignments` are `name=value` for its variables.
 
     Raises:
         UserError: when the file is wrong, or a stage failed.

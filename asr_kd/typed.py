@@ -81,14 +81,10 @@ for _name in ("int", "float", "bool", "null"):
 
 
 def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
-    """Read YAML, safely: no tags that build objects.
-
-    Args:
-        where: begins the message of an error.
-        as_typed: words that YAML does not read as text are given as `Typed`.
+    """Read YAML, safely: no tags that build objects. With `as_typed`, words that YAML does not read as text are given as `Typed`.
 
     Raises:
-        UserError: when `text` is not YAML, or holds a key twice.
+        UserError: beginning with `where`, when `text` is not YAML, or holds a key twice.
     """
     try:
         loader = (_TypedLoader if as_typed else _Loader)(text)

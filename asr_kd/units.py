@@ -30,10 +30,6 @@ class Units:
     Every text is first changed to the spelling of the units (`written`), so that texts that look and sound the same have the
     same ids.
 
-    Args:
-        model: a serialised sentencepiece model.
-        name: where it came from, for messages.
-
     Attributes:
         model: the serialised sentencepiece model.
         normalizer: key of the normaliser that was applied to the training texts, and is applied to every text.
@@ -42,7 +38,7 @@ class Units:
         unknown: id of the unknown unit.
 
     Raises:
-        UserError: when `model` is not a sentencepiece model, or its normaliser is unknown here.
+        UserError: naming `name`, when `model` is not a sentencepiece model, or its normaliser is unknown here.
     """
 
     blank = 0

@@ -23,8 +23,7 @@ S = TypeVar("S", bound=Settings)
 def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
     """Read a YAML mapping, safely: no tags that build objects, and every key once.
 
-    Args:
-        as_typed: words keep their spelling, so that `build` can read them by the type of their setting.
+    With `as_typed` words keep their spelling, so that `build` can read them by the type of their setting.
 
     Raises:
         UserError: when the file is missing, not YAML or not a mapping.

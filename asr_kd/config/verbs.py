@@ -15,7 +15,6 @@ class Verb:
     """A verb. Its function is named, not imported: torch is loaded only when a verb needs it.
 
     Attributes:
-        help: what it does, in a line.
         settings: module and name of its settings class, within the package; empty for a verb without settings.
         function: module and name of its function, which is called with the settings.
         stage: whether it can be a stage of a pipeline.

@@ -51,15 +51,12 @@ class Kept(NamedTuple):
 
 
 def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list[tuple[list[int], float]]:
-    """The best unit sequences under CTC.
+    """The best unit sequences under CTC: up to `beam` pairs of unit ids without blanks and log-probability, most probable first.
 
     Args:
         log_probs: float [frames, units], natural logarithm.
         beam: number of prefixes kept from frame to frame. If it is at least the number of possible prefixes, the result is
             exact: every sequence with the sum over all its alignments.
-
-    Returns:
-        up to `beam` pairs of unit ids without blanks and log-probability, most probable first.
     """
     search = BeamSearch(beam, blank)
     search.push(log_probs)
@@ -70,8 +67,6 @@ class BeamSearch:
     """`prefix_beam_search` as frames arrive, with the spikes of the units.
 
     Args:
-        beam: number of prefixes kept from frame to frame.
-        blank: unit id.
         grammar: which words may be found and how probable they are; None finds any units.
         horizon: hypotheses that differ from the best one more than this many frames back are dropped (every half horizon).
             Otherwise two readings of a word would stay in the beam for ever, as only a language model changes their ratio

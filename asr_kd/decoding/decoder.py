@@ -48,11 +48,7 @@ class Decoder:
         return type(self), (self.settings, self.units, self.frame_seconds)
 
     def __call__(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        """The best hypotheses, at most `nbest`, the best first; at least one, which may be empty.
-
-        Args:
-            log_probs: float [frames, units], natural logarithm.
-        """
+        """The best hypotheses for float [frames, units], best first: at most `nbest`, at least one, which may be empty."""
         search = self.start()
         search.push(checked(log_probs))
         return self.hypotheses(search)

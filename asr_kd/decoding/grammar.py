@@ -16,12 +16,7 @@ from asr_kd.units import Units
 
 @dataclass
 class Lexicon:
-    """Words and their spellings.
-
-    Attributes:
-        words: unit ids of a spelling → its word.
-        beginnings: all prefixes of spellings.
-    """
+    """Words by the unit ids of their spellings, and all prefixes of spellings."""
 
     words: dict[tuple[int, ...], str]
     beginnings: set[tuple[int, ...]]
@@ -73,17 +68,12 @@ def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
 
 
 def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon | None) -> str:
-    """Compare the words of a language model with what a decoder can find.
+    """Compare the words of a language model with those that a decoder may find: of a lexicon, or all that the units can spell.
 
-    Args:
-        name: of the language model, for messages.
-        lexicon: the words that a decoder may find; None: all that the units can spell.
-
-    Returns:
-        a sentence that counts what does not fit; empty if everything does.
+    Returns a sentence that counts what does not fit; empty if everything does.
 
     Raises:
-        UserError: when nothing fits, naming some of the words.
+        UserError: when nothing fits, naming some of the words and `name`, the language model's.
     """
     if lexicon:
         words = list(dict.fromkeys(lexicon.words.values()))
@@ -124,15 +114,7 @@ class State(NamedTuple):
 
 
 class Grammar:
-    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words.
-
-    Args:
-        units: vocabulary of the hypotheses.
-        lm: the language model, if any.
-        lexicon: the words that are allowed, or None for any pieces.
-        lm_weight: factor on the language model's log-probabilities.
-        word_bonus: added for each word, nat.
-    """
+    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words."""
 
     def __init__(
         self, units: Units, lm: LanguageModel | None, lexicon: Lexicon | None, lm_weight: float, word_bonus: float

@@ -32,11 +32,7 @@ class Network(ABC):
         return self._hear(features)
 
     def finish(self) -> np.ndarray:
-        """End the recording; returns the remaining log-probabilities.
-
-        Raises:
-            AudioError: when the recording is shorter than one frame.
-        """
+        """End the recording; returns the remaining log-probabilities, or raises AudioError when it is shorter than one frame."""
         if not self.frames:
             raise AudioError("too short: the sound does not fill one frame")
         return self._end()
@@ -79,14 +75,10 @@ class StreamingNetwork(Network):
 
 
 class WindowedNetwork(Network):
-    """A network for whole utterances, run window by window.
+    """A network for whole utterances, run window by window, both lengths in seconds; shorter recordings are processed whole.
 
     Windows overlap. Within the overlap they are joined at the frame around which both are surest of the blank, so that no
     word is cut, lost or doubled.
-
-    Args:
-        window: seconds; shorter recordings are processed whole.
-        overlap: seconds.
     """
 
     def __init__(self, checkpoint: Checkpoint, window: float, overlap: float) -> None:
@@ -150,11 +142,7 @@ class Listener:
         return self._decoder.words(self._settled + found)
 
     def finish(self) -> list[Word]:
-        """End the recording; returns the words after the settled ones.
-
-        Raises:
-            AudioError: when the recording is shorter than one frame.
-        """
+        """End the recording; returns the words after the settled ones, or raises AudioError when it is shorter than one frame."""
         try:
             log_probs = self._network.finish()
         except AudioError as error:

@@ -176,14 +176,10 @@ class Known:
 
 
 def follow(listener: Listener, sound: Iterable[np.ndarray], rate: int) -> Iterator[tuple[str, Known]]:
-    """Events as words become known while audio arrives.
+    """Events as words become known while audio arrives, in pieces float32 [samples] at `rate` Hz.
 
-    Args:
-        sound: pieces float32 [samples] at `rate` Hz.
-
-    Returns:
-        pairs of an event and a word: `new`, `changed` (the text of the word in this position), `gone`, and `final`, after
-        which it cannot change. The words of the `final` events, joined, are the text.
+    Yields pairs of an event and a word: `new`, `changed` (the text of the word in this position), `gone`, and `final`, after
+    which it cannot change. The words of the `final` events, joined, are the text.
     """
     known: list[Known] = []  # of the words that are not final
     heard = 0.0

@@ -54,7 +54,6 @@ def select(
     """The utterances of a shard that can be labelled; the others are quarantined.
 
     Args:
-        units: vocabulary of the teacher.
         transcripts: key → text in place of the text in the shard; only mode alignment needs texts.
     """
     loaded = Loaded(info, quarantined=dict(shard.bad))
@@ -77,7 +76,6 @@ class Answer:
     """A teacher's answer for an utterance.
 
     Attributes:
-        kept: what is kept of its distribution.
         best: int [frames], the teacher's most probable unit; empty for an alignment.
         full: its full distribution, reduced; only in modes mass and top_k.
     """
@@ -89,10 +87,9 @@ class Answer:
 
 @dataclass
 class Encoded:
-    """One utterance's soft target.
+    """An utterance's soft target.
 
     Attributes:
-        data: its bytes.
         top1: bool [frames], whether the best unit is the teacher's; empty for an alignment.
         divergence: float64 [frames], in nat; empty without a full distribution.
     """

@@ -52,11 +52,7 @@ PATIENCE = 10.0
 
 
 class Labeler:
-    """The actor: a teacher, and up to `IN_FLIGHT` calls at a time, one of which decodes and one runs the network.
-
-    Args:
-        fingerprint: of the driver's teacher; a different teacher is refused.
-    """
+    """The actor: a teacher, checked by its fingerprint, and up to `IN_FLIGHT` calls: one decodes, one runs the network."""
 
     def __init__(self, settings: LabelSettings, fingerprint: str, transcripts: dict[str, str] | None) -> None:
         self.settings, self.fingerprint, self.transcripts = settings, fingerprint, transcripts
@@ -99,7 +95,6 @@ class _Worker:
     """The driver's side of an actor.
 
     Attributes:
-        actor: the handle.
         loading: the call that loads the teacher.
         since: when it was ready; None before.
         shards: its calls under way.

@@ -180,16 +180,10 @@ def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteri
 
 
 def hold(path: np.ndarray, frames: int) -> np.ndarray:
-    """Extend every unit of a CTC path to at least `frames` frames, as far as blanks follow it.
+    """Extend every unit of a CTC path, int [frames] (0 the blank), to at least `frames` frames, as far as blanks follow it.
 
     CTC emits a unit for a frame or two; a network that learns such spikes frame by frame blurs them below the blank. One
     blank stays between equal units, so that the path still collapses to the same text.
-
-    Args:
-        path: int [frames], the unit of each frame, 0 for the blank.
-
-    Returns:
-        the new path, same shape.
     """
     held = path.copy()
     starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))

@@ -37,12 +37,10 @@ class Findings:
 
     Attributes:
         shards: labelled again.
-        utterances: compared with the teacher.
-        frames: compared with the teacher.
+        utterances: compared with the teacher, and so are frames.
         difference: largest difference between a stored and a new probability.
         top1: frames whose best unit differs.
         rounded_later: shards whose teacher was given float32 features, as before version 3.
-        problems: a sentence each.
     """
 
     shards: int = 0
@@ -56,13 +54,10 @@ class Findings:
 
 @one_thread()
 def verify(settings: VerifySettings) -> bool:
-    """Compare a set of soft targets with its audio and its teacher, and print what differs.
+    """Compare a set of soft targets with its audio and its teacher, print what differs, and return whether everything holds.
 
     All shards must exist; `shards` of them, drawn at random, are read completely, with checksums, and labelled again. Stored
     and new targets are compared as a student would read them.
-
-    Returns:
-        whether everything holds.
 
     Raises:
         UserError: when the audio or the teacher cannot be read, or when the targets were made with another `max_seconds` or

@@ -27,8 +27,7 @@ class Plan:
 
     Attributes:
         shards: of audio, and as many of soft targets.
-        label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time.
-        train_device_hours: likewise.
+        label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time. The training's likewise.
     """
 
     audio_hours: float

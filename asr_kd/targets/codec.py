@@ -110,26 +110,16 @@ def _starts(changed: np.ndarray) -> np.ndarray:
 
 
 def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
-    """The soft targets in `data`; each frame's probabilities and tail add up to 1.
-
-    Args:
-        data: result of `encode`.
-        name: begins the message of an error.
+    """The soft targets in `data`, a result of `encode`; each frame's probabilities and tail add up to 1.
 
     Raises:
-        UserError: when `data` is damaged, of another format, or of a newer version.
+        UserError: naming `name`, when `data` is damaged, of another format, or of a newer version.
     """
     return decode_all([(name, data)])[0]
 
 
 def decode_all(members: Sequence[tuple[str, bytes]]) -> list[SparsePosteriors]:
-    """As `decode`, for several pairs of name and data: faster, as numpy's calls are shared.
-
-    The results share memory.
-
-    Raises:
-        UserError: as `decode`.
-    """
+    """As `decode`, for several pairs of name and data: faster, as numpy's calls are shared. The results share memory."""
     read = [_read_columns(data, name) for name, data in members]
     if len({(columns.num_units, columns.power) for columns in read}) == 1:
         try:
@@ -146,8 +136,7 @@ class _Columns:
 
     Attributes:
         power: probabilities are proportional to this power of the codes.
-        ids: [distinct units], of each.
-        run_counts: [distinct units], number of runs of each.
+        run_counts: [distinct units], number of runs of each of `ids`.
         gaps: [runs], frames between the unit's previous run, or frame 0, and the run.
         lengths: [runs], frames of each.
         firsts: [runs], first code of each.
@@ -193,11 +182,7 @@ def _read_columns(data: bytes, name: str) -> _Columns:
 
 
 def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
-    """Soft targets of utterances with the same number of units, decoded together as if they were one long utterance.
-
-    Raises:
-        ValueError: when one of them is inconsistent.
-    """
+    """Utterances with the same number of units, decoded together as if they were one long one; raises ValueError if one is damaged."""
     ids, run_counts, gaps, lengths, firsts, changes, tails = (
         np.concatenate([getattr(columns, name) for columns in read])
         for name in ("ids", "run_counts", "gaps", "lengths", "firsts", "changes", "tails")

@@ -136,8 +136,6 @@ def draw(
     """Write a PNG: the probabilities over time of the units with most mass, under the spectrum if there is one.
 
     Args:
-        key: title.
-        frame_ms: frame period of the target.
         name: gives the name of a unit id.
         spectrum: float [hops, mels].
     """

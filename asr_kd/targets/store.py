@@ -108,11 +108,7 @@ class TargetMetadata(Settings):
 def write_target_shard(
     path: Place | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
 ) -> None:
-    """Write a soft-target shard, atomically.
-
-    Args:
-        targets: key and soft target (or its bytes from `encode`), in the order of the audio shard.
-    """
+    """Write a shard, atomically: key and soft target (or its bytes from `encode`), in the order of the audio shard."""
     levels, draws = metadata.codec.levels, metadata.selection.draws
     members, digest = [], hashlib.sha256()
     for key, target in targets:
@@ -133,16 +129,13 @@ def _count_in(digest: hashlib._Hash, key: str, data: bytes) -> None:
 def read_target_shard(
     path: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
 ) -> tuple[TargetMetadata, Iterator[tuple[str, SparsePosteriors]]]:
-    """Open a soft-target shard, and check that it fits the reader.
+    """Open a soft-target shard, check that it fits the reader, and return its metadata and an iterator over keys and soft targets.
 
     Args:
         path: local or in an object store.
         units_hash: of the reader's vocabulary; None: any.
         num_units: of the reader's vocabulary; None: any.
         frame_ms: the reader's frame period; None: any.
-
-    Returns:
-        metadata, and an iterator over keys and soft targets in the shard's order.
 
     Raises:
         UserError: when the shard is of a newer version, other units or another frame period; from the iterator: when a
@@ -176,10 +169,7 @@ def read_metadata(path: Place | str) -> TargetMetadata:
 
 
 def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
-    """The proportions in which the mass that was not kept is spread over the units: the prior of the shard.
-
-    Returns:
-        float64 [units], adding up to 1; even if all mass was kept.
+    """How the mass that was not kept is spread over the units, the prior of the shard: float64 [units], adding up to 1.
 
     Raises:
         UserError: when some mass was not kept and the shard has no prior, or it is damaged.
@@ -215,7 +205,6 @@ def with_targets(
     Samples that the teacher quarantined are passed over. The soft targets of a shard are in memory at a time.
 
     Args:
-        folder: of the soft targets.
         units_hash: as of `read_target_shard`, like `num_units` and `frame_ms`.
 
     Raises:
