@@ -53,35 +53,26 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         here: Any = values
         *parents, last = path.split(".")
         for step in parents:
-            here = _step(here, step, assignment)
-        if isinstance(here, list):
-            _step(here, last, assignment)
-            here[int(last)] = Typed(text, source=assignment)
-        elif isinstance(here, dict):
-            here[last] = Typed(text, source=assignment)
-        else:
-            raise UserError(f"{assignment}: {last} cannot be set inside a {_kind(here)}")
+            key = _key(here, step, assignment)
+            inside = here.setdefault(key, {}) if isinstance(here, dict) else here[key]
+            if isinstance(inside, Typed) and inside.source:  # an earlier assignment of the whole group
+                group = read(inside)
+                inside = here[key] = group if isinstance(group, dict | list) else inside
+            here = inside
+        here[_key(here, last, assignment)] = Typed(text, source=assignment)
     return values
 
 
-def _kind(value: Any) -> str:
-    return type(read(value) if isinstance(value, Typed) else value).__name__
-
-
-def _step(here: Any, step: str, assignment: str) -> Any:
-    if isinstance(here, list):
-        if not step.isdigit() or int(step) >= len(here):
-            raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
-        position: Any = int(step)
-    elif isinstance(here, dict):
-        position = step
-        here.setdefault(step, {})
-    else:
-        raise UserError(f"{assignment}: {step} cannot be looked up inside a {_kind(here)}")
-    if isinstance(here[position], Typed) and here[position].source:  # an earlier assignment of the whole group
-        inside = read(here[position])
-        here[position] = inside if isinstance(inside, dict | list) else here[position]
-    return here[position]
+def _key(here: Any, step: str, assignment: str) -> int | str:
+    """What a step of an assignment means in the value that it leads into: a key, or a position in a list."""
+    if isinstance(here, dict):
+        return step
+    if not isinstance(here, list):
+        kind = type(read(here) if isinstance(here, Typed) else here).__name__
+        raise UserError(f"{assignment}: {step} cannot be set inside a {kind}")
+    if not step.isdigit() or int(step) >= len(here):
+        raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
+    return int(step)
 
 
 def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterable[str] = ()) -> S:

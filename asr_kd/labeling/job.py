@@ -209,13 +209,15 @@ def _engine(settings: LabelSettings) -> type[Engine]:
 
 def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> dict[str, Any]:
     # everything that the output depends on; not the paths of the inputs, nor how the work is split
-    claim = {"max_seconds": settings.max_seconds, **selection_of(settings).model_dump()}
-    claim["teacher"] = teacher.fingerprint
-    claim["audio"] = infos.hash
-    claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
-    claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
-    claim["heard"] = f"float16 features of version {FRONTEND_VERSION}"
-    return claim
+    return {
+        "max_seconds": settings.max_seconds,
+        **selection_of(settings).model_dump(),
+        "teacher": teacher.fingerprint,
+        "audio": infos.hash,
+        "transcripts": sha256_file(settings.transcripts) if settings.transcripts else None,
+        "codec": {"version": codec.VERSION, "levels": codec.LEVELS},
+        "heard": f"float16 features of version {FRONTEND_VERSION}",
+    }
 
 
 def missing(infos: ShardList, output: Place) -> ShardList:

@@ -108,21 +108,14 @@ def _publish(
     lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]
     total = functools.reduce(np.add, lefts) if lefts else None
     codes = None if total is None else fit_prior(total)
+    statistics = _statistics(utterances, sum(item.seconds for item in loaded.items), total, codes)
     metadata = TargetMetadata(
-        codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS),
-        selection=selection_of(settings),
-        teacher=teacher.fingerprint,
-        units_hash=teacher.units.hash,
-        num_units=teacher.units.size,
-        frame_ms=teacher.frame_ms,
-        features=teacher.features,
-        frontend=FRONTEND_VERSION,
-        heard="float16",
-        audio_sha256=loaded.info.sha256,
-        quarantined=loaded.quarantined,
-        tail_prior=None if codes is None else to_text(codes),
-        statistics=_statistics(utterances, sum(item.seconds for item in loaded.items), total, codes),
-    )
+        codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS), selection=selection_of(settings),
+        teacher=teacher.fingerprint, units_hash=teacher.units.hash, num_units=teacher.units.size,
+        frame_ms=teacher.frame_ms, features=teacher.features, frontend=FRONTEND_VERSION, heard="float16",
+        audio_sha256=loaded.info.sha256, quarantined=loaded.quarantined,
+        tail_prior=None if codes is None else to_text(codes), statistics=statistics,
+    )  # fmt: skip
     keys = (item.key for item in loaded.items)
     path = place(settings.output) / loaded.info.name
     write_target_shard(path, metadata, zip(keys, (item.data for _, item in utterances), strict=True))
@@ -200,23 +193,17 @@ def _statistics(
     kept = [answer.kept for answer, _ in utterances]
     count = sum(one.frames for one in kept)
     frames = max(count, 1)
-    divergence, top1 = (
-        np.concatenate([np.empty(0), *(getattr(item, name) for _, item in utterances)])
-        for name in ("divergence", "top1")
-    )
+    top1 = np.concatenate([np.empty(0), *(item.top1 for _, item in utterances)])
+    divergence = np.concatenate([np.empty(0), *(item.divergence for _, item in utterances)])
     even = with_prior = None
     if total is not None and codes is not None:
         even = float(divergence.sum()) / frames
         with_prior = even - gain(total, prior_of(codes), kept) / frames
     return Statistics(
-        utterances=len(utterances),
-        frames=count,
-        audio_seconds=round(seconds, 6),
+        utterances=len(utterances), frames=count, audio_seconds=round(seconds, 6),
         entries_per_frame=sum(len(one.units) for one in kept) / frames,
         bytes_per_frame=sum(len(item.data) for _, item in utterances) / frames,
         mean_kept_mass=1.0 - sum(float(one.tail.sum(dtype=np.float64)) for one in kept) / frames,
-        mean_kl=even,
-        mean_kl_prior=with_prior,
-        worst_kl=float(divergence.max()) if len(divergence) else None,
+        mean_kl=even, mean_kl_prior=with_prior, worst_kl=float(divergence.max()) if len(divergence) else None,
         top1_kept=float(top1.sum()) / frames if len(top1) else None,
-    )
+    )  # fmt: skip

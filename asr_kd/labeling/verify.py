@@ -193,7 +193,7 @@ def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> I
 
 
 def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:
-    rows = [np.repeat(np.arange(one.frames), one.counts) * one.num_units + one.units for one in (stored, anew)]
+    rows = [one.rows * one.num_units + one.units for one in (stored, anew)]
     probs = [np.exp(one.log_probs, dtype=np.float64) for one in (stored, anew)]
     entries, inverse = np.unique(np.concatenate(rows), return_inverse=True)
     difference = np.bincount(inverse, np.concatenate([probs[0], -probs[1]]), len(entries))

@@ -97,7 +97,7 @@ def certainty(target: SparsePosteriors, prior: np.ndarray | None = None) -> np.n
     is sure. `prior` as of `combine`.
     """
     prior = _even(target.num_units) if prior is None else prior
-    rows, probs = _rows(target), np.exp(target.log_probs, dtype=np.float64)
+    rows, probs = target.rows, np.exp(target.log_probs, dtype=np.float64)
     kept = np.bincount(rows, probs * target.log_probs, target.frames)
     share = _share(target, prior)
     own = prior * np.log(prior)
@@ -207,10 +207,6 @@ def _even(num_units: int) -> np.ndarray:
     return np.full(num_units, 1.0 / num_units)
 
 
-def _rows(target: SparsePosteriors) -> np.ndarray:
-    return np.repeat(np.arange(target.frames), target.counts)
-
-
 def _left(prior: np.ndarray, rows: np.ndarray, ids: np.ndarray, frames: int) -> np.ndarray:
     """float64 [frames]: the prior's mass on units that are not kept in the frame; 0 if all are kept."""
     left = 1.0 - np.bincount(rows, prior[ids], frames)
@@ -219,7 +215,7 @@ def _left(prior: np.ndarray, rows: np.ndarray, ids: np.ndarray, frames: int) -> 
 
 def _share(target: SparsePosteriors, prior: np.ndarray) -> np.ndarray:
     """float64 [frames]: factor on the prior that gives the probabilities of units not kept; 0 if all are kept."""
-    left = _left(prior, _rows(target), target.units, target.frames)
+    left = _left(prior, target.rows, target.units, target.frames)
     return np.where(left > 0, target.tail / np.where(left > 0, left, 1.0), 0.0)
 
 
@@ -244,7 +240,7 @@ class _Union:
     def of(cls, targets: Sequence[SparsePosteriors], weights: np.ndarray) -> _Union:
         """The union for weights float64 [targets, frames]; where a weight is 0, the distribution's units do not count."""
         num_units = targets[0].num_units
-        every = [_rows(target) for target in targets]
+        every = [target.rows for target in targets]
         keys = np.concatenate([row * num_units + target.units for row, target in zip(every, targets, strict=True)])
         counting = np.flatnonzero(np.concatenate([weight[row] > 0 for weight, row in zip(weights, every, strict=True)]))
         order = counting[np.argsort(keys[counting])]

@@ -147,10 +147,9 @@ def draw(
     chosen = np.argsort(-mass, kind="stable")[: min(ROWS, int((mass > 0).sum()))]
     line = np.full(target.num_units, -1)  # line of the picture of each unit
     line[chosen] = np.arange(len(chosen))
-    rows = np.repeat(np.arange(target.frames), target.counts)
     shown = line[target.units] >= 0
     image = np.zeros((len(chosen), target.frames))
-    image[line[target.units][shown], rows[shown]] = probs[shown]
+    image[line[target.units][shown], target.rows[shown]] = probs[shown]
 
     seconds = target.frames * frame_ms / 1000
     figure = Figure(figsize=(min(40.0, max(8.0, 4 * seconds)), 8 if spectrum is not None else 5), layout="constrained")

@@ -46,6 +46,11 @@ class SparsePosteriors:
         return len(self.counts)
 
     @property
+    def rows(self) -> np.ndarray:
+        """int64 [entries], frame of each entry."""
+        return np.repeat(np.arange(self.frames), self.counts)
+
+    @property
     def starts(self) -> np.ndarray:
         """int64 [frames], position of each frame's first entry."""
         return np.cumsum(self.counts, dtype=np.int64) - self.counts
@@ -88,13 +93,6 @@ class SparsePosteriors:
         counts, ids, best = (
             np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)
         )
-        return cls._of_best(counts, ids, best, mass, floor, num_units)
-
-    @classmethod
-    def _of_best(
-        cls, counts: np.ndarray, ids: np.ndarray, best: np.ndarray, mass: float, floor: float, num_units: int
-    ) -> SparsePosteriors:
-        """What is kept of the best units, the result of `_largest`."""
         starts, probs = np.cumsum(counts) - counts, np.exp(best)
         sums = np.add.reduceat(probs, starts, dtype=np.float64)
         # each of the others is at most as probable as the last one, or as the floor

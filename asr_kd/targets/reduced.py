@@ -34,7 +34,7 @@ class Reduced:
 
 def reduced(kept: SparsePosteriors, log_probs: Tensor | np.ndarray) -> Reduced:
     """Reduce a full distribution, float [frames, units], natural logarithm, on its device; only results leave it."""
-    rows = np.repeat(np.arange(kept.frames), kept.counts)
+    rows = kept.rows
     flat_indices = rows * kept.num_units + kept.units
     sums = _sums if isinstance(log_probs, np.ndarray) or log_probs.device.type == "cpu" else _sums_on_device
     probs, negentropy, rest, mass = sums(log_probs, flat_indices)
@@ -85,7 +85,7 @@ def _in_order(stored: SparsePosteriors, kept: SparsePosteriors) -> np.ndarray:
     """The stored log-probabilities in the order of `kept`: units whose rounded values are equal may have been swapped."""
     if np.array_equal(stored.units, kept.units):
         return stored.log_probs
-    rows = np.repeat(np.arange(kept.frames) * kept.num_units, kept.counts)
+    rows = kept.rows * kept.num_units
     found = np.empty_like(stored.log_probs)
     found[np.argsort(rows + kept.units)] = stored.log_probs[np.argsort(rows + stored.units)]
     return found
