@@ -60,7 +60,7 @@ class PipelineSettings(Settings):
 
 @dataclass
 class Stage:
-    """A stage ready to run: validated settings, the stages it reads from, and what identifies its result."""
+    """A stage ready to run: validated settings, the stages it reads from, what identifies its result, and the file of its record."""
 
     name: str
     verb: str
@@ -68,6 +68,7 @@ class Stage:
     output: Path
     needs: list[str]
     fingerprint: str
+    record: Path
 
 
 def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> None:
@@ -84,7 +85,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     file = given / "pipeline.yaml" if given.is_dir() else given
     variables, stages = load_pipeline(file, assignments)
     run = Path(variables["run"])
-    due = [stage for stage in stages if not _is_current(run, stage)]
+    due = [stage for stage in stages if not _is_current(stage)]
     for stage in stages:
         print(f"{stage.name:<28} {'to do' if stage in due else 'unchanged'}   asr-kd {stage.verb} → {stage.output}")
     if dry_run:
@@ -94,7 +95,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
         with clear_errors(run / "stages"):
             run.mkdir(parents=True, exist_ok=True)
         with sole_writer(run) as check:
-            due = [stage for stage in due if not _is_current(run, stage)]  # another may have run just before
+            due = [stage for stage in due if not _is_current(stage)]  # another may have run just before
             _run_stages(run, stages, due, variables["jobs"], check)
         print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
     for line in _outcome(stages):
@@ -152,7 +153,8 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         settings = _mapped(values, lambda text: text.replace(variables["run"], "${run}"), ("threads", "feature_cache"))
         identity = [plan.verb, settings, [stage.fingerprint for stage in needs], inputs]
         upstream = sorted(stage.name for stage in needs)
-        stages.append(Stage(name, plan.verb, values, output, upstream, hash_json(identity)))
+        record = Path(variables["run"]) / "stages" / f"{name}.json"
+        stages.append(Stage(name, plan.verb, values, output, upstream, hash_json(identity), record))
     return variables, stages
 
 
@@ -185,13 +187,9 @@ def _content(path: Path) -> str | None:
     return None
 
 
-def _record(run: Path, stage: Stage) -> Path:
-    return run / "stages" / f"{stage.name}.json"
-
-
-def _recorded(record: Path) -> dict[str, Any]:
-    """The record of a stage: its fingerprint when it last started; if it has finished, also its `seconds` and its `claim`."""
-    value = read_json(record, "stage record") if record.exists() else {}
+def _recorded(stage: Stage) -> dict[str, Any]:
+    """The record: its fingerprint when it last started; if it has finished, also its `seconds` and its `claim`."""
+    value = read_json(stage.record, "stage record") if stage.record.exists() else {}
     return value if isinstance(value, dict) else {}
 
 
@@ -201,9 +199,9 @@ def _claim(stage: Stage) -> str | None:
     return sha256_file(claim) if claim.is_file() else None
 
 
-def _is_current(run: Path, stage: Stage) -> bool:
+def _is_current(stage: Stage) -> bool:
     """Whether the stage has finished, and its output is still the one it wrote."""
-    known, claim = _recorded(_record(run, stage)), _claim(stage)
+    known, claim = _recorded(stage), _claim(stage)
     if "seconds" not in known or known.get("fingerprint") != stage.fingerprint or not stage.output.exists():
         return False
     return (claim or not VERBS[stage.verb].claims) and known.get("claim", claim) == claim  # older records hold none
@@ -234,22 +232,21 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int, che
 
 
 def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
-    record = _record(run, stage)
     # Output of other settings or inputs is stale and removed; that of an interrupted stage is kept, and it resumes. Outside
     # the run's folder nothing is removed: there the job itself refuses output of others.
     if run in stage.output.parents and stage.output.exists():
-        if not record.exists():
+        if not stage.record.exists():
             raise UserError(f"stage {stage.name}: {stage.output} is there, and this run did not write it; remove it")
-        if _recorded(record).get("fingerprint") != stage.fingerprint:
-            _remove(stage, record)
-    write_json(record, {"fingerprint": stage.fingerprint})
+        if _recorded(stage).get("fingerprint") != stage.fingerprint:
+            _remove(stage)
+    write_json(stage.record, {"fingerprint": stage.fingerprint})
     began = time.monotonic()
     _call(run, stage, stop)
     finished = {"fingerprint": stage.fingerprint, "seconds": round(time.monotonic() - began, 1), "claim": _claim(stage)}
-    write_json(record, finished)
+    write_json(stage.record, finished)
 
 
-def _remove(stage: Stage, record: Path) -> None:
+def _remove(stage: Stage) -> None:
     """Remove a stage's output of other settings or inputs, unless a job is working there."""
     if not stage.output.is_dir():
         stage.output.unlink()
@@ -257,7 +254,7 @@ def _remove(stage: Stage, record: Path) -> None:
     try:
         check_unused(stage.output)
         with sole_writer(stage.output):
-            write_json(record, {"fingerprint": None})  # half removed is stale too
+            write_json(stage.record, {"fingerprint": None})  # half removed is stale too
             shutil.rmtree(stage.output, ignore_errors=True)
     except UserError as error:
         raise UserError(f"stage {stage.name}: {error}") from None

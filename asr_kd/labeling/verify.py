@@ -63,20 +63,21 @@ def verify(settings: VerifySettings) -> bool:
         UserError: when the audio or the teacher cannot be read, or when the targets were made with another `max_seconds` or
             other `transcripts`.
     """
-    device = pick_device(settings.device)
+    device, where = pick_device(settings.device), settings.targets
     torch.set_num_threads(settings.threads)
     infos = read_index(settings.audio)
-    if not place(settings.targets).is_dir():
-        raise UserError(f"{settings.targets}: no such folder of soft targets; check the path")
+    if not place(where).is_dir():
+        raise UserError(f"{where}: no such folder of soft targets; check the path")
     _check_claim(settings)
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     found = Findings()
-    there = {name for name in names_in(place(settings.targets)) if name.endswith(".tar")}
+    problems = found.problems
+    there = {name for name in names_in(place(where)) if name.endswith(".tar")}
     known = set(infos.names)
     without = "this audio shard has no soft targets; run `asr-kd label`"
-    found.problems += [f"{name}: {without}" for name in sorted(known - there)]
-    found.problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
+    problems += [f"{name}: {without}" for name in sorted(known - there)]
+    problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
     present = infos.take(np.array([name in there for name in infos.names], bool))
     if settings.shards is not None and settings.shards < len(present):
         drawn = np.random.default_rng(settings.seed).choice(len(present), settings.shards, replace=False)
@@ -85,34 +86,29 @@ def verify(settings: VerifySettings) -> bool:
         for info in present:
             if _verify_shard(settings, teacher, transcripts, info, found):
                 progress.advance(info.samples, info.seconds)
-    if found.difference > settings.max_difference:
-        found.problems.append(
-            f"{settings.targets}: a probability differs by {found.difference:.4f} from the teacher's, more than "
-            f"max_difference {settings.max_difference}"
-        )
+    if found.difference > (most := settings.max_difference):
+        off = f"{found.difference:.4f} from the teacher's, more than max_difference {most}"
+        problems.append(f"{where}: a probability differs by {off}")
     if found.top1 > settings.max_top1_share * found.frames:
-        found.problems.append(
-            f"{settings.targets}: in {found.top1} of {found.frames} frames the best unit is not the teacher's, more than "
-            f"max_top1_share {settings.max_top1_share}"
-        )
-    if not found.utterances and not found.problems:
-        raise UserError(
-            f"{settings.targets}: no utterance could be labelled again, so nothing was verified; see their quarantine.jsonl"
-        )
-    for problem in found.problems[:SHOWN]:
+        off = f"the best unit is not the teacher's, more than max_top1_share {settings.max_top1_share}"
+        problems.append(f"{where}: in {found.top1} of {found.frames} frames {off}")
+    if not found.utterances and not problems:
+        none = "no utterance could be labelled again, so nothing was verified"
+        raise UserError(f"{where}: {none}; see their quarantine.jsonl")
+    for problem in problems[:SHOWN]:
         print(problem)
-    if len(found.problems) > SHOWN:
-        print(f"… and {len(found.problems) - SHOWN} more")
+    if len(problems) > SHOWN:
+        print(f"… and {len(problems) - SHOWN} more")
     if found.rounded_later:
-        print(f"{settings.targets}: {ROUNDED_LATER.format(found.rounded_later, found.shards)}")
+        print(f"{where}: {ROUNDED_LATER.format(found.rounded_later, found.shards)}")
     print(
-        f"{settings.targets}: {'holds' if not found.problems else 'does not hold'}; {found.shards} of {len(infos)} shards, "
+        f"{where}: {'does not hold' if problems else 'holds'}; {found.shards} of {len(infos)} shards, "
         f"{found.utterances:,} utterances and {found.frames:,} frames labelled again: largest difference "
         f"{found.difference:.5f}, {found.top1} best units differ"
     )
     if settings.report:
-        write_json(settings.report, {"holds": not found.problems, **vars(found)})
-    return not found.problems
+        write_json(settings.report, {"holds": not problems, **vars(found)})
+    return not problems
 
 
 def _check_claim(settings: VerifySettings) -> None:
@@ -141,10 +137,8 @@ def _verify_shard(
     try:
         metadata, pairs = read_target_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)
         check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
-        if metadata.teacher != teacher.fingerprint:
-            raise UserError(
-                f"{path}: was made by teacher {metadata.teacher}, {settings.teacher} is {teacher.fingerprint}"
-            )
+        if (maker := metadata.teacher) != teacher.fingerprint:
+            raise UserError(f"{path}: was made by teacher {maker}, {settings.teacher} is {teacher.fingerprint}")
     except UserError as error:
         found.problems.append(str(error))
         return False
