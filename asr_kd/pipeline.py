@@ -72,14 +72,11 @@ class Stage:
 
 
 def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> None:
-    """Run the stages whose inputs or settings changed since they last finished.
+    """Run the stages whose inputs or settings changed since they last finished; a UserError when the file is wrong, or a stage failed.
 
     A stage is identified by its settings, the identities of the stages it reads from, and the content of its other inputs.
     Independent stages run in parallel, as many as the variable `jobs` says. `path` is the pipeline's YAML file, or a folder
     that holds it as pipeline.yaml; `assignments` are `name=value` for its variables.
-
-    Raises:
-        UserError: when the file is wrong, or a stage failed.
     """
     given = local(path, "command line")
     file = given / "pipeline.yaml" if given.is_dir() else given

@@ -81,8 +81,7 @@ for _name in ("int", "float", "bool", "null"):
 def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
     """Read YAML, safely: no tags that build objects. With `as_typed`, words that YAML does not read as text are given as `Typed`.
 
-    Raises:
-        UserError: beginning with `where`, when `text` is not YAML, or holds a key twice.
+    A UserError, beginning with `where`, when `text` is not YAML, or holds a key twice.
     """
     try:
         loader = (_TypedLoader if as_typed else _Loader)(text)
@@ -100,11 +99,7 @@ def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
 
 
 def read(word: Typed) -> Any:
-    """The value of a word that is not text, as YAML reads it; in lists and mappings words are still `Typed`.
-
-    Raises:
-        UserError: when it stood on the command line and is not YAML.
-    """
+    """The value of a word that is not text, as YAML reads it, else a UserError; in lists and mappings words are still `Typed`."""
     if word.source is None:
         return word.value
     value = parse_yaml(word, word.source, as_typed=True)
@@ -112,13 +107,10 @@ def read(word: Typed) -> Any:
 
 
 def landed(value: Any, annotation: Any) -> Any:
-    """`value` as read by a setting of this type: words as text for a text setting, else as YAML reads them.
+    """`value` as read by a setting of this type: words as text for a text setting, else as YAML reads them, or a UserError.
 
     An optional text is None for an empty value, and in a file for YAML's `null`. What does not fit the type is returned
     unchanged, and the validation reports it.
-
-    Raises:
-        UserError: when a list, a mapping or a number on the command line is not YAML.
     """
     arms = list(_arms(annotation))
     if Any in arms:

@@ -107,11 +107,7 @@ class Units:
 
 
 def load_units(folder: Place | str) -> Units:
-    """Load the units of a folder written by `asr-kd units` (or of a checkpoint).
-
-    Raises:
-        UserError: when the folder holds no units.
-    """
+    """The units of a folder written by `asr-kd units` (or of a checkpoint); a UserError when it holds none."""
     path = place(folder) / MODEL_FILE
     if not path.is_file():
         raise UserError(f"{folder}: holds no {MODEL_FILE}; make units with `asr-kd units`")

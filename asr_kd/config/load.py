@@ -21,12 +21,9 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
-    """Read a YAML mapping, safely: no tags that build objects, and every key once.
+    """Read a YAML mapping, safely: no tags that build objects, and every key once; a UserError when the file does not hold one.
 
     With `as_typed` words keep their spelling, so that `build` can read them by the type of their setting.
-
-    Raises:
-        UserError: when the file is missing, not YAML or not a mapping.
     """
     value = parse_yaml(read_text(path, "settings file"), str(path), as_typed)
     value = read(value) if isinstance(value, Typed) else value
@@ -40,10 +37,8 @@ def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Apply `a.b=value` assignments (a number steps into a list) to a copy of `values`.
 
-    The value is kept as typed: `build` reads it as text or as YAML, by the type of its setting.
-
-    Raises:
-        UserError: when an assignment has no `=`, or steps into something that has no keys.
+    The value is kept as typed: `build` reads it as text or as YAML, by the type of its setting. A UserError when an
+    assignment has no `=`, or steps into something that has no keys.
     """
     values = copy.deepcopy(values)
     for assignment in assignments:

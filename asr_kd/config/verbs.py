@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +29,11 @@ class Verb:
 
     def kind(self) -> type[Settings]:
         """The class of its settings."""
-        kind: type[Settings] = pkgutil.resolve_name(f"asr_kd.{self.settings}")
-        return kind
+        return pkgutil.resolve_name(f"asr_kd.{self.settings}")
 
     def do(self, settings: Settings) -> Any:
         """Run it."""
-        function: Callable[[Settings], Any] = pkgutil.resolve_name(f"asr_kd.{self.function}")
-        return function(settings)
+        return pkgutil.resolve_name(f"asr_kd.{self.function}")(settings)
 
 
 _TABLE = (

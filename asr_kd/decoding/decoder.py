@@ -34,8 +34,7 @@ Search = GreedySearch | BeamSearch
 class Decoder:
     """Log-probabilities of one utterance → its best hypotheses. It can be sent to another process.
 
-    Raises:
-        UserError: when a language model or lexicon of the settings cannot be used.
+    A UserError when a language model or lexicon of the settings cannot be used.
     """
 
     def __init__(self, settings: DecodingSettings, units: Units, frame_seconds: float) -> None:
@@ -109,11 +108,7 @@ def _language_model(name: str, units: Units, lexicon: Lexicon | None) -> Languag
 
 
 def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
-    """The decoder of a checkpoint's output; words of the language model that do not fit are counted on standard error.
-
-    Raises:
-        UserError: when a language model or lexicon of the settings cannot be used, or none of its words fits.
-    """
+    """The decoder of a checkpoint's output; words of the language model that do not fit are counted on standard error, or refused."""
     decoder = Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000)
     if settings.lm and decoder.grammar and (lm := decoder.grammar.lm):
         _say(compare_words(settings.lm, lm, decoder.units, decoder.grammar.lexicon))

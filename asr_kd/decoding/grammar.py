@@ -25,8 +25,7 @@ class Lexicon:
 def read_lexicon(name: str, units: Units) -> Lexicon:
     """Read a lexicon: a spelling a line, a word followed by its pieces; without pieces the units spell it.
 
-    Raises:
-        UserError: when the file cannot be read, a word cannot be spelled, or two words are spelled alike.
+    A UserError when the file cannot be read, a word cannot be spelled, or two words are spelled alike.
     """
     ids = {units.piece(unit): unit for unit in range(units.size) if unit not in (units.blank, units.unknown)}
     words: dict[tuple[int, ...], str] = {}

@@ -71,11 +71,7 @@ class Ngrams:
 
 
 def is_kenlm_binary(name: str) -> bool:
-    """Whether a file is a language model in KenLM's own format.
-
-    Raises:
-        UserError: when the file cannot be read.
-    """
+    """Whether a file is a language model in KenLM's own format; a UserError when it cannot be read."""
     with _open(name) as file:
         return file.read(len(KENLM)) == KENLM
 
@@ -83,8 +79,7 @@ def is_kenlm_binary(name: str) -> bool:
 def read_arpa(name: str) -> Ngrams:
     """Read an ARPA file, plain or gzipped, as KenLM does; a few hundred bytes of memory an n-gram.
 
-    Raises:
-        UserError: when the file is missing or no whole ARPA file with `<s>` and `</s>`.
+    A UserError when the file is missing or no whole ARPA file with `<s>` and `</s>`.
     """
     table: dict[tuple[str, ...], tuple[float, float]] = {}
     stated: dict[int, int] = {}
@@ -117,16 +112,14 @@ def read_arpa(name: str) -> Ngrams:
                 except ValueError:
                     values = None
                 if values is None or not order + 1 <= len(fields) <= order + 2:
-                    raise UserError(
-                        f"{where}: not a {order}-gram with its log10 probability; give an ARPA file, as made by KenLM's lmplz"
-                    )
+                    what = f"not a {order}-gram with its log10 probability"
+                    raise UserError(f"{where}: {what}; give an ARPA file, as made by KenLM's lmplz")
                 if not (values[0] <= 0 and math.isfinite(values[1])):
                     raise UserError(
                         f"{where}: {fields[0]} is no log10 probability, or its backoff is no number; make the ARPA file again"
                     )
-                if (
-                    ngram := tuple(UNKNOWN if word == UNKNOWN_TOO else word for word in fields[1 : order + 1])
-                ) in table:
+                ngram = tuple(UNKNOWN if word == UNKNOWN_TOO else word for word in fields[1 : order + 1])
+                if ngram in table:
                     raise UserError(f"{where}: {' '.join(ngram)} stands there twice; make the ARPA file again")
                 table[ngram] = max(values[0], NEVER) if math.isinf(values[0]) else values[0], values[1]
                 found[order] = found.get(order, 0) + 1

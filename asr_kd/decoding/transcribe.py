@@ -69,7 +69,6 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
     """The words of a local recording of any length, in bounded memory.
 
     Args:
-        path: of the recording.
         name: of the recording, for messages.
         window: seconds processed at once by a model that needs whole utterances (`WindowedNetwork`).
 
@@ -87,8 +86,7 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
 def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None:
     """Print the text of each audio file, after its name if there are several; with `details`, JSON lines with times and scores.
 
-    Raises:
-        UserError: when the checkpoint cannot be used; when a file cannot, after printing the texts of the others.
+    A UserError for files that cannot be used follows the texts of the others.
     """
     checkpoint, decoder = _load(settings)
     failed: list[UserError] = []
@@ -125,9 +123,6 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
     """Print words as audio arrives from a file, standard input (`-`) or the `microphone`, and the text at the end.
 
     A line for each word as soon as it is recognised, and again when it changes; with `details`, JSON lines.
-
-    Raises:
-        UserError: when the checkpoint, the model, the decoder or the source cannot be used.
     """
     checkpoint, decoder = _load(settings)
     if not checkpoint.model.streams:
@@ -244,10 +239,8 @@ def _typical(seconds: Sequence[float]) -> str:
 def transcribe_shards(settings: TranscribeSettings) -> None:
     """Write key and text of every utterance of a set of shards as JSON lines, atomically.
 
-    Utterances that cannot be read are left out and listed on stderr with their reason.
-
-    Raises:
-        UserError: when the checkpoint or the shards cannot be used, or more than `max_bad_share` could not be read.
+    Utterances that cannot be read are left out and listed on stderr with their reason; a UserError when they are more than
+    `max_bad_share`.
     """
     checkpoint, decoder = _load(settings)
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
@@ -274,17 +267,12 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                     found |= zip(batch, map(decoder, answers), strict=True)
                 progress.advance(shard.samples, shard.seconds)
                 for index, item in enumerate(loaded.items):
-                    file.write(_json({"key": item.key, **_of_set(found[index], settings)}) + "\n")
+                    best: dict[str, Any] = {"text": found[index][0].text}
+                    if settings.nbest > 1:
+                        best["nbest"] = [{"text": one.text, "score": one.score} for one in found[index]]
+                    file.write(_json({"key": item.key, **(details(found[index]) if settings.details else best)}) + "\n")
         bad.refuse(str(settings.audio))
     print(f"{settings.output}: {total - bad.count:,} texts, {bad.count:,} utterances left out")
-
-
-def _of_set(found: Sequence[Hypothesis], settings: TranscribeSettings) -> dict[str, Any]:
-    """What is written for an utterance of a set: its text, with `details` also times and scores, or its n-best list."""
-    if settings.details:
-        return details(found)
-    nbest = {"nbest": [{"text": one.text, "score": one.score} for one in found]} if settings.nbest > 1 else {}
-    return {"text": found[0].text, **nbest}
 
 
 def _same(one: Place, other: Place) -> bool:

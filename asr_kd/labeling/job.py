@@ -153,11 +153,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     @abstractmethod
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published.
-
-        Raises:
-            UserError: when workers are killed.
-        """
+        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published, or raises UserError."""
 
     def workers(self, seconds: float) -> float:
         """Average number of workers over the `seconds` that the job took; all must have ended."""
@@ -255,8 +251,7 @@ def _all_finished(
 def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
     """Check finished shards against their audio; write quarantine.jsonl and, if they are not refused, report.json.
 
-    Raises:
-        UserError: when too many of the `total` utterances, or all of them, are quarantined; quarantine.jsonl lists them.
+    A UserError when too many of the `total` utterances, or all of them, are quarantined; quarantine.jsonl lists them.
     """
     output = place(settings.output)
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)

@@ -112,10 +112,8 @@ class _Worker:
 class RayEngine(Engine):
     """A pool of `min_workers` to `max_workers` workers: it grows while shards wait, and ends idle workers.
 
-    Ray manages the machines: a worker without room waits, which tells Ray's autoscaler to add a machine.
-
-    Raises:
-        UserError: when the cluster does not answer, or Ray on this machine has no room for one worker.
+    Ray manages the machines: a worker without room waits, which tells Ray's autoscaler to add a machine. A UserError when the
+    cluster does not answer, or Ray on this machine has no room for one worker.
     """
 
     def __init__(self, settings: LabelSettings, *common: Any) -> None:

@@ -128,14 +128,11 @@ def selection_of(settings: LabelSettings) -> Selection:
 
 
 def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor]) -> list[Answer]:
-    """What is kept of the teacher's log-probabilities, found on their device.
+    """What is kept of the teacher's log-probabilities, found on their device; a UserError when they do not make a distribution.
 
     Args:
         batch: indices of the utterances in `loaded`.
         rows: float32 [frames, units] of each.
-
-    Raises:
-        UserError: when log-probabilities do not make a distribution.
     """
     answers = []
     for index, log_probs in zip(batch, rows, strict=True):

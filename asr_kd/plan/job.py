@@ -45,8 +45,7 @@ class Plan:
 def plan(settings: PlanSettings) -> Plan:
     """Predict bytes, hours and cost, and print them with their assumptions.
 
-    Raises:
-        UserError: when the measured job is not finished, was over other audio, or measured nothing.
+    A UserError when the measured job is not finished, was over other audio, or measured nothing.
     """
     infos = read_index(settings.audio)
     seconds, size = infos.seconds, sum(info.bytes for info in infos)

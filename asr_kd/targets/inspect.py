@@ -26,11 +26,7 @@ ROWS = 24
 
 
 def inspect(settings: InspectSettings) -> None:
-    """Print a soft-target shard, or one utterance of it; with `png`, draw the utterance.
-
-    Raises:
-        UserError: when the shard cannot be read, or does not hold the utterance.
-    """
+    """Print a soft-target shard, or one utterance of it; with `png`, draw the utterance. A UserError when it is not there."""
     path = _shard(settings)
     metadata, pairs = read_target_shard(path)
     units = load_units(settings.units) if settings.units else None

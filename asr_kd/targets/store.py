@@ -160,19 +160,14 @@ def read_target_shard(
 
 
 def read_metadata(path: Place | str) -> TargetMetadata:
-    """Only the metadata of a soft-target shard.
-
-    Raises:
-        UserError: when there is none, or it is of a newer version.
-    """
+    """Only the metadata of a soft-target shard; a UserError when there is none, or it is of a newer version."""
     return _metadata(path, first_member(path))
 
 
 def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
     """How the mass that was not kept is spread over the units, the prior of the shard: float64 [units], adding up to 1.
 
-    Raises:
-        UserError: when some mass was not kept and the shard has no prior, or it is damaged.
+    A UserError when some mass was not kept and the shard has no prior, or it is damaged.
     """
     if metadata.tail_prior is None:
         if metadata.selection.mode in ("sampled", "alignment"):
@@ -185,11 +180,7 @@ def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
 
 
 def teacher_of(folder: Place | str) -> dict[str, Any]:
-    """Which teacher made the soft targets in a folder and how, as a JSON value: fingerprint, selection, codec.
-
-    Raises:
-        UserError: when the folder holds no soft targets.
-    """
+    """Who made the soft targets in a folder and how, as JSON: teacher, selection, codec; a UserError if it holds none."""
     first = min((name for name in names_in(place(folder)) if name.endswith(".tar")), default=None)
     if first is None:
         raise UserError(f"{folder}: holds no soft-target shards; make them with `asr-kd label`")
@@ -231,11 +222,7 @@ def _joined(
 
 
 def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:
-    """Refuse soft targets that were made from another audio shard; `targets` and `audio` are their names, for the message.
-
-    Raises:
-        UserError: naming both sides.
-    """
+    """Refuse, by a UserError that names both, soft targets that were made from another audio shard."""
     if metadata.audio_sha256 != audio_sha256:
         raise UserError(
             f"{targets}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, {audio} has "
