@@ -95,27 +95,19 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     name = ".".join(path) or name_of(kind)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"
+    group = kind
+    for step in path[:-1]:
+        if step in group.model_fields:  # else a position in a list, or a key of a mapping
+            group = group_of(group.model_fields[step].annotation) or group
+    known = group.model_fields
     if first["type"] == "extra_forbidden":
-        known = list(_group_at(kind, path[:-1]).model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
         raise UserError(f"{where}: unknown key {name}; {hint}")
     if first["type"] == "missing":
-        raise UserError(f"{where}: the key {name} is missing; set it ({kind_help(kind, path)})")
+        what = path[-1] in known and known[path[-1]].description
+        raise UserError(f"{where}: the key {name} is missing; set it ({what or 'see `asr-kd --help`'})")
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
     raise UserError(f"{where}: {name}: {message[0].lower() + message[1:]}{shown}")
-
-
-def _group_at(kind: type[Settings], path: list[str]) -> type[Settings]:
-    for step in path:
-        if step in kind.model_fields:  # else a position in a list, or a key of a mapping
-            kind = group_of(kind.model_fields[step].annotation) or kind
-    return kind
-
-
-def kind_help(kind: type[Settings], path: list[str]) -> str:
-    """The documentation of the setting at `path`."""
-    field = _group_at(kind, path[:-1]).model_fields.get(path[-1])
-    return (field.description if field else None) or "see `asr-kd --help`"

@@ -43,7 +43,9 @@ READERS = 16
 #: fewer shards than this are looked up one by one, more by listing the folder
 FEW = 16
 #: figures of the report that are means over all frames
-MEANS = ("entries_per_frame", "bytes_per_frame", "stored_bytes_per_frame", "mean_kept_mass", "mean_kl", "mean_kl_prior", "top1_kept")  # fmt: skip
+MEANS = (
+    "entries_per_frame", "bytes_per_frame", "stored_bytes_per_frame", "mean_kept_mass", "mean_kl", "mean_kl_prior", "top1_kept",
+)  # fmt: skip
 
 
 @one_thread()

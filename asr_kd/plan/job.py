@@ -115,10 +115,8 @@ def _training_speed(settings: PlanSettings) -> tuple[float, str]:
     speed = step_speed(settings.train_model, features, settings.train_units, device, batch)
     weights = parameters(build_model(settings.train_model, features.dimension, settings.train_units))
     what = f"{settings.train_model.kind} of {weights:,} parameters"
-    return (
-        speed * features.frame_ms / 1000,
-        f"its bare step measured on {device}, {settings.threads} threads: {what}, {settings.train_units:,} units",
-    )
+    source = f"its bare step measured on {device}, {settings.threads} threads: {what}, {settings.train_units:,} units"
+    return speed * features.frame_ms / 1000, source
 
 
 def _speed_of_run(run: Place) -> float:
