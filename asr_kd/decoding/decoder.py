@@ -65,9 +65,7 @@ class Decoder:
         for spikes, score in search.results():
             words = self.words(spikes)
             text = " ".join(word.text for word in words)
-            # the same text in other pieces is not another hypothesis
-            if text not in found:
-                found[text] = Hypothesis(text, score, words)
+            found.setdefault(text, Hypothesis(text, score, words))  # the same text in other pieces is no other hypothesis
             if len(found) == self.settings.nbest:
                 break
         return list(found.values()) or [Hypothesis("", -math.inf)]

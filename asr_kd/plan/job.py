@@ -71,7 +71,7 @@ def plan(settings: PlanSettings) -> Plan:
         f"({settings.targets})",
         f"labelling: {speed:,.0f} audio hours an hour and worker ({source})",
     ]
-    if settings.trains:
+    if settings.student or settings.train_speed or settings.train_model:
         speed, source = _training_speed(settings)
         effort = _effort(settings, settings.hours * settings.passes / speed, settings.train_workers)
         result.train_device_hours, result.train_wall_hours, result.train_cost = effort
