@@ -80,9 +80,10 @@ class LabelSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> LabelSettings:
         check_owners(self, "mode", SELECTION)
-        check_owners(self, "engine", {**dict.fromkeys(RAY, ("ray",)), "loader_workers": ("local",)})
+        check_owners(self, "engine", dict.fromkeys(RAY, ("ray",)))
         if self.max_workers and self.max_workers < self.min_workers:
             raise ValueError(f"max_workers {self.max_workers} must not be below min_workers {self.min_workers}")
+        check_owners(self, "engine", {"loader_workers": ("local",)})
         if self.engine == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
             raise ValueError(f"device {self.device} needs worker_gpus above 0 with engine ray")
         return self
