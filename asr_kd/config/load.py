@@ -95,7 +95,7 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     name = ".".join(path) or name_of(kind)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"
-    group = kind
+    group: type[Settings] = kind
     for step in path[:-1]:
         if step in group.model_fields:  # else a position in a list, or a key of a mapping
             group = group_of(group.model_fields[step].annotation) or group
