@@ -107,14 +107,12 @@ class BeamSearch:
         if not self.grammar:
             return [(spikes, score) for _, spikes, score in scored]
         ends = {node: self.grammar.finish(self._states[node]) for node in self._kept}
-        if all(end is None for end in ends.values()):
-            found = []
+        found = [(spikes, score + end) for node, spikes, score in scored if (end := ends[node]) is not None]
+        if not found:
             for node, spikes, score in scored:
                 context, word = self._states[node]
                 end = self.grammar.finish(State(context, ()))
                 found.append((spikes[: -len(word)], score + (end or 0.0)))
-        else:
-            found = [(spikes, score + end) for node, spikes, score in scored if (end := ends[node]) is not None]
         return sorted(found, key=lambda one: -one[1])
 
     def settle(self) -> list[Spike]:

@@ -65,7 +65,7 @@ class Decoder:
         for spikes, score in search.results():
             words = self.words(spikes)
             text = " ".join(word.text for word in words)
-            found.setdefault(text, Hypothesis(text, score, words))  # the same text in other pieces is no other hypothesis
+            found.setdefault(text, Hypothesis(text, score, words))  # other pieces of a text are not another one
             if len(found) == self.settings.nbest:
                 break
         return list(found.values()) or [Hypothesis("", -math.inf)]

@@ -136,14 +136,14 @@ def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows
     """
     answers = []
     for index, log_probs in zip(batch, rows, strict=True):
+        key = loaded.items[index].key
         try:
             if settings.mode == "alignment":
-                kept = _align(log_probs.cpu(), loaded.ids[index], settings.hold_frames)
-                answers.append(Answer(kept, np.empty(0)))
+                answers.append(Answer(_align(log_probs.cpu(), loaded.ids[index], settings.hold_frames), np.empty(0)))
             else:
-                answers.append(_keep(log_probs, settings, loaded.items[index].key))
+                answers.append(_keep(log_probs, settings, key))
         except UserError as error:
-            raise UserError(f"{loaded.info.name}: {loaded.items[index].key}: {error}") from None
+            raise UserError(f"{loaded.info.name}: {key}: {error}") from None
     return answers
 
 
@@ -164,8 +164,7 @@ def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteri
     path = np.zeros(len(log_probs), np.int64)
     if ids:
         aligned, _ = forced_align(log_probs[None], torch.tensor([ids], dtype=torch.int32), blank=0)
-        path = aligned[0].numpy()
-        path = hold(path, hold_frames)
+        path = hold(aligned[0].numpy(), hold_frames)
     return SparsePosteriors.from_alignment(path, log_probs.shape[1])
 
 

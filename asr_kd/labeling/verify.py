@@ -143,8 +143,7 @@ def _verify_shard(
         found.problems.append(str(error))
         return False
     try:
-        for key, target in pairs:
-            stored[key] = target
+        stored.update(pairs)  # what comes before a damaged one stays
     except UserError as error:
         found.problems.append(str(error))
     found.shards += 1
