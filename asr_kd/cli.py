@@ -95,6 +95,28 @@ def _run(words: list[str], dry_run: bool) -> None:
 #: verbs that take more from the command line than settings
 PARTICULAR: dict[str, Callable[..., int | None]] = {"eval": _eval, "transcribe": _transcribe, "run": _run}
 
+#: what follows a verb other than settings: how it is written, how often, and its help
+WORDS = {
+    "run": ("PIPELINE [name=value …]", "+", "folder with a pipeline.yaml, and overrides of its variables"),
+    "transcribe": ("checkpoint=FOLDER FILE …", "+", "settings and audio files"),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "run": {"--dry-run": {"action": "store_true", "help": "print what would run"}},
+    "transcribe": {
+        "--stream": {
+            "action": "store_true",
+            "help": "words as sound arrives from a FILE, - (standard input) or microphone",
+        },
+    },
+    "eval": {
+        "--compare": {"nargs": "+", "metavar": "REPORT", "help": "print earlier reports side by side instead"},
+        "--fail-if": {
+            "metavar": "CONDITION",
+            "help": 'exit with status 1 when true, e.g. "student.wer > teacher.wer * 1.1"; names and keys of report.json; a WER of 3 %% is 0.03',
+        },
+    },
+}
+
 #: how to write settings, shown above the list of them
 TYPING = (
     "A text is taken as it is typed, also 0012, on and null; an optional one is left out by an empty value (lm=), anything else by null. "
@@ -108,13 +130,9 @@ def _keys(kind: type[Settings], indent: str = "  ") -> list[str]:
     for name, field in kind.model_fields.items():
         group = group_of(field.annotation)
         value = field.get_default(call_default_factory=True)
-        default = (
-            "required" if field.is_required() else "a group" if isinstance(value, Settings) else f"default {value!r}"
-        )
-        description = (
-            field.description or " ".join((group.__doc__ or "").split()).rstrip(".") if group else field.description
-        )
-        lines.append(f"{indent}{name}: {description} ({default})")
+        default = "a group" if isinstance(value, Settings) else f"default {value!r}"
+        what = field.description or (" ".join((group.__doc__ or "").split()).rstrip(".") if group else None)
+        lines.append(f"{indent}{name}: {what} ({'required' if field.is_required() else default})")
         lines += _keys(group, indent + "    ") if group else []
     return lines
 
@@ -140,31 +158,10 @@ def _parser() -> argparse.ArgumentParser:
             name, help=one.help, description=one.help, formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog="\n".join([TYPING, "settings:", *_keys(one.kind())]) if one.settings else None,
         )  # fmt: skip
-        if name == "run":
-            verb.add_argument(
-                "words",
-                nargs="+",
-                metavar="PIPELINE [name=value …]",
-                help="folder with a pipeline.yaml, and overrides of its variables",
-            )
-            verb.add_argument("--dry-run", action="store_true", help="print what would run")
-        elif name == "transcribe":
-            verb.add_argument("words", nargs="+", metavar="checkpoint=FOLDER FILE …", help="settings and audio files")
-            verb.add_argument(
-                "--stream",
-                action="store_true",
-                help="words as sound arrives from a FILE, - (standard input) or microphone",
-            )
-        else:
-            verb.add_argument("words", nargs="*", metavar="[FILE.yaml] [key=value …]", help="settings")
-        if name == "eval":
-            verb.add_argument(
-                "--compare", nargs="+", metavar="REPORT", help="print earlier reports side by side instead"
-            )
-            verb.add_argument(
-                "--fail-if", metavar="CONDITION",
-                help='exit with status 1 when true, e.g. "student.wer > teacher.wer * 1.1"; names and keys of report.json; a WER of 3 %% is 0.03',
-            )  # fmt: skip
+        words, count, what = WORDS.get(name, ("[FILE.yaml] [key=value …]", "*", "settings"))
+        verb.add_argument("words", nargs=count, metavar=words, help=what)
+        for option, meaning in OPTIONS.get(name, {}).items():
+            verb.add_argument(option, **meaning)
     return parser
 
 
@@ -194,10 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            print(
-                f"asr-kd {parsed.verb}: {error.filename or 'input or output'}: {error.strerror or error}",
-                file=sys.stderr,
-            )
+            where = error.filename or "input or output"
+            print(f"asr-kd {parsed.verb}: {where}: {error.strerror or error}", file=sys.stderr)
             return Status.MISTAKE
 
 

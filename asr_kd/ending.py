@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from asr_kd.errors import UserError
 
@@ -33,11 +34,7 @@ class Status(enum.IntEnum):
 
 
 class Stopped(UserError):
-    """A job has stopped because it was asked to, and everything needed to resume is on disk.
-
-    Attributes:
-        status: exit status of the command.
-    """
+    """A job has stopped because it was asked to, and everything needed to resume is on disk; `status` is the command's exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -46,6 +43,16 @@ class Stopped(UserError):
 
 #: signals received since `interruptible` was entered
 _asked: list[int] = []
+
+
+@contextmanager
+def _handled(ask: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -66,17 +73,11 @@ def interruptible() -> Iterator[Callable[[], Status]]:
 
     _asked.clear()
     # a background job of a shell ignores Ctrl-C
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGINT)
-        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, ask) for number in numbers}
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     try:
-        yield lambda: Status(128 + (_asked[0] if _asked else signal.SIGINT))
+        with _handled(ask, signal.SIGTERM, *([] if ignored else [signal.SIGINT])):
+            yield lambda: Status(128 + (_asked[0] if _asked else signal.SIGINT))
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         _asked.clear()
 
 
@@ -90,11 +91,5 @@ def stop_if_asked() -> None:
 def stop_requests() -> Iterator[Callable[[], int]]:
     """Within this context Ctrl-C and SIGTERM do not end the process; yields a function that gives the status to stop with, or 0."""
     asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
+    with _handled(lambda number, _: asked.append(number), signal.SIGTERM, signal.SIGINT):
         yield lambda: 128 + asked[0] if asked else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

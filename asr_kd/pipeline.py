@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import functools
 import os
 import re
 import shutil
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +60,7 @@ class PipelineSettings(Settings):
 
 @dataclass
 class Stage:
-    """A stage ready to run: validated settings, the stages it reads from, and what identifies its result."""
+    """A stage ready to run: validated settings, the stages it reads from, what identifies its result, and the file of its record."""
 
     name: str
     verb: str
@@ -66,26 +68,21 @@ class Stage:
     output: Path
     needs: list[str]
     fingerprint: str
+    record: Path
 
 
 def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> None:
-    """Run the stages whose inputs or settings changed since they last finished.
+    """Run the stages whose inputs or settings changed since they last finished; a UserError when the file is wrong, or a stage failed.
 
     A stage is identified by its settings, the identities of the stages it reads from, and the content of its other inputs.
-    Independent stages run in parallel, as many as the variable `jobs` says.
-
-    Args:
-        path: the pipeline's YAML file, or a folder that holds it as pipeline.yaml.
-        assignments: `name=value` for the pipeline's variables.
-
-    Raises:
-        UserError: when the file is wrong, or a stage failed.
+    Independent stages run in parallel, as many as the variable `jobs` says. `path` is the pipeline's YAML file, or a folder
+    that holds it as pipeline.yaml; `assignments` are `name=value` for its variables.
     """
     given = local(path, "command line")
     file = given / "pipeline.yaml" if given.is_dir() else given
     variables, stages = load_pipeline(file, assignments)
     run = Path(variables["run"])
-    due = [stage for stage in stages if not _is_current(run, stage)]
+    due = [stage for stage in stages if not _is_current(stage)]
     for stage in stages:
         print(f"{stage.name:<28} {'to do' if stage in due else 'unchanged'}   asr-kd {stage.verb} → {stage.output}")
     if dry_run:
@@ -95,7 +92,7 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
         with clear_errors(run / "stages"):
             run.mkdir(parents=True, exist_ok=True)
         with sole_writer(run) as check:
-            due = [stage for stage in due if not _is_current(run, stage)]  # another may have run just before
+            due = [stage for stage in due if not _is_current(stage)]  # another may have run just before
             _run_stages(run, stages, due, variables["jobs"], check)
         print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
     for line in _outcome(stages):
@@ -131,70 +128,49 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
             f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
         )
     variables["run"] = str(local(str(variables["run"]), "run"))
-    jobs = variables.setdefault("jobs", 1)
-    if isinstance(jobs, Typed):
-        jobs = variables["jobs"] = read(jobs)
+    jobs = variables.get("jobs", 1)
+    jobs = variables["jobs"] = read(jobs) if isinstance(jobs, Typed) else jobs
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"{file}: variables.jobs: {jobs!r} is not a number of stages to run at once; set 1 or more")
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
-        settings = build(
-            VERBS[plan.verb].kind(),
-            _substitute(plan.settings, variables, f"{file}: stages.{name}"),
-            f"{file}: stages.{name}",
-        )
-        values = settings.model_dump()
+        where = f"{file}: stages.{name}"
+        given = _mapped(plan.settings, functools.partial(_substitute, variables=variables, where=where))
+        values = build(VERBS[plan.verb].kind(), given, where).model_dump()
         if not values.get("output"):
-            raise UserError(
-                f"{file}: stages.{name}: the key output is missing; set it, so that later stages can read it"
-            )
+            raise UserError(f"{where}: the key output is missing; set it, so that later stages can read it")
         output = Path(values["output"])
-        strings = sorted(set(_strings({key: value for key, value in values.items() if key != "output"})))
+        texts: list[str] = []
+        _mapped({**values, "output": None}, texts.append)
+        strings = sorted(set(texts))
         needs = [stage for stage in stages if any(_within(Path(text), stage.output) for text in strings)]
-        upstream = {stage.name for stage in needs}
         outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
         inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
         # the output does not depend on the pipeline's folder and the number of threads
-        identity = [
-            plan.verb,
-            _without_place(values, str(variables["run"])),
-            [stage.fingerprint for stage in needs],
-            inputs,
-        ]
-        stages.append(Stage(name, plan.verb, values, output, sorted(upstream), hash_json(identity)))
+        settings = _mapped(values, lambda text: text.replace(variables["run"], "${run}"), ("threads", "feature_cache"))
+        identity = [plan.verb, settings, [stage.fingerprint for stage in needs], inputs]
+        upstream = sorted(stage.name for stage in needs)
+        record = Path(variables["run"]) / "stages" / f"{name}.json"
+        stages.append(Stage(name, plan.verb, values, output, upstream, hash_json(identity), record))
     return variables, stages
 
 
-def _substitute(value: Any, variables: dict[str, Any], where: str) -> Any:
+def _mapped(value: Any, change: Callable[[str], Any], without: Sequence[str] = ()) -> Any:
+    """A JSON value, its texts changed, without some keys."""
     if isinstance(value, dict):
-        return {key: _substitute(item, variables, where) for key, item in value.items()}
+        return {key: _mapped(item, change, without) for key, item in value.items() if key not in without}
     if isinstance(value, list):
-        return [_substitute(item, variables, where) for item in value]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    unknown = [name for name in re.findall(r"\$\{(\w+)\}", value) if name not in variables]
-    if unknown:
+        return [_mapped(item, change, without) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _substitute(text: str, variables: dict[str, Any], where: str) -> Any:
+    names = re.findall(r"\$\{(\w+)\}", text)
+    if unknown := [name for name in names if name not in variables]:
         raise UserError(f"{where}: ${{{unknown[0]}}} is not a variable of the pipeline; it has {', '.join(variables)}")
-    if whole := re.fullmatch(r"\$\{(\w+)\}", value):
-        return variables[whole[1]]
-    return re.sub(r"\$\{(\w+)\}", lambda match: str(variables[match[1]]), value)
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for child in children for text in _strings(child)]
-
-
-def _without_place(value: Any, run: str) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _without_place(item, run) for key, item in value.items() if key not in ("threads", "feature_cache")
-        }
-    if isinstance(value, list):
-        return [_without_place(item, run) for item in value]
-    return value.replace(run, "${run}") if isinstance(value, str) else value
+    if names and text == f"${{{names[0]}}}":
+        return variables[names[0]]
+    return re.sub(r"\$\{(\w+)\}", lambda match: str(variables[match[1]]), text) if names else text
 
 
 def _within(path: Path, folder: Path) -> bool:
@@ -203,23 +179,14 @@ def _within(path: Path, folder: Path) -> bool:
 
 def _content(path: Path) -> str | None:
     """A hash of a file, or of the index of a set of shards; None for anything else."""
-    try:
-        if path.is_file():
-            return sha256_file(path)
-        if (path / "index.json").is_file():
-            return sha256_file(path / "index.json")
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return next((sha256_file(file) for file in (path, path / "index.json") if file.is_file()), None)
     return None
 
 
-def _record(run: Path, stage: Stage) -> Path:
-    return run / "stages" / f"{stage.name}.json"
-
-
-def _recorded(record: Path) -> dict[str, Any]:
-    """The record of a stage: its fingerprint when it last started; if it has finished, also its `seconds` and its `claim`."""
-    value = read_json(record, "stage record") if record.exists() else {}
+def _recorded(stage: Stage) -> dict[str, Any]:
+    """The record: its fingerprint when it last started; if it has finished, also its `seconds` and its `claim`."""
+    value = read_json(stage.record, "stage record") if stage.record.exists() else {}
     return value if isinstance(value, dict) else {}
 
 
@@ -229,9 +196,9 @@ def _claim(stage: Stage) -> str | None:
     return sha256_file(claim) if claim.is_file() else None
 
 
-def _is_current(run: Path, stage: Stage) -> bool:
+def _is_current(stage: Stage) -> bool:
     """Whether the stage has finished, and its output is still the one it wrote."""
-    known, claim = _recorded(_record(run, stage)), _claim(stage)
+    known, claim = _recorded(stage), _claim(stage)
     if "seconds" not in known or known.get("fingerprint") != stage.fingerprint or not stage.output.exists():
         return False
     return (claim or not VERBS[stage.verb].claims) and known.get("claim", claim) == claim  # older records hold none
@@ -254,32 +221,29 @@ def _run_stages(run: Path, stages: list[Stage], due: list[Stage], jobs: int, che
                     stage = running.pop(future)
                     future.result()
                     done.add(stage.name)
-                    print(
-                        f"done: {stage.name} ({len(stages) - len(waiting) - len(running)} of {len(stages)} stages)",
-                        flush=True,
-                    )
+                    over = len(stages) - len(waiting) - len(running)
+                    print(f"done: {stage.name} ({over} of {len(stages)} stages)", flush=True)
         except BaseException:
             stop.set()  # the other stages are stopped too; they resume when the pipeline runs again
             raise
 
 
 def _run_stage(run: Path, stage: Stage, stop: threading.Event) -> None:
-    record = _record(run, stage)
     # Output of other settings or inputs is stale and removed; that of an interrupted stage is kept, and it resumes. Outside
     # the run's folder nothing is removed: there the job itself refuses output of others.
     if run in stage.output.parents and stage.output.exists():
-        if not record.exists():
+        if not stage.record.exists():
             raise UserError(f"stage {stage.name}: {stage.output} is there, and this run did not write it; remove it")
-        if _recorded(record).get("fingerprint") != stage.fingerprint:
-            _remove(stage, record)
-    write_json(record, {"fingerprint": stage.fingerprint})
+        if _recorded(stage).get("fingerprint") != stage.fingerprint:
+            _remove(stage)
+    write_json(stage.record, {"fingerprint": stage.fingerprint})
     began = time.monotonic()
     _call(run, stage, stop)
     finished = {"fingerprint": stage.fingerprint, "seconds": round(time.monotonic() - began, 1), "claim": _claim(stage)}
-    write_json(record, finished)
+    write_json(stage.record, finished)
 
 
-def _remove(stage: Stage, record: Path) -> None:
+def _remove(stage: Stage) -> None:
     """Remove a stage's output of other settings or inputs, unless a job is working there."""
     if not stage.output.is_dir():
         stage.output.unlink()
@@ -287,7 +251,7 @@ def _remove(stage: Stage, record: Path) -> None:
     try:
         check_unused(stage.output)
         with sole_writer(stage.output):
-            write_json(record, {"fingerprint": None})  # half removed is stale too
+            write_json(stage.record, {"fingerprint": None})  # half removed is stale too
             shutil.rmtree(stage.output, ignore_errors=True)
     except UserError as error:
         raise UserError(f"stage {stage.name}: {error}") from None
@@ -296,29 +260,21 @@ def _remove(stage: Stage, record: Path) -> None:
 def _call(run: Path, stage: Stage, stop: threading.Event) -> None:
     """Run a stage as a process; its output is shown line by line after the stage's name, and logged."""
     if stage.verb == "script":
-        command = [
-            sys.executable,
-            stage.settings["file"],
-            "--output",
-            str(stage.output),
-            *map(str, stage.settings["arguments"]),
-        ]
+        command = [stage.settings["file"], "--output", str(stage.output), *map(str, stage.settings["arguments"])]
     else:
         file = run / "settings" / f"{stage.name}.yaml"
         with write_whole(file, "w") as out:
             yaml.safe_dump(stage.settings, out, sort_keys=False, allow_unicode=True)
-        command = [sys.executable, "-m", "asr_kd.cli", stage.verb, str(file)]
+        command = ["-m", "asr_kd.cli", stage.verb, str(file)]
     log = run / "logs" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # many small matrix products: one thread a process is faster than two, and stages run in parallel
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     last = ""
-    with (
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        ) as process,
-        open(log, "a", encoding="utf-8") as copy,
-    ):
+    started = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    with started as process, open(log, "a", encoding="utf-8") as copy:
         threading.Thread(target=_stop_when_asked, args=(process, stop), daemon=True).start()
         assert process.stdout is not None
         for line in process.stdout:

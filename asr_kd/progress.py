@@ -69,13 +69,8 @@ class Progress:
         if not self.show:
             return
         elapsed = time.monotonic() - self._start
-        parts = [f"{self.title}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"]
-        if rate := self._rate():
-            parts.append(rate)
+        time_of = f"{elapsed:,.1f} s"
         if self.total and self._before < self.done < self.total:
-            parts.append(f"{elapsed / (self.done - self._before) * (self.total - self.done):,.0f} s left")
-        else:
-            parts.append(f"{elapsed:,.1f} s")
-        if note:
-            parts.append(note)
-        print(", ".join(parts), file=sys.stderr, flush=True)
+            time_of = f"{elapsed / (self.done - self._before) * (self.total - self.done):,.0f} s left"
+        done = f"{self.title}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"
+        print(", ".join(filter(None, (done, self._rate(), time_of, note))), file=sys.stderr, flush=True)

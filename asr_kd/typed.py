@@ -70,25 +70,18 @@ for _name, _pattern in _NUMBERS.items():
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list("-+.0123456789"))
 
 
-def _keep_spelling(name: str) -> None:
-    tag = _TAG + name
-    read = yaml.SafeLoader.yaml_constructors[tag]
-    _TypedLoader.add_constructor(tag, lambda loader, node: Typed(node.value, read(loader, node)))
+def _typed(loader: _TypedLoader, node: yaml.ScalarNode) -> Typed:
+    return Typed(node.value, yaml.SafeLoader.yaml_constructors[node.tag](loader, node))
 
 
 for _name in ("int", "float", "bool", "null"):
-    _keep_spelling(_name)
+    _TypedLoader.add_constructor(_TAG + _name, _typed)
 
 
 def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
-    """Read YAML, safely: no tags that build objects.
+    """Read YAML, safely: no tags that build objects. With `as_typed`, words that YAML does not read as text are given as `Typed`.
 
-    Args:
-        where: begins the message of an error.
-        as_typed: words that YAML does not read as text are given as `Typed`.
-
-    Raises:
-        UserError: when `text` is not YAML, or holds a key twice.
+    A UserError, beginning with `where`, when `text` is not YAML, or holds a key twice.
     """
     try:
         loader = (_TypedLoader if as_typed else _Loader)(text)
@@ -106,11 +99,7 @@ def parse_yaml(text: str, where: str, as_typed: bool = False) -> Any:
 
 
 def read(word: Typed) -> Any:
-    """The value of a word that is not text, as YAML reads it; in lists and mappings words are still `Typed`.
-
-    Raises:
-        UserError: when it stood on the command line and is not YAML.
-    """
+    """The value of a word that is not text, as YAML reads it, else a UserError; in lists and mappings words are still `Typed`."""
     if word.source is None:
         return word.value
     value = parse_yaml(word, word.source, as_typed=True)
@@ -118,13 +107,10 @@ def read(word: Typed) -> Any:
 
 
 def landed(value: Any, annotation: Any) -> Any:
-    """`value` as read by a setting of this type: words as text for a text setting, else as YAML reads them.
+    """`value` as read by a setting of this type: words as text for a text setting, else as YAML reads them, or a UserError.
 
     An optional text is None for an empty value, and in a file for YAML's `null`. What does not fit the type is returned
     unchanged, and the validation reports it.
-
-    Raises:
-        UserError: when a list, a mapping or a number on the command line is not YAML.
     """
     arms = list(_arms(annotation))
     if Any in arms:
@@ -135,20 +121,10 @@ def landed(value: Any, annotation: Any) -> Any:
         if str in arms and not groups and not (opening == "[" and any(get_origin(arm) is list for arm in arms)):
             return _text(value, arms)
         value = read(value)
-    if isinstance(value, dict):
-        for arm in arms:
-            if isinstance(arm, type) and issubclass(arm, BaseModel):
-                fields = arm.model_fields
-                return {
-                    str(key): landed(item, fields[key].annotation) if key in fields else item
-                    for key, item in value.items()
-                }
-            if get_origin(arm) is dict:
-                return {str(key): landed(item, get_args(arm)[1]) for key, item in value.items()}
-    if isinstance(value, list):
-        for arm in arms:
-            if get_origin(arm) is list:
-                return [landed(item, get_args(arm)[0]) for item in value]
+    if isinstance(value, dict) and (arm := next(filter(_is_mapping, arms), None)):
+        return {str(key): landed(item, _inside(arm, key)) for key, item in value.items()}
+    if isinstance(value, list) and (arm := next((arm for arm in arms if get_origin(arm) is list), None)):
+        return [landed(item, get_args(arm)[0]) for item in value]
     return value
 
 
@@ -162,6 +138,13 @@ def _text(word: Typed, arms: list[Any]) -> Any:
 
 def _is_mapping(arm: Any) -> bool:
     return get_origin(arm) is dict or (isinstance(arm, type) and issubclass(arm, BaseModel))
+
+
+def _inside(mapping: Any, key: Any) -> Any:
+    """The type of a key's value in a group of settings or a mapping."""
+    if get_origin(mapping) is dict:
+        return get_args(mapping)[1]
+    return mapping.model_fields[key].annotation if key in mapping.model_fields else Any
 
 
 def _arms(annotation: Any) -> Any:

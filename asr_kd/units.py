@@ -30,10 +30,6 @@ class Units:
     Every text is first changed to the spelling of the units (`written`), so that texts that look and sound the same have the
     same ids.
 
-    Args:
-        model: a serialised sentencepiece model.
-        name: where it came from, for messages.
-
     Attributes:
         model: the serialised sentencepiece model.
         normalizer: key of the normaliser that was applied to the training texts, and is applied to every text.
@@ -42,7 +38,7 @@ class Units:
         unknown: id of the unknown unit.
 
     Raises:
-        UserError: when `model` is not a sentencepiece model, or its normaliser is unknown here.
+        UserError: naming `name`, when `model` is not a sentencepiece model, or its normaliser is unknown here.
     """
 
     blank = 0
@@ -111,11 +107,7 @@ class Units:
 
 
 def load_units(folder: Place | str) -> Units:
-    """Load the units of a folder written by `asr-kd units` (or of a checkpoint).
-
-    Raises:
-        UserError: when the folder holds no units.
-    """
+    """The units of a folder written by `asr-kd units` (or of a checkpoint); a UserError when it holds none."""
     path = place(folder) / MODEL_FILE
     if not path.is_file():
         raise UserError(f"{folder}: holds no {MODEL_FILE}; make units with `asr-kd units`")

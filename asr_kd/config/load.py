@@ -7,11 +7,11 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from asr_kd.config.base import Settings
+from asr_kd.config.base import Settings, group_of
 from asr_kd.config.verbs import name_of
 from asr_kd.errors import UserError
 from asr_kd.files import read_text
@@ -21,13 +21,9 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
-    """Read a YAML mapping, safely: no tags that build objects, and every key once.
+    """Read a YAML mapping, safely: no tags that build objects, and every key once; a UserError when the file does not hold one.
 
-    Args:
-        as_typed: words keep their spelling, so that `build` can read them by the type of their setting.
-
-    Raises:
-        UserError: when the file is missing, not YAML or not a mapping.
+    With `as_typed` words keep their spelling, so that `build` can read them by the type of their setting.
     """
     value = parse_yaml(read_text(path, "settings file"), str(path), as_typed)
     value = read(value) if isinstance(value, Typed) else value
@@ -41,10 +37,8 @@ def load_yaml(path: Path | str, as_typed: bool = False) -> dict[str, Any]:
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Apply `a.b=value` assignments (a number steps into a list) to a copy of `values`.
 
-    The value is kept as typed: `build` reads it as text or as YAML, by the type of its setting.
-
-    Raises:
-        UserError: when an assignment has no `=`, or steps into something that has no keys.
+    The value is kept as typed: `build` reads it as text or as YAML, by the type of its setting. A UserError when an
+    assignment has no `=`, or steps into something that has no keys.
     """
     values = copy.deepcopy(values)
     for assignment in assignments:
@@ -54,35 +48,26 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         here: Any = values
         *parents, last = path.split(".")
         for step in parents:
-            here = _step(here, step, assignment)
-        if isinstance(here, list):
-            _step(here, last, assignment)
-            here[int(last)] = Typed(text, source=assignment)
-        elif isinstance(here, dict):
-            here[last] = Typed(text, source=assignment)
-        else:
-            raise UserError(f"{assignment}: {last} cannot be set inside a {_kind(here)}")
+            key = _key(here, step, assignment)
+            inside = here.setdefault(key, {}) if isinstance(here, dict) else here[key]
+            if isinstance(inside, Typed) and inside.source:  # an earlier assignment of the whole group
+                group = read(inside)
+                inside = here[key] = group if isinstance(group, dict | list) else inside
+            here = inside
+        here[_key(here, last, assignment)] = Typed(text, source=assignment)
     return values
 
 
-def _kind(value: Any) -> str:
-    return type(read(value) if isinstance(value, Typed) else value).__name__
-
-
-def _step(here: Any, step: str, assignment: str) -> Any:
-    if isinstance(here, list):
-        if not step.isdigit() or int(step) >= len(here):
-            raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
-        position: Any = int(step)
-    elif isinstance(here, dict):
-        position = step
-        here.setdefault(step, {})
-    else:
-        raise UserError(f"{assignment}: {step} cannot be looked up inside a {_kind(here)}")
-    if isinstance(here[position], Typed) and here[position].source:  # an earlier assignment of the whole group
-        inside = read(here[position])
-        here[position] = inside if isinstance(inside, dict | list) else here[position]
-    return here[position]
+def _key(here: Any, step: str, assignment: str) -> int | str:
+    """What a step of an assignment means in the value that it leads into: a key, or a position in a list."""
+    if isinstance(here, dict):
+        return step
+    if not isinstance(here, list):
+        kind = type(read(here) if isinstance(here, Typed) else here).__name__
+        raise UserError(f"{assignment}: {step} cannot be set inside a {kind}")
+    if not step.isdigit() or int(step) >= len(here):
+        raise UserError(f"{assignment}: {step} is not a position in a list of {len(here)} (they count from 0)")
+    return int(step)
 
 
 def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterable[str] = ()) -> S:
@@ -110,31 +95,19 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
     name = ".".join(path) or name_of(kind)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):
         where = "command line"
+    group: type[Settings] = kind
+    for step in path[:-1]:
+        if step in group.model_fields:  # else a position in a list, or a key of a mapping
+            group = group_of(group.model_fields[step].annotation) or group
+    known = group.model_fields
     if first["type"] == "extra_forbidden":
-        known = list(_model_at(kind, path[:-1]).model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
         raise UserError(f"{where}: unknown key {name}; {hint}")
     if first["type"] == "missing":
-        raise UserError(f"{where}: the key {name} is missing; set it ({kind_help(kind, path)})")
+        what = path[-1] in known and known[path[-1]].description
+        raise UserError(f"{where}: the key {name} is missing; set it ({what or 'see `asr-kd --help`'})")
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
     raise UserError(f"{where}: {name}: {message[0].lower() + message[1:]}{shown}")
-
-
-def _model_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    for step in path:
-        field = kind.model_fields.get(step)
-        if field is None:
-            continue  # a position in a list, or a key of a mapping
-        for candidate in [field.annotation, *get_args(field.annotation)]:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                kind = candidate
-    return kind
-
-
-def kind_help(kind: type[BaseModel], path: list[str]) -> str:
-    """The documentation of the setting at `path`."""
-    field = _model_at(kind, path[:-1]).model_fields.get(path[-1])
-    return (field.description if field else None) or "see `asr-kd --help`"

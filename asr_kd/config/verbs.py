@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ class Verb:
     """A verb. Its function is named, not imported: torch is loaded only when a verb needs it.
 
     Attributes:
-        help: what it does, in a line.
         settings: module and name of its settings class, within the package; empty for a verb without settings.
         function: module and name of its function, which is called with the settings.
         stage: whether it can be a stage of a pipeline.
@@ -31,13 +29,11 @@ class Verb:
 
     def kind(self) -> type[Settings]:
         """The class of its settings."""
-        kind: type[Settings] = pkgutil.resolve_name(f"asr_kd.{self.settings}")
-        return kind
+        return pkgutil.resolve_name(f"asr_kd.{self.settings}")
 
     def do(self, settings: Settings) -> Any:
         """Run it."""
-        function: Callable[[Settings], Any] = pkgutil.resolve_name(f"asr_kd.{self.function}")
-        return function(settings)
+        return pkgutil.resolve_name(f"asr_kd.{self.function}")(settings)
 
 
 _TABLE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from typing import NamedTuple
 
@@ -50,15 +51,12 @@ class Kept(NamedTuple):
 
 
 def prefix_beam_search(log_probs: np.ndarray, beam: int, blank: int = 0) -> list[tuple[list[int], float]]:
-    """The best unit sequences under CTC.
+    """The best unit sequences under CTC: up to `beam` pairs of unit ids without blanks and log-probability, most probable first.
 
     Args:
         log_probs: float [frames, units], natural logarithm.
         beam: number of prefixes kept from frame to frame. If it is at least the number of possible prefixes, the result is
             exact: every sequence with the sum over all its alignments.
-
-    Returns:
-        up to `beam` pairs of unit ids without blanks and log-probability, most probable first.
     """
     search = BeamSearch(beam, blank)
     search.push(log_probs)
@@ -69,8 +67,6 @@ class BeamSearch:
     """`prefix_beam_search` as frames arrive, with the spikes of the units.
 
     Args:
-        beam: number of prefixes kept from frame to frame.
-        blank: unit id.
         grammar: which words may be found and how probable they are; None finds any units.
         horizon: hypotheses that differ from the best one more than this many frames back are dropped (every half horizon).
             Otherwise two readings of a word would stay in the beam for ever, as only a language model changes their ratio
@@ -111,14 +107,12 @@ class BeamSearch:
         if not self.grammar:
             return [(spikes, score) for _, spikes, score in scored]
         ends = {node: self.grammar.finish(self._states[node]) for node in self._kept}
-        if all(end is None for end in ends.values()):
-            found = []
+        found = [(spikes, score + end) for node, spikes, score in scored if (end := ends[node]) is not None]
+        if not found:
             for node, spikes, score in scored:
                 context, word = self._states[node]
                 end = self.grammar.finish(State(context, ()))
                 found.append((spikes[: -len(word)], score + (end or 0.0)))
-        else:
-            found = [(spikes, score + end) for node, spikes, score in scored if (end := ends[node]) is not None]
         return sorted(found, key=lambda one: -one[1])
 
     def settle(self) -> list[Spike]:
@@ -133,14 +127,9 @@ class BeamSearch:
             if part > 0.0
             for chain in [_cells(path)]
         ]
-        shared = 0
-        if chains:
-            for cells in zip(*chains, strict=False):
-                if any(cell is not cells[0] for cell in cells):
-                    break
-                shared += 1
-        settled = [cell.last for cell in chains[0][:shared]] if chains else []
-        fresh: dict[int, Path | None] = {id(cell): None for cell in chains[0][:shared]} if chains else {}
+        shared = itertools.takewhile(lambda cells: all(one is cells[0] for one in cells), zip(*chains, strict=False))
+        settled = [cells[0] for cells in shared]
+        fresh: dict[int, Path | None] = dict.fromkeys(map(id, settled))
         self._kept = {
             node: kept._replace(
                 path_blank=_remade(kept.path_blank, fresh) if kept.ends_blank > 0.0 else None,
@@ -149,7 +138,7 @@ class BeamSearch:
             for node, kept in self._kept.items()
         }
         self._forget()
-        return settled
+        return [cell.last for cell in settled]
 
     def _decide(self, before: int) -> None:
         """Drop hypotheses that differ from the best one before that frame; the others take its times there."""
@@ -181,9 +170,7 @@ class BeamSearch:
             lines.append(line[::-1])
         if not lines:
             return
-        depth = next(
-            (i for i, nodes in enumerate(zip(*lines, strict=False)) if len(set(nodes)) > 1), min(map(len, lines))
-        )
+        depth = sum(1 for _ in itertools.takewhile(lambda nodes: len(set(nodes)) == 1, zip(*lines, strict=False)))
         needed = sorted({node for line in lines for node in line[depth - 1 :]})  # parents come before their children
         number = {node: new for new, node in enumerate(needed)}
         self._pairs = [(number.get(self._pairs[node][0], -1), self._pairs[node][1]) for node in needed]

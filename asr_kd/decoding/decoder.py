@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from asr_kd.decoding.greedy import GreedySearch
 from asr_kd.decoding.kenlm import KenLm
 from asr_kd.decoding.ngram import is_kenlm_binary, read_arpa
 from asr_kd.decoding.settings import DecodingSettings
-from asr_kd.decoding.words import Hypothesis, Spike, Word, group_words, make_words
+from asr_kd.decoding.words import Hypothesis, Spike, Token, Word, group_words
 from asr_kd.errors import UserError
 from asr_kd.units import Units
 
@@ -27,50 +27,29 @@ if TYPE_CHECKING:  # a process that only decodes starts without torch
 HORIZON_SECONDS = 20.0
 
 
-class Search(Protocol):
-    """The search through one utterance."""
-
-    def push(self, log_probs: np.ndarray) -> None:
-        """Search the next frames: float [frames, units], natural logarithm."""
-
-    def results(self) -> Iterable[tuple[list[Spike], float]]:
-        """Unit sequences so far (after the settled spikes) and their scores, best first."""
-
-    def settle(self) -> list[Spike]:
-        """Remove and return the spikes that later frames cannot change."""
+#: the search through one utterance
+Search = GreedySearch | BeamSearch
 
 
 class Decoder:
     """Log-probabilities of one utterance → its best hypotheses. It can be sent to another process.
 
-    Raises:
-        UserError: when a language model or lexicon of the settings cannot be used.
+    A UserError when a language model or lexicon of the settings cannot be used.
     """
 
     def __init__(self, settings: DecodingSettings, units: Units, frame_seconds: float) -> None:
         self.settings, self.units, self.frame_seconds = settings, units, frame_seconds
         lexicon = read_lexicon(settings.lexicon, units) if settings.lexicon else None
         lm = _language_model(settings.lm, units, lexicon) if settings.lm else None
-        self._lm, self._lexicon = lm, lexicon
-        self._grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
-
-    def compare_words(self) -> str:
-        """Which words of the language model do not fit the units or the lexicon; see `grammar.compare_words`."""
-        if self._lm is None or self.settings.lm is None:
-            return ""
-        return compare_words(self.settings.lm, self._lm, self.units, self._lexicon)
+        self.grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[DecodingSettings, Units, float]]:
         return type(self), (self.settings, self.units, self.frame_seconds)
 
     def __call__(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        """The best hypotheses, at most `nbest`, the best first; at least one, which may be empty.
-
-        Args:
-            log_probs: float [frames, units], natural logarithm.
-        """
+        """The best hypotheses for float [frames, units], best first: at most `nbest`, at least one, which may be empty."""
         search = self.start()
-        search.push(_checked(log_probs))
+        search.push(checked(log_probs))
         return self.hypotheses(search)
 
     def start(self) -> Search:
@@ -78,7 +57,7 @@ class Decoder:
         if self.settings.decoder == "greedy":
             return GreedySearch(self.units.blank)
         horizon = round(HORIZON_SECONDS / self.frame_seconds)
-        return BeamSearch(self.settings.beam, self.units.blank, self._grammar, horizon)
+        return BeamSearch(self.settings.beam, self.units.blank, self.grammar, horizon)
 
     def hypotheses(self, search: Search) -> list[Hypothesis]:
         """What a search has found so far, as if the utterance ended here."""
@@ -86,46 +65,28 @@ class Decoder:
         for spikes, score in search.results():
             words = self.words(spikes)
             text = " ".join(word.text for word in words)
-            # the same text in other pieces is not another hypothesis
-            if text not in found:
-                found[text] = Hypothesis(text, score, words)
+            found.setdefault(text, Hypothesis(text, score, words))  # other pieces of a text are not another one
             if len(found) == self.settings.nbest:
                 break
         return list(found.values()) or [Hypothesis("", -math.inf)]
 
     def words(self, spikes: Sequence[Spike]) -> list[Word]:
-        """The words of a unit sequence."""
-        return make_words(self.units, spikes, self.frame_seconds, self._grammar.spell if self._grammar else None)
-
-
-class Transcript:
-    """The words of one utterance of any length as its log-probabilities arrive, in bounded memory.
-
-    They equal the best hypothesis for the whole utterance: settled words are those that later frames cannot change.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder, self._search = decoder, decoder.start()
-        self._settled: list[Spike] = []
-
-    def push(self, log_probs: np.ndarray) -> list[Word]:
-        """Search the next frames, float [frames, units]; returns the words that have settled."""
-        self._search.push(_checked(log_probs))
-        self._settled += self._search.settle()
-        groups = group_words(self._decoder.units, self._settled)
-        if len(groups) < 2:
-            return []
-        words = self._decoder.words(self._settled[: -len(groups[-1])])
-        self._settled = groups[-1]
+        """The words of a unit sequence, each with its tokens, times and confidence."""
+        words = []
+        for group in group_words(self.units, spikes):
+            ids = tuple(spike.unit for spike in group)
+            text = self.grammar.spell(ids) if self.grammar else self.units.decode(ids).strip()
+            if text:  # a lone space is not a word
+                tokens = tuple(
+                    Token(self.units.piece(unit), start * self.frame_seconds, end * self.frame_seconds, probability)
+                    for unit, start, end, probability in group
+                )
+                confidence = math.prod(token.confidence for token in tokens)
+                words.append(Word(text, tokens[0].start, tokens[-1].end, confidence, tokens))
         return words
 
-    def rest(self) -> list[Word]:
-        """The words after the settled ones, as of now."""
-        found = next(iter(self._search.results()), ([], 0.0))[0]
-        return self._decoder.words(self._settled + found)
 
-
-def _checked(log_probs: np.ndarray) -> np.ndarray:
+def checked(log_probs: np.ndarray) -> np.ndarray:
     """Refuse NaN, which would be decoded as silence; a softmax makes either all of a frame NaN or nothing."""
     if np.isnan(log_probs[:, :1]).any():
         raise UserError(
@@ -145,18 +106,15 @@ def _language_model(name: str, units: Units, lexicon: Lexicon | None) -> Languag
 
 
 def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
-    """The decoder of a checkpoint's output; words of the language model that do not fit are counted on standard error.
-
-    Raises:
-        UserError: when a language model or lexicon of the settings cannot be used, or none of its words fits.
-    """
+    """The decoder of a checkpoint's output; words of the language model that do not fit are counted on standard error, or refused."""
     decoder = Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000)
-    if remark := decoder.compare_words():
-        _say(remark)
+    if settings.lm and decoder.grammar and (lm := decoder.grammar.lm):
+        _say(compare_words(settings.lm, lm, decoder.units, decoder.grammar.lexicon))
     return decoder
 
 
 @functools.cache
 def _say(remark: str) -> None:
-    """Print a remark once, however many systems are decoded with the same settings."""
-    print(remark, file=sys.stderr)
+    """Print a remark, if there is any, once, however many systems are decoded with the same settings."""
+    if remark:
+        print(remark, file=sys.stderr)

@@ -25,8 +25,7 @@ Gram = tuple[str, ...]
 def estimate(settings: LmSettings) -> None:
     """Write the vocabulary of the labelled text of `settings.source`, and a word n-gram model of it, to `settings.output`.
 
-    Raises:
-        UserError: when there is no text, or no word of it can be spelt by the units.
+    A UserError when there is no text, or no word of it can be spelt by the units.
     """
     texts = list(read_texts(settings.source))
     units = load_units(settings.units) if settings.units else None
@@ -39,9 +38,8 @@ def estimate(settings: LmSettings) -> None:
     words = sorted({word for text in texts for word in text.split()})
     if reserved := {START, END, UNKNOWN, UNKNOWN_TOO} & set(words):
         raise UserError(f"{settings.source}: a text holds {min(reserved)}, which language models reserve; leave it out")
-    remark = (
-        compare_words(settings.source, Ngrams(1, {(word,): (0.0, 0.0) for word in words}), units, None) if units else ""
-    )
+    vocabulary = Ngrams(1, {(word,): (0.0, 0.0) for word in words})
+    remark = compare_words(settings.source, vocabulary, units, None) if units else ""
     claim_folder(settings.output, "lm", {**settings.model_dump(), "text": text_hash})
     with sole_writer(settings.output):
         with write_whole(place(settings.output) / WORDS, "w") as file:
@@ -80,9 +78,8 @@ def write_arpa(path: Place | str, sentences: Iterable[str], order: int) -> None:
         seen = counts[gram] / (totals[gram[:-1]] + kinds[gram[:-1]])
         probability[gram] = seen + backoff(gram[:-1]) * shorter
 
-    grams: list[list[Gram]] = [
-        sorted(gram for gram in probability if len(gram) == size) for size in range(1, order + 1)
-    ]
+    sizes = range(1, order + 1)
+    grams: list[list[Gram]] = [sorted(gram for gram in probability if len(gram) == size) for size in sizes]
     grams[0].append((START,))
     with write_whole(path, "w") as file:
         file.write("\\data\\\n" + "".join(f"ngram {size}={len(some)}\n" for size, some in enumerate(grams, 1)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from asr_kd.decoding.ngram import SPACES, Ngrams
+from asr_kd.decoding.kenlm import KenLm
+from asr_kd.decoding.ngram import PARTS, SPACES, Ngrams
 from asr_kd.errors import UserError
 from asr_kd.files import read_text
 from asr_kd.units import Units
@@ -16,12 +16,7 @@ from asr_kd.units import Units
 
 @dataclass
 class Lexicon:
-    """Words and their spellings.
-
-    Attributes:
-        words: unit ids of a spelling → its word.
-        beginnings: all prefixes of spellings.
-    """
+    """Words by the unit ids of their spellings, and all prefixes of spellings."""
 
     words: dict[tuple[int, ...], str]
     beginnings: set[tuple[int, ...]]
@@ -30,15 +25,14 @@ class Lexicon:
 def read_lexicon(name: str, units: Units) -> Lexicon:
     """Read a lexicon: a spelling a line, a word followed by its pieces; without pieces the units spell it.
 
-    Raises:
-        UserError: when the file cannot be read, a word cannot be spelled, or two words are spelled alike.
+    A UserError when the file cannot be read, a word cannot be spelled, or two words are spelled alike.
     """
     ids = {units.piece(unit): unit for unit in range(units.size) if unit not in (units.blank, units.unknown)}
     words: dict[tuple[int, ...], str] = {}
     for number, line in enumerate(read_text(name, "lexicon").removeprefix("\ufeff").splitlines(), 1):
         if not line.strip():
             continue
-        word, *pieces = (part for part in re.split(f"[{SPACES}]+", line) if part)
+        word, *pieces = PARTS.split(line.strip(SPACES))
         where = f"{name}: line {number}: {word}"
         spelling = [ids.get(piece, units.unknown) for piece in pieces] if pieces else units.encode(word)
         if units.unknown in spelling:
@@ -59,19 +53,7 @@ def read_lexicon(name: str, units: Units) -> Lexicon:
     return Lexicon(words, {spelling[:end] for spelling in words for end in range(1, len(spelling) + 1)})
 
 
-class LanguageModel(Protocol):
-    """log10 probabilities of words, each given a context made from the words before it."""
-
-    start: Any
-
-    def knows(self, word: str) -> bool:
-        """Whether a word is in the vocabulary."""
-
-    def score(self, context: Any, word: str) -> tuple[float, Any]:
-        """log10 P(word | context), and the context of the next word."""
-
-    def finish(self, context: Any) -> float:
-        """log10 P(end of the sentence | context)."""
+LanguageModel = Ngrams | KenLm
 
 
 def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
@@ -85,17 +67,12 @@ def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
 
 
 def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon | None) -> str:
-    """Compare the words of a language model with what a decoder can find.
+    """Compare the words of a language model with those that a decoder may find: of a lexicon, or all that the units can spell.
 
-    Args:
-        name: of the language model, for messages.
-        lexicon: the words that a decoder may find; None: all that the units can spell.
-
-    Returns:
-        a sentence that counts what does not fit; empty if everything does.
+    Returns a sentence that counts what does not fit; empty if everything does.
 
     Raises:
-        UserError: when nothing fits, naming some of the words.
+        UserError: when nothing fits, naming some of the words and `name`, the language model's.
     """
     if lexicon:
         words = list(dict.fromkeys(lexicon.words.values()))
@@ -136,15 +113,7 @@ class State(NamedTuple):
 
 
 class Grammar:
-    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words.
-
-    Args:
-        units: vocabulary of the hypotheses.
-        lm: the language model, if any.
-        lexicon: the words that are allowed, or None for any pieces.
-        lm_weight: factor on the language model's log-probabilities.
-        word_bonus: added for each word, nat.
-    """
+    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words."""
 
     def __init__(
         self, units: Units, lm: LanguageModel | None, lexicon: Lexicon | None, lm_weight: float, word_bonus: float
@@ -159,39 +128,37 @@ class Grammar:
     def extend(self, state: State, unit: int) -> tuple[State, float] | None:
         """The state after a unit, and what the unit adds; None if the lexicon has no such word."""
         context, word = state
+        added = 0.0
         if word and self._starts_word[unit]:
-            over = self._end_word(state)
-            if over is None:
+            if (ended := self._end_word(state)) is None:
                 return None
-            (context, _), added = over
-            word = (unit,)
-        else:
-            word, added = (*word, unit), 0.0
+            (context, added), word = ended, ()
+        word = (*word, unit)
         if self.lexicon and word not in self.lexicon.beginnings:
             return None
         return State(context, word), added
 
     def finish(self, state: State) -> float | None:
         """What the end of the utterance adds; None if it is within a word of the lexicon."""
-        over = self._end_word(state)
-        if over is None:
+        if (ended := self._end_word(state)) is None:
             return None
-        (context, _), added = over
+        context, added = ended
         return added + (self.weight * self.lm.finish(context) if self.lm else 0.0)
 
     def spell(self, ids: tuple[int, ...]) -> str:
         """The text of a word's unit ids."""
         return self.lexicon.words.get(ids, "") if self.lexicon else self.units.decode(ids).strip()
 
-    def _end_word(self, state: State) -> tuple[State, float] | None:
+    def _end_word(self, state: State) -> tuple[Any, float] | None:
+        """The context after the word, and what it adds."""
         context, ids = state
         if self.lexicon and ids and ids not in self.lexicon.words:
             return None
         word = self.spell(ids)
         if not word:  # nothing yet, or only a space
-            return State(context, ()), 0.0
+            return context, 0.0
         added = self.bonus
         if self.lm:
             score, context = self.lm.score(context, word)
             added += self.weight * score
-        return State(context, ()), added
+        return context, added

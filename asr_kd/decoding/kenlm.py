@@ -16,11 +16,7 @@ HAS_WHEEL = sys.version_info < (3, 13)
 
 
 class KenLm:
-    """A KenLM model (binary or ARPA) for the words of a lexicon, with the interface of `Ngrams`.
-
-    Raises:
-        UserError: when the extra is not installed or KenLM cannot read the file.
-    """
+    """A KenLM model (binary or ARPA) for the words of a lexicon, with the interface of `Ngrams`."""
 
     def __init__(self, name: str, words: Iterable[str]) -> None:
         try:  # torchaudio's binding; torch comes with it, which other language models are read without

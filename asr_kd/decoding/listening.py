@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from asr_kd.audio.features import Frontend
-from asr_kd.decoding.decoder import Decoder, Transcript
-from asr_kd.decoding.words import Word
+from asr_kd.decoding.decoder import Decoder, checked
+from asr_kd.decoding.words import Spike, Word, group_words
 from asr_kd.errors import AudioError
 from asr_kd.models.acoustic import Checkpoint, infer
 
@@ -32,11 +32,7 @@ class Network(ABC):
         return self._hear(features)
 
     def finish(self) -> np.ndarray:
-        """End the recording; returns the remaining log-probabilities.
-
-        Raises:
-            AudioError: when the recording is shorter than one frame.
-        """
+        """End the recording; returns the remaining log-probabilities, or raises AudioError when it is shorter than one frame."""
         if not self.frames:
             raise AudioError("too short: the sound does not fill one frame")
         return self._end()
@@ -48,11 +44,6 @@ class Network(ABC):
     @abstractmethod
     def _end(self) -> np.ndarray:
         """The remaining log-probabilities."""
-
-
-def streams(checkpoint: Checkpoint) -> bool:
-    """Whether a model can run while audio arrives, as a unidirectional LSTM can."""
-    return checkpoint.model.streams
 
 
 class StreamingNetwork(Network):
@@ -84,14 +75,10 @@ class StreamingNetwork(Network):
 
 
 class WindowedNetwork(Network):
-    """A network for whole utterances, run window by window.
+    """A network for whole utterances, run window by window, both lengths in seconds; shorter recordings are processed whole.
 
     Windows overlap. Within the overlap they are joined at the frame around which both are surest of the blank, so that no
     word is cut, lost or doubled.
-
-    Args:
-        window: seconds; shorter recordings are processed whole.
-        overlap: seconds.
     """
 
     def __init__(self, checkpoint: Checkpoint, window: float, overlap: float) -> None:
@@ -135,27 +122,39 @@ def find_seam(first: np.ndarray, second: np.ndarray, blank: int) -> int:
 
 
 class Listener:
-    """A network and a decoder that process one recording (`name` in messages): words as soon as they are known."""
+    """A network and a decoder that process one recording of any length (`name` in messages), in bounded memory.
+
+    The words equal those of the best hypothesis for the whole recording.
+    """
 
     def __init__(self, network: Network, decoder: Decoder, name: str) -> None:
-        self._network, self._transcript, self._name = network, Transcript(decoder), name
+        self._network, self._decoder, self._name = network, decoder, name
+        self._search = decoder.start()
+        self._settled: list[Spike] = []  # of a word that may go on
 
     def push(self, waveform: np.ndarray) -> list[Word]:
         """Process the next samples, float32 [samples]; returns the words that later audio cannot change any more."""
-        return self._transcript.push(self._network.push(waveform))
+        return self._hear(self._network.push(waveform))
 
     def rest(self) -> list[Word]:
         """The words after the settled ones, as of now."""
-        return self._transcript.rest()
+        found = next(iter(self._search.results()), ([], 0.0))[0]
+        return self._decoder.words(self._settled + found)
 
     def finish(self) -> list[Word]:
-        """End the recording; returns the words after the settled ones.
-
-        Raises:
-            AudioError: when the recording is shorter than one frame.
-        """
+        """End the recording; returns the words after the settled ones, or raises AudioError when it is shorter than one frame."""
         try:
             log_probs = self._network.finish()
         except AudioError as error:
             raise AudioError(f"{self._name}: {error}") from None
-        return self._transcript.push(log_probs) + self._transcript.rest()
+        return self._hear(log_probs) + self.rest()
+
+    def _hear(self, log_probs: np.ndarray) -> list[Word]:
+        self._search.push(checked(log_probs))
+        self._settled += self._search.settle()
+        groups = group_words(self._decoder.units, self._settled)
+        if len(groups) < 2:
+            return []
+        words = self._decoder.words(self._settled[: -len(groups[-1])])
+        self._settled = groups[-1]
+        return words

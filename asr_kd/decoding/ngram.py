@@ -24,9 +24,7 @@ KENLM = b"mmap lm"
 MISSING_UNKNOWN = -100.0
 #: log10 probability in place of minus infinity, as in SRILM; sums and products with it stay finite
 NEVER = -99.0
-
-
-_PARTS = re.compile(f"[{SPACES}]+")
+PARTS = re.compile(f"[{SPACES}]+")
 
 
 class Ngrams:
@@ -73,11 +71,7 @@ class Ngrams:
 
 
 def is_kenlm_binary(name: str) -> bool:
-    """Whether a file is a language model in KenLM's own format.
-
-    Raises:
-        UserError: when the file cannot be read.
-    """
+    """Whether a file is a language model in KenLM's own format; a UserError when it cannot be read."""
     with _open(name) as file:
         return file.read(len(KENLM)) == KENLM
 
@@ -85,8 +79,7 @@ def is_kenlm_binary(name: str) -> bool:
 def read_arpa(name: str) -> Ngrams:
     """Read an ARPA file, plain or gzipped, as KenLM does; a few hundred bytes of memory an n-gram.
 
-    Raises:
-        UserError: when the file is missing or no whole ARPA file with `<s>` and `</s>`.
+    A UserError when the file is missing or no whole ARPA file with `<s>` and `</s>`.
     """
     table: dict[tuple[str, ...], tuple[float, float]] = {}
     stated: dict[int, int] = {}
@@ -113,22 +106,20 @@ def read_arpa(name: str) -> Ngrams:
                 if count := re.fullmatch(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})", line):
                     stated[int(count[1])] = int(count[2])
             else:
-                fields = [field for field in _PARTS.split(line) if field]
+                fields = PARTS.split(line)
                 try:
                     values = float(fields[0]), float(fields[order + 1]) if len(fields) == order + 2 else 0.0
                 except ValueError:
                     values = None
                 if values is None or not order + 1 <= len(fields) <= order + 2:
-                    raise UserError(
-                        f"{where}: not a {order}-gram with its log10 probability; give an ARPA file, as made by KenLM's lmplz"
-                    )
+                    what = f"not a {order}-gram with its log10 probability"
+                    raise UserError(f"{where}: {what}; give an ARPA file, as made by KenLM's lmplz")
                 if not (values[0] <= 0 and math.isfinite(values[1])):
                     raise UserError(
                         f"{where}: {fields[0]} is no log10 probability, or its backoff is no number; make the ARPA file again"
                     )
-                if (
-                    ngram := tuple(UNKNOWN if word == UNKNOWN_TOO else word for word in fields[1 : order + 1])
-                ) in table:
+                ngram = tuple(UNKNOWN if word == UNKNOWN_TOO else word for word in fields[1 : order + 1])
+                if ngram in table:
                     raise UserError(f"{where}: {' '.join(ngram)} stands there twice; make the ARPA file again")
                 table[ngram] = max(values[0], NEVER) if math.isinf(values[0]) else values[0], values[1]
                 found[order] = found.get(order, 0) + 1

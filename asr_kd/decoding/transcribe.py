@@ -21,7 +21,7 @@ from asr_kd.audio.features import Frontend
 from asr_kd.audio.live import microphone_sound, pipe_sound
 from asr_kd.audio.waveform import from_array
 from asr_kd.decoding.decoder import Decoder, make_decoder
-from asr_kd.decoding.listening import Listener, Network, StreamingNetwork, WindowedNetwork, streams
+from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import AudioError, UserError
@@ -56,7 +56,7 @@ def transcribe(
     else:
         waveform, _ = decode(data, name, rate, max_seconds)
     try:
-        if streams(checkpoint):  # the same bits as when audio arrives in pieces
+        if checkpoint.model.streams:  # the same bits as when audio arrives in pieces
             network = StreamingNetwork(checkpoint)
             return decoder(np.concatenate([network.push(waveform), network.finish()]))
         features = Frontend(checkpoint.features).compute(waveform)
@@ -69,15 +69,14 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
     """The words of a local recording of any length, in bounded memory.
 
     Args:
-        path: of the recording.
         name: of the recording, for messages.
         window: seconds processed at once by a model that needs whole utterances (`WindowedNetwork`).
 
     Raises:
         AudioError: when the recording cannot be used.
     """
-    network: Network
-    network = StreamingNetwork(checkpoint) if streams(checkpoint) else WindowedNetwork(checkpoint, window, window / 5)
+    streams = checkpoint.model.streams
+    network = StreamingNetwork(checkpoint) if streams else WindowedNetwork(checkpoint, window, window / 5)
     listener = Listener(network, decoder, name)
     for block in read_blocks(path, name, checkpoint.features.sample_rate):
         yield from listener.push(block)
@@ -87,11 +86,9 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
 def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None:
     """Print the text of each audio file, after its name if there are several; with `details`, JSON lines with times and scores.
 
-    Raises:
-        UserError: when the checkpoint cannot be used; when a file cannot, after printing the texts of the others.
+    A UserError for files that cannot be used follows the texts of the others.
     """
-    checkpoint = _load(settings)
-    decoder = make_decoder(settings, checkpoint)
+    checkpoint, decoder = _load(settings)
     failed: list[UserError] = []
     for file in files:
         try:
@@ -126,27 +123,25 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
     """Print words as audio arrives from a file, standard input (`-`) or the `microphone`, and the text at the end.
 
     A line for each word as soon as it is recognised, and again when it changes; with `details`, JSON lines.
-
-    Raises:
-        UserError: when the checkpoint, the model, the decoder or the source cannot be used.
     """
-    checkpoint = _load(settings)
-    if not streams(checkpoint):
+    checkpoint, decoder = _load(settings)
+    if not checkpoint.model.streams:
         raise UserError(
             f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
         )
-    decoder, rate, piece = make_decoder(settings, checkpoint), checkpoint.features.sample_rate, settings.piece_ms / 1000
+    rate, piece = checkpoint.features.sample_rate, settings.piece_ms / 1000
     if settings.raw_rate and source != "-":
         raise UserError(f"raw_rate: {source} is not raw sound on standard input (-); leave it out")
+    name = source
     if source == "-":
+        name = "standard input"
         if sys.stdin is None:
             raise UserError("standard input: is closed; pipe sound in, or give a file")
-        sound = _until_interrupted(pipe_sound(sys.stdin.buffer, "standard input", rate, settings.raw_rate, piece))
+        sound = _until_interrupted(pipe_sound(sys.stdin.buffer, name, rate, settings.raw_rate, piece))
     elif source == "microphone":
         sound = _until_interrupted(microphone_sound(rate, piece))
     else:
         sound = _file_sound(source, rate, piece)
-    name = "standard input" if source == "-" else source
     _print_stream(follow(Listener(StreamingNetwork(checkpoint), decoder, name), sound, rate), settings.details)
 
 
@@ -166,7 +161,6 @@ class Known:
     """A word so far.
 
     Attributes:
-        word: as of now.
         heard: seconds of audio that had arrived when its present text was first known.
         seconds: time to compute it then.
     """
@@ -177,23 +171,17 @@ class Known:
 
 
 def follow(listener: Listener, sound: Iterable[np.ndarray], rate: int) -> Iterator[tuple[str, Known]]:
-    """Events as words become known while audio arrives.
+    """Events as words become known while audio arrives, in pieces float32 [samples] at `rate` Hz.
 
-    Args:
-        sound: pieces float32 [samples] at `rate` Hz.
-
-    Returns:
-        pairs of an event and a word: `new`, `changed` (the text of the word in this position), `gone`, and `final`, after
-        which it cannot change. The words of the `final` events, joined, are the text.
+    Yields pairs of an event and a word: `new`, `changed` (the text of the word in this position), `gone`, and `final`, after
+    which it cannot change. The words of the `final` events, joined, are the text.
     """
     known: list[Known] = []  # of the words that are not final
     heard = 0.0
     for piece in itertools.chain(sound, [None]):
         began = time.perf_counter()
-        settled: list[Word]
-        rest: list[Word] = []
         if piece is None:
-            settled = listener.finish()
+            settled, rest = listener.finish(), []
         else:
             heard += len(piece) / rate
             settled, rest = listener.push(piece), listener.rest()
@@ -217,14 +205,12 @@ def follow(listener: Listener, sound: Iterable[np.ndarray], rate: int) -> Iterat
 
 def _print_stream(events: Iterable[tuple[str, Known]], as_json: bool) -> None:
     texts: list[str] = []
-    latencies: list[float] = []
-    seconds: list[float] = []
+    times: list[tuple[float, float]] = []
     for event, known in events:
         word, latency = known.word, known.heard - known.word.end
         if event == "final":
             texts.append(word.text)
-            latencies.append(latency)
-            seconds.append(known.seconds)
+            times.append((latency, known.seconds))
         if as_json:
             line = {"event": event, "heard": round(known.heard, 3), **_word(word)}
             print(_json({**line, "latency": round(latency, 3), "compute": round(known.seconds, 6)}), flush=True)
@@ -235,32 +221,28 @@ def _print_stream(events: Iterable[tuple[str, Known]], as_json: bool) -> None:
                 f"confidence {word.confidence:.2f}  after {1000 * latency:.0f} ms + {1000 * known.seconds:.1f} ms",
                 flush=True,
             )
-    if as_json:
-        print(_json({"event": "end", "text": " ".join(texts)}), flush=True)
-    else:
-        print(" ".join(texts), flush=True)
+    text = " ".join(texts)
+    print(_json({"event": "end", "text": text}) if as_json else text, flush=True)
     if texts:
+        known_after, computed = map(_typical, zip(*times, strict=True))
         print(
-            f"{len(texts)} words, known {_typical(latencies)} after their end in the sound, computed in {_typical(seconds)}",
+            f"{len(texts)} words, known {known_after} after their end in the sound, computed in {computed}",
             file=sys.stderr,
         )
 
 
-def _typical(seconds: list[float]) -> str:
-    tenths = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
+def _typical(seconds: Sequence[float]) -> str:
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds
     return f"{1000 * statistics.median(seconds):.1f} ms (90 % within {1000 * tenths[-1]:.1f} ms)"
 
 
 def transcribe_shards(settings: TranscribeSettings) -> None:
     """Write key and text of every utterance of a set of shards as JSON lines, atomically.
 
-    Utterances that cannot be read are left out and listed on stderr with their reason.
-
-    Raises:
-        UserError: when the checkpoint or the shards cannot be used, or more than `max_bad_share` could not be read.
+    Utterances that cannot be read are left out and listed on stderr with their reason; a UserError when they are more than
+    `max_bad_share`.
     """
-    checkpoint = _load(settings)
-    decoder = make_decoder(settings, checkpoint)
+    checkpoint, decoder = _load(settings)
     assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
     shards = read_index(settings.audio)
     output = place(settings.output)
@@ -272,7 +254,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad = Quarantine(total, settings.max_bad_share, "read")
 
-    def lines() -> Iterator[dict[str, Any]]:
+    with write_whole(output, "w") as file:
         with Progress("transcribe", total, "utterances") as progress:
             for shard in shards:
                 loaded = load_features(wanted, shard)
@@ -285,21 +267,12 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                     found |= zip(batch, map(decoder, answers), strict=True)
                 progress.advance(shard.samples, shard.seconds)
                 for index, item in enumerate(loaded.items):
-                    yield {"key": item.key, **_of_set(found[index], settings)}
+                    best: dict[str, Any] = {"text": found[index][0].text}
+                    if settings.nbest > 1:
+                        best["nbest"] = [{"text": one.text, "score": one.score} for one in found[index]]
+                    file.write(_json({"key": item.key, **(details(found[index]) if settings.details else best)}) + "\n")
         bad.refuse(str(settings.audio))
-
-    with write_whole(output, "w") as file:
-        for line in lines():
-            file.write(_json(line) + "\n")
     print(f"{settings.output}: {total - bad.count:,} texts, {bad.count:,} utterances left out")
-
-
-def _of_set(found: Sequence[Hypothesis], settings: TranscribeSettings) -> dict[str, Any]:
-    """What is written for an utterance of a set: its text, with `details` also times and scores, or its n-best list."""
-    if settings.details:
-        return details(found)
-    nbest = {"nbest": [{"text": one.text, "score": one.score} for one in found]} if settings.nbest > 1 else {}
-    return {"text": found[0].text, **nbest}
 
 
 def _same(one: Place, other: Place) -> bool:
@@ -310,13 +283,9 @@ def _same(one: Place, other: Place) -> bool:
 def details(found: Sequence[Hypothesis]) -> dict[str, Any]:
     """Text and words of the best hypothesis, and of all with their scores (but of a long recording), as a JSON value."""
 
-    def text_and_words(one: Hypothesis) -> dict[str, Any]:
-        return {"text": one.text, "words": [_word(word) for word in one.words]}
-
-    known = (
-        {} if np.isnan(found[0].score) else {"nbest": [{**text_and_words(one), "score": one.score} for one in found]}
-    )
-    return {**text_and_words(found[0]), **known}
+    every = [{"text": one.text, "words": [_word(word) for word in one.words], "score": one.score} for one in found]
+    best = {name: every[0][name] for name in ("text", "words")}
+    return best if np.isnan(found[0].score) else {**best, "nbest": every}
 
 
 def _word(word: Word) -> dict[str, Any]:
@@ -347,6 +316,7 @@ def _fetched(file: str) -> Iterator[Path]:
         yield path
 
 
-def _load(settings: TranscribeSettings) -> Checkpoint:
+def _load(settings: TranscribeSettings) -> tuple[Checkpoint, Decoder]:
     torch.set_num_threads(settings.threads)
-    return load_checkpoint(settings.checkpoint, pick_device(settings.device))
+    checkpoint = load_checkpoint(settings.checkpoint, pick_device(settings.device))
+    return checkpoint, make_decoder(settings, checkpoint)

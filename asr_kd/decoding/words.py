@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,31 +67,3 @@ def group_words(units: Units, spikes: Sequence[Spike]) -> list[list[Spike]]:
             groups.append([])
         groups[-1].append(spike)
     return groups
-
-
-def make_words(
-    units: Units,
-    spikes: Sequence[Spike],
-    frame_seconds: float,
-    spell: Callable[[tuple[int, ...]], str] | None = None,
-) -> list[Word]:
-    """Words of a unit sequence, each with its tokens, times and confidence.
-
-    Args:
-        frame_seconds: period of a frame.
-        spell: gives the text of a word's unit ids, if it is not their pieces joined (with a lexicon).
-    """
-    words = []
-    for group in group_words(units, spikes):
-        ids = tuple(spike.unit for spike in group)
-        text = spell(ids) if spell else units.decode(ids).strip()
-        if text:  # a lone space is not a word
-            tokens = tuple(
-                Token(
-                    units.piece(spike.unit), spike.start * frame_seconds, spike.end * frame_seconds, spike.probability
-                )
-                for spike in group
-            )
-            confidence = math.prod(token.confidence for token in tokens)
-            words.append(Word(text, tokens[0].start, tokens[-1].end, confidence, tokens))
-    return words

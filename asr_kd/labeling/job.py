@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +24,14 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
 from asr_kd.labeling.load import NO_TEXT, load, select
 from asr_kd.labeling.settings import LabelSettings
-from asr_kd.labeling.shard import ahead, label_shard, selection_of
+from asr_kd.labeling.shard import ahead, label_shard, one_behind, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.quarantine import Quarantine
-from asr_kd.shards.stream import LoadedShard, map_ordered, process_pool, serve_parent
+from asr_kd.shards.stream import LoadedShard, killed, map_ordered, process_pool, serve_parent
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
@@ -38,6 +42,10 @@ QUARANTINE = "quarantine.jsonl"
 READERS = 16
 #: fewer shards than this are looked up one by one, more by listing the folder
 FEW = 16
+#: figures of the report that are means over all frames
+MEANS = (
+    "entries_per_frame", "bytes_per_frame", "stored_bytes_per_frame", "mean_kept_mass", "mean_kl", "mean_kl_prior", "top1_kept",
+)  # fmt: skip
 
 
 @one_thread()
@@ -72,7 +80,8 @@ def label(settings: LabelSettings) -> None:
     start = time.perf_counter()
     left = missing(infos, output)
     finished = len(infos) - len(left)
-    tally, bad = _Tally(), Quarantine(total, settings.max_bad_share, "labelled")
+    shards, frames, audio_seconds = 0, 0, 0.0  # what this process has labelled
+    bad = Quarantine(total, settings.max_bad_share, "labelled")
 
     def published(info: ShardInfo) -> bool:
         there = (output / info.name).exists()
@@ -87,13 +96,16 @@ def label(settings: LabelSettings) -> None:
     ):
 
         def work(free: Iterator[ShardInfo]) -> Iterator[ShardInfo]:
+            nonlocal shards, frames, audio_seconds
             for info, metadata in engine.run(free):
                 yield info
-                tally.add(metadata)
+                shards += 1
+                frames += metadata.statistics.frames
+                audio_seconds += metadata.statistics.audio_seconds
                 for key, reason in metadata.quarantined.items():
                     bad.add(key, reason)
                 if bad.too_many:  # no need to work for weeks on a job that must fail
-                    _give_up(settings, teacher, infos, total)
+                    _account(settings, teacher, infos.take(_there(infos, output)), total)
 
         def not_done(some: ShardList) -> ShardList:
             left = missing(some, output)
@@ -104,71 +116,63 @@ def label(settings: LabelSettings) -> None:
         leases.share(left, lambda info: info.name, published, not_done, work)
     seconds = time.perf_counter() - start
     report = _account(settings, teacher, infos, total)
-    if tally.shards:
+    if shards:
         timing = {
-            "device": engine.device,
+            "device": ", ".join(sorted(engine.devices)),
             "workers": engine.workers(seconds),
             "threads": settings.threads,
-            "shards": tally.shards,
+            "shards": shards,
             "shards_done_before": finished,
             "seconds": seconds,
-            "frames_per_second": tally.frames / seconds,
-            "audio_hours_per_hour": tally.audio_seconds / seconds,
+            "frames_per_second": frames / seconds,
+            "audio_hours_per_hour": audio_seconds / seconds,
         }
         write_json(output / "timing.json", timing, make_folder=False)
     clear_torn(output, began)
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
-        f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({tally.frames / seconds:,.0f} a second), "
+        f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({frames / seconds:,.0f} a second), "
         f"{report['bytes_per_frame']:.2f} bytes a frame, mass kept {report['mean_kept_mass']:.5f}{kl}"
     )
 
 
-class Engine(Protocol):
-    """Labels the shards it is given; a context manager, which frees its resources.
-
-    Attributes:
-        device: where the teacher is, for the report.
-    """
-
-    @property
-    def device(self) -> str: ...
-
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published."""
-        ...
-
-    def workers(self, seconds: float) -> float:
-        """Average number of workers over the `seconds` that the job took."""
-        ...
-
-
-class LocalEngine:
-    """Labels in this process: one thread decodes the next shard, one runs the teacher, one encodes and publishes.
-
-    With `loader_workers`, that many processes decode, and as many encode.
+class Engine(AbstractContextManager["Engine"]):
+    """Labels the shards it is given; as a context manager it frees its resources.
 
     Args:
         transcripts: key → text in place of the text in the shards, for an alignment.
+
+    Attributes:
+        devices: where teachers are.
     """
 
     def __init__(
         self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
     ) -> None:
         self.settings, self.teacher, self.transcripts, self.progress = settings, teacher, transcripts, progress
-        self.device = str(teacher.device)
-        self.encoders = None
-        if settings.loader_workers:
-            self.encoders = process_pool(settings.loader_workers, "loader_workers", serve_parent)
-        self.behind = ThreadPoolExecutor(1)
+        self.devices: set[str] = set()
 
-    def __enter__(self) -> LocalEngine:
-        return self
+    @abstractmethod
+    def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
+        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published, or raises UserError."""
+
+    def workers(self, seconds: float) -> float:
+        """Average number of workers over the `seconds` that the job took; all must have ended."""
+        return 1.0
+
+
+class LocalEngine(Engine):
+    """Labels in this process: one thread decodes the next shard, one runs the teacher, one encodes and publishes.
+
+    With `loader_workers`, that many processes decode, and as many encode.
+    """
+
+    def __init__(self, *common: Any) -> None:
+        super().__init__(*common)
+        self.devices = {str(self.teacher.device)}
+        self.behind, count = ThreadPoolExecutor(1), self.settings.loader_workers
+        self.encoders = process_pool(count, "loader_workers", serve_parent) if count else None
 
     def __exit__(self, *_: object) -> None:
         self.behind.shutdown()
@@ -176,36 +180,24 @@ class LocalEngine:
             self.encoders.shutdown()
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        last: tuple[ShardInfo, Future[TargetMetadata]] | None = None
-        for info, shard in self._loaded(free):
-            loaded = select(self.settings, self.teacher.units, self.transcripts, info, shard)
-            path = place(self.settings.output) / info.name
-            published = label_shard(
-                self.settings, self.teacher, loaded, path, self.progress, self.behind, self.encoders
+        settings, teacher, count = self.settings, self.teacher, self.settings.loader_workers
+        read = functools.partial(load, settings, teacher.features)
+        if count:
+            first = list(itertools.islice(free, 1))  # is read here, while the processes start with the next ones
+            shards: Iterable[tuple[ShardInfo, LoadedShard]]
+            shards = itertools.chain(map(read, first), map_ordered(read, free, count))
+        else:
+            shards = ahead(read, free)
+        selected = (select(settings, teacher.units, self.transcripts, info, shard) for info, shard in shards)
+        try:
+            yield from one_behind(
+                label_shard(settings, teacher, loaded, self.progress, self.behind, self.encoders) for loaded in selected
             )
-            if last:
-                yield last[0], last[1].result()
-            last = info, published
-        if last:
-            yield last[0], last[1].result()
-
-    def _loaded(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, LoadedShard]]:
-        read = functools.partial(load, self.settings, self.teacher.features)
-        if not self.settings.loader_workers:
-            yield from ahead(read, free)
-            return
-        # the first one is read here, while the processes start with the next ones
-        first = next(free, None)
-        others = map_ordered(read, free, self.settings.loader_workers)
-        if first is not None:
-            yield read(first)
-            yield from others
-
-    def workers(self, seconds: float) -> float:
-        return 1.0
+        except BrokenProcessPool:
+            raise UserError(killed(count)) from None
 
 
-def _engine(settings: LabelSettings) -> Callable[..., Engine]:
+def _engine(settings: LabelSettings) -> type[Engine]:
     if settings.engine == "local":
         return LocalEngine
     from asr_kd.labeling.ray_engine import RayEngine
@@ -215,13 +207,15 @@ def _engine(settings: LabelSettings) -> Callable[..., Engine]:
 
 def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> dict[str, Any]:
     # everything that the output depends on; not the paths of the inputs, nor how the work is split
-    claim = {"max_seconds": settings.max_seconds, **selection_of(settings).model_dump()}
-    claim["teacher"] = teacher.fingerprint
-    claim["audio"] = infos.hash
-    claim["transcripts"] = sha256_file(settings.transcripts) if settings.transcripts else None
-    claim["codec"] = {"version": codec.VERSION, "levels": codec.LEVELS}
-    claim["heard"] = f"float16 features of version {FRONTEND_VERSION}"
-    return claim
+    return {
+        "max_seconds": settings.max_seconds,
+        **selection_of(settings).model_dump(),
+        "teacher": teacher.fingerprint,
+        "audio": infos.hash,
+        "transcripts": sha256_file(settings.transcripts) if settings.transcripts else None,
+        "codec": {"version": codec.VERSION, "levels": codec.LEVELS},
+        "heard": f"float16 features of version {FRONTEND_VERSION}",
+    }
 
 
 def missing(infos: ShardList, output: Place) -> ShardList:
@@ -237,22 +231,18 @@ def _there(infos: ShardList, output: Place) -> np.ndarray:
     return np.array([name in there for name in infos.names], bool)
 
 
-def _finished(path: Place, settings: LabelSettings, teacher: Checkpoint, info: ShardInfo) -> TargetMetadata:
-    metadata = read_metadata(path)
-    check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
-    if metadata.teacher != teacher.fingerprint or metadata.selection != selection_of(settings):
-        raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
-    return metadata
-
-
 def _all_finished(
-    settings: LabelSettings, teacher: Checkpoint, infos: ShardList, output: Place
+    settings: LabelSettings, teacher: Checkpoint, infos: ShardList
 ) -> Iterator[tuple[ShardInfo, tuple[TargetMetadata, int]]]:
     """Metadata and size of every shard, in order."""
 
     def read(info: ShardInfo) -> tuple[TargetMetadata, int]:
-        path = output / info.name
-        return _finished(path, settings, teacher, info), path.stat().st_size
+        path = place(settings.output) / info.name
+        metadata = read_metadata(path)
+        check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
+        if metadata.teacher != teacher.fingerprint or metadata.selection != selection_of(settings):
+            raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
+        return metadata, path.stat().st_size
 
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(infos), 64 * READERS):  # in batches: each waiting request takes memory
@@ -260,61 +250,23 @@ def _all_finished(
             yield from zip(some, pool.map(read, some), strict=True)
 
 
-@dataclass
-class _Tally:
-    """What this process has labelled."""
-
-    shards: int = 0
-    frames: int = 0
-    audio_seconds: float = 0.0
-
-    def add(self, metadata: TargetMetadata) -> None:
-        """Count a shard that was published."""
-        self.shards += 1
-        self.frames += metadata.statistics.frames
-        self.audio_seconds += metadata.statistics.audio_seconds
-
-
-def _give_up(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> None:
-    """Write quarantine.jsonl for the finished shards, and raise UserError."""
-    output = place(settings.output)
-    bad = Quarantine(total, settings.max_bad_share, "labelled")
-    with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
-        for info, (metadata, _) in _all_finished(settings, teacher, infos.take(_there(infos, output)), output):
-            _list(file, bad, info, metadata)
-    _refuse(settings, bad)
-
-
-def _list(file: IO[str], bad: Quarantine, info: ShardInfo, metadata: TargetMetadata) -> None:
-    """Count and list the quarantined utterances of a shard, a line each."""
-    for key, reason in metadata.quarantined.items():
-        file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
-        bad.add(key, reason)
-
-
-def _refuse(settings: LabelSettings, bad: Quarantine) -> None:
-    """Raise UserError when too many utterances, or all of them, are quarantined; they are listed."""
-    _, reason = bad.first
-    advice = "fix the audio"
-    if reason == NO_TEXT:
-        advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
-    elif settings.mode == "alignment" and reason.startswith("text "):
-        advice = "fix the texts"
-    bad.refuse(settings.audio, f"see {place(settings.output) / QUARANTINE}, {advice}")
-
-
 def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
-    """Check the output against the input; write quarantine.jsonl and report.json."""
+    """Check finished shards against their audio; write quarantine.jsonl and, if they are not refused, report.json.
+
+    A UserError when too many of the `total` utterances, or all of them, are quarantined; quarantine.jsonl lists them.
+    """
     output = place(settings.output)
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
-    weighted: dict[str, float] = {}
+    weighted: Counter[str] = Counter()
     worst = 0.0
     stored = 0
     bad = Quarantine(total, settings.max_bad_share, "labelled")
     with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
-        for info, (metadata, size) in _all_finished(settings, teacher, infos, output):
+        for info, (metadata, size) in _all_finished(settings, teacher, infos):
             stored += size
-            _list(file, bad, info, metadata)
+            for key, reason in metadata.quarantined.items():
+                file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
+                bad.add(key, reason)
             if len(metadata.quarantined) + metadata.statistics.utterances != info.samples:
                 raise UserError(
                     f"{output / info.name}: {metadata.statistics.utterances} labelled + {len(metadata.quarantined)} "
@@ -325,10 +277,17 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
             for name in sums:
                 sums[name] += statistics.pop(name)
             for name, value in statistics.items():
-                weighted[name] = weighted.get(name, 0.0) + value * metadata.statistics.frames
-    _refuse(settings, bad)
+                weighted[name] += value * metadata.statistics.frames
+    _, reason = bad.first
+    advice = "fix the audio"
+    if reason == NO_TEXT:
+        advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
+    elif settings.mode == "alignment" and reason.startswith("text "):
+        advice = "fix the texts"
+    bad.refuse(settings.audio, f"see {output / QUARANTINE}, {advice}")
     if foreign := {name for name in names_in(output) if name.endswith(".tar")} - set(infos.names):
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
+    weighted["stored_bytes_per_frame"] = stored
     frames = max(sums["frames"], 1)
     report = {
         "shards": len(infos),
@@ -337,14 +296,7 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
         "quarantined": bad.count,
         "audio_hours": sums["audio_seconds"] / 3600,
         "frames": sums["frames"],
-        "entries_per_frame": weighted["entries_per_frame"] / frames,
-        "bytes_per_frame": weighted["bytes_per_frame"] / frames,
-        "stored_bytes_per_frame": stored / frames,
-        "mean_kept_mass": weighted["mean_kept_mass"] / frames,
-        **{
-            name: weighted[name] / frames if name in weighted else None
-            for name in ("mean_kl", "mean_kl_prior", "top1_kept")
-        },
+        **{name: weighted[name] / frames if name in weighted else None for name in MEANS},
         "worst_kl": worst if "mean_kl" in weighted else None,
     }
     write_json(output / "report.json", report, make_folder=False)

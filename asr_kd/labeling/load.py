@@ -1,4 +1,7 @@
-"""Which utterances of a shard can be labelled. Without torch, so that a loader process starts in a second."""
+"""Before and after the network: which utterances of a shard can be labelled, and a teacher's answer → the bytes of a soft target.
+
+Without torch, so that a process that does either starts in a second.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from asr_kd.audio.settings import FeatureSettings
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, load_features
+from asr_kd.targets import codec
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.reduced import Reduced, divergence
 from asr_kd.units import Units
 
 #: why an utterance without text is quarantined in mode alignment
@@ -48,7 +54,6 @@ def select(
     """The utterances of a shard that can be labelled; the others are quarantined.
 
     Args:
-        units: vocabulary of the teacher.
         transcripts: key → text in place of the text in the shard; only mode alignment needs texts.
     """
     loaded = Loaded(info, quarantined=dict(shard.bad))
@@ -64,3 +69,41 @@ def select(
         loaded.items.append(item)
         loaded.ids.append(ids)
     return loaded
+
+
+@dataclass
+class Answer:
+    """A teacher's answer for an utterance.
+
+    Attributes:
+        best: int [frames], the teacher's most probable unit; empty for an alignment.
+        full: its full distribution, reduced; only in modes mass and top_k.
+    """
+
+    kept: SparsePosteriors
+    best: np.ndarray
+    full: Reduced | None = None
+
+
+@dataclass
+class Encoded:
+    """An utterance's soft target.
+
+    Attributes:
+        top1: bool [frames], whether the best unit is the teacher's; empty for an alignment.
+        divergence: float64 [frames], in nat; empty without a full distribution.
+    """
+
+    data: bytes
+    top1: np.ndarray
+    divergence: np.ndarray
+
+
+def encode(answer: Answer, draws: int | None) -> Encoded:
+    """Encode an answer; `draws`: number of draws a frame in mode sampled."""
+    data, kept = codec.encode(answer.kept, draws=draws), answer.kept
+    if answer.full is None:
+        return Encoded(data, kept.units[kept.starts][: len(answer.best)] == answer.best, np.empty(0))
+    # the reported figures are of what a reader will get
+    stored = codec.decode(data)
+    return Encoded(data, stored.units[stored.starts] == answer.best, divergence(answer.full, stored))

@@ -27,9 +27,10 @@ import torch
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.errors import UserError
 from asr_kd.files import place
+from asr_kd.labeling.job import Engine
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import label_shard, load_shard
-from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
+from asr_kd.models.acoustic import load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
 from asr_kd.targets.store import TargetMetadata, read_metadata
@@ -51,11 +52,7 @@ PATIENCE = 10.0
 
 
 class Labeler:
-    """The actor: a teacher, and up to `IN_FLIGHT` calls at a time, one of which decodes and one runs the network.
-
-    Args:
-        fingerprint: of the driver's teacher; a different teacher is refused.
-    """
+    """The actor: a teacher, checked by its fingerprint, and up to `IN_FLIGHT` calls: one decodes, one runs the network."""
 
     def __init__(self, settings: LabelSettings, fingerprint: str, transcripts: dict[str, str] | None) -> None:
         self.settings, self.fingerprint, self.transcripts = settings, fingerprint, transcripts
@@ -88,15 +85,9 @@ class Labeler:
         with self.decoding:
             loaded = load_shard(self.settings, self.teacher, self.transcripts, info)
         with self.network:
-            published = label_shard(self.settings, self.teacher, loaded, path, _Unseen("label", None, ""), self.behind)
-        return published.result()
-
-
-class _Unseen(Progress):
-    """No progress bar in a worker; the driver counts whole shards."""
-
-    def advance(self, count: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
-        pass
+            unseen = Progress("label", None, "", show=False)  # the driver counts whole shards
+            published = label_shard(self.settings, self.teacher, loaded, unseen, self.behind)
+        return published.result()[1]
 
 
 @dataclass(eq=False)
@@ -104,7 +95,6 @@ class _Worker:
     """The driver's side of an actor.
 
     Attributes:
-        actor: the handle.
         loading: the call that loads the teacher.
         since: when it was ready; None before.
         shards: its calls under way.
@@ -119,25 +109,17 @@ class _Worker:
     ended: bool = False
 
 
-class RayEngine:
+class RayEngine(Engine):
     """A pool of `min_workers` to `max_workers` workers: it grows while shards wait, and ends idle workers.
 
-    Ray manages the machines: a worker without room waits, which tells Ray's autoscaler to add a machine.
-
-    Args:
-        transcripts: key → text in place of the text in the shards, for an alignment.
-
-    Raises:
-        UserError: when the cluster does not answer, or Ray on this machine has no room for one worker.
+    Ray manages the machines: a worker without room waits, which tells Ray's autoscaler to add a machine. A UserError when the
+    cluster does not answer, or Ray on this machine has no room for one worker.
     """
 
-    def __init__(
-        self, settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, progress: Progress
-    ) -> None:
+    def __init__(self, settings: LabelSettings, *common: Any) -> None:
+        # a worker has another working directory
         folders = {name: _absolute(getattr(settings, name)) for name in ("teacher", "audio", "output")}
-        self.settings = settings.model_copy(update=folders)  # a worker has another working directory
-        self.fingerprint, self.transcripts, self.progress = teacher.fingerprint, transcripts, progress
-        self.devices: set[str] = set()
+        super().__init__(settings.model_copy(update=folders), *common)
         self._workers: list[_Worker] = []
         self._strikes: Counter[str] = Counter()
         self._failed_starts = 0
@@ -145,30 +127,17 @@ class RayEngine:
         self._make: Callable[[], Any] | None = None
         self._mine = False
 
-    def __enter__(self) -> RayEngine:
-        return self
-
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             self._end(worker)
         if self._mine:
             ray.shutdown()
 
-    @property
-    def device(self) -> str:
-        """Where the teachers are."""
-        return ", ".join(sorted(self.devices))
-
     def workers(self, seconds: float) -> float:
-        """Average number of workers over the `seconds` that the job took; all must have ended."""
         return self._worked / seconds
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        """Label the shards of `free`, taken one by one as work proceeds; yields each when it is published.
-
-        Raises:
-            UserError: raised by a worker; or when a shard, or the teacher, kills `ATTEMPTS` workers.
-        """
+        """As of `Engine`; a worker's UserError is raised here, and one when a shard, or the teacher, kills `ATTEMPTS` workers."""
         again: list[ShardInfo] = []  # of workers that died; each goes to a worker alone, to find the one that kills
         following = next(free, None)
         while following or again or any(worker.shards for worker in self._workers):
@@ -265,7 +234,7 @@ class RayEngine:
             actor = ray.remote(Labeler).options(
                 num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus, max_concurrency=IN_FLIGHT
             )
-            self._make = lambda: actor.remote(settings, self.fingerprint, transcripts)
+            self._make = lambda: actor.remote(settings, self.teacher.fingerprint, transcripts)
         return self._make()
 
     def _end(self, worker: _Worker) -> None:

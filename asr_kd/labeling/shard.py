@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import numpy as np
@@ -17,14 +15,12 @@ from torchaudio.functional import forced_align
 
 from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
-from asr_kd.files import Place
-from asr_kd.labeling.encode import Answer, Encoded, encode
-from asr_kd.labeling.load import Loaded, load, select
+from asr_kd.files import place
+from asr_kd.labeling.load import Answer, Encoded, Loaded, encode, load, select
 from asr_kd.labeling.settings import SELECTION, LabelSettings
 from asr_kd.models.acoustic import Checkpoint, log_posterior_batches
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
-from asr_kd.shards.stream import killed
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import fit_prior, gain, prior_of, to_text
@@ -43,24 +39,24 @@ QUEUED = 2
 def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """Results in order, each computed in a background thread while the caller works on the one before."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: Future[B] | None = None
-        for item in items:
-            following = pool.submit(function, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+        yield from one_behind(pool.submit(function, item) for item in items)
+
+
+def one_behind(futures: Iterable[Future[B]]) -> Iterator[B]:
+    """Results in order; each is waited for when the following one is under way."""
+    last: Future[B] | None = None
+    for future in futures:
+        if last is not None:
+            yield last.result()
+        last = future
+    if last is not None:
+        yield last.result()
 
 
 def load_shard(
     settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
 ) -> Loaded:
-    """Decode a shard's audio and compute its features, in this thread.
-
-    Args:
-        transcripts: key → text in place of the text in the shard, for an alignment.
-    """
+    """What can be labelled of a shard, as the teacher's input, made in this thread; `transcripts` as of `select`."""
     return select(settings, teacher.units, transcripts, *load(settings, teacher.features, info))
 
 
@@ -68,20 +64,18 @@ def label_shard(
     settings: LabelSettings,
     teacher: Checkpoint,
     loaded: Loaded,
-    path: Place,
     progress: Progress,
     behind: Executor,
     encoders: Executor | None = None,
-) -> Future[TargetMetadata]:
+) -> Future[tuple[ShardInfo, TargetMetadata]]:
     """Run the teacher over a shard; `behind` reduces its answers to what is kept, encodes them and publishes the shard.
 
     Args:
-        path: of the soft-target shard.
         behind: an executor with one worker, so that its tasks run in order.
         encoders: processes that encode in its place.
 
     Returns:
-        a future of the metadata, done when the shard is published.
+        a future of the shard and its metadata, done when it is published.
     """
     waiting: list[tuple[list[int], Future[Work]]] = []
     for batch, rows in log_posterior_batches(teacher, loaded.features, settings.batch_frames):
@@ -90,7 +84,7 @@ def label_shard(
         if len(waiting) > QUEUED:  # dense outputs are large: they must not pile up before a slow encoder
             waiting[-1 - QUEUED][1].result()
     progress.advance(len(loaded.quarantined))
-    return behind.submit(_publish, settings, teacher, loaded, waiting, path)
+    return behind.submit(_publish, settings, teacher, loaded, waiting)
 
 
 def _answer(
@@ -100,52 +94,32 @@ def _answer(
     encoding = functools.partial(encode, draws=selection_of(settings).draws)
     if encoders is None:
         return answers, list(map(encoding, answers))
-    with _told(settings):
-        return answers, encoders.map(encoding, answers, chunksize=len(answers))
-
-
-@contextlib.contextmanager
-def _told(settings: LabelSettings) -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(killed(settings.loader_workers)) from None
+    return answers, encoders.map(encoding, answers, chunksize=len(answers))
 
 
 def _publish(
-    settings: LabelSettings,
-    teacher: Checkpoint,
-    loaded: Loaded,
-    batches: list[tuple[list[int], Future[Work]]],
-    path: Place,
-) -> TargetMetadata:
+    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, batches: list[tuple[list[int], Future[Work]]]
+) -> tuple[ShardInfo, TargetMetadata]:
     found: dict[int, tuple[Answer, Encoded]] = {}
-    with _told(settings):
-        for batch, work in batches:
-            found.update(zip(batch, zip(*work.result(), strict=True), strict=True))
+    for batch, work in batches:
+        found.update(zip(batch, zip(*work.result(), strict=True), strict=True))
     utterances = [found[index] for index in range(len(loaded.items))]
     # summed in the shard's order, so that no bit depends on the batches
     lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]
     total = functools.reduce(np.add, lefts) if lefts else None
     codes = None if total is None else fit_prior(total)
+    statistics = _statistics(utterances, sum(item.seconds for item in loaded.items), total, codes)
     metadata = TargetMetadata(
-        codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS),
-        selection=selection_of(settings),
-        teacher=teacher.fingerprint,
-        units_hash=teacher.units.hash,
-        num_units=teacher.units.size,
-        frame_ms=teacher.frame_ms,
-        features=teacher.features,
-        frontend=FRONTEND_VERSION,
-        heard="float16",
-        audio_sha256=loaded.info.sha256,
-        quarantined=loaded.quarantined,
-        tail_prior=None if codes is None else to_text(codes),
-        statistics=_statistics(utterances, sum(item.seconds for item in loaded.items), total, codes),
-    )
+        codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS), selection=selection_of(settings),
+        teacher=teacher.fingerprint, units_hash=teacher.units.hash, num_units=teacher.units.size,
+        frame_ms=teacher.frame_ms, features=teacher.features, frontend=FRONTEND_VERSION, heard="float16",
+        audio_sha256=loaded.info.sha256, quarantined=loaded.quarantined,
+        tail_prior=None if codes is None else to_text(codes), statistics=statistics,
+    )  # fmt: skip
     keys = (item.key for item in loaded.items)
+    path = place(settings.output) / loaded.info.name
     write_target_shard(path, metadata, zip(keys, (item.data for _, item in utterances), strict=True))
-    return metadata
+    return loaded.info, metadata
 
 
 def selection_of(settings: LabelSettings) -> Selection:
@@ -154,26 +128,22 @@ def selection_of(settings: LabelSettings) -> Selection:
 
 
 def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor]) -> list[Answer]:
-    """What is kept of the teacher's log-probabilities, found on their device.
+    """What is kept of the teacher's log-probabilities, found on their device; a UserError when they do not make a distribution.
 
     Args:
-        loaded: the shard.
         batch: indices of the utterances in `loaded`.
         rows: float32 [frames, units] of each.
-
-    Raises:
-        UserError: when log-probabilities do not make a distribution.
     """
     answers = []
     for index, log_probs in zip(batch, rows, strict=True):
+        key = loaded.items[index].key
         try:
             if settings.mode == "alignment":
-                kept = _align(log_probs.cpu(), loaded.ids[index], settings.hold_frames)
-                answers.append(Answer(kept, np.empty(0)))
+                answers.append(Answer(_align(log_probs.cpu(), loaded.ids[index], settings.hold_frames), np.empty(0)))
             else:
-                answers.append(_keep(log_probs, settings, loaded.items[index].key))
+                answers.append(_keep(log_probs, settings, key))
         except UserError as error:
-            raise UserError(f"{loaded.info.name}: {loaded.items[index].key}: {error}") from None
+            raise UserError(f"{loaded.info.name}: {key}: {error}") from None
     return answers
 
 
@@ -194,22 +164,15 @@ def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteri
     path = np.zeros(len(log_probs), np.int64)
     if ids:
         aligned, _ = forced_align(log_probs[None], torch.tensor([ids], dtype=torch.int32), blank=0)
-        path = aligned[0].numpy()
-        path = hold(path, hold_frames)
+        path = hold(aligned[0].numpy(), hold_frames)
     return SparsePosteriors.from_alignment(path, log_probs.shape[1])
 
 
 def hold(path: np.ndarray, frames: int) -> np.ndarray:
-    """Extend every unit of a CTC path to at least `frames` frames, as far as blanks follow it.
+    """Extend every unit of a CTC path, int [frames] (0 the blank), to at least `frames` frames, as far as blanks follow it.
 
     CTC emits a unit for a frame or two; a network that learns such spikes frame by frame blurs them below the blank. One
     blank stays between equal units, so that the path still collapses to the same text.
-
-    Args:
-        path: int [frames], the unit of each frame, 0 for the blank.
-
-    Returns:
-        the new path, same shape.
     """
     held = path.copy()
     starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))
@@ -226,23 +189,17 @@ def _statistics(
     kept = [answer.kept for answer, _ in utterances]
     count = sum(one.frames for one in kept)
     frames = max(count, 1)
-    divergence, top1 = (
-        np.concatenate([np.empty(0), *(getattr(item, name) for _, item in utterances)])
-        for name in ("divergence", "top1")
-    )
+    top1 = np.concatenate([np.empty(0), *(item.top1 for _, item in utterances)])
+    divergence = np.concatenate([np.empty(0), *(item.divergence for _, item in utterances)])
     even = with_prior = None
     if total is not None and codes is not None:
         even = float(divergence.sum()) / frames
         with_prior = even - gain(total, prior_of(codes), kept) / frames
     return Statistics(
-        utterances=len(utterances),
-        frames=count,
-        audio_seconds=round(seconds, 6),
+        utterances=len(utterances), frames=count, audio_seconds=round(seconds, 6),
         entries_per_frame=sum(len(one.units) for one in kept) / frames,
         bytes_per_frame=sum(len(item.data) for _, item in utterances) / frames,
         mean_kept_mass=1.0 - sum(float(one.tail.sum(dtype=np.float64)) for one in kept) / frames,
-        mean_kl=even,
-        mean_kl_prior=with_prior,
-        worst_kl=float(divergence.max()) if len(divergence) else None,
+        mean_kl=even, mean_kl_prior=with_prior, worst_kl=float(divergence.max()) if len(divergence) else None,
         top1_kept=float(top1.sum()) / frames if len(top1) else None,
-    )
+    )  # fmt: skip

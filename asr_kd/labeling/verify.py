@@ -37,12 +37,10 @@ class Findings:
 
     Attributes:
         shards: labelled again.
-        utterances: compared with the teacher.
-        frames: compared with the teacher.
+        utterances: compared with the teacher, and so are frames.
         difference: largest difference between a stored and a new probability.
         top1: frames whose best unit differs.
         rounded_later: shards whose teacher was given float32 features, as before version 3.
-        problems: a sentence each.
     """
 
     shards: int = 0
@@ -56,33 +54,30 @@ class Findings:
 
 @one_thread()
 def verify(settings: VerifySettings) -> bool:
-    """Compare a set of soft targets with its audio and its teacher, and print what differs.
+    """Compare a set of soft targets with its audio and its teacher, print what differs, and return whether everything holds.
 
     All shards must exist; `shards` of them, drawn at random, are read completely, with checksums, and labelled again. Stored
     and new targets are compared as a student would read them.
-
-    Returns:
-        whether everything holds.
 
     Raises:
         UserError: when the audio or the teacher cannot be read, or when the targets were made with another `max_seconds` or
             other `transcripts`.
     """
-    device = pick_device(settings.device)
+    device, where = pick_device(settings.device), settings.targets
     torch.set_num_threads(settings.threads)
     infos = read_index(settings.audio)
-    if not place(settings.targets).is_dir():
-        raise UserError(f"{settings.targets}: no such folder of soft targets; check the path")
+    if not place(where).is_dir():
+        raise UserError(f"{where}: no such folder of soft targets; check the path")
     _check_claim(settings)
     teacher = load_checkpoint(settings.teacher, device)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     found = Findings()
-    there = {name for name in names_in(place(settings.targets)) if name.endswith(".tar")}
+    problems = found.problems
+    there = {name for name in names_in(place(where)) if name.endswith(".tar")}
     known = set(infos.names)
-    found.problems += [
-        f"{name}: this audio shard has no soft targets; run `asr-kd label`" for name in sorted(known - there)
-    ]
-    found.problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
+    without = "this audio shard has no soft targets; run `asr-kd label`"
+    problems += [f"{name}: {without}" for name in sorted(known - there)]
+    problems += [f"{name}: answers no audio shard; remove it" for name in sorted(there - known)]
     present = infos.take(np.array([name in there for name in infos.names], bool))
     if settings.shards is not None and settings.shards < len(present):
         drawn = np.random.default_rng(settings.seed).choice(len(present), settings.shards, replace=False)
@@ -91,34 +86,29 @@ def verify(settings: VerifySettings) -> bool:
         for info in present:
             if _verify_shard(settings, teacher, transcripts, info, found):
                 progress.advance(info.samples, info.seconds)
-    if found.difference > settings.max_difference:
-        found.problems.append(
-            f"{settings.targets}: a probability differs by {found.difference:.4f} from the teacher's, more than "
-            f"max_difference {settings.max_difference}"
-        )
+    if found.difference > (most := settings.max_difference):
+        off = f"{found.difference:.4f} from the teacher's, more than max_difference {most}"
+        problems.append(f"{where}: a probability differs by {off}")
     if found.top1 > settings.max_top1_share * found.frames:
-        found.problems.append(
-            f"{settings.targets}: in {found.top1} of {found.frames} frames the best unit is not the teacher's, more than "
-            f"max_top1_share {settings.max_top1_share}"
-        )
-    if not found.utterances and not found.problems:
-        raise UserError(
-            f"{settings.targets}: no utterance could be labelled again, so nothing was verified; see their quarantine.jsonl"
-        )
-    for problem in found.problems[:SHOWN]:
+        off = f"the best unit is not the teacher's, more than max_top1_share {settings.max_top1_share}"
+        problems.append(f"{where}: in {found.top1} of {found.frames} frames {off}")
+    if not found.utterances and not problems:
+        none = "no utterance could be labelled again, so nothing was verified"
+        raise UserError(f"{where}: {none}; see their quarantine.jsonl")
+    for problem in problems[:SHOWN]:
         print(problem)
-    if len(found.problems) > SHOWN:
-        print(f"… and {len(found.problems) - SHOWN} more")
+    if len(problems) > SHOWN:
+        print(f"… and {len(problems) - SHOWN} more")
     if found.rounded_later:
-        print(f"{settings.targets}: {ROUNDED_LATER.format(found.rounded_later, found.shards)}")
+        print(f"{where}: {ROUNDED_LATER.format(found.rounded_later, found.shards)}")
     print(
-        f"{settings.targets}: {'holds' if not found.problems else 'does not hold'}; {found.shards} of {len(infos)} shards, "
+        f"{where}: {'does not hold' if problems else 'holds'}; {found.shards} of {len(infos)} shards, "
         f"{found.utterances:,} utterances and {found.frames:,} frames labelled again: largest difference "
         f"{found.difference:.5f}, {found.top1} best units differ"
     )
     if settings.report:
-        write_json(settings.report, {"holds": not found.problems, **vars(found)})
-    return not found.problems
+        write_json(settings.report, {"holds": not problems, **vars(found)})
+    return not problems
 
 
 def _check_claim(settings: VerifySettings) -> None:
@@ -147,16 +137,13 @@ def _verify_shard(
     try:
         metadata, pairs = read_target_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)
         check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
-        if metadata.teacher != teacher.fingerprint:
-            raise UserError(
-                f"{path}: was made by teacher {metadata.teacher}, {settings.teacher} is {teacher.fingerprint}"
-            )
+        if (maker := metadata.teacher) != teacher.fingerprint:
+            raise UserError(f"{path}: was made by teacher {maker}, {settings.teacher} is {teacher.fingerprint}")
     except UserError as error:
         found.problems.append(str(error))
         return False
     try:
-        for key, target in pairs:
-            stored[key] = target
+        stored.update(pairs)  # what comes before a damaged one stays
     except UserError as error:
         found.problems.append(str(error))
     found.shards += 1
@@ -182,18 +169,11 @@ def _verify_shard(
 
 def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSettings:
     """The settings that made a shard."""
-    selection = metadata.selection
-    kept = {name: getattr(selection, name) for name, modes in SELECTION.items() if selection.mode in modes}
-    values: dict[str, object] = {
-        "teacher": settings.teacher,
-        "audio": settings.audio,
-        "output": settings.targets,
-        "mode": selection.mode,
-    }
+    selection, modes = metadata.selection, SELECTION | {"mode": (metadata.selection.mode,)}
+    kept = {name: value for name, value in selection if value is not None and selection.mode in modes[name]}
+    values = {"teacher": settings.teacher, "audio": settings.audio, "output": settings.targets, **kept}
     values |= {"max_seconds": settings.max_seconds, "batch_frames": settings.batch_frames}
-    return build(
-        LabelSettings, values | {name: value for name, value in kept.items() if value is not None}, "metadata.json"
-    )
+    return build(LabelSettings, values, "metadata.json")
 
 
 def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
@@ -206,7 +186,7 @@ def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> I
 
 
 def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:
-    rows = [np.repeat(np.arange(one.frames), one.counts) * one.num_units + one.units for one in (stored, anew)]
+    rows = [one.rows * one.num_units + one.units for one in (stored, anew)]
     probs = [np.exp(one.log_probs, dtype=np.float64) for one in (stored, anew)]
     entries, inverse = np.unique(np.concatenate(rows), return_inverse=True)
     difference = np.bincount(inverse, np.concatenate([probs[0], -probs[1]]), len(entries))

@@ -27,8 +27,7 @@ class Plan:
 
     Attributes:
         shards: of audio, and as many of soft targets.
-        label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time.
-        train_device_hours: likewise.
+        label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time. The training's likewise.
     """
 
     audio_hours: float
@@ -46,8 +45,7 @@ class Plan:
 def plan(settings: PlanSettings) -> Plan:
     """Predict bytes, hours and cost, and print them with their assumptions.
 
-    Raises:
-        UserError: when the measured job is not finished, was over other audio, or measured nothing.
+    A UserError when the measured job is not finished, was over other audio, or measured nothing.
     """
     infos = read_index(settings.audio)
     seconds, size = infos.seconds, sum(info.bytes for info in infos)
@@ -64,26 +62,19 @@ def plan(settings: PlanSettings) -> Plan:
     heard = report["audio_hours"]
     stored = report["stored_bytes_per_frame"] * report["frames"] / heard
     speed, source = _label_speed(settings)
-    result = Plan(
-        audio_hours=settings.hours,
-        shards=-(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds))),
-        audio_bytes=settings.hours * size / (seconds / 3600),
-        target_bytes=settings.hours * stored,
-        label_device_hours=settings.hours / speed,
-        label_wall_hours=settings.hours / speed / settings.workers,
-        label_cost=_cost(settings, settings.hours / speed),
-    )
+    shards = -(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds)))
+    effort = _effort(settings, settings.hours / speed, settings.workers)
+    result = Plan(settings.hours, shards, settings.hours * size / (seconds / 3600), settings.hours * stored, *effort)
     assumed = [
         f"audio: {size / (seconds / 3600) / 1e6:,.1f} MB an hour, {seconds / len(infos) / 3600:,.3f} hours a shard ({settings.audio})",
         f"soft targets: {stored / 1e6:,.3f} MB an hour, {report['bytes_per_frame']:.2f} bytes a frame and the tar around them "
         f"({settings.targets})",
         f"labelling: {speed:,.0f} audio hours an hour and worker ({source})",
     ]
-    if settings.trains:
+    if settings.student or settings.train_speed or settings.train_model:
         speed, source = _training_speed(settings)
-        hours = settings.hours * settings.passes / speed
-        result.train_device_hours, result.train_wall_hours = hours, hours / settings.train_workers
-        result.train_cost = _cost(settings, hours)
+        effort = _effort(settings, settings.hours * settings.passes / speed, settings.train_workers)
+        result.train_device_hours, result.train_wall_hours, result.train_cost = effort
         assumed.append(
             f"training: {speed:,.0f} audio hours an hour and worker ({source}), {settings.passes} passes, "
             "no time lost between workers or waiting for data"
@@ -124,10 +115,8 @@ def _training_speed(settings: PlanSettings) -> tuple[float, str]:
     speed = step_speed(settings.train_model, features, settings.train_units, device, batch)
     weights = parameters(build_model(settings.train_model, features.dimension, settings.train_units))
     what = f"{settings.train_model.kind} of {weights:,} parameters"
-    return (
-        speed * features.frame_ms / 1000,
-        f"its bare step measured on {device}, {settings.threads} threads: {what}, {settings.train_units:,} units",
-    )
+    source = f"its bare step measured on {device}, {settings.threads} threads: {what}, {settings.train_units:,} units"
+    return speed * features.frame_ms / 1000, source
 
 
 def _speed_of_run(run: Place) -> float:
@@ -140,36 +129,26 @@ def _speed_of_run(run: Place) -> float:
     return speeds[len(speeds) // 2] * frame_seconds
 
 
-def _cost(settings: PlanSettings, hours: float) -> float | None:
-    return None if settings.price_per_hour is None else hours * settings.price_per_hour
+def _effort(settings: PlanSettings, hours: float, workers: int) -> tuple[float, float, float | None]:
+    """Hours of one device, hours with all workers busy all the time, and cost."""
+    return hours, hours / workers, None if settings.price_per_hour is None else hours * settings.price_per_hour
 
 
 def _print(settings: PlanSettings, result: Plan, assumed: list[str]) -> None:
     rows = [
         ("audio", f"{result.audio_hours:,.0f} hours, {result.shards:,} shards, {_size(result.audio_bytes)}"),
         ("soft targets", f"{result.shards:,} shards, {_size(result.target_bytes)}"),
-        (
-            "labelling",
-            _time(result.label_device_hours, result.label_wall_hours, settings.workers, result.label_cost),
-        ),
     ]
-    if result.train_device_hours is not None and result.train_wall_hours is not None:
-        rows.append(
-            (
-                "training",
-                _time(result.train_device_hours, result.train_wall_hours, settings.train_workers, result.train_cost),
-            )
-        )
+    for name, job, workers in (("labelling", "label", settings.workers), ("training", "train", settings.train_workers)):
+        hours, wall_hours, cost = (getattr(result, f"{job}_{of}") for of in ("device_hours", "wall_hours", "cost"))
+        if hours is not None:
+            price = "" if cost is None else f", cost {cost:,.2f}"
+            rows.append((name, f"{hours:,.1f} device-hours, {wall_hours:,.1f} hours with {workers:,} workers{price}"))
     for name, text in rows:
         print(f"{name:<14} {text}")
     print("assuming")
     for line in assumed:
         print(f"  {line}")
-
-
-def _time(device_hours: float, wall_hours: float, workers: int, cost: float | None) -> str:
-    price = "" if cost is None else f", cost {cost:,.2f}"
-    return f"{device_hours:,.1f} device-hours, {wall_hours:,.1f} hours with {workers:,} workers{price}"
 
 
 def _size(size: float) -> str:

@@ -49,8 +49,3 @@ class PlanSettings(Settings):
         if sum(map(bool, (self.student, self.train_speed, self.train_model))) > 1:
             raise ValueError("student, train_speed and train_model all say how fast training is; give one")
         return self
-
-    @property
-    def trains(self) -> bool:
-        """Whether the training is planned too."""
-        return bool(self.student or self.train_speed or self.train_model)

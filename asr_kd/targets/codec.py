@@ -6,8 +6,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +29,7 @@ _DEFLATE_RATIO = 1032  # deflate cannot expand to more than this many times its 
 
 
 def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None = None) -> bytes:
-    """Bytes of one utterance's soft targets.
+    """Bytes of one utterance's soft targets; a ValueError when they are outside the format's bounds or inconsistent.
 
     Probabilities are rounded on the scale of their square roots, where equal steps cost equal divergence. The order of a
     frame's units is never reversed (close ones may become equal), and its most probable unit stays the most probable.
@@ -38,9 +37,6 @@ def encode(posteriors: SparsePosteriors, levels: int = LEVELS, draws: int | None
     Args:
         levels: steps between probability 0 and 1, 8 to 255.
         draws: as of `SparsePosteriors.sampled`, whose counts are then stored exactly.
-
-    Raises:
-        ValueError: when the posteriors are outside the format's bounds or inconsistent.
     """
     _check(posteriors, levels)
     counts = posteriors.counts
@@ -110,26 +106,15 @@ def _starts(changed: np.ndarray) -> np.ndarray:
 
 
 def decode(data: bytes, name: str = "soft target") -> SparsePosteriors:
-    """The soft targets in `data`; each frame's probabilities and tail add up to 1.
+    """The soft targets in `data`, a result of `encode`; each frame's probabilities and tail add up to 1.
 
-    Args:
-        data: result of `encode`.
-        name: begins the message of an error.
-
-    Raises:
-        UserError: when `data` is damaged, of another format, or of a newer version.
+    A UserError that begins with `name` says when `data` is damaged, of another format, or of a newer version.
     """
     return decode_all([(name, data)])[0]
 
 
 def decode_all(members: Sequence[tuple[str, bytes]]) -> list[SparsePosteriors]:
-    """As `decode`, for several pairs of name and data: faster, as numpy's calls are shared.
-
-    The results share memory.
-
-    Raises:
-        UserError: as `decode`.
-    """
+    """As `decode`, for several pairs of name and data: faster, as numpy's calls are shared. The results share memory."""
     read = [_read_columns(data, name) for name, data in members]
     if len({(columns.num_units, columns.power) for columns in read}) == 1:
         try:
@@ -140,14 +125,12 @@ def decode_all(members: Sequence[tuple[str, bytes]]) -> list[SparsePosteriors]:
     return [decode(data, name) for name, data in members]  # one is damaged, or they are of different kinds
 
 
-@dataclass
-class _Columns:
+class _Columns(NamedTuple):
     """An utterance as it is stored: numbers int64, codes uint8.
 
     Attributes:
         power: probabilities are proportional to this power of the codes.
-        ids: [distinct units], of each.
-        run_counts: [distinct units], number of runs of each.
+        run_counts: [distinct units], number of runs of each of `ids`.
         gaps: [runs], frames between the unit's previous run, or frame 0, and the run.
         lengths: [runs], frames of each.
         firsts: [runs], first code of each.
@@ -193,16 +176,9 @@ def _read_columns(data: bytes, name: str) -> _Columns:
 
 
 def _assemble(read: Sequence[_Columns]) -> list[SparsePosteriors]:
-    """Soft targets of utterances with the same number of units, decoded together as if they were one long utterance.
-
-    Raises:
-        ValueError: when one of them is inconsistent.
-    """
-    ids, run_counts, gaps, lengths, firsts, changes, tails = (
-        np.concatenate([getattr(columns, name) for columns in read])
-        for name in ("ids", "run_counts", "gaps", "lengths", "firsts", "changes", "tails")
-    )
-    num_units, power = read[0].num_units, read[0].power
+    """Utterances with the same number of units, decoded together as if they were one long one; raises ValueError if one is damaged."""
+    (num_units, *_), (power, *_), *columns = zip(*read, strict=True)
+    ids, run_counts, gaps, lengths, firsts, changes, tails = map(np.concatenate, columns)
     frames, entries, runs = len(tails), len(firsts) + len(changes), len(firsts)
     own_frames, own_runs = np.array([(len(columns.tails), len(columns.firsts)) for columns in read]).T
 

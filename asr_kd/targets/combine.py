@@ -54,7 +54,7 @@ def combine(
     used = [index for index, weight in enumerate(fixed) if weight]
     if len(used) == 1:
         return targets[used[0]]
-    every = _even(first.num_units, len(targets)) if priors is None else priors
+    every = [_even(first.num_units)] * len(targets) if priors is None else priors
     targets, every = [targets[index] for index in used], [every[index] for index in used]
     fixed = fixed[used] / fixed[used].sum()
     if mode == "log_mean":
@@ -89,20 +89,15 @@ def combine_priors(
 
 
 def certainty(target: SparsePosteriors, prior: np.ndarray | None = None) -> np.ndarray:
-    """exp(-H) of each frame's completed distribution, H its entropy in nat: 1 if one unit has all, 1 / units if all are equal.
+    """exp(-H) of each frame's completed distribution, float64 [frames], H its entropy in nat: 1 if one unit has all, 1 / units if
+    all are equal.
 
     It is the inverse of the perplexity, the number of units the teacher hesitates between. Weighting recognisers frame by
     frame by their entropy is from Misra, Bourlard and Tyagi (ICASSP 2003), who use 1 / H; exp(-H) stays finite when a teacher
-    is sure.
-
-    Args:
-        prior: as of `combine`.
-
-    Returns:
-        float64 [frames], in (0, 1].
+    is sure. `prior` as of `combine`.
     """
-    prior = _even(target.num_units, 1)[0] if prior is None else prior
-    rows, probs = _rows(target), np.exp(target.log_probs, dtype=np.float64)
+    prior = _even(target.num_units) if prior is None else prior
+    rows, probs = target.rows, np.exp(target.log_probs, dtype=np.float64)
     kept = np.bincount(rows, probs * target.log_probs, target.frames)
     share = _share(target, prior)
     own = prior * np.log(prior)
@@ -156,8 +151,8 @@ def resample(
     overlap = np.maximum(overlap, 0)
     overlap[0, overlap.sum(0) == 0] = 1
     weights = overlap / overlap.sum(0)
-    priors = _even(target.num_units, len(given)) if prior is None else [prior] * len(given)
-    return _mean([_taken(target, row) for row in given], weights, priors)
+    prior = _even(target.num_units) if prior is None else prior
+    return _mean([_taken(target, row) for row in given], weights, [prior] * len(given))
 
 
 def _taken(target: SparsePosteriors, frames: np.ndarray) -> SparsePosteriors:
@@ -208,12 +203,8 @@ def _geometric(priors: Sequence[np.ndarray], weights: np.ndarray) -> tuple[np.nd
     return product / product.sum(), float(product.sum())
 
 
-def _even(num_units: int, count: int) -> list[np.ndarray]:
-    return [np.full(num_units, 1.0 / num_units)] * count
-
-
-def _rows(target: SparsePosteriors) -> np.ndarray:
-    return np.repeat(np.arange(target.frames), target.counts)
+def _even(num_units: int) -> np.ndarray:
+    return np.full(num_units, 1.0 / num_units)
 
 
 def _left(prior: np.ndarray, rows: np.ndarray, ids: np.ndarray, frames: int) -> np.ndarray:
@@ -224,7 +215,7 @@ def _left(prior: np.ndarray, rows: np.ndarray, ids: np.ndarray, frames: int) -> 
 
 def _share(target: SparsePosteriors, prior: np.ndarray) -> np.ndarray:
     """float64 [frames]: factor on the prior that gives the probabilities of units not kept; 0 if all are kept."""
-    left = _left(prior, _rows(target), target.units, target.frames)
+    left = _left(prior, target.rows, target.units, target.frames)
     return np.where(left > 0, target.tail / np.where(left > 0, left, 1.0), 0.0)
 
 
@@ -249,7 +240,7 @@ class _Union:
     def of(cls, targets: Sequence[SparsePosteriors], weights: np.ndarray) -> _Union:
         """The union for weights float64 [targets, frames]; where a weight is 0, the distribution's units do not count."""
         num_units = targets[0].num_units
-        every = [_rows(target) for target in targets]
+        every = [target.rows for target in targets]
         keys = np.concatenate([row * num_units + target.units for row, target in zip(every, targets, strict=True)])
         counting = np.flatnonzero(np.concatenate([weight[row] > 0 for weight, row in zip(weights, every, strict=True)]))
         order = counting[np.argsort(keys[counting])]
@@ -265,13 +256,7 @@ class _Union:
     def completed(
         self, target: SparsePosteriors, indices: np.ndarray, share: np.ndarray, prior: np.ndarray
     ) -> np.ndarray:
-        """The probabilities of a completed distribution for all entries, whether it kept the unit or not: float64 [entries].
-
-        Args:
-            indices: its own, of `indices`.
-            share: float64 [frames], as of `_share`.
-            prior: float64 [units], for spreading its tail.
-        """
+        """float64 [entries]: a completed distribution's probabilities of all units here; `share` as of `_share`, `indices` its own."""
         probs = share[self.rows] * prior[self.ids]
         counts = indices >= 0
         probs[indices[counts]] = np.exp(target.log_probs[counts], dtype=np.float64)

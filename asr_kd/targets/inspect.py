@@ -26,11 +26,7 @@ ROWS = 24
 
 
 def inspect(settings: InspectSettings) -> None:
-    """Print a soft-target shard, or one utterance of it; with `png`, draw the utterance.
-
-    Raises:
-        UserError: when the shard cannot be read, or does not hold the utterance.
-    """
+    """Print a soft-target shard, or one utterance of it; with `png`, draw the utterance. A UserError when it is not there."""
     path = _shard(settings)
     metadata, pairs = read_target_shard(path)
     units = load_units(settings.units) if settings.units else None
@@ -49,9 +45,8 @@ def inspect(settings: InspectSettings) -> None:
         raise UserError(f"{path}: {settings.key} {why}")
     _print_utterance(settings.key, metadata, target, name, settings.rows)
     if settings.png:
-        spectrum = None
-        if settings.audio:
-            spectrum = _spectrum(place(settings.audio) / path.name, settings.key, metadata.features)
+        audio = place(settings.audio) / path.name if settings.audio else None
+        spectrum = _spectrum(audio, settings.key, metadata.features) if audio else None
         draw(settings.png, settings.key, target, metadata.frame_ms, name, spectrum)
         print(settings.png)
 
@@ -137,9 +132,6 @@ def draw(
     """Write a PNG: the probabilities over time of the units with most mass, under the spectrum if there is one.
 
     Args:
-        path: file to write.
-        key: title.
-        frame_ms: frame period of the target.
         name: gives the name of a unit id.
         spectrum: float [hops, mels].
     """
@@ -151,22 +143,19 @@ def draw(
     chosen = np.argsort(-mass, kind="stable")[: min(ROWS, int((mass > 0).sum()))]
     line = np.full(target.num_units, -1)  # line of the picture of each unit
     line[chosen] = np.arange(len(chosen))
-    rows = np.repeat(np.arange(target.frames), target.counts)
     shown = line[target.units] >= 0
     image = np.zeros((len(chosen), target.frames))
-    image[line[target.units][shown], rows[shown]] = probs[shown]
+    image[line[target.units][shown], target.rows[shown]] = probs[shown]
 
     seconds = target.frames * frame_ms / 1000
     figure = Figure(figsize=(min(40.0, max(8.0, 4 * seconds)), 8 if spectrum is not None else 5), layout="constrained")
     FigureCanvasAgg(figure)
     plots = figure.subplots(2 if spectrum is not None else 1, 1, sharex=True, squeeze=False)[:, 0]
+    plots[0].set(title=key)
     if spectrum is not None:
-        plots[0].imshow(
-            spectrum.T, origin="lower", aspect="auto", extent=(0, seconds, 0, spectrum.shape[1]), cmap="magma"
-        )
-        plots[0].set(ylabel="mel band", title=key)
-    else:
-        plots[0].set(title=key)
+        extent = (0, seconds, 0, spectrum.shape[1])
+        plots[0].imshow(spectrum.T, origin="lower", aspect="auto", extent=extent, cmap="magma")
+        plots[0].set(ylabel="mel band")
     picture = plots[-1].imshow(
         image, aspect="auto", extent=(0, seconds, len(chosen) - 0.5, -0.5), cmap="viridis", vmin=0, vmax=1,
         interpolation="nearest",

@@ -46,6 +46,11 @@ class SparsePosteriors:
         return len(self.counts)
 
     @property
+    def rows(self) -> np.ndarray:
+        """int64 [entries], frame of each entry."""
+        return np.repeat(np.arange(self.frames), self.counts)
+
+    @property
     def starts(self) -> np.ndarray:
         """int64 [frames], position of each frame's first entry."""
         return np.cumsum(self.counts, dtype=np.int64) - self.counts
@@ -88,13 +93,6 @@ class SparsePosteriors:
         counts, ids, best = (
             np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)
         )
-        return cls._of_best(counts, ids, best, mass, floor, num_units)
-
-    @classmethod
-    def _of_best(
-        cls, counts: np.ndarray, ids: np.ndarray, best: np.ndarray, mass: float, floor: float, num_units: int
-    ) -> SparsePosteriors:
-        """What is kept of the best units, the result of `_largest`."""
         starts, probs = np.cumsum(counts) - counts, np.exp(best)
         sums = np.add.reduceat(probs, starts, dtype=np.float64)
         # each of the others is at most as probable as the last one, or as the floor
@@ -144,11 +142,7 @@ class SparsePosteriors:
 
     @classmethod
     def from_alignment(cls, ids: np.ndarray, num_units: int) -> SparsePosteriors:
-        """One certain unit a frame.
-
-        Args:
-            ids: int [frames], each below `num_units`.
-        """
+        """One certain unit a frame: ids int [frames], each below `num_units`."""
         ids = np.asarray(ids)
         if ids.size == 0 or ids.min() < 0 or ids.max() >= num_units:
             raise ValueError(f"alignment of {ids.size} frames over {num_units} units")
@@ -156,10 +150,9 @@ class SparsePosteriors:
         return cls(np.ones(len(ids), np.uint8), ids.astype(np.int32), zeros, zeros.copy(), num_units)
 
     def padded(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `k` entries of every frame as rectangular arrays.
+        """The first `k` entries of every frame: units int64 and probabilities float32, both [frames, k].
 
-        Returns:
-            units int64 and probabilities float32 [frames, k]; unit 0 with probability 0 where there is no entry.
+        Where there is no entry, unit 0 with probability 0.
         """
         mask = np.arange(max(k, int(self.counts.max()))) < self.counts[:, None]
         units = np.zeros(mask.shape, np.int64)
@@ -186,8 +179,7 @@ def _refuse_broken(sums: np.ndarray, others: np.ndarray | float = 0.0) -> None:
 def _largest(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k largest values of each row that reach the floor, falling, ties by position; always the largest one.
 
-    Returns:
-        int64 [rows], their number in each row; int64 and float32 [entries], positions and values, row after row.
+    Returns their number in each row, int64 [rows], and their positions, int64, and values, float32 [entries], row after row.
     """
     rows, columns = log_probs.shape
     values = log_probs.numpy()
@@ -240,13 +232,9 @@ def _largest_on_device(log_probs: Tensor, k: int, floor: float) -> tuple[np.ndar
 
 
 def _keys(bits: np.ndarray | Tensor, positions: np.ndarray | Tensor, shift: int) -> Any:
-    """Integers that sort by falling log-probability, then by rising position.
+    """Integers that sort by falling log-probability, float32 given as its bits (int64), then by rising position, below 2 ** `shift`.
 
     Minus a log-probability is a non-negative float, whose bits rise with its value.
-
-    Args:
-        bits: int64, the bits of float32 log-probabilities.
-        positions: int64, below 2 ** `shift`.
     """
     return ((bits & 0x7FFFFFFF) << shift) | positions
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,10 +14,9 @@ STEPS = 8
 
 
 def fit_prior(total: np.ndarray) -> np.ndarray:
-    """The codes of the prior, fitted to a sum of `Reduced.leftover`.
+    """The codes of the prior, fitted to a sum of `Reduced.leftover`: uint8 [units].
 
-    Returns:
-        uint8 [units]: -8 log2 of each unit's share of the mass that was not kept, relative to the largest share.
+    They are -8 log2 of each unit's share of the mass that was not kept, relative to the largest share.
     """
     mass, exposed = total
     share = mass / np.maximum(exposed, 1e-300)
@@ -29,11 +27,10 @@ def fit_prior(total: np.ndarray) -> np.ndarray:
 
 
 def gain(total: np.ndarray, prior: np.ndarray, kept: Iterable[SparsePosteriors]) -> float:
-    """Divergence in nat, summed over all frames, that `prior` saves compared with an even spread.
+    """Divergence in nat, summed over all frames, that `prior` (as of `prior_of`) saves compared with an even spread.
 
     Args:
         total: float64 [2, units], sum of `Reduced.leftover`.
-        prior: float64 [units], as of `prior_of`.
         kept: soft targets of the same utterances.
     """
     nat = float(total[0] @ np.log(prior))
@@ -55,15 +52,8 @@ def to_text(codes: np.ndarray) -> str:
 
 
 def from_text(text: str, num_units: int) -> np.ndarray:
-    """The codes in a shard's metadata.
-
-    Raises:
-        ValueError: when they are not one for each unit.
-    """
-    try:
-        codes = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
+    """The codes in a shard's metadata; raises ValueError when they are not one for each unit."""
+    codes = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if len(codes) != num_units:
         raise ValueError(f"{len(codes)} codes for {num_units} units")
     return codes

@@ -18,8 +18,7 @@ class Reduced:
     """An utterance's distribution p, reduced to a few numbers a frame.
 
     Attributes:
-        kept: the units kept of it.
-        probs: float64 [entries], p of each of them.
+        probs: float64 [entries], p of each of the units `kept`.
         negentropy: float64 [frames], sum of p ln p over all units.
         rest: float64 [frames], sum of p over all units not kept.
         leftover: float64 [2, units]: p of each unit summed over the frames in which it was not kept, and `rest` summed over
@@ -35,7 +34,7 @@ class Reduced:
 
 def reduced(kept: SparsePosteriors, log_probs: Tensor | np.ndarray) -> Reduced:
     """Reduce a full distribution, float [frames, units], natural logarithm, on its device; only results leave it."""
-    rows = np.repeat(np.arange(kept.frames), kept.counts)
+    rows = kept.rows
     flat_indices = rows * kept.num_units + kept.units
     sums = _sums if isinstance(log_probs, np.ndarray) or log_probs.device.type == "cpu" else _sums_on_device
     probs, negentropy, rest, mass = sums(log_probs, flat_indices)
@@ -70,11 +69,8 @@ def _sums_on_device(log_probs: Any, indices: np.ndarray) -> tuple[np.ndarray, ..
 def divergence(full: Reduced, stored: SparsePosteriors) -> np.ndarray:
     """Kullback-Leibler divergence from the full distribution (normalised here) to a stored one, its tail spread evenly.
 
-    Args:
-        stored: with the units of `full.kept`, in any order within a frame.
-
-    Returns:
-        float64 [frames], in nat; infinite if a unit has mass in the full distribution and none in the stored one.
+    Returns float64 [frames], in nat; infinite if a unit has mass in the full distribution and none in the stored one, which
+    has the units of `full.kept`, in any order within a frame.
     """
     starts = stored.starts
     cross = np.add.reduceat(full.probs * _in_order(stored, full.kept), starts)
@@ -89,7 +85,7 @@ def _in_order(stored: SparsePosteriors, kept: SparsePosteriors) -> np.ndarray:
     """The stored log-probabilities in the order of `kept`: units whose rounded values are equal may have been swapped."""
     if np.array_equal(stored.units, kept.units):
         return stored.log_probs
-    rows = np.repeat(np.arange(kept.frames) * kept.num_units, kept.counts)
+    rows = kept.rows * kept.num_units
     found = np.empty_like(stored.log_probs)
     found[np.argsort(rows + kept.units)] = stored.log_probs[np.argsort(rows + stored.units)]
     return found

@@ -108,11 +108,7 @@ class TargetMetadata(Settings):
 def write_target_shard(
     path: Place | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
 ) -> None:
-    """Write a soft-target shard, atomically.
-
-    Args:
-        targets: key and soft target (or its bytes from `encode`), in the order of the audio shard.
-    """
+    """Write a shard, atomically: key and soft target (or its bytes from `encode`), in the order of the audio shard."""
     levels, draws = metadata.codec.levels, metadata.selection.draws
     members, digest = [], hashlib.sha256()
     for key, target in targets:
@@ -133,7 +129,7 @@ def _count_in(digest: hashlib._Hash, key: str, data: bytes) -> None:
 def read_target_shard(
     path: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
 ) -> tuple[TargetMetadata, Iterator[tuple[str, SparsePosteriors]]]:
-    """Open a soft-target shard, and check that it fits the reader.
+    """Open a soft-target shard, check that it fits the reader, and return its metadata and an iterator over keys and soft targets.
 
     Args:
         path: local or in an object store.
@@ -141,23 +137,21 @@ def read_target_shard(
         num_units: of the reader's vocabulary; None: any.
         frame_ms: the reader's frame period; None: any.
 
-    Returns:
-        metadata, and an iterator over keys and soft targets in the shard's order.
-
     Raises:
         UserError: when the shard is of a newer version, other units or another frame period; from the iterator: when a
             member is damaged, of another vocabulary, or missing.
     """
     members = read_members(path)
     metadata = _metadata(path, next(iter(members), None))
+    same = "label with a teacher that has the same"
     for name, theirs, mine, remedy in (
-        ("units", metadata.units_hash, units_hash, "label with a teacher that has the same units"),
-        ("number of units", metadata.num_units, num_units, "label with a teacher that has the same units"),
+        ("units", metadata.units_hash, units_hash, f"{same} units"),
+        ("number of units", metadata.num_units, num_units, f"{same} units"),
         (
             "frame period in ms",
             metadata.frame_ms,
             frame_ms,
-            "label with a teacher that has the same hop_ms × stack, or set resample=true on the source",
+            f"{same} hop_ms × stack, or set resample=true on the source",
         ),
     ):
         if mine is not None and theirs != mine:
@@ -166,22 +160,14 @@ def read_target_shard(
 
 
 def read_metadata(path: Place | str) -> TargetMetadata:
-    """Only the metadata of a soft-target shard.
-
-    Raises:
-        UserError: when there is none, or it is of a newer version.
-    """
+    """Only the metadata of a soft-target shard; a UserError when there is none, or it is of a newer version."""
     return _metadata(path, first_member(path))
 
 
 def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
-    """The proportions in which the mass that was not kept is spread over the units: the prior of the shard.
+    """How the mass that was not kept is spread over the units, the prior of the shard: float64 [units], adding up to 1.
 
-    Returns:
-        float64 [units], adding up to 1; even if all mass was kept.
-
-    Raises:
-        UserError: when some mass was not kept and the shard has no prior, or it is damaged.
+    A UserError when some mass was not kept and the shard has no prior, or it is damaged.
     """
     if metadata.tail_prior is None:
         if metadata.selection.mode in ("sampled", "alignment"):
@@ -194,11 +180,7 @@ def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
 
 
 def teacher_of(folder: Place | str) -> dict[str, Any]:
-    """Which teacher made the soft targets in a folder and how, as a JSON value: fingerprint, selection, codec.
-
-    Raises:
-        UserError: when the folder holds no soft targets.
-    """
+    """Who made the soft targets in a folder and how, as JSON: teacher, selection, codec; a UserError if it holds none."""
     first = min((name for name in names_in(place(folder)) if name.endswith(".tar")), default=None)
     if first is None:
         raise UserError(f"{folder}: holds no soft-target shards; make them with `asr-kd label`")
@@ -214,7 +196,6 @@ def with_targets(
     Samples that the teacher quarantined are passed over. The soft targets of a shard are in memory at a time.
 
     Args:
-        folder: of the soft targets.
         units_hash: as of `read_target_shard`, like `num_units` and `frame_ms`.
 
     Raises:
@@ -227,14 +208,12 @@ def _joined(
     folder: Place, reader: tuple[str | None, int | None, int | None], samples: Iterable[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     for _, of_shard in itertools.groupby(samples, lambda sample: sample["after"][:2]):
-        opened: tuple[TargetMetadata, dict[str, SparsePosteriors]] | None = None
-        for sample in of_shard:
+        for number, sample in enumerate(of_shard):
             path, key = folder / sample["__shard__"].name, sample["__key__"]
-            if opened is None:
+            if number == 0:
                 metadata, pairs = read_target_shard(path, *reader)
                 check_answers(path, metadata, sample["__url__"], sample["__shard__"].sha256)
-                opened = metadata, dict(pairs)
-            metadata, targets = opened
+                targets = dict(pairs)
             if key in metadata.quarantined:
                 continue
             if key not in targets:
@@ -243,17 +222,7 @@ def _joined(
 
 
 def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:
-    """Refuse soft targets that were made from another audio shard.
-
-    Args:
-        targets: for the message.
-        metadata: of the soft targets.
-        audio: for the message.
-        audio_sha256: of the audio shard.
-
-    Raises:
-        UserError: naming both sides.
-    """
+    """Refuse, by a UserError that names both, soft targets that were made from another audio shard."""
     if metadata.audio_sha256 != audio_sha256:
         raise UserError(
             f"{targets}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, {audio} has "
@@ -292,20 +261,17 @@ def _targets(
     seen: set[str] = set()
     frames = 0
     digest = hashlib.sha256()
-
-    def encoded() -> Iterator[tuple[str, bytes]]:
-        for name, data in members:
+    while some := list(itertools.islice(members, TOGETHER)):
+        encoded = []
+        for name, data in some:
             key = name.removesuffix(SUFFIX)
             if key == name or key in seen or key in metadata.quarantined:
                 raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
             seen.add(key)
             _count_in(digest, key, data)
-            yield key, data
-
-    whole = encoded()
-    while some := list(itertools.islice(whole, TOGETHER)):
-        targets = decode_all([(f"{path}: {key}", data) for key, data in some])
-        for (key, _), target in zip(some, targets, strict=True):
+            encoded.append((key, data))
+        targets = decode_all([(f"{path}: {key}", data) for key, data in encoded])
+        for (key, _), target in zip(encoded, targets, strict=True):
             if target.num_units != metadata.num_units:
                 raise UserError(
                     f"{path}: {key}: {target.num_units} units, its shard has {metadata.num_units}; label the audio again"

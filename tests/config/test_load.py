@@ -114,7 +114,7 @@ def test_yaml_never_builds_objects(tmp_path: Path) -> None:
         ("phases.first.passes=3", "first is not a position"),
         ("phases.7=3", "7 is not a position"),
         ("output.name=3", "name cannot be set inside a str"),
-        ("output.name.more=3", "name cannot be looked up inside a str"),
+        ("output.name.more=3", "name cannot be set inside a str"),
     ],
 )
 def test_bad_overrides_are_named(assignment: str, message: str) -> None:

@@ -69,7 +69,7 @@ class TorchaudioDecoder(Decoder):
     """Ours, but for the search."""
 
     def start(self) -> Search:
-        return _WholeSearch(_engine(self.units, self._grammar, self.settings.beam), self.units.blank)
+        return _WholeSearch(_engine(self.units, self.grammar, self.settings.beam), self.units.blank)
 
 
 class _WholeSearch:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from asr_kd.config.load import build
-from asr_kd.decoding.decoder import Decoder, Transcript, make_decoder
+from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.estimate import write_arpa
+from asr_kd.decoding.listening import Listener
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.errors import UserError
 from asr_kd.units import Units
@@ -30,7 +31,8 @@ def test_output_that_is_no_number_is_not_silence(letter_units: Units, decoder: A
     log_probs = said(letter_units, "ab")
     log_probs[3] = np.nan
     decode = Decoder(DecodingSettings(decoder=decoder), letter_units, 0.03)
-    for hear in (decode, Transcript(decode).push):
+    listener = Listener(SimpleNamespace(push=lambda log_probs: log_probs), decode, "a")  # type: ignore[arg-type]
+    for hear in (decode, listener.push):
         with pytest.raises(UserError, match="the network's output is NaN; its weights are broken"):
             hear(log_probs)
 

@@ -14,7 +14,7 @@ from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.decoding import listening
 from asr_kd.decoding.decoder import make_decoder
-from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork, find_seam, streams
+from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork, find_seam
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.transcribe import follow
 from asr_kd.errors import AudioError
@@ -94,9 +94,9 @@ def test_outputs_come_as_soon_as_their_look_ahead_is_heard(student: Checkpoint) 
 
 
 def test_which_models_stream(letter_units: Units, student: Checkpoint) -> None:
-    assert streams(student)
+    assert student.model.streams
     for kind in ("blstm", "conv", "conformer"):
-        assert not streams(network(letter_units, kind=kind))
+        assert not network(letter_units, kind=kind).model.streams
 
 
 def test_too_short_sound_is_refused_by_name(letter_units: Units, student: Checkpoint) -> None:

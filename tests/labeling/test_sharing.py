@@ -51,9 +51,8 @@ def start(settings: LabelSettings, count: int, log: Path, seconds: float) -> lis
         def noted(*arguments: object) -> object:
             time.sleep(seconds)
             published = real(*arguments)  # type: ignore[arg-type]
-            published.result()
             with open(log, "a") as file:
-                file.write(f"{Path(str(arguments[3])).name}\n")
+                file.write(f"{published.result()[0].name}\n")
             return published
 
         job_module.label_shard = noted  # type: ignore[assignment]
