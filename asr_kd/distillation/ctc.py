@@ -31,7 +31,6 @@ class Ctc(Knowledge):
     """`ctc`: the summed probability of all alignments of the text."""
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         return ctc_loss(seen.logits.log_softmax(-1), seen.lengths, seen.parts["text"])
 
 
@@ -39,7 +38,6 @@ class CtcWithinTargets(Knowledge):
     """`ctc_within_targets`: the same over only those alignments whose units the targets hold at that frame."""
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         inside = seen.logits.log_softmax(-1).masked_fill(~_allowed(seen), OUTSIDE)
         # the gradient of torch's ctc_loss is right only for a distribution: normalise, and add the norm back
         total = ctc_loss(inside.log_softmax(-1), seen.lengths, seen.parts["text"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from asr_kd.errors import UserError
@@ -64,6 +65,11 @@ class AcousticModel(nn.Module):
             logits [batch, frames, units], of the frames `delay` before those of the input, and the new state.
         """
         raise NotImplementedError
+
+
+def within(features: Tensor, lengths: Tensor) -> Tensor:
+    """Bool [batch, frames]: which frames of features [batch, frames, inputs] are no padding."""
+    return torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]
 
 
 def check_taps(model: AcousticModel, taps: Sequence[str], where: str) -> None:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.errors import UserError
@@ -68,7 +69,7 @@ def save_state(
     run: Path,
     ranks: Ranks,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     position: Position,
     average: AveragedModel | None = None,
     exchange: dict[str, Tensor] | None = None,
@@ -116,21 +117,14 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 
 def load_state(
-    run: Path,
-    ranks: Ranks,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None = None,
+    run: Path, ranks: Ranks, model: nn.Module, optimizer: Optimizer, average: AveragedModel | None = None
 ) -> tuple[Position, dict[str, Tensor]]:
     """Restore what `save_state` wrote.
 
     If the number of processes has changed, all continue from the first one's weights and moments; state that belongs to one
     process (gradients not yet sent, block momentum, random state) is dropped.
 
-    Args:
-        model: what is trained, a `Pupil`; changed in place.
-        optimizer: of the model; changed in place.
-        average: moving average of the weights, if there is one; changed in place.
+    Args: see `save_state`; `model`, `optimizer` and `average` are changed in place.
 
     Returns:
         the position, and the state of the exchange between processes, empty if it was dropped.

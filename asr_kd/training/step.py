@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from asr_kd.distillation.answers import Answerer
+from asr_kd.distillation.answers import answer
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.knowledge import Pupil, Seen, Weighed
+from asr_kd.models.network import within
 from asr_kd.training.checkpoints import Position
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
@@ -28,7 +29,7 @@ class Learner:
         pupil: the student and the modules trained beside it.
         exchange: how processes synchronise.
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
-        teachers: who answers in the step, by the names that batches have for them.
+        teachers: networks that answer in the step, by the names that batches have for them.
         check: raises if the run's folder is gone or belongs to another job.
         position: progress of the run.
     """
@@ -38,15 +39,14 @@ class Learner:
     optimizer: torch.optim.Optimizer
     exchange: Exchange
     average: AveragedModel | None = None
-    teachers: dict[str, Answerer] = field(default_factory=dict)
+    teachers: dict[str, nn.Module] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
-    ranks: Ranks = field(default_factory=Ranks)
     position: Position = field(default_factory=Position)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.pupil.parameters()).device
+    def ranks(self) -> Ranks:
+        """This process, with the device of the weights, among those of the run."""
+        return self.exchange.ranks
 
 
 def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -94,7 +94,7 @@ def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: d
 
     Args:
         seen: what the network makes of the batch.
-        knowledge: the kinds of knowledge of the source, with their weights.
+        knowledge: what is learned from the source.
         frames: learned frames of the batch.
         besides: outputs of the modules beside the student, by kind.
     """
@@ -107,21 +107,19 @@ def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: d
 
 def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tensor:
     frames, here = batch.frames, _answered(learner, batch)
-    with _precision(learner.settings, learner.device):
+    with _precision(learner):
         outputs, besides = learner.exchange.network(here.features, here.lengths)
-    logits = outputs.logits.float()
-    loss = batch_loss(
-        Seen(logits, outputs.lengths, here.learned, here.parts, outputs.hidden, {}), knowledge, frames, besides
-    )
+    seen = Seen(outputs.logits.float(), outputs.lengths, here.learned, here.parts, outputs.hidden, {})
+    loss = batch_loss(seen, knowledge, frames, besides)
     return loss + _touched(besides) if besides else loss
 
 
 def _answered(learner: Learner, batch: Batch) -> Batch:
     """The batch on the learner's device, with the answers of its teacher, if one answers in the step."""
-    here = batch.to(learner.device)
+    here = batch.to(learner.ranks.device)
     if here.teacher:
-        with _precision(learner.settings, learner.device):
-            here.parts |= learner.teachers[here.teacher].answer(here)
+        with _precision(learner):
+            here.parts |= answer(learner.teachers[here.teacher], here)
     return here
 
 
@@ -132,7 +130,7 @@ def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
 
 def _nothing(learner: Learner) -> Tensor:
     """A loss of 0 that depends on every weight: the others wait for this process's gradient."""
-    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.device)
+    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.ranks.device)
     outputs, besides = learner.exchange.network(frames, torch.ones(1, dtype=torch.int64))
     nothing: Tensor = outputs.logits.float().sum() * 0.0
     return nothing + _touched(besides) if besides else nothing
@@ -140,16 +138,15 @@ def _nothing(learner: Learner) -> Tensor:
 
 def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Weighed]) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
-    network, device = learner.pupil.student, learner.device
+    network, device = learner.pupil.student, learner.ranks.device
     here, total = _answered(learner, batch), batch.frames
-    lengths = here.lengths.to(device)
-    inside = torch.arange(here.features.shape[1], device=device) < lengths[:, None]
+    lengths, inside = here.lengths.to(device), within(here.features, here.lengths)
     features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
     starts = (lengths.cumsum(0) - lengths)[:, None]
     state = None
     heard = 0.0
     for begin in range(0, features.shape[1], frames):
-        with _precision(learner.settings, device):
+        with _precision(learner):
             logits, state = network.stream(features[:, begin : begin + frames], state)
         state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
         frame = torch.arange(begin, begin + logits.shape[1], device=device) - network.delay
@@ -164,9 +161,10 @@ def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Seque
     return heard / total
 
 
-def _precision(settings: TrainSettings, device: torch.device) -> Any:
-    half = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+def _precision(learner: Learner) -> Any:
+    asked, kind = learner.settings.precision, learner.ranks.device.type
+    half = asked == "bfloat16" or (asked == "auto" and kind == "cuda")
+    return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
 
 
 def _update(learner: Learner, loss: Tensor) -> None:

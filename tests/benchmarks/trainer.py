@@ -113,7 +113,7 @@ def learner_of(settings: TrainSettings, units: Units, device: torch.device) -> L
     network = build_model(settings.model, settings.features.dimension, units.size).to(device)
     pupil = Pupil(network)
     ranks = Ranks(device=device)
-    return Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks), ranks=ranks)
+    return Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks))
 
 
 def knowledge(settings: TrainSettings) -> list[list[Weighed]]:

@@ -13,7 +13,8 @@ from asr_kd.training.distributed.ranks import Ranks, total
 
 @dataclass
 class Traffic:
-    """Bytes that one rank has put into collectives since the start of the run, by kind.
+    """Bytes that went through collectives since the start of the run, by kind: this rank's whole gradient for an all-reduce, its
+    message for an all-gather, the messages of all ranks for broadcasts.
 
     Counted: gradients, models, moments, messages with their lengths, the ranks' agreement on each step, and the four bytes a
     parameter in which DDP reduces which parameters were used, if it does. Not counted: packet headers, what is sent once at
@@ -24,18 +25,6 @@ class Traffic:
     reduced: int = 0
     gathered: int = 0
     broadcast: int = 0
-
-    def add(self, other: Traffic) -> None:
-        """Add earlier traffic."""
-        self.reduced += other.reduced
-        self.gathered += other.gathered
-        self.broadcast += other.broadcast
-
-    @property
-    def payload(self) -> int:
-        """Bytes that went through the collectives: this rank's whole gradient for an all-reduce, its message for an all-gather, the
-        messages of all ranks for broadcasts."""
-        return self.reduced + self.gathered + self.broadcast
 
     @property
     def wire(self) -> int:
@@ -50,14 +39,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Meeting:
-    """What the ranks told each other before a step.
-
-    Attributes:
-        frames: frames to learn in the step, all ranks together.
-        seconds: audio heard since the last meeting, all ranks together.
-        going: whether any rank still has batches.
-        stop: whether any rank was asked to stop.
-    """
+    """What the ranks told each other before a step: the sums over `Exchange.meet`'s arguments, and whether any rank says yes."""
 
     frames: float = 0.0
     seconds: float = 0.0
