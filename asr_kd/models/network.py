@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from asr_kd.errors import UserError
-
 
 class Outputs(NamedTuple):
     """A network's output for a batch.
@@ -70,14 +68,3 @@ class AcousticModel(nn.Module):
 def within(features: Tensor, lengths: Tensor) -> Tensor:
     """Bool [batch, frames]: which frames of features [batch, frames, inputs] are no padding."""
     return torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]
-
-
-def check_taps(model: AcousticModel, taps: Sequence[str], where: str) -> None:
-    """Refuse taps that the network does not have.
-
-    Raises:
-        UserError: naming `where` they were asked for.
-    """
-    for tap in taps:
-        if tap not in model.taps:
-            raise UserError(f"{where}: the network has no {tap}; it has {', '.join(model.taps)}")

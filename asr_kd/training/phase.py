@@ -171,6 +171,6 @@ def save(learner: Learner, metrics: Metrics, run: Path) -> None:
         for said in gather(own, ranks):
             for lane, value in said.items():
                 position.lanes[phase][int(lane)] = Lane.from_json(value)
-    save_state(run, ranks, learner.pupil, learner.optimizer, position, learner.average, learner.exchange.state_dict())
+    save_state(run, learner)
     if ranks.first:
         remove_others(run, position.kept)

@@ -1,4 +1,4 @@
-"""One update of what is trained: forward, the losses of the batch's source, backward, optimiser."""
+"""What is trained, how far it is, and one update of it: forward, the losses of the batch's source, backward, optimiser."""
 
 from __future__ import annotations
 
@@ -13,12 +13,51 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.distillation.answers import answer
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Pupil, Seen, Weighed
+from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen
 from asr_kd.models.network import within
-from asr_kd.training.checkpoints import Position
+from asr_kd.training.averaging import Scored
+from asr_kd.training.batches import Lane
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
+
+
+@dataclass
+class Position:
+    """Progress of a run.
+
+    Attributes:
+        cycle: cycle of the schedule, from 0.
+        phase: phase of the cycle, from 0.
+        turn: the lane whose batch is next.
+        scored: the step that was scored last.
+        world: number of processes that trained.
+        phase_seconds: audio heard in this phase of this cycle.
+        phase_start: the step at which the phase began.
+        start: scores before the first step.
+        best: scores of the weights in `best/`.
+        last: the latest scores.
+        lowest: lowest CTC loss of all scores after the start.
+        lanes: for each phase, the position of each lane.
+        kept: steps whose checkpoints are kept to be averaged.
+    """
+
+    cycle: int = 0
+    phase: int = 0
+    turn: int = 0
+    step: int = 0
+    scored: int = 0
+    world: int = 1
+    audio_seconds: float = 0.0
+    phase_seconds: float = 0.0
+    phase_start: int = 0
+    start: Scored | None = None
+    best: Scored | None = None
+    last: Scored | None = None
+    lowest: float = float("inf")
+    finished: bool = False
+    lanes: list[list[Lane]] = field(default_factory=list)
+    kept: list[Scored] = field(default_factory=list)
 
 
 @dataclass
@@ -57,7 +96,7 @@ def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 def step(
     learner: Learner,
     batch: Batch | None,
-    knowledge: Sequence[Sequence[Weighed]],
+    knowledge: Sequence[Sequence[Knowledge]],
     rate: float,
     everyone: float = 0.0,
     carry: int | None = None,
@@ -89,7 +128,9 @@ def step(
     return loss.item()
 
 
-def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: dict[str, dict[str, Tensor]]) -> Tensor:
+def batch_loss(
+    seen: Seen, knowledge: Sequence[Knowledge], frames: int, besides: dict[str, dict[str, Tensor]]
+) -> Tensor:
     """The weighted sum of a source's losses, each a mean over the batch's learned frames.
 
     Args:
@@ -100,12 +141,12 @@ def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: d
     """
     loss = seen.logits.new_zeros(())
     for one in knowledge:
-        own = seen._replace(beside=besides.get(one.kind.name, {}))
-        loss = loss + one.weight * one.kind.loss(own) / frames
+        own = seen._replace(beside=besides.get(one.name, {}))
+        loss = loss + one.weight * one.loss(own) / frames
     return loss
 
 
-def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tensor:
+def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Knowledge]) -> Tensor:
     frames, here = batch.frames, _answered(learner, batch)
     with _precision(learner):
         outputs, besides = learner.exchange.network(here.features, here.lengths)
@@ -136,7 +177,7 @@ def _nothing(learner: Learner) -> Tensor:
     return nothing + _touched(besides) if besides else nothing
 
 
-def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Weighed]) -> float:
+def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Knowledge]) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
     network, device = learner.pupil.student, learner.ranks.device
     here, total = _answered(learner, batch), batch.frames

@@ -18,7 +18,6 @@ from asr_kd.ending import stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
-from asr_kd.models.network import check_taps
 from asr_kd.shards.leases import sole_writer
 from asr_kd.training.averaging import remove_others
 from asr_kd.training.batches import PhaseStream
@@ -79,9 +78,11 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         student = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
         if init:
             start_from(init, student, settings, units)
-        kinds = [one.kind for stream in streams for source in stream.knowledge for one in source]
+        kinds = [kind for stream in streams for source in stream.knowledge for kind in source]
         pupil = Pupil(student, kinds).to(ranks.device)
-        check_taps(student, pupil.taps, str(run))
+        for tap in pupil.taps:
+            if tap not in student.taps:
+                raise UserError(f"{run}: the network has no {tap}; it has {', '.join(student.taps)}")
         if (pupil.taps or pupil.beside) and carried:
             raise UserError(
                 "chunks.carry: hears the student alone, chunk by chunk; leave out carry, or what trains modules beside it or looks at its layers"
@@ -98,7 +99,7 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
     """All phases, from the saved state if there is one, in a folder leased to this job."""
     settings, ranks, saved = learner.settings, learner.ranks, None
     if (run / STATE).exists():
-        learner.position, saved = load_state(run, ranks, learner.pupil, learner.optimizer, learner.average)
+        saved = load_state(run, learner)
         if ranks.first:
             remove_others(run, learner.position.kept)
         if learner.position.finished:

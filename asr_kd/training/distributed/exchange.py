@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,7 @@ class Traffic:
         return (2 * others * self.reduced + others * self.broadcast) // self.world + others * self.gathered
 
 
-@dataclass(frozen=True)
-class Meeting:
+class Meeting(NamedTuple):
     """What the ranks told each other before a step: the sums over `Exchange.meet`'s arguments, and whether any rank says yes."""
 
     frames: float = 0.0
