@@ -184,9 +184,7 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
     try:
         weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again"
-        ) from None
+        raise UserError(f"{folder}/model.safetensors: cannot be read ({error}); copy the checkpoint again") from None
     misfit = UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
     # damaged settings may ask for more memory than there is; torch's meta device would show it, but imports 100 MB
     dimensions = [dimension for weight in weights.values() for dimension in weight.shape]

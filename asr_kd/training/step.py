@@ -184,8 +184,7 @@ def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Seque
     lengths, inside = here.lengths.to(device), within(here.features, here.lengths)
     features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
     starts = (lengths.cumsum(0) - lengths)[:, None]
-    state = None
-    heard = 0.0
+    state, heard = None, 0.0
     for begin in range(0, features.shape[1], frames):
         with _precision(learner):
             logits, state = network.stream(features[:, begin : begin + frames], state)

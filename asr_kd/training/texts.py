@@ -25,9 +25,8 @@ def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source]
     Raises:
         UserError: as of both.
     """
-    once = {
-        (source.plan.audio, source.plan.transcripts): source for source in sources if source.needs & {"text", "lists"}
-    }
+    written = [source for source in sources if source.needs & {"text", "lists"}]
+    once = {(source.plan.audio, source.plan.transcripts): source for source in written}
     return check_development(settings, units) + [one for source in once.values() for one in check_source(source)]
 
 

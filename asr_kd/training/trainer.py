@@ -54,12 +54,10 @@ def train(settings: TrainSettings) -> None:
 
 def _train(settings: TrainSettings, ranks: Ranks) -> None:
     run = local(settings.output, "output")
-    carried = any(phase.chunks and phase.chunks.carry for phase in settings.phases)
-    if settings.lanes % ranks.world:
-        raise UserError(
-            f"lanes: {settings.lanes} is not a multiple of {ranks.world} processes; set lanes={ranks.world}"
-        )
-    if ranks.world > 1 and carried:
+    carried, world = any(phase.chunks and phase.chunks.carry for phase in settings.phases), ranks.world
+    if settings.lanes % world:
+        raise UserError(f"lanes: {settings.lanes} is not a multiple of {world} processes; set lanes={world}")
+    if world > 1 and carried:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
     asked = {source.teacher for phase in settings.phases for source in phase.sources if source.teacher}
