@@ -55,9 +55,8 @@ class ShardTargets:
     def __init__(self, source: SourceSettings, shard: ShardInfo, units: Units, frame_ms: int, with_prior: bool) -> None:
         self.source, self.frame_ms, self.with_prior = source, frame_ms, with_prior
         weights = source.combine.weights or [1.0] * len(source.target_sets)
-        self.sets = [
-            self._open(folder, weight, shard, units) for folder, weight in zip(source.target_sets, weights, strict=True)
-        ]
+        weighted = zip(source.target_sets, weights, strict=True)
+        self.sets = [self._open(folder, weight, shard, units) for folder, weight in weighted]
         self._priors: dict[tuple[str, ...], np.ndarray] = {}
 
     def _open(self, folder: str, weight: float, shard: ShardInfo, units: Units) -> TargetSet:
