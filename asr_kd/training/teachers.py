@@ -68,7 +68,7 @@ class ShardTargets:
             raise UserError(
                 f"{path}: its first frame begins {metadata.offset_ms} ms into the audio, the learner's at 0; set resample=true"
             )
-        # the default mode is another: this one was chosen for several sets
+        # a mode is set for several sets alone
         if self.source.combine.mode == "log_mean" and metadata.selection.mode in ("sampled", "alignment"):
             raise UserError(
                 f"{path}: mode {metadata.selection.mode} gives most units no probability, combine.mode=log_mean needs one of "
