@@ -104,8 +104,8 @@ class Source:
 
     def __init__(self, settings: TrainSettings, phase: int, index: int, units: Units) -> None:
         self.settings, self.phase, self.index, self.units = settings, phase, index, units
-        plan = settings.phases[phase]
-        self.plan, self.chunks = plan.sources[index], plan.chunks
+        schedule = settings.phases[phase]
+        self.plan, self.chunks = schedule.sources[index], schedule.chunks
         self.needs, self.met = self.plan.needs, Met()
         self.shards = read_index(self.plan.audio).filled
         self.transcripts = Transcripts(self.plan.transcripts) if self.plan.transcripts else None
@@ -115,7 +115,7 @@ class Source:
             check_noise_files(self.plan.augment.noise.folder)
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
-        self.steered = plan.hours is None or (self.plan.weight is None and len(plan.sources) > 1)
+        self.steered = schedule.hours is None or (self.plan.weight is None and len(schedule.sources) > 1)
         if self.steered and (silent := self.shards.without_seconds):
             raise UserError(
                 f"{self.plan.audio}: {INDEX} says nothing of the length of {silent}, by which learning rate and mixture are steered; "
