@@ -30,7 +30,6 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    local: int = 0  # index among the processes of this machine
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -96,7 +95,7 @@ def _read(device: torch.device, environment: Mapping[str, str]) -> Ranks:
                 f"this machine has {torch.cuda.device_count()} GPUs and more processes; start one for each with --nproc-per-node"
             )
         device = torch.device("cuda", local)
-    return Ranks(rank, world, local, device)
+    return Ranks(rank, world, device)
 
 
 def total(values: Tensor, ranks: Ranks) -> Tensor:
