@@ -31,7 +31,7 @@ class Traffic:
     def wire(self) -> int:
         """Bytes that leave this rank if the collectives run as rings, the least possible.
 
-        All-reduce: 2 (N - 1) / N of the payload; all-gather: N - 1 times the payload; broadcast: (N - 1) / N, a mean over the
+        All-reduce: 2 (N - 1) / N of what is counted; all-gather: N - 1 times that; broadcast: (N - 1) / N of it, a mean over the
         ranks.
         """
         others = self.world - 1

@@ -150,7 +150,8 @@ def _learn(ranks: Ranks) -> dict[str, Any]:
         with torch.no_grad():
             loss = sum(mean_loss(model, 99, step).item() for step in range(20)) / 20
         density = sent / (LEARNING // 2) / ranks.world / len(flat(model.parameters()))
-        results[name] = {"loss": loss, "payload": sum(vars(exchange.traffic).values()), "density": density}
+        payload = exchange.traffic.reduced + exchange.traffic.gathered + exchange.traffic.broadcast
+        results[name] = {"loss": loss, "payload": payload, "density": density}
     return results
 
 
