@@ -101,7 +101,6 @@ class Pupil(nn.Module):
     checkpoint holds only the student.
 
     Attributes:
-        student: the network.
         beside: modules beside the student by kind; sources with the same kind share them.
         taps: hidden states of the student that any kind uses.
     """

@@ -82,13 +82,9 @@ def draw_sequences(
 def draw_from_lists(
     lists: list[Sequence[tuple[list[int], float]]], settings: SequenceSettings, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw transcripts of each utterance from its n-best list, by the softmax of the scores / temperature.
+    """As `draw_sequences`, from the n-best list of each utterance: one transcript or more, as unit ids with a score in nat.
 
-    Args:
-        lists: for each utterance at least one transcript, as unit ids with a score in nat.
-
-    Returns:
-        see `draw_sequences`.
+    They are drawn by the softmax of the scores / temperature.
     """
     drawn = []
     for choices in lists * settings.draws:

@@ -96,13 +96,7 @@ class MwerSettings(KnowledgeSettings):
 
 
 class Asked(NamedTuple):
-    """A kind of knowledge that a source asks for.
-
-    Attributes:
-        name: the setting that asks for it.
-        weight: weight of its loss.
-        needs: see `KnowledgeSettings`.
-    """
+    """A kind of knowledge that a source asks for by the setting `name`; `needs` as of `KnowledgeSettings`."""
 
     name: str
     weight: float

@@ -84,7 +84,6 @@ class Checkpoint:
     """A model with everything needed to rebuild it and its input.
 
     Attributes:
-        units: its vocabulary.
         fingerprint: hash of the weights and of every setting that changes the output.
         training: how it was made (steps, scores, settings), for people; never needed to run the model.
     """

@@ -69,7 +69,6 @@ def run_phase(
     """One phase, step by step, from the run's present position.
 
     Args:
-        metrics: receives a line a step.
         stop_asked: the signal that asked the run to stop; 0 if none did.
 
     Raises:

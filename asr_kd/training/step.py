@@ -70,7 +70,6 @@ class Learner:
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
         teachers: networks that answer in the step, by the names that batches have for them.
         check: raises if the run's folder is gone or belongs to another job.
-        position: progress of the run.
     """
 
     settings: TrainSettings

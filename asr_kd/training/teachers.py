@@ -19,11 +19,7 @@ from asr_kd.units import Units
 
 @dataclass
 class TargetSet:
-    """One teacher's soft targets of the shard, with its weight among several.
-
-    Attributes:
-        prior: float64 [units], the proportions in which its tails are spread.
-    """
+    """One teacher's soft targets of the shard; `prior`: float64 [units], the proportions in which its tails are spread."""
 
     folder: str
     path: Place
@@ -78,10 +74,7 @@ class ShardTargets:
         return TargetSet(folder, path, metadata, dict(targets), prior, weight)
 
     def find(self, key: str, frames: int) -> Found:
-        """The soft target of an utterance; of several teachers, those that have it are combined.
-
-        Args:
-            frames: number of feature frames of the learner.
+        """The soft target of an utterance of so many feature frames; of several teachers, those that have it are combined.
 
         Raises:
             UserError: when a set has another number of frames than the audio.

@@ -87,12 +87,8 @@ class Exchange:
         return Meeting(frames_of_all, seconds_of_all, goes_on > 0, stops > 0)
 
     def begin_step(self, frames: int, everyone: float) -> float:
-        """The factor on this rank's mean loss that makes the averaged gradient the mean over all ranks' frames.
-
-        Args:
-            frames: frames that this rank learns in the step.
-            everyone: frames that all ranks learn, from the last `meet`.
-        """
+        """The factor on the mean loss of this rank's `frames` that makes the averaged gradient the mean over the frames of all
+        ranks, `everyone`, as the last `meet` gave them."""
         return 1.0
 
     def average_gradients(self) -> None:
