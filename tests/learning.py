@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Pupil, Seen, Task, Weighed, knowledge_of
+from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen, Task, knowledge_of
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
@@ -15,7 +15,7 @@ from asr_kd.training.step import Learner, batch_loss
 from asr_kd.units import Units
 
 
-def knowledge(settings: TrainSettings, units: Units | None = None) -> list[list[Weighed]]:
+def knowledge(settings: TrainSettings, units: Units | None = None) -> list[list[Knowledge]]:
     """What is learned of each source of the first phase."""
     task = Task(units, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
     return [knowledge_of(source, task) for source in settings.phases[0].sources]
@@ -32,12 +32,12 @@ def loss_of(logits: Tensor, batch: Batch, settings: TrainSettings, units: Units 
 def prepared(batch: Batch, settings: TrainSettings) -> Batch:
     """A batch that was made by hand, with what the kinds of the first source add."""
     for one in knowledge(settings)[0]:
-        one.kind.prepare([], batch, np.random.default_rng(0))
+        one.prepare([], batch, np.random.default_rng(0))
     return batch
 
 
-def learner_of(settings: TrainSettings, model: nn.Module, rate: float = 0.0) -> Learner:
+def learner_of(settings: TrainSettings | None, model: nn.Module, rate: float = 0.0) -> Learner:
     """A learner by plain gradient descent."""
     pupil = Pupil(model)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(pupil.parameters(), lr=rate)
-    return Learner(settings, pupil, optimizer, Exchange(pupil, Ranks()))
+    return Learner(settings, pupil, optimizer, Exchange(pupil, Ranks()))  # type: ignore[arg-type]

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from asr_kd.distillation.knowledge import Pupil
 from asr_kd.models.acoustic import build_model, infer, load_checkpoint
 from asr_kd.models.settings import ModelSettings
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
-from asr_kd.training.checkpoints import STATE, Position, load_state
-from asr_kd.training.distributed.ranks import Ranks
+from asr_kd.training.checkpoints import STATE, load_state
 from asr_kd.training.sources import Cursor
+from asr_kd.training.step import Position
+from tests.learning import learner_of
 
 GOLDEN = Path(__file__).parent / "golden"
 #: what the soft targets were made from: of each frame at most three units that reach a mass of 0.95
@@ -78,10 +78,12 @@ def test_a_checkpoint(name: str, fingerprint: str) -> None:
 def test_a_training_state(tmp_path: Path) -> None:
     (tmp_path / STATE).parent.mkdir()
     (tmp_path / STATE).write_bytes((GOLDEN / "state-v3.safetensors").read_bytes())
-    pupil = Pupil(build_model(ModelSettings(kind="conv", layers=1, size=2, kernel=3), 4, 3))
-    optimizer, average = torch.optim.AdamW(pupil.parameters(), lr=0.1), AveragedModel(pupil)
-    position, exchange = load_state(tmp_path, Ranks(), pupil, optimizer, average)
-    assert position == Position(
+    learner = learner_of(None, build_model(ModelSettings(kind="conv", layers=1, size=2, kernel=3), 4, 3))
+    pupil, learner.optimizer = learner.pupil, torch.optim.AdamW(learner.pupil.parameters(), lr=0.1)
+    optimizer, average = learner.optimizer, AveragedModel(pupil)
+    learner.average = average
+    exchange = load_state(tmp_path, learner)
+    assert learner.position == Position(
         cycle=3, phase=1, turn=2, step=40, scored=40, audio_seconds=5.25, phase_seconds=0.5, phase_start=20,
         start=Scored(0, 1.0, 2.5, 6), best=Scored(20, 0.5, 0.25, 2, 1), last=Scored(40, 1.0, 0.25), lowest=0.25,
         lanes=[[Lane(3, [Cursor(number=2, shard=1, item=4, seconds=0.25, unused=1)])], [Lane()]],

@@ -14,13 +14,7 @@ OUTSIDE = -30.0
 
 
 def ctc_loss(log_probs: Tensor, lengths: Tensor, text: Part) -> Tensor:
-    """The CTC loss of all utterances together, in nat.
-
-    Args:
-        log_probs: float [batch, frames, units], normalised.
-        lengths: int64 [batch].
-        text: unit ids of each utterance.
-    """
+    """The CTC loss of all utterances together, in nat, for normalised `log_probs` [batch, frames, units] and their unit ids."""
     assert text.lengths is not None
     return nn.functional.ctc_loss(
         log_probs.transpose(0, 1), text.values, lengths.to(log_probs.device), text.lengths.to(log_probs.device), Units.blank, "sum"
@@ -31,7 +25,6 @@ class Ctc(Knowledge):
     """`ctc`: the summed probability of all alignments of the text."""
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         return ctc_loss(seen.logits.log_softmax(-1), seen.lengths, seen.parts["text"])
 
 
@@ -39,7 +32,6 @@ class CtcWithinTargets(Knowledge):
     """`ctc_within_targets`: the same over only those alignments whose units the targets hold at that frame."""
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         inside = seen.logits.log_softmax(-1).masked_fill(~_allowed(seen), OUTSIDE)
         # the gradient of torch's ctc_loss is right only for a distribution: normalise, and add the norm back
         total = ctc_loss(inside.log_softmax(-1), seen.lengths, seen.parts["text"])

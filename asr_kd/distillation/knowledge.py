@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Batch, Example, Part
-from asr_kd.distillation.settings import MissingMass, SourceSettings
+from asr_kd.distillation.settings import Asked, MissingMass, SourceSettings
 from asr_kd.models.network import AcousticModel, Outputs
 from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
@@ -67,13 +67,15 @@ class Knowledge:
 
     Attributes:
         name: its name in the settings.
+        weight: of its loss.
         taps: hidden states of the student that its loss, or its module beside the student, uses.
     """
 
     taps: Sequence[str] = ()
 
-    def __init__(self, name: str, settings: Any, task: Task) -> None:
-        self.name, self.settings, self.task = name, settings, task
+    def __init__(self, asked: Asked, task: Task) -> None:
+        self.name, self.weight, self.task = asked.name, asked.weight, task
+        self.settings: Any = asked.settings
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
         """Add parts to a batch, in the loader, on the CPU, after all changes of the features; `rng` is the batch's own."""
@@ -87,21 +89,9 @@ class Knowledge:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """A kind of knowledge of a source, and the weight of its loss."""
-
-    weight: float
-    kind: Knowledge
-
-
-def knowledge_of(source: SourceSettings, task: Task) -> list[Weighed]:
+def knowledge_of(source: SourceSettings, task: Task) -> list[Knowledge]:
     """The kinds of knowledge of a source, in the order in which their losses are added."""
-    made = []
-    for asked in source.knowledge():
-        kind = pkgutil.resolve_name(asked.settings.make)
-        made.append(Weighed(asked.weight, kind(asked.name, asked.settings, task)))
-    return made
+    return [pkgutil.resolve_name(asked.settings.make)(asked, task) for asked in source.knowledge()]
 
 
 class Pupil(nn.Module):
@@ -111,7 +101,6 @@ class Pupil(nn.Module):
     checkpoint holds only the student.
 
     Attributes:
-        student: the network.
         beside: modules beside the student by kind; sources with the same kind share them.
         taps: hidden states of the student that any kind uses.
     """

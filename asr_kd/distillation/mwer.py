@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from asr_kd.decoding.beam import prefix_beam_search
 from asr_kd.decoding.wer import word_errors
+from asr_kd.distillation.batch import Part
 from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.distillation.settings import MwerSettings
 from asr_kd.units import Units
@@ -45,28 +46,18 @@ class Mwer(Knowledge):
     """`mwer`: expected word errors."""
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         text = seen.parts["text"]
-        assert text.lengths is not None and self.task.units is not None
-        ids, sizes = text.values, text.lengths
-        return expected_word_errors(seen.logits, seen.lengths, ids, sizes, self.task.units, self.settings).sum()
+        assert self.task.units is not None
+        return expected_word_errors(seen.logits, seen.lengths, text, self.task.units, self.settings).sum()
 
 
-def expected_word_errors(
-    logits: Tensor,
-    lengths: Tensor,
-    labels: Tensor,
-    label_lengths: Tensor,
-    units: Units,
-    settings: MwerSettings,
-) -> Tensor:
+def expected_word_errors(logits: Tensor, lengths: Tensor, text: Part, units: Units, settings: MwerSettings) -> Tensor:
     """Expected word errors of each utterance; differentiable once.
 
     Args:
         logits: float [batch, frames, units].
         lengths: int64 [batch].
-        labels: int64 [sum of label_lengths], reference unit ids, utterance after utterance.
-        label_lengths: int64 [batch].
+        text: reference unit ids of each utterance.
         units: vocabulary. The reference is spelled by it too, so that what it cannot spell is no error.
         settings: number of candidates an utterance, and whether they are drawn (by torch's global random state) or the best.
 
@@ -78,8 +69,12 @@ def expected_word_errors(
         return log_probs.sum((1, 2)) * math.nan
     number = settings.hypotheses
     found = (sampled_paths if settings.sampled else n_best)(log_probs.detach(), lengths, number)
-    references = [units.decode(ids.tolist()) for ids in labels.split(label_lengths.tolist())]
-    errors = _padded([_word_errors(one, text, units) for one, text in zip(found, references, strict=True)], logits)
+    assert text.lengths is not None
+    references = [units.decode(ids.tolist()) for ids in text.values.split(text.lengths.tolist())]
+    errors = _padded([
+        [sum(word_errors(reference, units.decode(ids))) for ids in one]
+        for one, reference in zip(found, references, strict=True)
+    ], logits)  # fmt: skip
     counts = _padded([list(one.values()) for one in found], logits)
     scores = sequence_log_probs(log_probs, lengths, found)
     if settings.sampled:
@@ -131,20 +126,14 @@ def sequence_log_probs(log_probs: Tensor, lengths: Tensor, hypotheses: list[Hypo
     losses = nn.functional.ctc_loss(
         log_probs.index_select(0, rows.to(device)).transpose(0, 1),
         torch.tensor([unit for ids in sequences for unit in ids], dtype=torch.int64, device=device),
-        lengths.to(device)[rows.to(device)],
-        torch.tensor([len(ids) for ids in sequences], device=device),
-        Units.blank,
-        "none",
-    )
+        lengths.to(device)[rows.to(device)], torch.tensor([len(ids) for ids in sequences], device=device),
+        Units.blank, "none",
+    )  # fmt: skip
     inside = torch.arange(int(sizes.max())) < sizes[:, None]
     return torch.zeros(inside.shape, dtype=losses.dtype, device=device).masked_scatter(inside.to(device), -losses)
 
 
-def _word_errors(hypotheses: Hypotheses, reference: str, units: Units) -> list[float]:
-    return [float(sum(word_errors(reference, units.decode(ids)))) for ids in hypotheses]
-
-
-def _padded(rows: list[list[float]] | list[list[int]], like: Tensor) -> Tensor:
+def _padded(rows: list[list[int]], like: Tensor) -> Tensor:
     """Rows of different lengths as a tensor like `like`, padded with 0."""
     width = max(map(len, rows))
     return like.new_tensor([[*row, *[0] * (width - len(row))] for row in rows])

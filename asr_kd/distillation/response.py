@@ -19,7 +19,6 @@ class Soft(Knowledge):
     """`soft`: each learned frame's distribution."""
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         return self.of_frames(seen, seen.rows).sum()
 
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:

@@ -32,7 +32,6 @@ class SoftSequences(Knowledge):
     """`sequences`: CTC on transcripts that are drawn each time an utterance is read."""
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
-        """See `Knowledge`."""
         if examples[0].choices:
             ids, sizes = draw_from_lists([one.choices for one in examples], self.settings, rng)
         else:
@@ -41,7 +40,6 @@ class SoftSequences(Knowledge):
         batch.parts["sequences"] = Part(ids, sizes)
 
     def loss(self, seen: Seen) -> Tensor:
-        """See `Knowledge`."""
         draws = self.settings.draws
         log_probs = seen.logits.log_softmax(-1).repeat(draws, 1, 1)
         return ctc_loss(log_probs, seen.lengths.repeat(draws), seen.parts["sequences"]) / draws
@@ -84,13 +82,9 @@ def draw_sequences(
 def draw_from_lists(
     lists: list[Sequence[tuple[list[int], float]]], settings: SequenceSettings, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw transcripts of each utterance from its n-best list, by the softmax of the scores / temperature.
+    """As `draw_sequences`, from the n-best list of each utterance: one transcript or more, as unit ids with a score in nat.
 
-    Args:
-        lists: for each utterance at least one transcript, as unit ids with a score in nat.
-
-    Returns:
-        see `draw_sequences`.
+    They are drawn by the softmax of the scores / temperature.
     """
     drawn = []
     for choices in lists * settings.draws:

@@ -82,9 +82,7 @@ class SequenceSettings(KnowledgeSettings):
     temperature: Positive = Field(
         1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
     )
-    draws: Count = Field(
-        1, description="transcripts drawn each time; the loss is their mean, steadier the more there are"
-    )
+    draws: Count = Field(1, description="transcripts drawn each time; the loss is their mean, steadier with more")
 
 
 class MwerSettings(KnowledgeSettings):
@@ -94,19 +92,11 @@ class MwerSettings(KnowledgeSettings):
     needs = frozenset({"text", "whole"})
 
     hypotheses: Annotated[int, Field(ge=2)] = Field(4, description="candidates an utterance")
-    sampled: bool = Field(
-        False, description="draw the candidates from the model, path by path; false takes the best of a beam search"
-    )
+    sampled: bool = Field(False, description="draw the candidates path by path; false takes the best of a beam search")
 
 
 class Asked(NamedTuple):
-    """A kind of knowledge that a source asks for.
-
-    Attributes:
-        name: the setting that asks for it.
-        weight: weight of its loss.
-        needs: see `KnowledgeSettings`.
-    """
+    """A kind of knowledge that a source asks for by the setting `name`; `needs` as of `KnowledgeSettings`."""
 
     name: str
     weight: float

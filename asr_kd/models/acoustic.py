@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,28 +31,10 @@ from asr_kd.units import MODEL_FILE, Units, load_units
 FORMAT, VERSION = "asr_kd-checkpoint", 1
 
 
-def _lstm(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
-    both = settings.kind == "blstm"
-    return LstmModel(inputs, num_units, settings.layers, settings.size, settings.dropout, both, settings.delay_frames)
-
-
-def _conv(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
-    return ConvModel(inputs, num_units, settings.layers, settings.size, settings.dropout, settings.kernel)
-
-
-def _conformer(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
-    return ConformerModel(
-        inputs, num_units, settings.layers, settings.size, settings.dropout, settings.kernel, settings.heads
-    )
-
-
-#: for each kind, a function that makes a network from settings, number of inputs and number of units
+#: for each kind, what makes a network from settings, number of inputs and number of units
 NETWORKS: dict[str, Callable[[ModelSettings, int, int], AcousticModel]] = {
-    "lstm": _lstm,
-    "blstm": _lstm,
-    "conv": _conv,
-    "conformer": _conformer,
-}
+    "lstm": LstmModel, "blstm": LstmModel, "conv": ConvModel, "conformer": ConformerModel
+}  # fmt: skip
 
 
 def build_model(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
@@ -76,11 +58,11 @@ def pick_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UserError(f"device: {wanted} is not a device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise UserError(f"device: {wanted} is not on this machine; use auto or cpu")
+        device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: {wanted} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise UserError(f"device: {wanted} is not on this machine; use auto or cpu")
     return device
 
 
@@ -102,7 +84,6 @@ class Checkpoint:
     """A model with everything needed to rebuild it and its input.
 
     Attributes:
-        units: its vocabulary.
         fingerprint: hash of the weights and of every setting that changes the output.
         training: how it was made (steps, scores, settings), for people; never needed to run the model.
     """
@@ -131,15 +112,8 @@ class Checkpoint:
         return next(self.model.parameters()).device
 
 
-def fingerprint(weights: dict[str, Tensor], units: Units, features: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """Hash (16 hexadecimal digits) of the weights and of every setting that changes a model's output.
-
-    Args:
-        weights: the state dictionary of the model.
-        units: its vocabulary.
-        features: settings of the front end, as `versioned` gives them.
-        model: settings of the network.
-    """
+def _fingerprint(weights: dict[str, Tensor], units: Units, features: dict[str, Any], model: dict[str, Any]) -> str:
+    """Hash of the weights and of every setting that changes the output; `features` as `versioned` gives them."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -169,7 +143,7 @@ def save_checkpoint(
         file.write(units.model)
     with write_whole(folder / "model.safetensors") as file:
         file.write(safetensors.torch.save(weights))
-    mark = fingerprint(weights, units, versioned(features), settings.model_dump())
+    mark = _fingerprint(weights, units, versioned(features), settings.model_dump())
     description = {
         "format": FORMAT, "version": VERSION, "fingerprint": mark, "units_hash": units.hash, "num_units": units.size,
         "model": settings.model_dump(), "features": features.model_dump(), "frontend": FRONTEND_VERSION, "parameters": parameters(model),
@@ -186,11 +160,11 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         UserError: when there is no checkpoint, it is of another format or version, or its files do not fit each other.
     """
     folder = place(folder)
-    if not (folder / "checkpoint.json").exists() and (folder / "best" / "checkpoint.json").exists():
-        folder = folder / "best"
-    if not (folder / "checkpoint.json").exists():
+    places = (one / "checkpoint.json" for one in (folder, folder / "best"))
+    where = next((one for one in places if one.exists()), None)
+    if where is None:
         raise UserError(f"{folder}: holds no checkpoint.json; give the folder of a training run or of a checkpoint")
-    where = folder / "checkpoint.json"
+    folder = where.parent
     description = read_json(where, "checkpoint")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{where}: not a checkpoint of asr_kd; give the folder of a training run")
@@ -209,9 +183,7 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
     try:
         weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / 'model.safetensors'}: cannot be read ({error}); copy the checkpoint again"
-        ) from None
+        raise UserError(f"{folder}/model.safetensors: cannot be read ({error}); copy the checkpoint again") from None
     misfit = UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
     # damaged settings may ask for more memory than there is; torch's meta device would show it, but imports 100 MB
     dimensions = [dimension for weight in weights.values() for dimension in weight.shape]
@@ -225,7 +197,7 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         raise misfit from None
     # a setting that came later is not in the file, and was not hashed when it was written
     known = {name: value for name, value in versioned(features).items() if name in (*inputs, "frontend")}
-    mark = fingerprint(model.state_dict(), units, known, settings.model_dump(include=set(network)))
+    mark = _fingerprint(model.state_dict(), units, known, settings.model_dump(include=set(network)))
     if mark != description.get("fingerprint"):
         raise UserError(
             f"{folder}: the files do not belong together (fingerprint {mark}, written {description.get('fingerprint')}); copy it again"
@@ -249,14 +221,8 @@ def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[Tensor]:
-    """Log-probabilities of one batch of utterances, on the network's device.
-
-    Args:
-        features: float16 or float32 [frames, inputs] of each utterance.
-
-    Returns:
-        float32 [frames, units] of each utterance, natural logarithm.
-    """
+    """Log-probabilities of one batch of utterances, on the network's device: for features [frames, inputs], float16 or
+    float32, of each utterance, float32 [frames, units], nat."""
     batch, lengths = collate(features)
     log_probs = checkpoint.model(batch.to(checkpoint.device), lengths).logits.float().log_softmax(-1)
     return [row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True)]
@@ -265,10 +231,10 @@ def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> li
 def log_posterior_batches(
     checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """As `log_posteriors`, of any number of utterances: positions in `features`, batch by batch, and what is said of each.
+    """As `log_posteriors` of any number of utterances, in batches of at most `batch_frames` frames, padding included.
 
-    Args:
-        batch_frames: frames in a batch at most, padding included.
+    Yields:
+        positions in `features` of a batch, and the log-probabilities of each.
     """
     for batch in batches_by_length([len(item) for item in features], batch_frames):
         yield batch, log_posteriors(checkpoint, [features[index] for index in batch])
@@ -276,7 +242,7 @@ def log_posterior_batches(
 
 def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
     """As `log_posteriors`, in host memory."""
-    return _in_memory(log_posteriors(checkpoint, features))
+    return [row.cpu().numpy() for row in log_posteriors(checkpoint, features)]
 
 
 def infer_batches(
@@ -284,8 +250,4 @@ def infer_batches(
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """As `log_posterior_batches`, in host memory."""
     for batch, rows in log_posterior_batches(checkpoint, features, batch_frames):
-        yield batch, _in_memory(rows)
-
-
-def _in_memory(rows: list[Tensor]) -> list[np.ndarray]:
-    return [row.cpu().numpy() for row in rows]
+        yield batch, [row.cpu().numpy() for row in rows]

@@ -8,31 +8,32 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from asr_kd.models.network import AcousticModel, Outputs
+from asr_kd.models.network import AcousticModel, Outputs, within
+from asr_kd.models.settings import ModelSettings
 
 
 class ConvModel(AcousticModel):
     """Convolutions over time with residual connections; context is layers * (kernel - 1) / 2 frames to each side."""
 
-    def __init__(self, inputs: int, num_units: int, layers: int, size: int, dropout: float, kernel: int) -> None:
+    def __init__(self, settings: ModelSettings, inputs: int, num_units: int) -> None:
         super().__init__()
+        layers, size, kernel = settings.layers, settings.size, settings.kernel
         widths = [inputs] + [size] * layers
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, after, kernel, padding=kernel // 2) for before, after in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(size, num_units)
         self.lookahead_frames = layers * (kernel // 2)
         self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
 
     def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
-        """See `AcousticModel`."""
-        within = torch.arange(features.shape[1], device=features.device)[None, :] < lengths.to(features.device)[:, None]
+        inside = within(features, lengths)[..., None]
         hidden, held = features, {}
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             # masked before each layer: past the end there must be zeros, not activations of padding
-            new = convolution((hidden * within[..., None]).transpose(1, 2)).transpose(1, 2)
+            new = convolution((hidden * inside).transpose(1, 2)).transpose(1, 2)
             new = self.dropout(torch.relu(norm(new)))
             hidden = new + hidden if new.shape == hidden.shape else new
             if (tap := f"layer.{layer}") in taps:

@@ -7,24 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from asr_kd.models.network import AcousticModel, Outputs
+from asr_kd.models.network import AcousticModel, Outputs, within
+from asr_kd.models.settings import ModelSettings
 
 
 class LstmModel(AcousticModel):
     """Stacked LSTM layers and a linear output.
 
-    Args:
-        inputs: dimension of the features.
-        size: hidden units of a layer and direction.
-        delay: future frames seen before the output for a frame (unidirectional only). The delay is undone inside: `delay`
-            zero frames are appended to the input and the first `delay` outputs are dropped.
+    An output delay (unidirectional only) is undone inside: `delay` zero frames are appended to the input and the first
+    `delay` outputs are dropped.
     """
 
-    def __init__(
-        self, inputs: int, num_units: int, layers: int, size: int, dropout: float, bidirectional: bool, delay: int
-    ) -> None:
+    def __init__(self, settings: ModelSettings, inputs: int, num_units: int) -> None:
         super().__init__()
-        self.delay = delay
+        layers, size, bidirectional = settings.layers, settings.size, settings.kind == "blstm"
+        self.delay = settings.delay_frames
         width = size * (2 if bidirectional else 1)
         widths = [inputs] + [width] * (layers - 1)
         # A second LSTM over the reversed utterance, in place of torch's bidirectional layer: that needs packed sequences
@@ -34,9 +31,9 @@ class LstmModel(AcousticModel):
             nn.LSTM(inputs, size, batch_first=True) for inputs in (widths if bidirectional else [])
         )
         self._initialise()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(width, num_units)
-        self.lookahead_frames = None if bidirectional else delay
+        self.lookahead_frames = None if bidirectional else self.delay
         self.streams = not bidirectional
         self.taps = {f"layer.{layer}": width for layer in range(1, layers + 1)}
 
@@ -55,14 +52,12 @@ class LstmModel(AcousticModel):
                         weight.data.chunk(4)[1].fill_(1.0)  # the forget gate
 
     def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
-        """See `AcousticModel`."""
-        held = {}
-        hidden, position = features, torch.arange(features.shape[1], device=features.device)
-        ends = lengths.to(features.device)[:, None]
+        hidden, held, inside = features, {}, within(features, lengths)
         if self.delay:
-            hidden = nn.functional.pad(features * (position < ends)[..., None], (0, 0, 0, self.delay))
+            hidden = nn.functional.pad(features * inside[..., None], (0, 0, 0, self.delay))
         # position of each frame in the reversed utterance; padding is not moved
-        reversed_at = torch.where(position < ends, ends - 1 - position, position)
+        position, ends = torch.arange(features.shape[1], device=features.device), lengths.to(features.device)[:, None]
+        reversed_at = torch.where(inside, ends - 1 - position, position)
         for layer, forwards in enumerate(self.forwards):
             inputs = self.dropout(hidden) if layer else hidden
             hidden = forwards(inputs)[0]
@@ -76,7 +71,6 @@ class LstmModel(AcousticModel):
     def stream(
         self, features: Tensor, state: list[tuple[Tensor, Tensor]] | None
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """See `AcousticModel`; unidirectional only."""
         hidden, after = features, []
         for layer, forwards in enumerate(self.forwards):
             hidden, one = forwards(self.dropout(hidden) if layer else hidden, None if state is None else state[layer])

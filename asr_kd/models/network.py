@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-
-from asr_kd.errors import UserError
 
 
 class Outputs(NamedTuple):
@@ -66,12 +65,6 @@ class AcousticModel(nn.Module):
         raise NotImplementedError
 
 
-def check_taps(model: AcousticModel, taps: Sequence[str], where: str) -> None:
-    """Refuse taps that the network does not have.
-
-    Raises:
-        UserError: naming `where` they were asked for.
-    """
-    for tap in taps:
-        if tap not in model.taps:
-            raise UserError(f"{where}: the network has no {tap}; it has {', '.join(model.taps)}")
+def within(features: Tensor, lengths: Tensor) -> Tensor:
+    """Bool [batch, frames]: which frames of features [batch, frames, inputs] are no padding."""
+    return torch.arange(features.shape[1], device=features.device) < lengths.to(features.device)[:, None]

@@ -21,9 +21,7 @@ class ModelSettings(Settings):
     delay_frames: Annotated[int, Field(ge=0, le=32)] = Field(
         0, description="frames of future input an `lstm` sees before it answers for a frame"
     )
-    delay_ms: NotNegative | None = Field(
-        None, description="the same in milliseconds, whatever the frame period: as many frames as it takes"
-    )
+    delay_ms: NotNegative | None = Field(None, description="the same in milliseconds: as many frames as it takes")
     kernel: Annotated[int, Field(ge=1, le=10_000)] = Field(
         5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)"
     )

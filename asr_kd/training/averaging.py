@@ -36,22 +36,14 @@ class Scored:
         `both` is the product of WER and loss, so that 10 % less of either counts the same. If the product is 0 for both
         steps, the WER decides, then the loss. Early in training the WER is 100 % and only the loss matters.
         """
-        match choose:
-            case "wer":
-                return self.wer, self.loss
-            case "loss":
-                return self.loss, self.wer
-            case "both":
-                return self.wer * self.loss, self.wer, self.loss
+        orders: dict[Choice, tuple[float, ...]] = {"wer": (self.wer, self.loss), "loss": (self.loss, self.wer)}
+        return orders.get(choose, (self.wer * self.loss, self.wer, self.loss))
 
 
 def chosen(wanted: AverageSettings, scored: Sequence[Scored], choose: Choice) -> list[Scored]:
     """The steps to average so far (the last ones, or the best), in the order in which they were taken."""
-    if wanted.last:
-        best = sorted(scored, key=lambda one: -one.step)
-    else:
-        best = sorted(scored, key=lambda one: (one.rank(choose), one.step))
-    return sorted(best[: wanted.last or wanted.best], key=lambda one: one.step)
+    first = sorted(scored, key=lambda one: (-one.step,) if wanted.last else (*one.rank(choose), one.step))
+    return sorted(first[: wanted.last or wanted.best], key=lambda one: one.step)
 
 
 def folder_of(run: Path, one: Scored) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,9 @@ class Lane:
     order: int = 0
     cursors: list[Cursor] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Lane:
-        """What `to_json` made."""
+        """The reverse of `asdict`."""
         return cls(value["order"], [Cursor(**cursor) for cursor in value["cursors"]])
 
 
@@ -84,8 +80,7 @@ class PhaseStream:
             a batch for each turn of a lane of this process, None if the lane has ended. Stops when all lanes of the process
             have ended.
         """
-        own = [lane for lane in range(self.settings.lanes) if lane % ranks == rank]
-        own = [lane for lane in own if lane >= turn] + [lane for lane in own if lane < turn]
+        own = sorted(range(rank, self.settings.lanes, ranks), key=lambda lane: lane < turn)
         streams = {lane: self._lane(lane, lanes[lane], cycle) for lane in own}
         ended: set[int] = set()
         while len(ended) < len(own):
@@ -102,10 +97,8 @@ class PhaseStream:
         passes = None if self.passes is None else self.passes * (cycle + 1)
         hours = None if self.plan.hours is None else self.plan.hours * (cycle + 1) * 3600 / self.settings.lanes
         paces = [source.plan.weight or source.seconds or 1.0 for source in self.sources]
-        streams = [
-            source.batches(lane, cursor, passes) for source, cursor in zip(self.sources, start.cursors, strict=True)
-        ]
-        cursors, live, order = list(start.cursors), set(range(len(streams))), start.order
+        cursors, live, order = list(start.cursors), set(range(len(self.sources))), start.order
+        streams = [source.batches(lane, at, passes) for source, at in zip(self.sources, cursors, strict=True)]
         while live and (hours is None or sum(cursor.seconds for cursor in cursors) < hours):
             index = min(live, key=lambda index: (cursors[index].seconds / paces[index], index))
             examples, cursor = next(streams[index], (None, None))
@@ -120,20 +113,18 @@ class PhaseStream:
             yield batch
 
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
-        augment, like = self.plan.sources[source].augment, self.settings.features
+        plan, like = self.plan.sources[source], self.settings.features
+        augment = plan.augment
         changed = [stretched(example.features, like.stack, augment, rng) for example in examples]
         features, lengths = collate([spec_augment(rows, like, augment, rng) for rows, _ in changed])
         first = torch.tensor([example.first for example in examples])
         # a stretch changes the number of frames; chunks are never stretched
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
         batch = Batch(features, lengths, first, last, source)
-        plan = self.plan.sources[source]
         if plan.teacher:
             clean = [example.features if example.clean is None else example.clean for example in examples]
             if augment.stretch:
-                clean = [
-                    in_time(rows, like.stack, frames) for rows, frames in zip(clean, lengths.tolist(), strict=True)
-                ]
+                clean = [in_time(rows, like.stack, int(size)) for rows, size in zip(clean, lengths, strict=True)]
             batch.clean, batch.teacher = collate(clean)[0], plan.teacher
         needs = plan.needs
         if "text" in needs:
@@ -144,7 +135,7 @@ class PhaseStream:
             # targets are stretched like the features
             batch.parts |= _soft(examples, [origin if augment.stretch else slice(None) for _, origin in changed])
         for one in self.knowledge[source]:
-            one.kind.prepare(examples, batch, rng)
+            one.prepare(examples, batch, rng)
         return batch
 
 

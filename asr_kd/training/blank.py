@@ -67,8 +67,6 @@ class BlankCurve:
         differ least; on a tie the smallest change. If the network recognises nothing yet, the point of offset 0.
         """
         unchanged = int(np.flatnonzero(self.offsets == 0)[0])
-        if len(self.offsets) == 1:
-            return unchanged
         edge = len(SMOOTHING) // 2
         smoothed = np.convolve(np.pad(self.errors.sum(axis=1).astype(float), edge, mode="edge"), SMOOTHING, "valid")
         if smoothed.min() >= NO_WORDS * self.words:

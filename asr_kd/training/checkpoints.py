@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,83 +12,32 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.errors import UserError
 from asr_kd.files import write_whole
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
-from asr_kd.training.distributed.ranks import Ranks, total
+from asr_kd.training.distributed.ranks import total
+from asr_kd.training.step import Learner, Position
 
 FORMAT = "asr_kd-training-state-3"
 #: in a run's folder
 STATE = Path("last") / "state.safetensors"
 
 
-@dataclass
-class Position:
-    """Progress of a run.
-
-    Attributes:
-        cycle: cycle of the schedule, from 0.
-        phase: phase of the cycle, from 0.
-        turn: the lane whose batch is next.
-        scored: the step that was scored last.
-        world: number of processes that trained.
-        audio_seconds: audio heard in the run.
-        phase_seconds: audio heard in this phase of this cycle.
-        phase_start: the step at which the phase began.
-        start: scores before the first step.
-        best: scores of the weights in `best/`.
-        last: the latest scores.
-        lowest: lowest CTC loss of all scores after the start.
-        lanes: for each phase, the position of each lane.
-        kept: steps whose checkpoints are kept to be averaged.
-    """
-
-    cycle: int = 0
-    phase: int = 0
-    turn: int = 0
-    step: int = 0
-    scored: int = 0
-    world: int = 1
-    audio_seconds: float = 0.0
-    phase_seconds: float = 0.0
-    phase_start: int = 0
-    start: Scored | None = None
-    best: Scored | None = None
-    last: Scored | None = None
-    lowest: float = float("inf")
-    finished: bool = False
-    lanes: list[list[Lane]] = field(default_factory=list)
-    kept: list[Scored] = field(default_factory=list)
-
-
-def save_state(
-    run: Path,
-    ranks: Ranks,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    average: AveragedModel | None = None,
-    exchange: dict[str, Tensor] | None = None,
-) -> None:
+def save_state(run: Path, learner: Learner) -> None:
     """Write weights, their average, optimiser state, random state and position, atomically.
 
     With several processes each writes its own file; the first process writes last, and its step tells which files belong
     together.
-
-    Args:
-        position: progress of the run; `world` is set here.
-        average: moving average of the weights, if there is one.
-        exchange: state of the exchange between processes.
     """
+    ranks, position = learner.ranks, learner.position
     position.world = ranks.world
-    tensors = _named("model.", model)
-    if average is not None:
-        tensors |= _named("average.", average)
-    tensors |= {f"exchange.{name}": value for name, value in (exchange or {}).items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    tensors = _named("model.", learner.pupil)
+    if learner.average is not None:
+        tensors |= _named("average.", learner.average)
+    tensors |= {f"exchange.{name}": value for name, value in learner.exchange.state_dict().items()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -115,36 +64,23 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         file.write(safetensors.torch.save(tensors, metadata))
 
 
-def load_state(
-    run: Path,
-    ranks: Ranks,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None = None,
-) -> tuple[Position, dict[str, Tensor]]:
-    """Restore what `save_state` wrote.
+def load_state(run: Path, learner: Learner) -> dict[str, Tensor]:
+    """Restore what `save_state` wrote, but for the exchange between processes, whose state is returned.
 
     If the number of processes has changed, all continue from the first one's weights and moments; state that belongs to one
     process (gradients not yet sent, block momentum, random state) is dropped.
 
-    Args:
-        model: what is trained, a `Pupil`; changed in place.
-        optimizer: of the model; changed in place.
-        average: moving average of the weights, if there is one; changed in place.
-
-    Returns:
-        the position, and the state of the exchange between processes, empty if it was dropped.
-
     Raises:
         UserError: when a file is damaged, missing, or belongs to another network.
     """
-    path = run / STATE
+    path, ranks, optimizer = run / STATE, learner.ranks, learner.optimizer
     position, tensors = _read(path)
     if position.world == ranks.world and not ranks.first:
         path = _of_rank(run, ranks.rank, position.step)
         tensors = _read(path)[1]
+    learner.position = position
     try:
-        for owner, prefix in ((model, "model."), (average, "average.")):
+        for owner, prefix in ((learner.pupil, "model."), (learner.average, "average.")):
             if owner is not None:
                 names = _named(prefix, owner)
                 if odd := {name for name in tensors if name.startswith(prefix)} ^ names.keys():
@@ -156,11 +92,11 @@ def load_state(
             states.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         if position.world != ranks.world:
-            return position, {}
+            return {}
         torch.set_rng_state(tensors["random.cpu"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
-        return position, _part(tensors, "exchange.")
+        return _part(tensors, "exchange.")
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
 

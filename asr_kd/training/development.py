@@ -23,12 +23,9 @@ class Development:
     """Scores on the development set.
 
     Attributes:
-        wer: of greedy decoding.
+        wer: of greedy decoding, with its numbers of word errors below.
         loss: CTC loss a frame, nat.
         blank_offset: subtracted from the blank's log-probability for all of these scores, nat.
-        substitutions: word errors in `wer`.
-        deletions: word errors in `wer`.
-        insertions: word errors in `wer`.
         blank_share: share of the frames whose best unit is the blank.
     """
 
@@ -50,7 +47,7 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
     0, the set is read a second time for the loss, which is cheaper than the loss for every offset.
 
     Raises:
-        UserError: when an utterance of the development set has no text or cannot be read.
+        UserError: when an utterance of the development set cannot be read; that all have a text is known (`check_texts`).
     """
     learner.model.eval()
     curve = BlankCurve(OFFSETS if settings.calibrate_blank else np.zeros(1))
@@ -63,40 +60,23 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
     if offset:
         loss = sum(_ctc(text, log_probs, learner.units, offset) for text, log_probs in _posteriors(settings, learner))
     substitutions, deletions, insertions = curve.errors[point].tolist()
-    return Development(
-        wer=(substitutions + deletions + insertions) / curve.words,
-        loss=loss / curve.frames,
-        blank_offset=offset,
-        substitutions=substitutions,
-        deletions=deletions,
-        insertions=insertions,
-        blank_share=float(curve.blanks[point] / curve.frames),
-    )
+    wer = (substitutions + deletions + insertions) / curve.words
+    blanks = float(curve.blanks[point] / curve.frames)
+    return Development(wer, loss / curve.frames, offset, substitutions, deletions, insertions, blanks)
 
 
 def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     """Text and log-probabilities, float32 [frames, units], of every utterance of the development set."""
-    wanted = ShardInput(
-        folder=settings.development,
-        features=settings.features,
-        max_seconds=settings.max_seconds,
-        cache=settings.feature_cache,
-    )
-    for shard in read_index(settings.development):
+    folder, cache = settings.development, settings.feature_cache
+    wanted = ShardInput(folder=folder, features=settings.features, max_seconds=settings.max_seconds, cache=cache)
+    for shard in read_index(folder):
         content = load_features(wanted, shard)
-        if content.bad:
-            raise UserError(
-                f"{settings.development}: {content.bad[0][0]}: {content.bad[0][1]}; fix the development set"
-            )
+        for key, reason in content.bad:
+            raise UserError(f"{folder}: {key}: {reason}; fix the development set")
         features = [item.features for item in content.items]
         for batch, answers in infer_batches(learner, features, 2 * settings.batch_frames):
             for index, log_probs in zip(batch, answers, strict=True):
-                item = content.items[index]
-                if "text" not in item.fields:
-                    raise UserError(
-                        f"{settings.development}: {item.key} has no text; the development set must be labelled"
-                    )
-                yield learner.units.written(item.fields["text"]), log_probs
+                yield learner.units.written(content.items[index].fields["text"]), log_probs
 
 
 def _ctc(text: str, log_probs: np.ndarray, units: Units, offset: float) -> float:

@@ -6,9 +6,9 @@ from typing import Any
 
 from asr_kd.models.origin import figures
 from asr_kd.training.averaging import Scored
-from asr_kd.training.checkpoints import Position
 from asr_kd.training.development import Development
 from asr_kd.training.settings import TrainSettings
+from asr_kd.training.step import Position
 
 
 def concluded(position: Position, settings: TrainSettings, again: bool = False) -> str:
@@ -80,10 +80,8 @@ def _reason(start: Scored, last: Scored, lowest: float, settings: TrainSettings)
         )
     if last.loss >= start.loss:
         return f"the loss fell to {lowest:.3g} and rose again; try a lower learning_rate or fewer passes"
-    rose = (
-        f" and deletions rose from {start.deletions:,} to {last.deletions:,}"
-        if last.deletions > start.deletions
-        else ""
-    )
+    rose = ""
+    if last.deletions > start.deletions:
+        rose = f" and deletions rose from {start.deletions:,} to {last.deletions:,}"
     others = {"wer": "choose: both, choose: loss", "both": "choose: loss", "loss": ""}[settings.choose]
     return f"the loss fell though the WER did not{rose}; try {others + ' or ' if others else ''}more passes"

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
+from itertools import chain, repeat
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from asr_kd.distillation.batch import Batch
 from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
 from asr_kd.progress import Progress
-from asr_kd.training.accounts import account
 from asr_kd.training.averaging import remove_others
 from asr_kd.training.batches import Lane, PhaseStream
 from asr_kd.training.checkpoints import save_state
 from asr_kd.training.distributed import make_exchange
-from asr_kd.training.distributed.exchange import Exchange, Meeting
-from asr_kd.training.distributed.ranks import gather
+from asr_kd.training.distributed.exchange import Meeting
+from asr_kd.training.distributed.ranks import Ranks, gather, total
 from asr_kd.training.feed import ready_batches
 from asr_kd.training.metrics import Metrics
-from asr_kd.training.schedule import freeze, learning_rate
 from asr_kd.training.scoring import score
+from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.training.step import Learner, follow, step
 from asr_kd.units import Units
 
@@ -34,12 +36,31 @@ CHECK_SECONDS = 1.0
 
 def begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor] | None) -> None:
     """Freeze the weights that the phase does not train, and set up the exchange (from its `saved` state) for the others."""
-    freeze(learner.pupil.student, stream.plan, f"{learner.settings.output}: phases.{stream.phase}.frozen")
+    _freeze(learner.pupil.student, stream.plan, f"{learner.settings.output}: phases.{stream.phase}.frozen")
     traffic = learner.exchange.traffic
     learner.exchange = make_exchange(learner.pupil, learner.optimizer, learner.settings.distributed, learner.ranks)
-    learner.exchange.traffic.add(traffic)
+    learner.exchange.traffic = traffic
     if saved:
         learner.exchange.load_state_dict(saved)
+
+
+def _freeze(model: nn.Module, plan: PhaseSettings, where: str) -> None:
+    """Freeze the weights whose names begin as `plan.frozen` says, and no others."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in plan.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            known = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise UserError(f"{where}: no weight begins with {prefix}; the network has {known}")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not name.startswith(tuple(plan.frozen)))
+
+
+def _learning_rate(plan: PhaseSettings, done: float) -> float:
+    """Linear warm-up, then a cosine from the peak to its final share; `done` is the share of the phase's audio."""
+    if done < plan.warmup:
+        return plan.learning_rate * max(done / plan.warmup, 0.01)
+    after = min(1.0, (done - plan.warmup) / max(1 - plan.warmup, 1e-9))
+    return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * after)) / 2)
 
 
 def run_phase(
@@ -48,7 +69,6 @@ def run_phase(
     """One phase, step by step, from the run's present position.
 
     Args:
-        metrics: receives a line a step.
         stop_asked: the signal that asked the run to stop; 0 if none did.
 
     Raises:
@@ -61,14 +81,16 @@ def run_phase(
     if settings.cycles > 1:
         title += f", cycle {position.cycle + 1} of {settings.cycles}"
     ready = ready_batches(stream, lanes, position.cycle, position.turn, ranks.rank, ranks.world)
+    # the batch of each turn, and whether this process's stream has ended; it goes on without batches for the others
+    turns = chain(((batch, False) for batch in ready), repeat((None, True)))
     carry = plan.chunks.frames if plan.chunks and plan.chunks.carry else None
     met = Meeting()
     heard, alone = 0.0, 0  # seconds of audio and steps since the last meeting
     with Progress(title, round(stream.seconds), "s of audio", ranks.first) as progress, closing(ready):
         progress.resume(round(position.phase_seconds))
         began = checked = time.monotonic()
-        for batch, ended in _turns(ready):
-            rate = learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
+        for batch, ended in turns:
+            rate = _learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
             heard += batch.seconds if batch else 0.0
             if exchange.meets:
                 met = exchange.meet(batch.frames if batch else 0, heard, not ended, bool(stop_asked()))
@@ -95,11 +117,12 @@ def run_phase(
                 )
             began, before = time.monotonic(), began
             if batch:
+                sent = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
                 metrics.add(
                     position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
                     audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
                     frames_per_second=round(met.seconds * 1000 / settings.features.frame_ms / max(began - before, 1e-9)),
-                    padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **_sent(exchange),
+                    padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **sent,
                 )  # fmt: skip
             progress.advance(round(met.seconds), met.seconds, f"loss {loss:.3f}")
             if began - checked > CHECK_SECONDS:
@@ -120,20 +143,21 @@ def run_phase(
             follow(learner, alone)
         position.audio_seconds += met.seconds
         position.phase_seconds += met.seconds
-    account(settings, ranks, stream, lanes)
+    _account(settings, ranks, stream, lanes)
 
 
-def _turns(ready: Iterator[Batch | None]) -> Iterator[tuple[Batch | None, bool]]:
-    """The batch of each turn, and whether this process's stream has ended; it goes on without batches for the others."""
-    for batch in ready:
-        yield batch, False
-    while True:
-        yield None, True
-
-
-def _sent(exchange: Exchange) -> dict[str, float]:
-    """Bytes that this process has sent, if there are others."""
-    return {"bytes_sent": exchange.traffic.wire} if exchange.ranks.world > 1 else {}
+def _account(settings: TrainSettings, ranks: Ranks, stream: PhaseStream, lanes: Sequence[Lane]) -> None:
+    """Report the unusable utterances of a phase's sources; fail above `max_bad_share`, a sum over all processes."""
+    for index, source in enumerate(stream.sources):
+        own = range(ranks.rank, settings.lanes, ranks.world)
+        cursors = [source.met.ends.get(lane, lanes[lane].cursors[index]) for lane in own]
+        counts = torch.tensor([[one.seen, one.unused, one.incomplete] for one in cursors], dtype=torch.float64).sum(0)
+        seen, unused, incomplete = map(int, total(counts, ranks).tolist())
+        for bad in source.bad(seen, unused, incomplete):
+            bad.refuse(source.plan.audio, "fix the data")
+            if bad.count and ranks.first:
+                what = f"{bad.count} of {seen} utterances cannot be {bad.done} {bad.example}"
+                print(f"{source.plan.audio}: {what}", file=sys.stderr)
 
 
 def save(learner: Learner, metrics: Metrics, run: Path) -> None:
@@ -142,10 +166,10 @@ def save(learner: Learner, metrics: Metrics, run: Path) -> None:
     metrics.flush()
     position, ranks = learner.position, learner.ranks
     for phase, lanes in enumerate(position.lanes):  # each process knows only its own lanes
-        own = {str(lane): lanes[lane].to_json() for lane in range(ranks.rank, len(lanes), ranks.world)}
+        own = {str(lane): asdict(lanes[lane]) for lane in range(ranks.rank, len(lanes), ranks.world)}
         for said in gather(own, ranks):
             for lane, value in said.items():
                 position.lanes[phase][int(lane)] = Lane.from_json(value)
-    save_state(run, ranks, learner.pupil, learner.optimizer, position, learner.average, learner.exchange.state_dict())
+    save_state(run, learner)
     if ranks.first:
         remove_others(run, position.kept)

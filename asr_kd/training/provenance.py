@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from asr_kd.audio.noise import noise_files
+from asr_kd.distillation.answers import check_same_input
 from asr_kd.errors import UserError
 from asr_kd.files import sha256_file
 from asr_kd.models.acoustic import Checkpoint
@@ -19,12 +20,7 @@ from asr_kd.units import Units
 def provenance(
     settings: TrainSettings, units: Units, init: Checkpoint | None, teachers: dict[str, Checkpoint]
 ) -> dict[str, Any]:
-    """Hashes of the run's data, so that resuming on other data is refused.
-
-    Args:
-        init: what the run starts from.
-        teachers: by folder, those that answer in the step.
-    """
+    """Hashes of the run's data, so that resuming on other data is refused; `teachers` by folder, those that answer in the step."""
     sources = [source for phase in settings.phases for source in phase.sources]
     audio = sorted({settings.development, *(source.audio for source in sources)})
     noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
@@ -40,21 +36,12 @@ def provenance(
 
 
 def start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, units: Units) -> None:
-    """Copy the weights of `init` into a network.
-
-    Args:
-        other: the checkpoint `init`.
-        model: the network, changed in place.
+    """Copy the weights of the checkpoint `init` into a network.
 
     Raises:
         UserError: when the checkpoint has other units, other features or another shape.
     """
-    if other.units.hash != units.hash:
-        raise UserError(
-            f"init: {settings.init} has units {other.units.hash}, this run {units.hash}; start from a checkpoint with the same units"
-        )
-    if other.features != settings.features:
-        raise UserError(f"init: {settings.init} was trained on other feature settings; use the same features")
+    check_same_input(f"init: {settings.init}", other, units, settings.features)
     try:
         model.load_state_dict(other.model.state_dict())
     except RuntimeError:

@@ -11,7 +11,6 @@ import safetensors.torch
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.files import write_whole
 from asr_kd.models.acoustic import Checkpoint, blank_held_back, load_checkpoint, save_checkpoint
-from asr_kd.models.network import AcousticModel
 from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of
 from asr_kd.training.development import Development, score_development
 from asr_kd.training.metrics import Metrics
@@ -27,9 +26,6 @@ BESIDE = "beside.safetensors"
 
 def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
     """Score, and keep the checkpoint if it is the best so far. Rank 0 does it; the others block at the next collective.
-
-    Args:
-        learner: what is trained; its position takes the scores.
 
     Raises:
         UserError: when the development set is not labelled or cannot be read.
@@ -47,7 +43,7 @@ def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
         if settings.average and position.step:  # before the first step the weights are not this run's work
             position.kept = chosen(settings.average, [*position.kept, now], settings.choose)
             if now in position.kept:
-                _write(learner, pupil.student, units, folder_of(run, now), scores)
+                _write(learner, pupil, units, folder_of(run, now), scores)
     said = {f"development_{name}": value for name, value in asdict(scores).items()}
     metrics.add(position.step, audio_hours=round(position.audio_seconds / 3600, 4), **said)
 
@@ -55,13 +51,11 @@ def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
 def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
     """Score the mean of the checkpoints kept for it.
 
-    Args: see `score`.
-
     Raises:
         UserError: as `score`, and when a kept checkpoint is missing or damaged.
     """
     kept = learner.position.kept
-    student = mean_of([folder_of(run, one) for one in kept]).to(learner.device)
+    student = mean_of([folder_of(run, one) for one in kept]).to(learner.ranks.device)
     scores, _ = _try(learner, Pupil(student), units, run, averaged=[one.step for one in kept])
     metrics.add(learner.position.step, mean_wer=scores.wer, mean_loss=scores.loss)
 
@@ -82,17 +76,17 @@ def _try(learner: Learner, pupil: Pupil, units: Units, run: Path, **made: Any) -
     position.start = position.start or now
     if position.best is None or now.rank(settings.choose) < position.best.rank(settings.choose):
         position.best = now
-        _write(learner, pupil.student, units, run / BEST, scores, **made)
+        _write(learner, pupil, units, run / BEST, scores, **made)
         if pupil.beside:
             with write_whole(run / BEST / BESIDE) as file:
                 file.write(safetensors.torch.save(pupil.beside.state_dict()))
     return scores, now
 
 
-def _write(
-    learner: Learner, student: AcousticModel, units: Units, folder: Path, scores: Development, **made: Any
-) -> None:
+def _write(learner: Learner, pupil: Pupil, units: Units, folder: Path, scores: Development, **made: Any) -> None:
     learner.check()
     settings, training = learner.settings, said_of(learner.position, learner.settings, scores) | made
-    with blank_held_back(student, scores.blank_offset):  # only in the checkpoint, not in the weights being trained
-        save_checkpoint(folder, student, units, settings.features, settings.model, training)
+    with blank_held_back(
+        pupil.student, scores.blank_offset
+    ):  # only in the checkpoint, not in the weights being trained
+        save_checkpoint(folder, pupil.student, units, settings.features, settings.model, training)

@@ -21,12 +21,8 @@ class BmufSettings(Settings):
         None, description="share of a block's change that the next one repeats; null takes 1 - 1/ranks"
     )
     block_rate: Positive = Field(1.0, description="factor on the mean change of a block")
-    nesterov: bool = Field(
-        True, description="a block starts where the momentum will lead, not at the global model itself"
-    )
-    warmup_steps: Natural = Field(
-        100, description="steps before the first block, in which the ranks average every gradient"
-    )
+    nesterov: bool = Field(True, description="a block starts where the momentum will lead, not at the global model")
+    warmup_steps: Natural = Field(100, description="steps before the first block; in them every gradient is averaged")
     optimizer_state: Literal["keep", "average", "reset"] = Field(
         "average",
         description="what a meeting does to the moments of the optimiser: nothing, their mean, or a new start",
@@ -37,8 +33,7 @@ class ThresholdSettings(Settings):
     """Gradient threshold compression: an element is sent, as plus or minus the threshold, once it has grown to the threshold."""
 
     density: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.01,
-        description="share of the elements that the threshold is steered to send a step; null holds the threshold",
+        0.01, description="share of the elements that the threshold is steered to send a step; null holds the threshold"
     )
     threshold: Positive | None = Field(
         None, description="(first) threshold, rounded to 8 binary digits; null takes the one that the density asks for"
@@ -65,9 +60,7 @@ class PowerSgdSettings(Settings):
 class DistributedSettings(Settings):
     """How several ranks train one model; a run of a single process does not look at it."""
 
-    method: Literal["ddp", "bmuf"] = Field(
-        "ddp", description="ddp: every gradient is averaged; bmuf: the models are, once a block"
-    )
+    method: Literal["ddp", "bmuf"] = Field("ddp", description="ddp averages gradients; bmuf models, once a block")
     compression: Literal["none", "threshold", "powersgd"] = Field("none", description="ddp: how gradients are sent")
     bmuf: BmufSettings = Field(default_factory=lambda: BmufSettings())
     threshold: ThresholdSettings = Field(default_factory=lambda: ThresholdSettings())
@@ -91,9 +84,7 @@ class ChunkSettings(Settings):
         description="the chunks of an utterance follow each other, a step each, and the network's state is carried over "
         "(`lstm` alone); else each chunk is an example of its own, in random order",
     )
-    left: Natural = Field(
-        0, description="frames before a chunk that the network hears and does not answer for (without carry)"
-    )
+    left: Natural = Field(0, description="frames heard before a chunk, and not answered for (without carry)")
     right: Natural = Field(0, description="the same behind a chunk (without carry)")
 
     @model_validator(mode="after")
@@ -116,9 +107,7 @@ class PhaseSettings(Settings):
         description="hours of audio: a slice of streams that need not end; in the next cycle they go on where they stopped",
     )
     chunks: ChunkSettings | None = Field(None, description="learn stretches of utterances; null learns whole ones")
-    frozen: list[str] = Field(
-        default_factory=list, description="beginnings of the names of weights that are left as they are"
-    )
+    frozen: list[str] = Field(default_factory=list, description="beginnings of the names of weights to leave unchanged")
     learning_rate: Positive = Field(0.002, description="peak rate of AdamW")
     final_rate: NotNegative = Field(0.01, description="rate at the end, as a share of the peak (cosine)")
     warmup: Share = Field(0.1, description="share of the phase's audio with a rising rate")
@@ -145,9 +134,7 @@ class AverageSettings(Settings):
     """Scored checkpoints whose mean is scored at the end of a run, and kept when it is the best of all."""
 
     last: Annotated[int, Field(ge=2)] | None = Field(None, description="so many that were scored last; this or best")
-    best: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="so many with the best scores on the development set (choose)"
-    )
+    best: Annotated[int, Field(ge=2)] | None = Field(None, description="so many with the best scores (choose)")
 
     @model_validator(mode="after")
     def _fits(self) -> AverageSettings:
@@ -170,12 +157,8 @@ class TrainSettings(Settings):
         1.0, description="learning rates are multiplied by this from cycle to cycle"
     )
     distributed: DistributedSettings = Field(default_factory=lambda: DistributedSettings())
-    lanes: Count = Field(
-        1, description="parts in which every stream is read side by side; the number of processes must divide it"
-    )
-    init: Location | None = Field(
-        None, description="checkpoint folder (or URL) to start from; without it fresh weights are drawn"
-    )
+    lanes: Count = Field(1, description="parts of each stream, read side by side; a multiple of the processes")
+    init: Location | None = Field(None, description="checkpoint folder (or URL) to start from; null: fresh weights")
     features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     model: ModelSettings = Field(default_factory=lambda: ModelSettings())
     batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
@@ -194,9 +177,7 @@ class TrainSettings(Settings):
         0.0,
         description="decay a step of an exponential moving average of the weights, scored and kept in their place; 0: none",
     )
-    average: AverageSettings | None = Field(
-        None, description="checkpoints of the run whose mean is tried at its end; null: none"
-    )
+    average: AverageSettings | None = Field(None, description="checkpoints whose mean is tried at the end; null: none")
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     calibrate_blank: bool = Field(
         True,

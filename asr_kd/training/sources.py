@@ -12,6 +12,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,14 +60,24 @@ class Cursor:
 
 
 @dataclass
-class Reading:
-    """An utterance as it was read, and what there is to learn from it.
+class Met:
+    """What this process met in a source.
 
     Attributes:
-        number: pass.
-        shard: shard, counted in the order of the pass.
-        item: utterance of the shard.
-        examples: what there is to learn: one example, or its chunks.
+        ends: for lanes that have ended, the cursor at their end.
+        unused: key and reason of the first utterance that could not be used.
+        incomplete: key and reason of the first utterance without every teacher's target.
+    """
+
+    ends: dict[int, Cursor] = field(default_factory=dict)
+    unused: tuple[str, str] = ("", "")
+    incomplete: tuple[str, str] = ("", "")
+
+
+class Reading(NamedTuple):
+    """An utterance as it was read: its place (see `Cursor`), and what there is to learn from it, one example or its chunks.
+
+    Attributes:
         unused: why there is nothing to learn; empty if there is.
         incomplete: which teachers' targets are missing; empty if none are.
     """
@@ -75,11 +86,10 @@ class Reading:
     shard: int
     item: int
     examples: list[Example]
-    unused: str = ""
-    incomplete: str = ""
+    unused: str
+    incomplete: str
 
 
-@dataclass
 class Source:
     """A source of a phase, opened once for all its lanes.
 
@@ -88,28 +98,15 @@ class Source:
         index: index of the source in its phase.
         units: vocabulary of the learner; soft targets over another vocabulary are refused.
 
-    Attributes:
-        first_unused: key and reason of the first unusable utterance that this process met.
-        first_incomplete: key and reason of the first utterance without every teacher's target.
-        ends: for lanes that have ended, the cursor at their end.
-
     Raises:
         UserError: when the shards hold no utterances, or lack lengths that the schedule needs.
     """
 
-    settings: TrainSettings
-    phase: int
-    index: int
-    units: Units
-    steered: bool = field(init=False)
-    first_unused: tuple[str, str] = field(default=("", ""), init=False)
-    first_incomplete: tuple[str, str] = field(default=("", ""), init=False)
-    ends: dict[int, Cursor] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.plan = self.settings.phases[self.phase].sources[self.index]
-        self.needs = self.plan.needs
-        self.chunks = self.settings.phases[self.phase].chunks
+    def __init__(self, settings: TrainSettings, phase: int, index: int, units: Units) -> None:
+        self.settings, self.phase, self.index, self.units = settings, phase, index, units
+        schedule = settings.phases[phase]
+        self.plan, self.chunks = schedule.sources[index], schedule.chunks
+        self.needs, self.met = self.plan.needs, Met()
         self.shards = read_index(self.plan.audio).filled
         self.transcripts = Transcripts(self.plan.transcripts) if self.plan.transcripts else None
         self.seconds = self.shards.seconds * self.plan.repeat
@@ -118,8 +115,7 @@ class Source:
             check_noise_files(self.plan.augment.noise.folder)
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
-        phase = self.settings.phases[self.phase]
-        self.steered = phase.hours is None or (self.plan.weight is None and len(phase.sources) > 1)
+        self.steered = schedule.hours is None or (self.plan.weight is None and len(schedule.sources) > 1)
         if self.steered and (silent := self.shards.without_seconds):
             raise UserError(
                 f"{self.plan.audio}: {INDEX} says nothing of the length of {silent}, by which learning rate and mixture are steered; "
@@ -146,17 +142,12 @@ class Source:
                     cursor = replace(cursor, batch=number, seconds=cursor.seconds + seconds)
                     yield batch, cursor
             cursor = replace(
-                cursor,
-                shard=block[-1].shard,
-                item=block[-1].item + 1,
-                block=cursor.block + 1,
-                batch=0,
-                seen=cursor.seen + len(block),
-                unused=cursor.unused + sum(bool(reading.unused) for reading in block),
-                incomplete=cursor.incomplete + sum(bool(reading.incomplete) for reading in block),
-            )
+                cursor, shard=block[-1].shard, item=block[-1].item + 1, block=cursor.block + 1, batch=0,
+                seen=cursor.seen + len(block), unused=cursor.unused + sum(bool(one.unused) for one in block),
+                incomplete=cursor.incomplete + sum(bool(one.incomplete) for one in block),
+            )  # fmt: skip
         self._refuse_bad(cursor)
-        self.ends[lane] = cursor
+        self.met.ends[lane] = cursor
 
     def _refuse_bad(self, cursor: Cursor, endless: bool = False) -> None:
         """Fail if the share of bad utterances is too high whatever other lanes bring, or a lane would loop for ever in vain."""
@@ -169,8 +160,8 @@ class Source:
         """The utterances of so many `read` that cannot be used, and that lack the target of a teacher."""
         share = self.settings.max_bad_share
         return (
-            Quarantine(read, share, "used", unused, self.first_unused),
-            Quarantine(read, share, "taught by every teacher", incomplete, self.first_incomplete, all_may=True),
+            Quarantine(read, share, "used", unused, self.met.unused),
+            Quarantine(read, share, "taught by every teacher", incomplete, self.met.incomplete, all_may=True),
         )
 
     def _rng(self, *key: int) -> np.random.Generator:
@@ -208,21 +199,19 @@ class Source:
         contents = map_ordered(operator.call, loads, self.settings.loader_workers)
         for (number, index, shard, _), content in zip(ours, contents, strict=True):
             self._check_seconds(shard, content)
-            utterances: list[Item | tuple[str, str]] = [*content.bad, *content.items]
-            utterances = utterances[slice(None) if whole else slice(lane, None, lanes)]
-            targets = self._targets(shard) if self.plan.targets else None
+            heard: list[tuple[str, Item | str]] = [*content.bad, *((item.key, item) for item in content.items)]
+            heard = heard[slice(None) if whole else slice(lane, None, lanes)]
+            targets = None
+            if self.plan.targets:
+                with_prior = bool(self.plan.soft) and self.settings.missing_mass == "prior"
+                targets = ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
             done = start.item if (number, index) == (start.number, start.shard) else 0
-            for item, utterance in enumerate(utterances[done:], done):
-                reading = Reading(number, index, item, [])
-                if isinstance(utterance, Item):
-                    key = utterance.key
-                    self._learn(utterance, targets, reading)
-                else:
-                    key, reading.unused = utterance
-                if reading.unused and not self.first_unused[0]:
-                    self.first_unused = key, reading.unused
-                if reading.incomplete and not self.first_incomplete[0]:
-                    self.first_incomplete = key, reading.incomplete
+            for number_in_shard, (key, utterance) in enumerate(heard[done:], done):
+                reading = Reading(number, index, number_in_shard, *self._learn(utterance, targets))
+                if reading.unused and not self.met.unused[0]:
+                    self.met.unused = key, reading.unused
+                if reading.incomplete and not self.met.incomplete[0]:
+                    self.met.incomplete = key, reading.incomplete
                 yield reading
 
     def _check_seconds(self, shard: ShardInfo, content: LoadedShard) -> None:
@@ -237,78 +226,56 @@ class Source:
     def _load(self, shard: ShardInfo, number: int, copy: int) -> Callable[[], LoadedShard]:
         """A function that reads a shard; `copy`, how often this pass has read it before, is in the seed of its noise."""
         wanted = ShardInput(
-            folder=self.plan.audio,
-            features=self.settings.features,
-            max_seconds=self.settings.max_seconds,
-            cache=self.settings.feature_cache,
-            noise=self.plan.augment.noise,
-            noise_seed=(self.settings.seed, self.phase, number, self.index, copy),
-            keep_clean=bool(self.plan.teacher),
-        )
+            folder=self.plan.audio, features=self.settings.features, max_seconds=self.settings.max_seconds,
+            cache=self.settings.feature_cache, noise=self.plan.augment.noise,
+            noise_seed=(self.settings.seed, self.phase, number, self.index, copy), keep_clean=bool(self.plan.teacher),
+        )  # fmt: skip
         return functools.partial(load_features, wanted, shard)
 
-    def _targets(self, shard: ShardInfo) -> ShardTargets:
-        with_prior = bool(self.plan.soft) and self.settings.missing_mass == "prior"
-        return ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
+    def text_of(self, key: str, fields: dict[str, Any]) -> str | None:
+        """The text of an utterance, of its transcripts or else of its shard."""
+        return fields.get("text") if self.transcripts is None else self.transcripts.get(key)
 
-    def _learn(self, item: Item, targets: ShardTargets | None, reading: Reading) -> None:
-        """Fill `reading` with what there is to learn from an utterance, or with why there is nothing."""
-        example = Example(item.key, item.features, clean=item.clean)
+    def _learn(self, item: Item | str, targets: ShardTargets | None) -> tuple[list[Example], str, str]:
+        """See `Reading`: the examples of an utterance, `unused` and `incomplete`; for an unusable one it gets the reason."""
+        if isinstance(item, str):
+            return [], item, ""
+        example, unused, incomplete = Example(item.key, item.features, clean=item.clean), "", ""
         if "text" in self.needs:
-            reading.unused = self._label(item, example)
-        if "lists" in self.needs:
-            reading.unused = reading.unused or self._choices(item, example)
-        if targets is not None and not reading.unused:
+            text = self.text_of(item.key, item.fields)
+            spelled, unused = self._spelled([] if text is None else [(text, 0.0)], len(item.features))
+            example.ids = spelled[0][0] if spelled else None
+        if "lists" in self.needs and self.transcripts and not unused:
+            example.choices, unused = self._spelled(self.transcripts.nbest(item.key), len(item.features))
+        if targets is not None and not unused:
             found = targets.find(item.key, len(item.features))
             lacking = f"no soft target in {' and '.join(found.lacking)}" if found.lacking else ""
-            if found.target is None:
-                reading.unused = lacking
-            else:
-                reading.incomplete = lacking
+            unused, incomplete = (lacking, "") if found.target is None else ("", lacking)
             example.targets, example.prior = found.target, found.prior
-        if not reading.unused:
-            reading.examples = [example]
-            if self.chunks and not self.chunks.carry:
-                reading.examples = cut(example, self.chunks)
+        if unused:
+            return [], unused, ""
+        return cut(example, self.chunks) if self.chunks and not self.chunks.carry else [example], "", incomplete
 
-    def _label(self, item: Item, example: Example) -> str:
-        """Set the unit ids of the example's text; returns why it cannot be used, or an empty text."""
-        text = item.fields.get("text") if self.transcripts is None else self.transcripts.get(item.key)
-        if text is None:
-            return "no text to learn from"
-        example.ids = self.units.encode(text)
-        return self._misfit(text, example.ids, item)
-
-    def _choices(self, item: Item, example: Example) -> str:
-        """Set the unit ids of those texts of the n-best list that fit; returns why none does, or an empty text."""
-        assert self.transcripts is not None
-        found = [(text, self.units.encode(text), score) for text, score in self.transcripts.nbest(item.key)]
-        reasons = [self._misfit(text, ids, item) for text, ids, _ in found]
-        example.choices = [(ids, score) for (_, ids, score), reason in zip(found, reasons, strict=True) if not reason]
-        return "" if example.choices else (reasons or ["no text to learn from"])[0]
-
-    def _misfit(self, text: str, ids: list[int], item: Item) -> str:
-        """Why CTC cannot learn a text; empty if it can."""
-        # it must fit even when compressed most: without a path the CTC loss is infinite
-        return self.units.misfit(text, ids, round(len(item.features) * (1 - self.plan.augment.stretch)))
+    def _spelled(self, texts: list[tuple[str, float]], frames: int) -> tuple[list[tuple[list[int], float]], str]:
+        """Unit ids and score of those texts that CTC can learn from so many frames; and if there are none, why."""
+        spelled = [(text, self.units.encode(text), score) for text, score in texts]
+        # they must fit even when compressed most: without a path the CTC loss is infinite
+        fewest = round(frames * (1 - self.plan.augment.stretch))
+        reasons = [self.units.misfit(text, ids, fewest) for text, ids, _ in spelled] or ["no text to learn from"]
+        fitting = [(ids, score) for (_, ids, score), reason in zip(spelled, reasons, strict=False) if not reason]
+        return fitting, "" if fitting else reasons[0]
 
 
 def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
     """The chunks of an utterance, each with its context; every frame is learned in exactly one."""
-    pieces = []
-    total = len(example.features)
+    pieces, total = [], len(example.features)
     for begin in range(0, total, chunks.frames):
         end = min(begin + chunks.frames, total)
         left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
+        clean = None if example.clean is None else example.clean[left:right]
         targets = None if example.targets is None else example.targets[begin:end]
+        features = example.features[left:right]
         pieces.append(
-            replace(
-                example,
-                features=example.features[left:right],
-                clean=None if example.clean is None else example.clean[left:right],
-                targets=targets,
-                first=begin - left,
-                last=end - left,
-            )
+            replace(example, features=features, clean=clean, targets=targets, first=begin - left, last=end - left)
         )
     return pieces

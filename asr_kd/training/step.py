@@ -1,4 +1,4 @@
-"""One update of what is trained: forward, the losses of the batch's source, backward, optimiser."""
+"""What is trained, how far it is, and one update of it: forward, the losses of the batch's source, backward, optimiser."""
 
 from __future__ import annotations
 
@@ -11,13 +11,53 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from asr_kd.distillation.answers import Answerer
+from asr_kd.distillation.answers import answer
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Pupil, Seen, Weighed
-from asr_kd.training.checkpoints import Position
+from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen
+from asr_kd.models.network import within
+from asr_kd.training.averaging import Scored
+from asr_kd.training.batches import Lane
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
+
+
+@dataclass
+class Position:
+    """Progress of a run.
+
+    Attributes:
+        cycle: cycle of the schedule, from 0.
+        phase: phase of the cycle, from 0.
+        turn: the lane whose batch is next.
+        scored: the step that was scored last.
+        world: number of processes that trained.
+        phase_seconds: audio heard in this phase of this cycle.
+        phase_start: the step at which the phase began.
+        start: scores before the first step.
+        best: scores of the weights in `best/`.
+        last: the latest scores.
+        lowest: lowest CTC loss of all scores after the start.
+        lanes: for each phase, the position of each lane.
+        kept: steps whose checkpoints are kept to be averaged.
+    """
+
+    cycle: int = 0
+    phase: int = 0
+    turn: int = 0
+    step: int = 0
+    scored: int = 0
+    world: int = 1
+    audio_seconds: float = 0.0
+    phase_seconds: float = 0.0
+    phase_start: int = 0
+    start: Scored | None = None
+    best: Scored | None = None
+    last: Scored | None = None
+    lowest: float = float("inf")
+    finished: bool = False
+    lanes: list[list[Lane]] = field(default_factory=list)
+    kept: list[Scored] = field(default_factory=list)
 
 
 @dataclass
@@ -28,9 +68,8 @@ class Learner:
         pupil: the student and the modules trained beside it.
         exchange: how processes synchronise.
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
-        teachers: who answers in the step, by the names that batches have for them.
+        teachers: networks that answer in the step, by the names that batches have for them.
         check: raises if the run's folder is gone or belongs to another job.
-        position: progress of the run.
     """
 
     settings: TrainSettings
@@ -38,15 +77,14 @@ class Learner:
     optimizer: torch.optim.Optimizer
     exchange: Exchange
     average: AveragedModel | None = None
-    teachers: dict[str, Answerer] = field(default_factory=dict)
+    teachers: dict[str, nn.Module] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
-    ranks: Ranks = field(default_factory=Ranks)
     position: Position = field(default_factory=Position)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.pupil.parameters()).device
+    def ranks(self) -> Ranks:
+        """This process, with the device of the weights, among those of the run."""
+        return self.exchange.ranks
 
 
 def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -57,7 +95,7 @@ def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 def step(
     learner: Learner,
     batch: Batch | None,
-    knowledge: Sequence[Sequence[Weighed]],
+    knowledge: Sequence[Sequence[Knowledge]],
     rate: float,
     everyone: float = 0.0,
     carry: int | None = None,
@@ -89,39 +127,39 @@ def step(
     return loss.item()
 
 
-def batch_loss(seen: Seen, knowledge: Sequence[Weighed], frames: int, besides: dict[str, dict[str, Tensor]]) -> Tensor:
+def batch_loss(
+    seen: Seen, knowledge: Sequence[Knowledge], frames: int, besides: dict[str, dict[str, Tensor]]
+) -> Tensor:
     """The weighted sum of a source's losses, each a mean over the batch's learned frames.
 
     Args:
         seen: what the network makes of the batch.
-        knowledge: the kinds of knowledge of the source, with their weights.
+        knowledge: what is learned from the source.
         frames: learned frames of the batch.
         besides: outputs of the modules beside the student, by kind.
     """
     loss = seen.logits.new_zeros(())
     for one in knowledge:
-        own = seen._replace(beside=besides.get(one.kind.name, {}))
-        loss = loss + one.weight * one.kind.loss(own) / frames
+        own = seen._replace(beside=besides.get(one.name, {}))
+        loss = loss + one.weight * one.loss(own) / frames
     return loss
 
 
-def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Weighed]) -> Tensor:
+def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Knowledge]) -> Tensor:
     frames, here = batch.frames, _answered(learner, batch)
-    with _precision(learner.settings, learner.device):
+    with _precision(learner):
         outputs, besides = learner.exchange.network(here.features, here.lengths)
-    logits = outputs.logits.float()
-    loss = batch_loss(
-        Seen(logits, outputs.lengths, here.learned, here.parts, outputs.hidden, {}), knowledge, frames, besides
-    )
+    seen = Seen(outputs.logits.float(), outputs.lengths, here.learned, here.parts, outputs.hidden, {})
+    loss = batch_loss(seen, knowledge, frames, besides)
     return loss + _touched(besides) if besides else loss
 
 
 def _answered(learner: Learner, batch: Batch) -> Batch:
     """The batch on the learner's device, with the answers of its teacher, if one answers in the step."""
-    here = batch.to(learner.device)
+    here = batch.to(learner.ranks.device)
     if here.teacher:
-        with _precision(learner.settings, learner.device):
-            here.parts |= learner.teachers[here.teacher].answer(here)
+        with _precision(learner):
+            here.parts |= answer(learner.teachers[here.teacher], here)
     return here
 
 
@@ -132,24 +170,22 @@ def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
 
 def _nothing(learner: Learner) -> Tensor:
     """A loss of 0 that depends on every weight: the others wait for this process's gradient."""
-    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.device)
+    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.ranks.device)
     outputs, besides = learner.exchange.network(frames, torch.ones(1, dtype=torch.int64))
     nothing: Tensor = outputs.logits.float().sum() * 0.0
     return nothing + _touched(besides) if besides else nothing
 
 
-def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Weighed]) -> float:
+def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Knowledge]) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
-    network, device = learner.pupil.student, learner.device
+    network, device = learner.pupil.student, learner.ranks.device
     here, total = _answered(learner, batch), batch.frames
-    lengths = here.lengths.to(device)
-    inside = torch.arange(here.features.shape[1], device=device) < lengths[:, None]
+    lengths, inside = here.lengths.to(device), within(here.features, here.lengths)
     features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
     starts = (lengths.cumsum(0) - lengths)[:, None]
-    state = None
-    heard = 0.0
+    state, heard = None, 0.0
     for begin in range(0, features.shape[1], frames):
-        with _precision(learner.settings, device):
+        with _precision(learner):
             logits, state = network.stream(features[:, begin : begin + frames], state)
         state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
         frame = torch.arange(begin, begin + logits.shape[1], device=device) - network.delay
@@ -164,9 +200,10 @@ def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Seque
     return heard / total
 
 
-def _precision(settings: TrainSettings, device: torch.device) -> Any:
-    half = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+def _precision(learner: Learner) -> Any:
+    asked, kind = learner.settings.precision, learner.ranks.device.type
+    half = asked == "bfloat16" or (asked == "auto" and kind == "cuda")
+    return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
 
 
 def _update(learner: Learner, loss: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,20 +26,15 @@ class TargetSet:
     metadata: TargetMetadata
     targets: dict[str, SparsePosteriors]
     prior: np.ndarray
-
-    @property
-    def leftover(self) -> float:
-        """Mean mass of a frame that was not kept."""
-        return max(0.0, 1.0 - self.metadata.statistics.mean_kept_mass)
+    weight: float
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """What there is for an utterance: its target, if any, `prior` as of `Example.prior`, and the sets that lack its key."""
 
     target: SparsePosteriors | None
     prior: np.ndarray | None
-    lacking: list[str] = field(default_factory=list)
+    lacking: list[str]
 
 
 class ShardTargets:
@@ -54,10 +50,12 @@ class ShardTargets:
 
     def __init__(self, source: SourceSettings, shard: ShardInfo, units: Units, frame_ms: int, with_prior: bool) -> None:
         self.source, self.frame_ms, self.with_prior = source, frame_ms, with_prior
-        self.sets = [self._open(folder, shard, units) for folder in source.target_sets]
-        self._priors: dict[tuple[int, ...], np.ndarray] = {}
+        weights = source.combine.weights or [1.0] * len(source.target_sets)
+        weighted = zip(source.target_sets, weights, strict=True)
+        self.sets = [self._open(folder, weight, shard, units) for folder, weight in weighted]
+        self._priors: dict[tuple[str, ...], np.ndarray] = {}
 
-    def _open(self, folder: str, shard: ShardInfo, units: Units) -> TargetSet:
+    def _open(self, folder: str, weight: float, shard: ShardInfo, units: Units) -> TargetSet:
         path = place(folder) / shard.name
         wanted_ms = None if self.source.resample else self.frame_ms
         metadata, targets = read_target_shard(path, units.hash, units.size, wanted_ms)
@@ -66,38 +64,34 @@ class ShardTargets:
             raise UserError(
                 f"{path}: its first frame begins {metadata.offset_ms} ms into the audio, the learner's at 0; set resample=true"
             )
-        combined = len(self.source.target_sets) > 1
-        if combined and self.source.combine.mode == "log_mean" and metadata.selection.mode in ("sampled", "alignment"):
+        # a mode is set for several sets alone
+        if self.source.combine.mode == "log_mean" and metadata.selection.mode in ("sampled", "alignment"):
             raise UserError(
                 f"{path}: mode {metadata.selection.mode} gives most units no probability, combine.mode=log_mean needs one of "
                 "every unit; choose combine.mode=mean"
             )
         prior = tail_prior(path, metadata) if self.with_prior else np.full(units.size, 1.0 / units.size)
-        return TargetSet(folder, path, metadata, dict(targets), prior)
+        return TargetSet(folder, path, metadata, dict(targets), prior, weight)
 
     def find(self, key: str, frames: int) -> Found:
-        """The soft target of an utterance; of several teachers, those that have it are combined.
-
-        Args:
-            frames: number of feature frames of the learner.
+        """The soft target of an utterance of so many feature frames; of several teachers, those that have it are combined.
 
         Raises:
             UserError: when a set has another number of frames than the audio.
         """
-        present = tuple(index for index, one in enumerate(self.sets) if key in one.targets)
+        present = [one for one in self.sets if key in one.targets]
         lacking = [one.folder for one in self.sets if key not in one.targets]
         if not present:
             return Found(None, None, lacking)
-        targets = [self._target(self.sets[index], key, frames) for index in present]
+        targets = [self._target(one, key, frames) for one in present]
         prior = self._prior(present) if self.with_prior else None
         if len(present) == 1:
             return Found(targets[0], prior, lacking)
-        sets = [self.sets[index] for index in present]
+        weights, priors = [one.weight for one in present], [one.prior for one in present]
         try:
-            target = combine(targets, self.source.combine.mode, self._weights(present), [one.prior for one in sets])
+            return Found(combine(targets, self.source.combine.mode, weights, priors), prior, lacking)
         except UserError as error:
-            raise UserError(f"{' and '.join(str(one.path) for one in sets)}: {key}: {error}") from None
-        return Found(target, prior, lacking)
+            raise UserError(f"{' and '.join(str(one.path) for one in present)}: {key}: {error}") from None
 
     def _target(self, one: TargetSet, key: str, frames: int) -> SparsePosteriors:
         target, metadata = one.targets[key], one.metadata
@@ -113,19 +107,14 @@ class ShardTargets:
             )
         return target
 
-    def _weights(self, present: tuple[int, ...]) -> list[float]:
-        weights = self.source.combine.weights
-        return [1.0 if weights is None else weights[index] for index in present]
-
-    def _prior(self, present: tuple[int, ...]) -> np.ndarray:
+    def _prior(self, present: list[TargetSet]) -> np.ndarray:
         """One array shared by all utterances of the same teachers, so that a batch holds it once."""
-        if present not in self._priors:
-            sets = [self.sets[index] for index in present]
-            prior = sets[0].prior
-            if len(sets) > 1:
-                leftover = [one.leftover for one in sets]
-                prior = combine_priors(
-                    [one.prior for one in sets], self.source.combine.mode, self._weights(present), leftover
-                )
-            self._priors[present] = prior.astype(np.float32)
-        return self._priors[present]
+        folders = tuple(one.folder for one in present)
+        if folders not in self._priors:
+            prior = present[0].prior
+            if len(present) > 1:
+                weights, priors = [one.weight for one in present], [one.prior for one in present]
+                left = [max(0.0, 1.0 - one.metadata.statistics.mean_kept_mass) for one in present]  # mean mass not kept
+                prior = combine_priors(priors, self.source.combine.mode, weights, left)
+            self._priors[folders] = prior.astype(np.float32)
+        return self._priors[folders]

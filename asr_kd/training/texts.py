@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 from asr_kd.errors import UserError
 from asr_kd.files import place
@@ -20,51 +19,14 @@ NAMED = 10
 LOOKED_AT = 500
 
 
-@dataclass
-class Spelling:
-    """How the units spell a set of texts.
-
-    Attributes:
-        bad: key and text of those that the units cannot spell.
-        odd: characters that no unit covers, with their counts.
-        silent: number of texts without words.
-        changed: number of texts that the units spell differently.
-        first: the first of those, as a phrase for a message.
-    """
-
-    total: int = 0
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    odd: Counter[str] = field(default_factory=Counter)
-    silent: int = 0
-    changed: int = 0
-    first: str = ""
-
-
-def spelling_of(texts: Iterable[tuple[str, str]], units: Units) -> Spelling:
-    """How the units spell these (key, text) pairs."""
-    found = Spelling()
-    for key, text in texts:
-        found.total += 1
-        if odd := units.unwritable(text):
-            found.bad.append((key, text))
-            found.odd.update("".join(odd))
-            continue
-        found.silent += not units.encode(text)
-        if units.changes(text):
-            found.changed += 1
-            found.first = found.first or f"{key}: {text[:60]!a} is read as {units.written(text)[:60]!a}"
-    return found
-
-
 def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source]) -> list[str]:
     """The remarks of `check_development`, and of `check_source` on every set of audio and transcripts once.
 
     Raises:
         UserError: as of both.
     """
-    once = {
-        (source.plan.audio, source.plan.transcripts): source for source in sources if source.needs & {"text", "lists"}
-    }
+    written = [source for source in sources if source.needs & {"text", "lists"}]
+    once = {(source.plan.audio, source.plan.transcripts): source for source in written}
     return check_development(settings, units) + [one for source in once.values() for one in check_source(source)]
 
 
@@ -86,11 +48,7 @@ def check_development(settings: TrainSettings, units: Units) -> list[str]:
                     raise UserError(f"{folder}: {sample.key} has no text; the development set must be labelled")
                 yield sample.key, sample.fields["text"]
 
-    found = spelling_of(texts(), units)
-    if found.silent == found.total:
-        raise UserError(f"{folder}: holds no words; the development set must be labelled")
-    most = min(settings.max_bad_share * found.total, found.total - 1)
-    return _remarks(folder, found, units, settings, most, "their words count as errors")
+    return _remarks(folder, texts(), units, settings.max_bad_share)
 
 
 def check_source(source: Source) -> list[str]:
@@ -99,44 +57,50 @@ def check_source(source: Source) -> list[str]:
     Raises:
         UserError: when none can be spelled, or already more than `max_bad_share` of the whole source cannot.
     """
-    name, first = source.plan.transcripts or source.plan.audio, source.shards[0]
-
-    def texts() -> Iterator[tuple[str, str]]:
-        samples = read_shard(place(source.plan.audio) / first.name)
-        for sample in itertools.islice(samples, LOOKED_AT):
-            text = sample.fields.get("text") if source.transcripts is None else source.transcripts.get(sample.key)
-            if text is not None:
-                yield sample.key, text
-
-    found = spelling_of(texts(), source.units)
-    most = source.settings.max_bad_share * source.shards.samples
-    if source.settings.max_bad_share < 1:
-        most = min(most, found.total - 1)
-    return _remarks(name, found, source.units, source.settings, most, "these utterances are left out")
+    samples = itertools.islice(read_shard(place(source.plan.audio) / source.shards[0].name), LOOKED_AT)
+    texts = ((sample.key, source.text_of(sample.key, sample.fields)) for sample in samples)
+    known = ((key, text) for key, text in texts if text is not None)
+    name = source.plan.transcripts or source.plan.audio
+    return _remarks(name, known, source.units, source.settings.max_bad_share, source.shards.samples)
 
 
-def _remarks(name: str, found: Spelling, units: Units, settings: TrainSettings, most: float, then: str) -> list[str]:
+def _remarks(
+    name: str, texts: Iterable[tuple[str, str]], units: Units, max_bad_share: float, source: int | None = None
+) -> list[str]:
+    """What there is to say of these (key, text) pairs: of a source with so many utterances, or of the development set."""
+    bad, changed, odd, total, silent = [], [], Counter[str](), 0, 0
+    for total, (key, text) in enumerate(texts, 1):  # noqa: B007
+        if unwritable := units.unwritable(text):
+            bad.append((key, text))
+            odd.update("".join(unwritable))
+            continue
+        silent += not units.encode(text)
+        if units.changes(text):
+            changed.append((key, text))
+    if source is None and silent == total:
+        raise UserError(f"{name}: holds no words; the development set must be labelled")
+    most = max_bad_share * (total if source is None else source)
+    if source is None or max_bad_share < 1:
+        most = min(most, total - 1)
     said = []
-    if found.bad:
-        named = ", ".join(repr(one) for one, _ in found.odd.most_common(NAMED)) + " …" * (len(found.odd) > NAMED)
+    if bad:
+        named = ", ".join(repr(one) for one, _ in odd.most_common(NAMED)) + " …" * (len(odd) > NAMED)
         what = (
-            f"{name}: the texts of {len(found.bad):,} of {found.total:,} utterances ({len(found.bad) / found.total:.1%}; first: "
-            f"{found.bad[0][0]}) hold characters that no unit covers: {named}"
+            f"{name}: the texts of {len(bad):,} of {total:,} utterances ({len(bad) / total:.1%}; first: {bad[0][0]}) hold "
+            f"characters that no unit covers: {named}"
         )
-        if len(found.bad) > most:
-            remedy = _remedy(units, [text for _, text in found.bad])
-            if len(found.bad) < found.total:
-                remedy += f", or raise max_bad_share ({settings.max_bad_share})"
+        if len(bad) > most:
+            remedy = _remedy(units, [text for _, text in bad])
+            if len(bad) < total:
+                remedy += f", or raise max_bad_share ({max_bad_share})"
             raise UserError(f"{what}; {remedy}")
-        said.append(f"{what}; {then}")
-    if found.silent == found.total > 0:
-        said.append(
-            f"{name}: none of the {found.total:,} texts looked at holds a word; only silence is learned from them"
-        )
-    if found.changed:
-        said.append(
-            f"{name}: {found.changed:,} of {found.total:,} texts are read in another spelling (first: {found.first})"
-        )
+        said.append(f"{what}; {'their words count as errors' if source is None else 'these utterances are left out'}")
+    if silent == total > 0:
+        said.append(f"{name}: none of the {total:,} texts looked at holds a word; only silence is learned from them")
+    if changed:
+        key, text = changed[0]
+        first = f"{key}: {text[:60]!a} is read as {units.written(text)[:60]!a}"
+        said.append(f"{name}: {len(changed):,} of {total:,} texts are read in another spelling (first: {first})")
     return said
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from torch.optim.swa_utils import AveragedModel
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
-from asr_kd.distillation.answers import AVERAGE, answerers, check_online
+from asr_kd.distillation.answers import AVERAGE, answerers, check_same_input
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.ending import stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local
-from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device
-from asr_kd.models.network import check_taps
+from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
 from asr_kd.shards.leases import sole_writer
 from asr_kd.training.averaging import remove_others
 from asr_kd.training.batches import PhaseStream
@@ -56,17 +54,17 @@ def train(settings: TrainSettings) -> None:
 
 def _train(settings: TrainSettings, ranks: Ranks) -> None:
     run = local(settings.output, "output")
-    if settings.lanes % ranks.world:
-        raise UserError(
-            f"lanes: {settings.lanes} is not a multiple of {ranks.world} processes; set lanes={ranks.world}"
-        )
-    if ranks.world > 1 and any(phase.chunks and phase.chunks.carry for phase in settings.phases):
+    carried, world = any(phase.chunks and phase.chunks.carry for phase in settings.phases), ranks.world
+    if settings.lanes % world:
+        raise UserError(f"lanes: {settings.lanes} is not a multiple of {world} processes; set lanes={world}")
+    if world > 1 and carried:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
     asked = {source.teacher for phase in settings.phases for source in phase.sources if source.teacher}
     teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked - {AVERAGE})}
     for folder, teacher in teachers.items():
-        check_online(folder, teacher, units, settings.features)
+        otherwise = ", or label the audio and learn the targets with resample=true"
+        check_same_input(f"teacher: {folder}", teacher, units, settings.features, otherwise)
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
     streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
@@ -75,39 +73,31 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     data = provenance(settings, units, init, teachers)
     claim_folder(run, "train", {**settings.model_dump(), "features": versioned(settings.features), **data})
     with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # one lease covers all ranks
-        _train_in(run, settings, ranks, units, init, teachers, streams, check)
+        student = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
+        if init:
+            start_from(init, student, settings, units)
+        kinds = [kind for stream in streams for source in stream.knowledge for kind in source]
+        pupil = Pupil(student, kinds).to(ranks.device)
+        for tap in pupil.taps:
+            if tap not in student.taps:
+                raise UserError(f"{run}: the network has no {tap}; it has {', '.join(student.taps)}")
+        if (pupil.taps or pupil.beside) and carried:
+            raise UserError(
+                "chunks.carry: hears the student alone, chunk by chunk; leave out carry, or what trains modules beside it or looks at its layers"
+            )
+        learner = Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks), check=check)
+        if settings.ema_decay:
+            learner.average = AveragedModel(pupil)
+        learner.teachers = answerers(teachers, learner.average)
+        torch.manual_seed(settings.seed + ranks.rank)  # the same weights on all ranks, but different dropout
+        _run(learner, streams, units, run)
 
 
-def _train_in(
-    run: Path,
-    settings: TrainSettings,
-    ranks: Ranks,
-    units: Units,
-    init: Checkpoint | None,
-    teachers: dict[str, Checkpoint],
-    streams: list[PhaseStream],
-    check: Callable[[], None],
-) -> None:
-    """The run, in a folder leased to this job; `check` raises when the lease is lost."""
-    student = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
-    if init:
-        start_from(init, student, settings, units)
-    kinds = [one.kind for stream in streams for source in stream.knowledge for one in source]
-    pupil = Pupil(student, kinds).to(ranks.device)
-    check_taps(student, pupil.taps, str(run))
-    if (pupil.taps or pupil.beside) and any(phase.chunks and phase.chunks.carry for phase in settings.phases):
-        raise UserError(
-            "chunks.carry: hears the student alone, chunk by chunk; leave out carry, or what trains modules beside it or looks at its layers"
-        )
-    optimizer = make_optimizer(pupil, settings)
-    learner = Learner(settings, pupil, optimizer, Exchange(pupil, ranks), check=check, ranks=ranks)
-    if settings.ema_decay:
-        learner.average = AveragedModel(pupil)
-    learner.teachers = answerers(teachers, learner.average)
-    torch.manual_seed(settings.seed + ranks.rank)  # the same weights on all ranks, but different dropout
-    saved = None
+def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) -> None:
+    """All phases, from the saved state if there is one, in a folder leased to this job."""
+    settings, ranks, saved = learner.settings, learner.ranks, None
     if (run / STATE).exists():
-        learner.position, saved = load_state(run, ranks, pupil, optimizer, learner.average)
+        saved = load_state(run, learner)
         if ranks.first:
             remove_others(run, learner.position.kept)
         if learner.position.finished:
@@ -118,10 +108,8 @@ def _train_in(
     position = learner.position
     metrics = Metrics(run, position.step if saved is not None else -1, settings.tensorboard, ranks.first)
     several = f", {ranks.world} processes" if ranks.world > 1 else ""
-    _say(
-        ranks,
-        f"{run}: {settings.model.kind}, {parameters(student):,} parameters, {units.size} units, on {ranks.device}{several}",
-    )
+    size = f"{parameters(learner.pupil.student):,} parameters, {units.size} units"
+    _say(ranks, f"{run}: {settings.model.kind}, {size}, on {ranks.device}{several}")
     with closing(metrics), stop_requests() as stop_asked:
         if saved is None:
             # the first point of the curve; also finds a bad development set before the training, not after it

@@ -26,7 +26,7 @@ from tables import print_rows
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.config.load import build, load_yaml
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Pupil, Task, Weighed, knowledge_of
+from asr_kd.distillation.knowledge import Knowledge, Pupil, Task, knowledge_of
 from asr_kd.models.acoustic import build_model, pick_device
 from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.stream import ShardInput, load_features
@@ -113,10 +113,10 @@ def learner_of(settings: TrainSettings, units: Units, device: torch.device) -> L
     network = build_model(settings.model, settings.features.dimension, units.size).to(device)
     pupil = Pupil(network)
     ranks = Ranks(device=device)
-    return Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks), ranks=ranks)
+    return Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks))
 
 
-def knowledge(settings: TrainSettings) -> list[list[Weighed]]:
+def knowledge(settings: TrainSettings) -> list[list[Knowledge]]:
     """What is learned of the sources of the first phase."""
     task = Task(None, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
     return [knowledge_of(source, task) for source in settings.phases[0].sources]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asr_kd.distillation import mwer
+from asr_kd.distillation.batch import Part
 from asr_kd.distillation.mwer import expected_word_errors, n_best, sampled_paths, sequence_log_probs
 from asr_kd.distillation.settings import MwerSettings
 from asr_kd.evaluation.wer import count_errors
@@ -56,7 +57,7 @@ def expected(logits: Tensor, texts: list[str], units: Units, lengths: list[int] 
     flat = torch.tensor([unit for row in ids for unit in row], dtype=torch.int64)
     frames = torch.tensor(lengths or [logits.shape[1]] * len(logits))
     sizes = torch.tensor([len(row) for row in ids])
-    return expected_word_errors(logits, frames, flat, sizes, units, MwerSettings(**how))
+    return expected_word_errors(logits, frames, Part(flat, sizes), units, MwerSettings(**how))
 
 
 def slope(value: Tensor, logits: Tensor) -> Tensor:
@@ -123,8 +124,8 @@ def test_errors_that_every_candidate_makes_do_not_pull(
     logits, how = random_logits(2, 5, units.size), {"hypotheses": 4, "sampled": sampled}
     torch.manual_seed(1)
     before = expected(logits, ["ab", "b a"], units, **how)
-    plain = mwer._word_errors
-    monkeypatch.setattr(mwer, "_word_errors", lambda *args: [errors + 7 for errors in plain(*args)])
+    plain = mwer.word_errors
+    monkeypatch.setattr(mwer, "word_errors", lambda *args: (*plain(*args), 7))
     torch.manual_seed(1)
     after = expected(logits, ["ab", "b a"], units, **how)
     torch.testing.assert_close(after, before + 7)

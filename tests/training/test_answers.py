@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from asr_kd.distillation.answers import Network
+from asr_kd.distillation.answers import answer
 from asr_kd.distillation.batch import Batch
 from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
@@ -101,7 +101,7 @@ def test_the_answer_is_the_network_s_distribution(teacher: str) -> None:
     features = torch.randn(2, 7, FEATURES.dimension)
     lengths = torch.tensor([7, 4])
     batch = Batch(features, lengths, torch.tensor([1, 0]), torch.tensor([6, 4]), 0, clean=features, teacher=teacher)
-    parts = Network(checkpoint.model.train()).answer(batch)
+    parts = answer(checkpoint.model.train(), batch)
     rows = torch.cat(
         [
             log_posteriors(checkpoint, [features[0].numpy()])[0][1:6],

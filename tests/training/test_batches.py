@@ -36,7 +36,7 @@ def all_batches(settings: TrainSettings, units: Units, number: int = 0) -> tuple
 
 def unused(stream: PhaseStream) -> list[tuple[int, str, str]]:
     """Of each source: utterances that could not be used, the key of the first and its reason."""
-    return [(source.ends[0].unused, *source.first_unused) for source in stream.sources]
+    return [(source.met.ends[0].unused, *source.met.unused) for source in stream.sources]
 
 
 def rows(batch: Batch) -> list[bytes]:
@@ -406,8 +406,8 @@ def test_an_utterance_of_whose_list_nothing_can_be_learned_is_named(
     lists.write_text("".join(json.dumps(line) + "\n" for line in lines))
     source = {"targets": None, "transcripts": str(lists), "sequences": {}}
     stream, _ = all_batches(job(source=source, max_bad_share=0.5), units)
-    assert stream.sources[0].ends[0].unused == 2
-    assert stream.sources[0].first_unused[1] in (
+    assert stream.sources[0].met.ends[0].unused == 2
+    assert stream.sources[0].met.unused[1] in (
         "no text to learn from",
         "text holds '?', which no unit covers",
     )

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -15,23 +16,26 @@ from torch import nn
 from asr_kd.errors import UserError
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
-from asr_kd.training.checkpoints import FORMAT, STATE, Position, load_state, save_state
+from asr_kd.training.checkpoints import FORMAT, STATE, load_state, save_state
+from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.sources import Cursor
+from asr_kd.training.step import Learner, Position
 
 
-def learner(seed: int, size: int = 5) -> tuple[nn.Module, torch.optim.AdamW]:
+def learner(seed: int, size: int = 5, **more: Any) -> Learner:
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, size), nn.Dropout(0.5), nn.BatchNorm1d(size), nn.Linear(size, 2))
-    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+    model: Any = nn.Sequential(nn.Linear(3, size), nn.Dropout(0.5), nn.BatchNorm1d(size), nn.Linear(size, 2))
+    settings: Any = None
+    return Learner(settings, model, torch.optim.AdamW(model.parameters(), lr=0.1), Exchange(model, Ranks()), **more)
 
 
-def steps(model: nn.Module, optimizer: torch.optim.AdamW, count: int) -> None:
+def steps(one: Learner, count: int) -> None:
     for _ in range(count):
-        loss = (model(torch.randn(4, 3)) ** 2).mean()
-        optimizer.zero_grad()
+        loss = (one.exchange.network(torch.randn(4, 3)) ** 2).mean()
+        one.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        one.optimizer.step()
 
 
 POSITION = Position(
@@ -53,48 +57,52 @@ POSITION = Position(
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    model, optimizer = learner(0)
-    steps(model, optimizer, 3)
-    save_state(tmp_path, Ranks(), model, optimizer, POSITION)
+    one = learner(0, position=POSITION)
+    steps(one, 3)
+    save_state(tmp_path, one)
     return tmp_path / STATE
 
 
 def test_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
-    model, optimizer = learner(0)
-    steps(model, optimizer, 3)
-    save_state(tmp_path, Ranks(), model, optimizer, POSITION, exchange={"residual": torch.arange(3.0)})
-    steps(model, optimizer, 4)
-    expected, drawn = model.state_dict(), torch.rand(1)
+    one = learner(0, position=POSITION)
+    steps(one, 3)
+    one.exchange.traffic.gathered = 7
+    save_state(tmp_path, one)
+    steps(one, 4)
+    expected, drawn = one.pupil.state_dict(), torch.rand(1)
 
-    other, other_optimizer = learner(1)
-    steps(other, other_optimizer, 1)
-    position, exchange = load_state(tmp_path, Ranks(), other, other_optimizer)
-    assert position == POSITION and exchange["residual"].tolist() == [0, 1, 2]
-    steps(other, other_optimizer, 4)
+    other = learner(1)
+    steps(other, 1)
+    exchange = load_state(tmp_path, other)
+    assert other.position == POSITION and exchange["traffic"].tolist() == [0, 7, 0]
+    steps(other, 4)
     assert torch.equal(torch.rand(1), drawn)
-    for name, value in other.state_dict().items():
+    for name, value in other.pupil.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
 def test_same_state_same_bytes(tmp_path: Path) -> None:
-    model, optimizer = learner(0)
-    steps(model, optimizer, 1)
+    one = learner(0, position=POSITION)
+    steps(one, 1)
     for number in range(6):
-        save_state(tmp_path / str(number), Ranks(), model, optimizer, POSITION)
+        save_state(tmp_path / str(number), one)
     assert len({(tmp_path / str(number) / STATE).read_bytes() for number in range(6)}) == 1
 
 
 def test_a_fresh_position_survives(tmp_path: Path) -> None:
-    model, optimizer = learner(0)
-    save_state(tmp_path, Ranks(), model, optimizer, Position())
-    assert load_state(tmp_path, Ranks(), *learner(1)) == (Position(), {})
+    save_state(tmp_path, learner(0))
+    other = learner(1, position=POSITION)
+    load_state(tmp_path, other)
+    assert other.position == Position()
 
 
 def test_reads_a_state_whose_format_stands_apart(state: Path) -> None:
     with safetensors.safe_open(state, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     safetensors.torch.save_file(tensors, state, {"format": FORMAT, "position": json.dumps(asdict(POSITION))})
-    assert load_state(state.parent.parent, Ranks(), *learner(1))[0] == POSITION
+    other = learner(1)
+    load_state(state.parent.parent, other)
+    assert other.position == POSITION
 
 
 def cut(share: float) -> Callable[[Path], object]:
@@ -147,11 +155,11 @@ def test_damage_is_named_in_one_sentence(damage: str, state: Path) -> None:
     change, message = DAMAGE[damage]
     change(state)
     with pytest.raises(UserError, match=message) as caught:
-        load_state(state.parent.parent, Ranks(), *learner(0))
+        load_state(state.parent.parent, learner(0))
     assert str(state) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_network_is_refused(state: Path) -> None:
     with pytest.raises(UserError, match="damaged training state") as caught:
-        load_state(state.parent.parent, Ranks(), *learner(0, size=6))
+        load_state(state.parent.parent, learner(0, size=6))
     assert "\n" not in str(caught.value)

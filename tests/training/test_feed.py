@@ -57,8 +57,8 @@ def test_a_process_makes_the_same_batches_and_says_the_same_at_the_end(job: Job,
             assert theirs.features.is_contiguous()
             theirs.features[0] = 0.0  # they can be written to, like those of a thread
     for ours, theirs in zip(thread.sources, process.sources, strict=True):
-        assert (ours.ends, ours.first_unused) == (theirs.ends, theirs.first_unused)
-    assert process.sources[1].first_unused[0] == "bad"
+        assert ours.met == theirs.met
+    assert process.sources[1].met.unused[0] == "bad"
 
 
 def test_a_mistake_in_the_data_is_one_sentence_from_a_process_too(job: Job, units: Units, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from asr_kd.models.origin import won_nothing
 from asr_kd.training.averaging import Scored
-from asr_kd.training.checkpoints import Position
 from asr_kd.training.development import Development
 from asr_kd.training.outcome import concluded, phase_lost, run_lost, said_of
 from asr_kd.training.settings import TrainSettings
+from asr_kd.training.step import Position
 
 Job = Callable[..., TrainSettings]
 START = Scored(0, 0.392, 0.32, 58, 15)

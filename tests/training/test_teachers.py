@@ -66,7 +66,7 @@ def test_every_utterance_has_the_combination_of_its_targets(
     settings = job(source=source, missing_mass=missing)
     read, found = examples(settings, units)
     both = contents(targets), contents(doubtful)
-    assert sorted(found) == sorted(both[0]) and (read.ends[0].unused, read.ends[0].incomplete) == (0, 0)
+    assert sorted(found) == sorted(both[0]) and (read.met.ends[0].unused, read.met.ends[0].incomplete) == (0, 0)
     shards = {
         key: [(tail_prior(path, metadata), 1 - metadata.statistics.mean_kept_mass) for path, metadata in sets]
         for name in sorted(path.name for path in Path(targets).glob("*.tar"))
@@ -105,8 +105,8 @@ def test_who_lacks_an_utterance_is_left_out_of_it_and_counted(
     source = {"targets": [some, doubtful, fewer], "combine": {"weights": [1, 2, 4]}}
     settings = job(source=source, max_bad_share=0.2, missing_mass="prior", phase={"passes": 1})
     read, found = examples(settings, units)
-    assert (read.ends[0].unused, read.ends[0].incomplete, len(found)) == (0, 2, 10)
-    assert read.first_incomplete in {
+    assert (read.met.ends[0].unused, read.met.ends[0].incomplete, len(found)) == (0, 2, 10)
+    assert read.met.incomplete in {
         ("u2", f"no soft target in {some}"), ("u8", f"no soft target in {some} and {fewer}")
     }  # fmt: skip
     same(found["u8"].targets, contents(doubtful)["u8"])
@@ -126,9 +126,9 @@ def test_who_lacks_an_utterance_is_left_out_of_it_and_counted(
         train(job(source=source, max_bad_share=0.1, output=str(tmp_path / "strict")))
     nobody = job(source={"targets": [some, fewer]}, max_bad_share=0.2)
     read, found = examples(nobody, units)
-    assert (read.ends[0].unused, read.ends[0].incomplete) == (1, 1) and "u8" not in found
-    assert read.first_unused == ("u8", f"no soft target in {some} and {fewer}")
-    assert read.first_incomplete == ("u2", f"no soft target in {some}")
+    assert (read.met.ends[0].unused, read.met.ends[0].incomplete) == (1, 1) and "u8" not in found
+    assert read.met.unused == ("u8", f"no soft target in {some} and {fewer}")
+    assert read.met.incomplete == ("u2", f"no soft target in {some}")
 
 
 @pytest.mark.parametrize(

@@ -555,7 +555,7 @@ def test_init_takes_over_a_network_and_refuses_others(job: Job, tmp_path: Path) 
     with pytest.raises(UserError, match="another network"):
         train(job(init=first, model={"layers": 1, "size": 12}, output=str(tmp_path / "a")))
     other = job().features.model_copy(update={"mean_frames": 10})
-    with pytest.raises(UserError, match="other feature settings"):
+    with pytest.raises(UserError, match=r"hears other features than this run; give the run its `features`$"):
         train(job(init=first, features=other.model_dump(), output=str(tmp_path / "b")))
 
 

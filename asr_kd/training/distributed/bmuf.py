@@ -11,40 +11,21 @@ The algebra, with W the global model, S the start of a block, W_i the model of r
 W and the look-ahead S are separate. The change is taken from S, not from W: the ranks' steps are a gradient *at the
 look-ahead point*, to be applied to W, as in Nesterov's method; W_i - W would count the look-ahead, momentum * D, twice.
 This is Chen & Huo, "Scalable training of deep learning machines by incremental block training with intra-block parallel
-optimization and blockwise model-update filtering", ICASSP 2016, as we understand it. CNTK's BlockMomentumSGD and fairseq's
-bmuf.py store the look-ahead in place of W and apply D to it, which applies every change once more; we do not. (CNTK sums
-over the ranks and multiplies by 1 - momentum, which at its default 1 - 1/N is the mean.)
-
-With momentum 1 - 1/N and rate 1 the total effect of a block, sum over k of momentum^k, is N times the mean change: the
-sum of what N ranks did. With one rank this is plain training.
-
-Ranks are weighted by the frames they saw, as in federated averaging (McMahan et al. 2017): with blocks of one step of plain
-gradient descent and no momentum this is the gradient of all frames together, and a rank without batches has weight 0.
-
-The state of the optimiser at a meeting (`optimizer_state`):
-
-- `average` (the default) takes the mean of the moments with the same weights. AdamW's step is a ratio of its moments, which
-  must fit the weights they are applied to: BMUF-Adam (Chen, Ding & Huo, ICASSP 2020) found that the moments must be treated
-  together with the model, and averages them (we found no publication of its further rescaling for the momentum). It also
-  makes all ranks equal at a meeting, so that any number of ranks can resume from one file. A meeting sends three models in
-  place of one, still only 2 gradients' worth in 33 steps at the default block of 50.
-- `keep` leaves each rank its own moments and sends a third of that; DiLoCo (Douillard et al. 2023) trains AdamW this way. A
-  saved state then belongs to one rank.
-- `reset` clears them, CNTK's default for the momentum of SGD. For AdamW that throws away the second moments, and the first
-  steps of each block have full size, whatever the gradient.
+optimization and blockwise model-update filtering", ICASSP 2016, as we understand it. README.md: what the settings do, and why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from asr_kd.training.distributed.exchange import Exchange
-from asr_kd.training.distributed.ranks import Ranks, broadcast
+from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import BmufSettings
 
 
@@ -54,15 +35,14 @@ class Bmuf(Exchange):
     After a meeting the model holds the look-ahead S; `global_weights` gives W.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: BmufSettings, ranks: Ranks
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, settings: BmufSettings, ranks: Ranks) -> None:
         super().__init__(model, ranks)
         self.optimizer, self.settings = optimizer, settings
         self.momentum = 1 - 1 / ranks.world if settings.block_momentum is None else settings.block_momentum
         self._parameters = [one for one in model.parameters() if one.requires_grad]
         self._step = self._block_step = self._frames = 0
-        broadcast(model, ranks)
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
         self.restart()
 
     @property
@@ -70,7 +50,7 @@ class Bmuf(Exchange):
         return self._step < self.settings.warmup_steps
 
     def begin_step(self, frames: int, everyone: float) -> float:
-        """See `Exchange`; within a block a rank uses its own mean loss, and a factor of 0 without frames."""
+        """Within a block a rank uses its own mean loss, and a factor of 0 without frames."""
         if self._warming_up:
             return self._share(frames, everyone)
         self._frames += frames
@@ -103,17 +83,14 @@ class Bmuf(Exchange):
 
     @property
     def averages(self) -> bool:
-        """See `Exchange`."""
         return self._warming_up
 
     @property
     def meets(self) -> bool:
-        """See `Exchange`."""
         return self._warming_up or self._block_step + 1 == self.settings.block_steps
 
     @property
     def settled(self) -> bool:
-        """See `Exchange`."""
         return self._block_step == 0
 
     @torch.no_grad()
@@ -134,17 +111,17 @@ class Bmuf(Exchange):
         self._block_step = self._frames = 0
 
     def restart(self) -> None:
-        """See `Exchange`: the model's weights become the global model, and its momentum 0."""
+        """The model's weights become the global model, and its momentum 0."""
         self._weights = _flat(self._parameters)
         self._change = torch.zeros_like(self._weights)
         self._block_step = self._frames = 0
 
-    def global_weights(self) -> AbstractContextManager[None]:
-        """W of the last meeting, in place of this rank's weights; in the warm-up they are the same."""
-        return nullcontext() if self._warming_up else self._swapped()
-
     @contextmanager
-    def _swapped(self) -> Iterator[None]:
+    def global_weights(self) -> Iterator[None]:
+        """W of the last meeting, in place of this rank's weights; in the warm-up they are the same."""
+        if self._warming_up:
+            yield
+            return
         own = _flat(self._parameters)
         _write(self._parameters, self._weights)
         try:
@@ -153,12 +130,11 @@ class Bmuf(Exchange):
             _write(self._parameters, own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `Exchange`. The model's weights, saved beside it, are this rank's own, possibly in the middle of a block."""
+        """The model's weights, saved beside it, are this rank's own, possibly in the middle of a block."""
         counts = torch.tensor([self._step, self._block_step, self._frames])
         return {**super().state_dict(), "counts": counts, "weights": self._weights, "change": self._change}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Exchange`."""
         super().load_state_dict(state)
         self._step, self._block_step, self._frames = state["counts"].tolist()
         self._weights.copy_(state["weights"])

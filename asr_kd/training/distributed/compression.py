@@ -1,37 +1,23 @@
 """Gradients in fewer bytes, as communication hooks of DistributedDataParallel: threshold compression and PowerSGD.
 
-Threshold compression is N. Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015. Each rank keeps a
-residual r of every element. A step adds the gradient to it; each element that has reached the threshold t is sent as its index
-and its sign, and +t or -t is taken from r. Nothing is dropped: what was not sent stays in r. Every rank adds up what all have
-sent, and its gradient is t * (number of plus - number of minus) / N.
-
-The indices are sent in Elias-Fano coding of a rising sequence (Elias 1974; Vigna 2013, "Quasi-succinct indices"): the lower
-bits of each as they are, the upper ones in unary. With the sign that is 12 bits an element at a density of 0.2 %, and 9.6 at
-1 %; the entropy of random indices is 11.4 and 9.1, and plain integers would take 32.
-
-Two things are exact:
-
-- *sent + residual = accumulated.* t has at most 8 significant binary digits, so r - t needs no rounding in float32 while
-  |r| < 2^16 t: both are whole multiples of the last digit of the coarser of the two, and the difference is no larger than r.
-  (The sum r + gradient is rounded as every sum of float32 is; the *accumulated* gradient is that sum.)
-- *Every rank applies the same gradient.* The sums over the ranks are whole numbers, exact in any order, and t is the same on all.
+Threshold compression is N. Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015;
+README.md says how it works, and what of it is exact. A threshold has few binary digits, so that taking it from a residual
+needs no rounding; the sums over the ranks are whole numbers, exact in any order.
 
 The residual is in the order of the model's parameters and does not depend on the buckets into which DDP sorts them (and sorts
 them again after the first step): the buckets are only collected, and with the last one of a step a single message is sent.
 
-(No `from __future__ import annotations` here: DDP checks the annotations of a hook, and wants types, not text.)
+(No `from __future__ import annotations` here: see ddp.py.)
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from asr_kd.training.distributed.exchange import Traffic
+from asr_kd.training.distributed.ddp import DataParallel
 from asr_kd.training.distributed.ranks import Ranks, gather_uneven, total
 from asr_kd.training.settings import PowerSgdSettings, ThresholdSettings
 
@@ -94,39 +80,10 @@ def _low_bits(number: int, elements: int) -> int:
     return (elements // max(number, 1)).bit_length() - 1
 
 
-class PlainGradients:
-    """DDP's own all-reduce, with the bytes counted."""
-
-    #: whether DDP must not sort its buckets again after the first step
-    fixed_buckets = False
-
-    def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic
-
-    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """Average the bucket over the ranks."""
-        self.traffic.reduced += bucket.buffer().nbytes
-        assert dist.group.WORLD is not None
-        return allreduce_hook(dist.group.WORLD, bucket)
-
-    def restart(self) -> None:
-        """Forget the residual."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Exchange`."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Exchange`."""
-
-
-class ThresholdCompression(PlainGradients):
-    """The hook of `compression: threshold`, and its state on this rank.
+class ThresholdCompression(DataParallel):
+    """The exchange of `compression: threshold`.
 
     A gradient that is not finite on one rank becomes NaN on all, as without compression; it must not stay in a residual.
-
-    Args:
-        parameters: those that are trained, in the order of the residual.
 
     Attributes:
         residual: float32 [elements], what was not sent yet, in the order of the parameters.
@@ -134,18 +91,15 @@ class ThresholdCompression(PlainGradients):
         sent: elements that all ranks sent in the last step.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], settings: ThresholdSettings, ranks: Ranks, traffic: Traffic
-    ) -> None:
-        super().__init__(traffic)
-        self.settings, self.ranks = settings, ranks
-        self.threshold = settings.threshold
-        self.sent = 0
+    def __init__(self, model: nn.Module, settings: ThresholdSettings, ranks: Ranks) -> None:
+        super().__init__(model, ranks)
+        self.settings, self.threshold = settings, settings.threshold
+        self.sent = elements = 0
         self._slices: dict[Tensor, slice] = {}
-        elements = 0
-        for one in parameters:
-            self._slices[one] = slice(elements, elements + one.numel())
-            elements += one.numel()
+        for one in model.parameters():
+            if one.requires_grad:
+                self._slices[one] = slice(elements, elements + one.numel())
+                elements += one.numel()
         self.residual = torch.zeros(elements, device=ranks.device)
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
@@ -213,37 +167,28 @@ class ThresholdCompression(PlainGradients):
         self.residual.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `Exchange`. The residual is this rank's own."""
-        threshold = math.nan if self.threshold is None else self.threshold
-        return {
-            "residual": self.residual,
-            "threshold": torch.tensor(threshold, dtype=torch.float64),
-            "step": torch.tensor(self._step),
-        }
+        threshold = torch.tensor(math.nan if self.threshold is None else self.threshold, dtype=torch.float64)
+        own = {"residual": self.residual, "threshold": threshold, "step": torch.tensor(self._step)}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Exchange`."""
+        super().load_state_dict(state)
         self.residual.copy_(state["residual"])
         threshold = state["threshold"].item()
         self.threshold = None if math.isnan(threshold) else threshold
         self._step = int(state["step"])
 
 
-class PowerSgd(PlainGradients):
-    """PyTorch's hook for PowerSGD (Vogels et al. 2019, arXiv 1905.13727), with error feedback and warm start, counted and saved."""
+class PowerSgd(DataParallel):
+    """The exchange of `compression: powersgd`: PyTorch's hook (Vogels et al. 2019, arXiv 1905.13727), counted and saved."""
 
     fixed_buckets = True  # its errors are kept by bucket
 
-    def __init__(self, settings: PowerSgdSettings, traffic: Traffic) -> None:
-        super().__init__(traffic)
-        self._state = PowerSGDState(
-            None, matrix_approximation_rank=settings.rank, start_powerSGD_iter=settings.warmup_steps
-        )
-        self._kept = {
-            "error": self._state.error_dict,
-            "p": self._state.p_memory_dict,
-            "q": self._state.q_memory_dict,
-        }
+    def __init__(self, model: nn.Module, settings: PowerSgdSettings, ranks: Ranks) -> None:
+        super().__init__(model, ranks)
+        state = PowerSGDState(None, matrix_approximation_rank=settings.rank, start_powerSGD_iter=settings.warmup_steps)
+        self._kept = {"error": state.error_dict, "p": state.p_memory_dict, "q": state.q_memory_dict}
+        self._state = state
 
     def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Run PyTorch's hook, and count what it sends: thin matrices, or the whole tensor if they would not be smaller."""
@@ -261,12 +206,11 @@ class PowerSgd(PlainGradients):
         self._state.error_dict.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `Exchange`. The errors are this rank's own."""
         kept = {f"{name}.{bucket}": value for name, parts in self._kept.items() for bucket, value in parts.items()}
-        return {**kept, "step": torch.tensor(self._state.iter)}
+        return super().state_dict() | kept | {"step": torch.tensor(self._state.iter)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Exchange`."""
+        super().load_state_dict(state)
         self._state.iter = int(state["step"])
         for name, parts in self._kept.items():
             parts.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from asr_kd.training.distributed.ranks import Ranks, total
 
 @dataclass
 class Traffic:
-    """Bytes that one rank has put into collectives since the start of the run, by kind.
+    """Bytes that went through collectives since the start of the run, by kind: this rank's whole gradient for an all-reduce, its
+    message for an all-gather, the messages of all ranks for broadcasts.
 
     Counted: gradients, models, moments, messages with their lengths, the ranks' agreement on each step, and the four bytes a
     parameter in which DDP reduces which parameters were used, if it does. Not counted: packet headers, what is sent once at
@@ -25,39 +27,19 @@ class Traffic:
     gathered: int = 0
     broadcast: int = 0
 
-    def add(self, other: Traffic) -> None:
-        """Add earlier traffic."""
-        self.reduced += other.reduced
-        self.gathered += other.gathered
-        self.broadcast += other.broadcast
-
-    @property
-    def payload(self) -> int:
-        """Bytes that went through the collectives: this rank's whole gradient for an all-reduce, its message for an all-gather, the
-        messages of all ranks for broadcasts."""
-        return self.reduced + self.gathered + self.broadcast
-
     @property
     def wire(self) -> int:
         """Bytes that leave this rank if the collectives run as rings, the least possible.
 
-        All-reduce: 2 (N - 1) / N of the payload; all-gather: N - 1 times the payload; broadcast: (N - 1) / N, a mean over the
+        All-reduce: 2 (N - 1) / N of what is counted; all-gather: N - 1 times that; broadcast: (N - 1) / N of it, a mean over the
         ranks.
         """
         others = self.world - 1
         return (2 * others * self.reduced + others * self.broadcast) // self.world + others * self.gathered
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """What the ranks told each other before a step.
-
-    Attributes:
-        frames: frames to learn in the step, all ranks together.
-        seconds: audio heard since the last meeting, all ranks together.
-        going: whether any rank still has batches.
-        stop: whether any rank was asked to stop.
-    """
+class Meeting(NamedTuple):
+    """What the ranks told each other before a step: the sums over `Exchange.meet`'s arguments, and whether any rank says yes."""
 
     frames: float = 0.0
     seconds: float = 0.0
@@ -105,12 +87,8 @@ class Exchange:
         return Meeting(frames_of_all, seconds_of_all, goes_on > 0, stops > 0)
 
     def begin_step(self, frames: int, everyone: float) -> float:
-        """The factor on this rank's mean loss that makes the averaged gradient the mean over all ranks' frames.
-
-        Args:
-            frames: frames that this rank learns in the step.
-            everyone: frames that all ranks learn, from the last `meet`.
-        """
+        """The factor on the mean loss of this rank's `frames` that makes the averaged gradient the mean over the frames of all
+        ranks, `everyone`, as the last `meet` gave them."""
         return 1.0
 
     def average_gradients(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from asr_kd.errors import UserError
@@ -30,7 +30,6 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    local: int = 0  # index among the processes of this machine
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -79,15 +78,13 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
 def _read(device: torch.device, environment: Mapping[str, str]) -> Ranks:
     if environment.get("WORLD_SIZE", "1") == "1":
         return Ranks(device=device)
-    values = {}
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    for name in (*names, "MASTER_ADDR"):
         if not environment.get(name):
             raise UserError(f"{name} is not set though WORLD_SIZE is; start the processes with torchrun")
-        if name != "MASTER_ADDR":
-            if not environment[name].isdigit():
-                raise UserError(f"{name}: {environment[name]!r} is not a number; start the processes with torchrun")
-            values[name] = int(environment[name])
-    world, rank, local = values["WORLD_SIZE"], values["RANK"], values["LOCAL_RANK"]
+        if name in names and not environment[name].isdigit():
+            raise UserError(f"{name}: {environment[name]!r} is not a number; start the processes with torchrun")
+    world, rank, local = (int(environment[name]) for name in names[:3])
     if not rank < world:
         raise UserError(f"RANK {rank} is not below WORLD_SIZE {world}; start the processes with torchrun")
     if device.type == "cuda":
@@ -98,14 +95,7 @@ def _read(device: torch.device, environment: Mapping[str, str]) -> Ranks:
                 f"this machine has {torch.cuda.device_count()} GPUs and more processes; start one for each with --nproc-per-node"
             )
         device = torch.device("cuda", local)
-    return Ranks(rank, world, local, device)
-
-
-def broadcast(model: nn.Module, ranks: Ranks) -> None:
-    """Copy weights and buffers of the first rank to all others."""
-    if ranks.world > 1:
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor.detach(), 0)
+    return Ranks(rank, world, device)
 
 
 def total(values: Tensor, ranks: Ranks) -> Tensor:
@@ -122,8 +112,7 @@ def gather(value: Any, ranks: Ranks) -> list[Any]:
     if ranks.world == 1:
         return [value]
     mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(ranks.device)
-    parts = gather_uneven(mine, ranks)
-    return [json.loads(bytes(part.cpu().numpy())) for part in parts]
+    return [json.loads(bytes(part.cpu().numpy())) for part in gather_uneven(mine, ranks)]
 
 
 def gather_uneven(values: Tensor, ranks: Ranks) -> list[Tensor]:
