@@ -17,7 +17,7 @@ from asr_kd.units import Units
 
 def knowledge(settings: TrainSettings, units: Units | None = None) -> list[list[Knowledge]]:
     """What is learned of each source of the first phase."""
-    task = Task(units, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
+    task = Task(units, settings.features, settings.model, settings.missing_mass)
     return [knowledge_of(source, task) for source in settings.phases[0].sources]
 
 

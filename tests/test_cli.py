@@ -307,8 +307,8 @@ def test_help_lists_what_is_in_groups_and_lists(capsys: pytest.CaptureFixture[st
     for name, depth in (
         ("phases", 2),
         ("sources", 6),
-        ("spikes", 10),
-        ("certainty", 14),
+        ("sequences", 10),
+        ("draws", 14),
         ("snr_min", 18),
         ("block_steps", 10),
     ):

@@ -105,7 +105,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train("teacher", {"kind": "blstm", "layers": 1, "size": 64}, 50, 0.01, timed)
         call("label", "teacher=teacher", "audio=shards/unlabelled", "output=soft-targets")
         call("transcribe", "checkpoint=teacher", "audio=shards/unlabelled", "output=pseudo-labels.jsonl")
-        soft = {**unlabelled, "targets": "soft-targets", "soft": 1.0, "spikes": {"temperature": 1.5}}
+        soft = {**unlabelled, "targets": "soft-targets", "soft": 1.0, "spikes": {}}
         train("student-distilled", STUDENT, 8, 0.004, soft, labelled, **adapted)
         call("lm", "source=shards/labelled", "units=units", "output=text")
         search = ("decoder=beam", "nbest=4", "lexicon=text/words.txt", "lm=text/lm.arpa")

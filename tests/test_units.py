@@ -224,7 +224,7 @@ def test_a_normaliser_goes_with_the_units(tmp_path: Path, name: str) -> None:
 def test_a_signal_while_sentencepiece_asks_for_text_is_no_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asr_kd.units._parts", lambda _: (os.kill(os.getpid(), signal.SIGINT) for _ in "ab"))
+    monkeypatch.setattr("asr_kd.units._parts", lambda _: (os.kill(os.getpid(), signal.SIGTERM) for _ in "ab"))
     with interruptible(), pytest.raises(KeyboardInterrupt):
         trained(tmp_path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -12,7 +12,13 @@ from asr_kd.files import spelled
 
 
 class Settings(BaseModel):
-    """A group of settings: immutable, finite, unknown keys refused, no silent conversion between types."""
+    """A group of settings: immutable, finite, unknown keys refused, no silent conversion between types.
+
+    Attributes:
+        removed: settings of earlier versions, which files may still name.
+    """
+
+    removed: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

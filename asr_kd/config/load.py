@@ -101,6 +101,8 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
             group = group_of(group.model_fields[step].annotation) or group
     known = group.model_fields
     if first["type"] == "extra_forbidden":
+        if path[-1] in group.removed:
+            raise UserError(f"{where}: {name} is no longer a setting; remove the key")
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
         raise UserError(f"{where}: unknown key {name}; {hint}")

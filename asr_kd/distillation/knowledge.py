@@ -25,14 +25,12 @@ class Task:
     Attributes:
         units: vocabulary of the student; None when a step is only timed.
         missing_mass: see `soft_cross_entropy`.
-        blank_weight: weight in a soft loss of frames whose best target is the blank.
     """
 
     units: Units | None
     features: FeatureSettings
     model: ModelSettings
     missing_mass: MissingMass
-    blank_weight: float
 
 
 class Seen(NamedTuple):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.distillation.settings import MissingMass
-from asr_kd.units import Units
 
 
 class Soft(Knowledge):
@@ -22,13 +21,12 @@ class Soft(Knowledge):
         return self.of_frames(seen, seen.rows).sum()
 
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
-        """Weighted cross-entropy of each learned frame with the logits `rows` [learned frames, units]."""
+        """Cross-entropy of each learned frame with the logits `rows` [learned frames, units]."""
         units, probs, tail = (seen.parts[f"soft.{name}"].values for name in ("units", "probs", "tail"))
         priors, prior = (
             part.values if (part := seen.parts.get(f"soft.{name}")) else None for name in ("priors", "prior")
         )
-        losses = soft_cross_entropy(rows, units, probs, tail, self.task.missing_mass, priors, prior)
-        return losses * torch.where(units[:, 0] == Units.blank, self.task.blank_weight, 1.0)
+        return soft_cross_entropy(rows, units, probs, tail, self.task.missing_mass, priors, prior)
 
 
 def soft_cross_entropy(

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
-from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
 from asr_kd.config.knobs import Audio
 from asr_kd.targets.settings import CombineSettings
 
@@ -58,19 +58,9 @@ class SoftSettings(KnowledgeSettings):
 class SpikeSettings(KnowledgeSettings):
     """Soft targets of a CTC teacher, learned spike by spike: the student chooses the moment within a stretch around each."""
 
+    removed = frozenset({"before", "after", "temperature", "certainty"})
     make = "asr_kd.distillation.spikes:SoftSpikes"
     needs = frozenset({"targets", "stored", "whole"})
-
-    before: Natural = Field(5, description="frames before a spike from which on the student may emit")
-    after: Count = Field(7, description="frames after a spike's start within which it may, where no other comes first")
-    temperature: Positive = Field(
-        1.0, description="above 1 softens what the teacher emits in a spike; the frames outside stay as they are"
-    )
-    certainty: NotNegative = Field(
-        0.0,
-        description="a spike weighs as much as its most probable emission, to this power: where the teacher is unsure, the student "
-        "is left to itself; 0 weighs all alike",
-    )
 
 
 class SequenceSettings(KnowledgeSettings):

@@ -19,11 +19,12 @@ from torch import Tensor
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.knowledge import Seen
 from asr_kd.distillation.response import Soft
-from asr_kd.distillation.settings import SpikeSettings
 from asr_kd.units import Units
 
 #: a frame belongs to a spike if at least this much of its mass is on units other than the blank
 SPIKE = 0.1
+#: how far the student may move a spike: from this long before it on, to this long after its start where no other comes first
+BEFORE_MS, AFTER_MS = 150, 210
 #: log-probability of the impossible; finite, so that its gradient is 0 and not NaN
 NEVER = -1e4
 
@@ -34,7 +35,8 @@ class SoftSpikes(Soft):
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
         """See `Knowledge`."""
         units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values
-        spikes = find_spikes(units, probs, batch.last - batch.first, self.settings)
+        before, after = (round(span / self.task.features.frame_ms) for span in (BEFORE_MS, AFTER_MS))
+        spikes = find_spikes(units, probs, batch.last - batch.first, before, after)
         batch.parts["spikes.outside"] = Part(spikes.outside(len(units)))
         edges = torch.stack([spikes.start, spikes.end, spikes.first, spikes.last])
         batch.parts["spikes.edges"] = Part(edges, whole=True)
@@ -44,8 +46,7 @@ class SoftSpikes(Soft):
         rows, spikes = seen.rows, Spikes(*seen.parts["spikes.edges"].values)
         outside = self.of_frames(seen, rows)[seen.parts["spikes.outside"].values].sum()
         targets = seen.parts["soft.units"].values, seen.parts["soft.probs"].values
-        events = spike_cross_entropy(rows, *targets, spikes, self.settings.temperature, self.settings.certainty)
-        return outside + events.sum()
+        return outside + spike_cross_entropy(rows, *targets, spikes).sum()
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,15 @@ class Spikes:
         return steps.cumsum(0)[:frames] == 0
 
 
-def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSettings) -> Spikes:
+def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, before: int, after: int) -> Spikes:
     """Find where the targets leave the blank, and where the student may answer.
 
     Args:
         units: int64 [frames, k], kept unit ids, utterance after utterance, the best first.
         probs: float [frames, k], their probabilities, 0 where there is none.
         lengths: int64 [utterances], number of frames of each.
-        settings: how far the student may move a spike.
+        before: frames before a spike from which on the student may answer.
+        after: frames after a spike's start within which it may.
     """
     begins = np.concatenate([[0], np.cumsum(lengths.numpy())])
     speech = torch.where(units != Units.blank, probs, 0.0)
@@ -98,29 +100,25 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, settings: SpikeSe
     apart = (starts[1:] > ends[:-1]).astype(np.int64)
     latest = begins[following]
     latest[:-1][same] = (starts[1:] - apart)[same]
-    lasts = np.minimum(np.maximum(ends, starts + settings.after), latest)
+    lasts = np.minimum(np.maximum(ends, starts + after), latest)
     earliest = begins[following - 1]
     earliest[1:][same] = (lasts[:-1] + apart)[same]
-    firsts = np.maximum(starts - settings.before, earliest)
+    firsts = np.maximum(starts - before, earliest)
     return Spikes(*(torch.from_numpy(edge.astype(np.int64)) for edge in (starts, ends, firsts, lasts)))
 
 
-def spike_cross_entropy(
-    logits: Tensor, units: Tensor, probs: Tensor, spikes: Spikes, temperature: float = 1.0, certainty: float = 0.0
-) -> Tensor:
-    """Cross-entropy of each spike: -w Σ q log p, with q the teacher's distribution there, and p the student's.
+def spike_cross_entropy(logits: Tensor, units: Tensor, probs: Tensor, spikes: Spikes) -> Tensor:
+    """Cross-entropy of each spike: -Σ q log p, with q the teacher's distribution there, and p the student's.
 
     Both are P(nothing) and P(exactly this unit, once) over their stretch of frames, summed over all CTC paths. q covers the
-    units kept in the spike, softened by the temperature and normalised. p comes from the student's full softmax: its mass on
-    other units, or on two units in a row, is not in the sum and so is pushed down. w is max q to the power of `certainty`.
+    units kept in the spike, normalised. p comes from the student's full softmax: its mass on other units, or on two units in
+    a row, is not in the sum and so is pushed down.
 
     Args:
         logits: float [frames, units] of the student.
         units: int64 [frames, k], as of `find_spikes`, on the device of the logits.
         probs: float [frames, k], as of `find_spikes`, on the device of the logits.
         spikes: of the same targets.
-        temperature: softens q above 1.
-        certainty: power of the weight w; 0 weighs all spikes equally.
 
     Returns:
         float [spikes], of the logits' type.
@@ -141,11 +139,11 @@ def spike_cross_entropy(
         emitted = torch.where(
             torch.nn.functional.pad(mass > 0, (1, 0), value=True), _emission(_log(blank), _log(chosen), inside), NEVER
         )
-        target = (emitted / temperature).softmax(1)
+        target = emitted.softmax(1)
     log_probs = logits - logits.logsumexp(1, keepdim=True)
     inside, at = _frames(first, last)
     answer = _emission(log_probs[at, Units.blank], log_probs[at[..., None], kept[:, None, :]], inside)
-    return -(target.amax(1) ** certainty) * (target * answer).sum(1)
+    return -(target * answer).sum(1)
 
 
 def _log(probs: Tensor) -> Tensor:

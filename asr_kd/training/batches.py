@@ -49,7 +49,7 @@ class PhaseStream:
         self.settings, self.phase, self.units = settings, phase, units
         self.plan = settings.phases[phase]
         self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
-        task = Task(units, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
+        task = Task(units, settings.features, settings.model, settings.missing_mass)
         self.knowledge = [knowledge_of(source, task) for source in self.plan.sources]
         self.passes = self.plan.passes
         if self.plan.hours is not None:

@@ -146,6 +146,8 @@ class AverageSettings(Settings):
 class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
+    removed = frozenset({"blank_weight"})
+
     output: Location = Field(description="folder of the run, on a local disk")
     units: Location = Field(description="folder of the units")
     development: Location = Field(
@@ -165,7 +167,6 @@ class TrainSettings(Settings):
     bucket_utterances: Count = Field(400, description="utterances held to sort by length: the shuffle buffer")
     max_seconds: Positive = Field(60.0, description="longer audio is left out and counted")
     max_bad_share: Share = Field(0.01, description="the run fails when more than this share could not be used")
-    blank_weight: Positive = Field(1.0, description="weight in the soft loss of frames whose best target is the blank")
     missing_mass: MissingMass = Field(
         "ghost",
         description="what the soft loss makes of the mass that was not kept: nothing, one class of all units not kept, or "

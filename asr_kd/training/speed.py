@@ -59,7 +59,7 @@ def step_speed(
     )
     pupil = Pupil(build_model(model, features.dimension, num_units).to(device))
     learner = Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, Ranks(device=device)))
-    knowledge = [knowledge_of(source, Task(None, features, model, settings.missing_mass, settings.blank_weight))]
+    knowledge = [knowledge_of(source, Task(None, features, model, settings.missing_mass))]
     times: list[float] = []
     step(learner, batch, knowledge, 1e-4)
     while len(times) < 3 or sum(times) < SECONDS:

@@ -72,7 +72,6 @@ def parts(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "calibrated-lists": learn(transcripts=lists, soft=1.0, sequences={"temperature": 3.0}),
         "draws-of-frames": soft(sequences={}),
         "spikes": soft(spikes={}),
-        "spikes-as-on-the-digits": soft(spikes={"temperature": 1.5, "certainty": 4}),
         "frames": soft(),
     }
     needed: dict[str, dict[str, Any]] = {

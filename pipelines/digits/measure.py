@@ -100,8 +100,8 @@ def schedules(phase: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     unlabelled, labelled = phase["sources"]
     passes, repeat = phase["passes"], labelled["repeat"]
-    # every frame by itself: chunks cannot learn spikes
-    by_frames = {name: value for name, value in unlabelled.items() if name != "spikes"}
+    # every frame by itself: chunks cannot learn whole transcripts
+    by_frames = {name: value for name, value in unlabelled.items() if name != "sequences"}
 
     def hear(passes: int, *sources: dict[str, Any], **rule: Any) -> dict[str, Any]:
         return {**phase, "sources": list(sources), "passes": passes, **rule}
@@ -121,7 +121,7 @@ def schedules(phase: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "cycle_decay": 0.8,
             "phases": [hear(1, unlabelled, **even), hear(1, often(repeat), **even)],
         },
-        "frames-then-spikes": {
+        "frames-then-sequences": {
             "phases": [hear(passes // 2, by_frames), hear(passes // 2, unlabelled, often(2 * repeat))]
         },
         "chunked-then-full": {"phases": [chunked, hear(passes // 2, unlabelled, often(2 * repeat))]},

@@ -101,7 +101,7 @@ def networks(run: str, steps: int, paper_steps: int) -> Iterator[tuple[str, Trai
         units = load_units(settings.units)
         yield "digits student, 2×96", digits, units, list(itertools.islice(batches(digits, units), steps))
         drawn_targets(digits, Path(folder) / "targets", len(read_index(source.audio)))
-        framewise = source.model_copy(update={"targets": str(Path(folder) / "targets"), "spikes": None})
+        framewise = source.model_copy(update={"targets": str(Path(folder) / "targets"), "sequences": None})
         paper = one.model_copy(update={"sources": [framewise]})
         large = digits.model_copy(update={"phases": [paper], "model": PAPER, "missing_mass": "ghost"})
         units = ManyUnits.__new__(ManyUnits)
@@ -118,7 +118,7 @@ def learner_of(settings: TrainSettings, units: Units, device: torch.device) -> L
 
 def knowledge(settings: TrainSettings) -> list[list[Knowledge]]:
     """What is learned of the sources of the first phase."""
-    task = Task(None, settings.features, settings.model, settings.missing_mass, settings.blank_weight)
+    task = Task(None, settings.features, settings.model, settings.missing_mass)
     return [knowledge_of(source, task) for source in settings.phases[0].sources]
 
 

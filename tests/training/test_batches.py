@@ -291,8 +291,8 @@ def test_padding_frames_do_not_count(job: Job, units: Units, soft: bool) -> None
 
 
 @pytest.mark.parametrize("missing", ["uniform", "prior"])
-def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units, missing: str) -> None:
-    settings = job(blank_weight=0.25, missing_mass=missing, batch_frames=1000, bucket_utterances=10)
+def test_loss_is_a_mean_over_frames(job: Job, units: Units, missing: str) -> None:
+    settings = job(missing_mass=missing, batch_frames=1000, bucket_utterances=10)
     (batch,) = all_batches(settings, units)[1]
     assert ("soft.priors" in batch.parts) == (missing == "prior")
     logits = torch.randn(*batch.features.shape[:2], units.size, generator=torch.Generator().manual_seed(0)).double()
@@ -307,8 +307,7 @@ def test_loss_is_a_weighted_mean_over_frames(job: Job, units: Units, missing: st
             dense[batch.parts["soft.units"].values[frame][kept]] = 0.0
             dense *= batch.parts["soft.tail"].values[frame] / dense.sum().clamp_min(1e-9)
             dense[batch.parts["soft.units"].values[frame][kept]] = batch.parts["soft.probs"].values[frame][kept]
-            weight = 0.25 if batch.parts["soft.units"].values[frame, 0] == units.blank else 1.0
-            total -= weight * float(dense.double() @ log_probs)
+            total -= float(dense.double() @ log_probs)
             frame += 1
     loss = loss_of(logits, batch, settings)
     assert loss.item() == pytest.approx(total / frame, rel=1e-5)
