@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
@@ -279,7 +280,8 @@ def test_of_an_utterance_a_few_bytes_are_held() -> None:
     tracemalloc.start()
     try:
         add(30)
+        gc.collect()  # what waits to be freed is not held
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held < len(scores.words) * 100  # arrays grow ahead; a text would be several times that
+    assert held < len(scores.words) * 80  # arrays grow ahead; a text would be several times that
