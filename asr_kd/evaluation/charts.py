@@ -327,7 +327,7 @@ def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:
     )
     said = []
     for name, series, bins in systems:
-        most = max(one.words for one in bins)
+        most = max((one.words for one in bins), default=1)
         points, dots, told = [], Markup(""), []
         for one in bins:
             if one.confidence is not None and one.accuracy is not None:

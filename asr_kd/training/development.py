@@ -47,7 +47,7 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
     0, the set is read a second time for the loss, which is cheaper than the loss for every offset.
 
     Raises:
-        UserError: when an utterance of the development set cannot be read; that all have a text is known (`check_texts`).
+        UserError: when an utterance of the development set cannot be read or has no text.
     """
     learner.model.eval()
     curve = BlankCurve(OFFSETS if settings.calibrate_blank else np.zeros(1))
@@ -76,7 +76,10 @@ def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[
         features = [item.features for item in content.items]
         for batch, answers in infer_batches(learner, features, 2 * settings.batch_frames):
             for index, log_probs in zip(batch, answers, strict=True):
-                yield learner.units.written(content.items[index].fields["text"]), log_probs
+                item = content.items[index]
+                if "text" not in item.fields:
+                    raise UserError(f"{folder}: {item.key} has no text; the development set must be labelled")
+                yield learner.units.written(item.fields["text"]), log_probs
 
 
 def _ctc(text: str, log_probs: np.ndarray, units: Units, offset: float) -> float:

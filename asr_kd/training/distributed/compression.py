@@ -104,11 +104,11 @@ class ThresholdCompression(DataParallel):
         self._step = 0
         self._waiting: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
 
-    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Add the bucket to the residual; with the last bucket of the step, exchange what has reached the threshold."""
         if self._step < self.settings.warmup_steps:
             self._step += bucket.is_last()
-            return super().hook(None, bucket)
+            return super().hook(bucket)
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
             self.residual[self._slices[parameter]] += gradient.flatten()
         cuda = self.residual.is_cuda
@@ -190,7 +190,7 @@ class PowerSgd(DataParallel):
         self._kept = {"error": state.error_dict, "p": state.p_memory_dict, "q": state.q_memory_dict}
         self._state = state
 
-    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Run PyTorch's hook, and count what it sends: thin matrices, or the whole tensor if they would not be smaller."""
         state = self._state
         before = state.total_numel_after_compression

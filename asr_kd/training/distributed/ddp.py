@@ -3,6 +3,8 @@
 (No `from __future__ import annotations` here: DDP checks the annotations of a hook, and wants types, not text.)
 """
 
+import weakref
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,7 +35,8 @@ class DataParallel(Exchange):
         network = DistributedDataParallel(
             model, device_ids=[ranks.device.index] if cuda else None, find_unused_parameters=fixed
         )
-        network.register_comm_hook(None, self.hook)
+        # a bound method would be a cycle through C++, which is never collected: every phase would leave its buffers behind
+        network.register_comm_hook(weakref.proxy(self), type(self).hook)
         self.network = network
         self._buffer_bytes = sum(one.nbytes for one in model.buffers())
         self._found_bytes = 4 * sum(one.requires_grad for one in model.parameters()) if fixed else 0
@@ -43,7 +46,7 @@ class DataParallel(Exchange):
         self.traffic.reduced += self._found_bytes  # and reduces which parameters were used after the backward pass
         return self._share(frames, everyone)
 
-    def hook(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Average the bucket over the ranks."""
         self.traffic.reduced += bucket.buffer().nbytes
         assert dist.group.WORLD is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -99,7 +101,18 @@ def job(ranks: Ranks) -> dict[str, Any]:
     results["learned"] = _learn(ranks) if ranks.world == 2 else {}
     results["not finite"] = _one_bad_gradient(ranks)
     results["clipped"] = _clip(ranks)
+    results["freed"] = [_freed(settings, ranks) for settings in CASES.values()]
     return results
+
+
+def _freed(settings: dict[str, Any], ranks: Ranks) -> bool:
+    """Whether nothing of an exchange stays behind when its phase is over."""
+    _, optimizer, exchange = start(settings, ranks)
+    train(exchange, optimizer, range(5))
+    gone = weakref.ref(exchange)
+    del exchange
+    gc.collect()
+    return gone() is None
 
 
 def _follow_messages(ranks: Ranks) -> tuple[list[bool], tuple[int, int]]:
@@ -278,3 +291,7 @@ def test_a_message_is_short(share: float, bits: float) -> None:
 
 def test_a_residual_is_clipped_where_asked_and_forgotten_at_a_restart(results: list[dict[str, Any]]) -> None:
     assert all(rank["clipped"] == ([1.0, 0.0, -1.0], [2.0, 0.5, -2.0], True) for rank in results)
+
+
+def test_an_exchange_that_is_over_leaves_nothing_behind(results: list[dict[str, Any]]) -> None:
+    assert all(all(rank["freed"]) for rank in results)
