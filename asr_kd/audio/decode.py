@@ -17,7 +17,7 @@ import soundfile
 from asr_kd.audio import wav
 from asr_kd.audio.containers import examine
 from asr_kd.audio.parts import GAP, Container, Part, convert, named
-from asr_kd.audio.waveform import streamed, whole
+from asr_kd.audio.waveform import converted, mixed, streamed
 from asr_kd.errors import AudioError
 from asr_kd.files import clear_errors
 
@@ -72,7 +72,7 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
 
 def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> Audio:
     """As `decode`, with what the file was before conversion."""
-    with named(name), ExitStack() as stack:
+    with named(name):
         if not isinstance(data, bytes | bytearray | memoryview | mmap.mmap):
             raise AudioError(
                 f"the bytes of an audio file are decoded, not {type(data).__name__}; asr_kd.audio.waveform.from_array takes samples"
@@ -80,20 +80,22 @@ def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: flo
         data = bytes(data)
         container = examine(data)
         source = _Source(name, container, lambda start, end: data[start:end], None, len(data))
-        opened = [stack.enter_context(_open(part, source)) for part in container.parts]
-        rate, length = _one_rate(opened), sum(one.length for one in opened)
-        if length > int(max_seconds * rate):
-            raise AudioError(
-                f"{length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
-            )
+        with ExitStack() as stack:
+            opened = [stack.enter_context(_open(part, source)) for part in container.parts]
+            rate, length = _one_rate(opened), sum(one.length for one in opened)
+            if length > int(max_seconds * rate):
+                raise AudioError(
+                    f"{length / rate:.1f} s, longer than max_seconds {max_seconds:g}; cut it or raise max_seconds"
+                )
 
-        def pieces() -> Iterator[np.ndarray]:
-            for one in opened:  # each in one read: libsndfile's lossy decoders may give other samples after a seek
-                samples = one.read(one.length)
-                _check_length(len(samples), one, container)
-                yield samples
+            def pieces() -> Iterator[np.ndarray]:
+                for one in opened:  # each in one read: libsndfile's lossy decoders may give other samples after a seek
+                    samples = one.read(one.length)
+                    _check_length(len(samples), one, container)
+                    yield samples
 
-        waveform = whole(pieces(), rate, sample_rate or rate)
+            waveform = mixed(pieces())
+        waveform = converted(waveform, rate, sample_rate or rate)
     channels = max(one.channels for one in opened)
     return Audio(waveform, sample_rate or rate, container.extension, rate, channels, container.plain)
 

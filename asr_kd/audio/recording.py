@@ -9,7 +9,7 @@ import numpy as np
 
 from asr_kd.audio.decode import MP3_SLACK, measure, native_blocks
 from asr_kd.audio.parts import named
-from asr_kd.audio.waveform import whole
+from asr_kd.audio.waveform import converted, mixed
 from asr_kd.errors import AudioError
 
 BLOCK = 10.0  # seconds that are decoded at once
@@ -51,7 +51,7 @@ class Recording:
         samples = self._samples(start, end)
         wanted = sample_rate or self._rate
         with named(f"{self._name}, {start:g} to {end:g} s"):
-            return whole([samples], self._rate, wanted), wanted
+            return converted(mixed([samples]), self._rate, wanted), wanted
 
     def _samples(self, start: float, end: float) -> np.ndarray:
         """Float32 [samples, channels] of a segment; they are kept for the next one, with what was decoded after them."""

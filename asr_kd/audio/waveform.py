@@ -127,18 +127,19 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
         values = samples.astype(np.float32)
         if samples.dtype.kind != "f":
             values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])
-        return whole([values.reshape(len(values), -1)], int(rate), sample_rate)
+        return converted(mixed([values.reshape(len(values), -1)]), int(rate), sample_rate)
 
 
-def whole(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarray:
-    """All pieces of a recording, float32 [samples, channels] at `rate` Hz, as one waveform: float32 [samples] at `wanted` Hz.
-
-    It raises AudioError as `Mixer`, and when there are no samples, or too few to be converted.
-    """
+def mixed(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """All pieces of a recording, float32 [samples, channels], as one waveform float32 [samples]; AudioError as `Mixer`."""
     mixer = Mixer()
-    mixed = [mixer.mix(piece) for piece in pieces] or [np.empty(0, np.float32)]
+    waveforms = [mixer.mix(piece) for piece in pieces] or [np.empty(0, np.float32)]
     mixer.finish()
-    waveform = mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
+    return waveforms[0] if len(waveforms) == 1 else np.concatenate(waveforms)
+
+
+def converted(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """A waveform at `rate` Hz as float32 [samples] at `wanted` Hz; AudioError when there are no samples, or too few."""
     if not (found := len(waveform)):
         raise AudioError("holds no samples (zero length); leave it out")
     if rate != wanted:

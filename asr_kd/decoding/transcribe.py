@@ -124,11 +124,7 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
 
     A line for each word as soon as it is recognised, and again when it changes; with `details`, JSON lines.
     """
-    checkpoint, decoder = _load(settings)
-    if not checkpoint.model.streams:
-        raise UserError(
-            f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
-        )
+    checkpoint, decoder = _load(settings, stream=True)
     rate, piece = checkpoint.features.sample_rate, settings.piece_ms / 1000
     if settings.raw_rate and source != "-":
         raise UserError(f"raw_rate: {source} is not raw sound on standard input (-); leave it out")
@@ -316,7 +312,11 @@ def _fetched(file: str) -> Iterator[Path]:
         yield path
 
 
-def _load(settings: TranscribeSettings) -> tuple[Checkpoint, Decoder]:
+def _load(settings: TranscribeSettings, stream: bool = False) -> tuple[Checkpoint, Decoder]:
     torch.set_num_threads(settings.threads)
     checkpoint = load_checkpoint(settings.checkpoint, pick_device(settings.device))
+    if stream and not checkpoint.model.streams:  # before a language model is read
+        raise UserError(
+            f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
+        )
     return checkpoint, make_decoder(settings, checkpoint)

@@ -8,10 +8,10 @@ import json
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def label(settings: LabelSettings) -> None:
                 for key, reason in metadata.quarantined.items():
                     bad.add(key, reason)
                 if bad.too_many:  # no need to work for weeks on a job that must fail
-                    _account(settings, teacher, infos.take(_there(infos, output)), total)
+                    _account(settings, teacher, infos, total, partly=True)
 
         def not_done(some: ShardList) -> ShardList:
             left = missing(some, output)
@@ -180,21 +180,26 @@ class LocalEngine(Engine):
             self.encoders.shutdown()
 
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
-        settings, teacher, count = self.settings, self.teacher, self.settings.loader_workers
-        read = functools.partial(load, settings, teacher.features)
-        if count:
-            first = list(itertools.islice(free, 1))  # is read here, while the processes start with the next ones
-            shards: Iterable[tuple[ShardInfo, LoadedShard]]
-            shards = itertools.chain(map(read, first), map_ordered(read, free, count))
-        else:
-            shards = ahead(read, free)
-        selected = (select(settings, teacher.units, self.transcripts, info, shard) for info, shard in shards)
-        try:
-            yield from one_behind(
-                label_shard(settings, teacher, loaded, self.progress, self.behind, self.encoders) for loaded in selected
-            )
-        except BrokenProcessPool:
-            raise UserError(killed(count)) from None
+        settings, teacher = self.settings, self.teacher
+        with closing(self._loaded(free)) as shards:  # an error ends the loaders at once
+            selected = (select(settings, teacher.units, self.transcripts, info, shard) for info, shard in shards)
+            try:
+                yield from one_behind(
+                    label_shard(settings, teacher, loaded, self.progress, self.behind, self.encoders)
+                    for loaded in selected
+                )
+            except BrokenProcessPool:
+                raise UserError(killed(settings.loader_workers)) from None
+
+    def _loaded(self, free: Iterator[ShardInfo]) -> Generator[tuple[ShardInfo, LoadedShard]]:
+        read, count = functools.partial(load, self.settings, self.teacher.features), self.settings.loader_workers
+        if not count:
+            yield from ahead(read, free)
+            return
+        first = list(itertools.islice(free, 1))  # is read here, while the processes start with the next ones
+        others = map_ordered(read, free, count)
+        yield from map(read, first)
+        yield from others
 
 
 def _engine(settings: LabelSettings) -> type[Engine]:
@@ -250,19 +255,22 @@ def _all_finished(
             yield from zip(some, pool.map(read, some), strict=True)
 
 
-def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int) -> dict[str, Any]:
-    """Check finished shards against their audio; write quarantine.jsonl and, if they are not refused, report.json.
+def _account(
+    settings: LabelSettings, teacher: Checkpoint, infos: ShardList, total: int, partly: bool = False
+) -> dict[str, Any]:
+    """Check finished shards (`partly`: those that are there) against their audio; write quarantine.jsonl and, of all, report.json.
 
     A UserError when too many of the `total` utterances, or all of them, are quarantined; quarantine.jsonl lists them.
     """
     output = place(settings.output)
+    finished = infos.take(_there(infos, output)) if partly else infos
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: Counter[str] = Counter()
     worst = 0.0
     stored = 0
     bad = Quarantine(total, settings.max_bad_share, "labelled")
     with write_whole(output / QUARANTINE, "w", make_folder=False) as file:
-        for info, (metadata, size) in _all_finished(settings, teacher, infos):
+        for info, (metadata, size) in _all_finished(settings, teacher, finished):
             stored += size
             for key, reason in metadata.quarantined.items():
                 file.write(json.dumps({"key": key, "shard": info.name, "reason": reason}, ensure_ascii=False) + "\n")
@@ -285,6 +293,8 @@ def _account(settings: LabelSettings, teacher: Checkpoint, infos: ShardList, tot
     elif settings.mode == "alignment" and reason.startswith("text "):
         advice = "fix the texts"
     bad.refuse(settings.audio, f"see {output / QUARANTINE}, {advice}")
+    if partly:
+        return {}
     if foreign := {name for name in names_in(output) if name.endswith(".tar")} - set(infos.names):
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     weighted["stored_bytes_per_frame"] = stored

@@ -178,7 +178,7 @@ def _spilling() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         folder = os.environ.get("TMPDIR", "/var/tmp")  # where SQLite puts it
         raise UserError(
-            f"{folder}: {error}, for the keys of a list; free some, or set TMPDIR to a larger disk"
+            f"{folder}: {error}, for the keys of a list; free some space, or set TMPDIR to a larger disk"
         ) from None
 
 

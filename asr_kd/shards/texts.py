@@ -105,10 +105,12 @@ def read_texts(source: str) -> Iterator[str]:
             yield from (sample.fields["text"] for sample in read_shard(path / shard.name) if "text" in sample.fields)
         return
     text = "" if path.suffix == ".jsonl" else read_text(path, "text file").removeprefix("\ufeff")
-    if path.suffix == ".jsonl" or _holds_json(path, text.lstrip()):
+    is_json = path.suffix == ".jsonl" or _holds_json(path, text.lstrip())
+    lines = [] if is_json else text.splitlines()
+    del text  # it may be large
+    if is_json:
         yield from (utterance.text for utterance in read_manifest(path) if utterance.text is not None)
     else:
-        lines = text.splitlines()
         for refuse in (_refuse_table, _refuse_keys, _refuse_others):
             refuse(path, lines)
         yield from lines
