@@ -4,7 +4,7 @@
     .venv/bin/python pipelines/digits/measure.py --seeds 0 --schedule-seeds 3   # other orders of the same audio
     .venv/bin/python pipelines/digits/measure.py --seeds 0 --average-seeds 3    # other averages of the weights
 
-Prints the tables of README.md; everything already measured is kept in runs/ and not run again.
+Prints the tables of README.md and RESULTS.md; everything already measured is kept in runs/ and not run again.
 """
 
 from __future__ import annotations
