@@ -310,6 +310,7 @@ def test_a_full_disk_of_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     )
     for read in (read_transcripts, Transcripts):
         with pytest.raises(
-            UserError, match=r"^/small: database or disk is full, for the keys of a list; free some space, or set TMPDIR"
+            UserError,
+            match=r"^/small: database or disk is full, for the keys of a list; free some space, or set TMPDIR",
         ):
             read(path)
