@@ -76,3 +76,22 @@ def test_the_command_line_loads_no_torch() -> None:
     code = "import sys, asr_kd.cli; print(sorted({'torch', 'torchaudio', 'numpy'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def undescribed(node: ast.AST, name: str) -> Iterator[str]:
+    """Public functions and classes below a node that take four arguments or more and do not say what they are."""
+    for one in ast.iter_child_nodes(node):
+        if not isinstance(one, ast.FunctionDef | ast.ClassDef) or (one.name[0] == "_" and one.name != "__init__"):
+            continue
+        if isinstance(one, ast.FunctionDef):
+            owner = node if one.name == "__init__" else one
+            taken = {argument.arg for argument in one.args.args + one.args.kwonlyargs} - {"self", "cls"}
+            said = ast.get_docstring(owner) or ""  # type: ignore[arg-type]
+            if len(taken) >= 4 and "Args:" not in said and not said.startswith("See `"):
+                yield f"{name}.{one.name}"
+        else:
+            yield from undescribed(one, f"{name}.{one.name}")
+
+
+def test_many_arguments_are_described() -> None:
+    assert not [one for path in ROOT.rglob("*.py") for one in undescribed(ast.parse(path.read_text()), path.stem)]

@@ -46,10 +46,16 @@ def _resampled(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
 def spec_augment(
     features: np.ndarray, like: FeatureSettings, settings: AugmentSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """A copy of features float [frames, stack * mels] with masked stretches of time and bands of mel filters.
+    """Mask stretches of time and bands of mel filters with the features' mean, 0 (Park et al. 2019, arXiv 1904.08779).
 
-    They are masked with the features' mean, 0 (Park et al. 2019, arXiv 1904.08779); a band in all of the `stack` spectral
-    frames that the front end `like` joins in a network frame.
+    Args:
+        features: float [frames, stack * mels].
+        like: front end, whose `stack` spectral frames are joined in a network frame (a band is masked in all of them).
+        settings: how many masks, and how wide.
+        rng: places them.
+
+    Returns:
+        a masked copy, same shape.
     """
     features, stack = features.copy(), like.stack
     frames, mels = len(features), features.shape[1] // stack

@@ -71,7 +71,13 @@ def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) 
 
 
 def read_audio(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> Audio:
-    """As `decode`, with what the file was before conversion."""
+    """As `decode`, with what the file was before conversion.
+
+    Args: see `decode`.
+
+    Raises:
+        AudioError: as `decode`.
+    """
     with named(name):
         if not isinstance(data, bytes | bytearray | memoryview | mmap.mmap):
             raise AudioError(

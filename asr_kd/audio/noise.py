@@ -112,7 +112,13 @@ def active_power(waveform: np.ndarray, rate: int) -> float:
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, rate: int) -> np.ndarray:
     """Add noise so that the active speech's power (`active_power`) is `snr` dB over the noise's mean power.
 
-    Speech keeps its level. If either is silent, the speech is returned unchanged. `rate` in Hz; all sounds are float32 [samples].
+    Speech keeps its level. If either is silent, the speech is returned unchanged.
+
+    Args:
+        speech: float32 [samples].
+        noise: float32 [samples], of the same length.
+        snr: dB.
+        rate: Hz.
     """
     loud, quiet = active_power(speech, rate), _power(noise)
     if not loud or not quiet:

@@ -67,12 +67,19 @@ def learn_spellings(lm: Ngrams, units: Units, lexicon: Lexicon | None) -> None:
 
 
 def compare_words(name: str, lm: LanguageModel, units: Units, lexicon: Lexicon | None) -> str:
-    """Compare the words of a language model with those that a decoder may find: of a lexicon, or all that the units can spell.
+    """Compare the words of a language model with what a decoder can find.
 
-    Returns a sentence that counts what does not fit; empty if everything does.
+    Args:
+        name: of the language model, for messages.
+        lm: the language model.
+        units: vocabulary of the decoder.
+        lexicon: the words that a decoder may find; None: all that the units can spell.
+
+    Returns:
+        a sentence that counts what does not fit; empty if everything does.
 
     Raises:
-        UserError: when nothing fits, naming some of the words and `name`, the language model's.
+        UserError: when nothing fits, naming some of the words.
     """
     if lexicon:
         words = list(dict.fromkeys(lexicon.words.values()))
@@ -113,7 +120,15 @@ class State(NamedTuple):
 
 
 class Grammar:
-    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words."""
+    """What the words of a hypothesis add to its log-probability: lm_weight · ln P(words and end) + word_bonus · words.
+
+    Args:
+        units: vocabulary of the hypotheses.
+        lm: the language model, if any.
+        lexicon: the words that are allowed, or None for any pieces.
+        lm_weight: factor on the language model's log-probabilities.
+        word_bonus: added for each word, nat.
+    """
 
     def __init__(
         self, units: Units, lm: LanguageModel | None, lexicon: Lexicon | None, lm_weight: float, word_bonus: float

@@ -99,7 +99,14 @@ class Part:
 
 
 def write_part(path: Place, made_of: str, part: Part, costs: dict[str, Costs]) -> None:
-    """Publish a part, and before it, beside it, what it took by system; `made_of`: hash of everything that decides it."""
+    """Publish a part, and before it, beside it, what it took.
+
+    Args:
+        path: of the part.
+        made_of: hash of everything that decides it.
+        part: what was scored.
+        costs: what it took, by system.
+    """
     rest = {
         "utterances": part.utterances, "seconds": part.seconds, "quarantined": part.quarantined,
         "sha256": hashlib.sha256(part.body).hexdigest(),

@@ -107,7 +107,14 @@ class Scores:
         self.speaker_numbers: dict[str | None, int] = {None: -1}
 
     def add(self, name: str, lines: Iterable[Line], seconds: float, quarantined: int) -> None:
-        """Count a shard of the set of this name; `lines` are system by system, with the same utterances in the same order."""
+        """Count a shard of the set of this name.
+
+        Args:
+            name: of the set.
+            lines: as scoring writes them, system by system, each with the same utterances in the same order.
+            seconds: of the audio that was scored.
+            quarantined: utterances that could not be scored.
+        """
         by_system: dict[str, list[Line]] = {system: [] for system in self.tallies}
         for line in lines:
             by_system[line["system"]].append(line)

@@ -160,7 +160,15 @@ class MatchedPairs:
 
 
 def compared(a: str, b: str, difference: float, drawn: np.ndarray, matched: MatchedPairs) -> Pair:
-    """What both tests say of two systems, from their difference in WER, that of each resample, and their segments."""
+    """What both tests say of two systems.
+
+    Args:
+        a: name of one.
+        b: name of the other.
+        difference: WER of a less that of b.
+        drawn: the same of each resample, float [resamples].
+        matched: errors of both, segment by segment.
+    """
     return Pair(
         a=a, b=b, difference=difference, interval=interval(drawn), p_bootstrap=two_sided(drawn), mapsswe=matched.test()
     )

@@ -39,7 +39,16 @@ def summarise(
     costs: Mapping[str, Costs],
     device: torch.device,
 ) -> schema.Report:
-    """Everything that the report shows, of these systems on these sets (folder and shards), by name."""
+    """Everything that the report shows.
+
+    Args:
+        settings: of the job.
+        systems: by name.
+        sets: folder and shards of each test set, by name.
+        scores: every utterance's, counted.
+        costs: of each system, as `score_all` returns them.
+        device: on which they were measured.
+    """
     resampler = Resampler(scores, settings)
     figures = Summary(settings, scores, costs, resampler, resampler.rates(slice(None)))
     in_sets = {one: resampler.rates(np.array(scores.set_of) == number) for number, one in enumerate(scores.sets)}

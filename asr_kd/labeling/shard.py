@@ -56,7 +56,14 @@ def one_behind(futures: Iterable[Future[B]]) -> Iterator[B]:
 def load_shard(
     settings: LabelSettings, teacher: Checkpoint, transcripts: dict[str, str] | None, info: ShardInfo
 ) -> Loaded:
-    """What can be labelled of a shard, as the teacher's input, made in this thread; `transcripts` as of `select`."""
+    """What can be labelled of a shard, as the teacher's input, made in this thread.
+
+    Args:
+        settings: of the job.
+        teacher: whose front end and units count.
+        transcripts: key → text in place of the text in the shard, for an alignment.
+        info: which shard.
+    """
     return select(settings, teacher.units, transcripts, *load(settings, teacher.features, info))
 
 

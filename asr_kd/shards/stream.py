@@ -290,7 +290,14 @@ def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[in
 def bucketed(
     held: list[A], length: Callable[[A], int], batch_frames: int, rng: np.random.Generator
 ) -> Iterator[list[A]]:
-    """All items of a buffer, which is shuffled, as `batches_by_length` in random order; `length` gives the frames of one."""
+    """All items of a buffer in batches of like length (`batches_by_length`), in random order.
+
+    Args:
+        held: the buffer, which is shuffled.
+        length: gives the frames of an item.
+        batch_frames: frames in a batch at most, padding included.
+        rng: decides the order.
+    """
     rng.shuffle(held)
     batches = batches_by_length([length(item) for item in held], batch_frames)
     for index in rng.permutation(len(batches)):

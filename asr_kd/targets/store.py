@@ -222,7 +222,17 @@ def _joined(
 
 
 def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place | str, audio_sha256: str) -> None:
-    """Refuse, by a UserError that names both, soft targets that were made from another audio shard."""
+    """Refuse soft targets that were made from another audio shard.
+
+    Args:
+        targets: for the message.
+        metadata: of the soft targets.
+        audio: for the message.
+        audio_sha256: of the audio shard.
+
+    Raises:
+        UserError: naming both sides.
+    """
     if metadata.audio_sha256 != audio_sha256:
         raise UserError(
             f"{targets}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, {audio} has "

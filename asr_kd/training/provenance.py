@@ -20,7 +20,14 @@ from asr_kd.units import Units
 def provenance(
     settings: TrainSettings, units: Units, init: Checkpoint | None, teachers: dict[str, Checkpoint]
 ) -> dict[str, Any]:
-    """Hashes of the run's data, so that resuming on other data is refused; `teachers` by folder, those that answer in the step."""
+    """Hashes of the run's data, so that resuming on other data is refused.
+
+    Args:
+        settings: of the run.
+        units: of the learner.
+        init: what the run starts from.
+        teachers: by folder, those that answer in the step.
+    """
     sources = [source for phase in settings.phases for source in phase.sources]
     audio = sorted({settings.development, *(source.audio for source in sources)})
     noises = {source.augment.noise.folder for source in sources if source.augment.noise and source.augment.noise.folder}
@@ -36,7 +43,13 @@ def provenance(
 
 
 def start_from(other: Checkpoint, model: nn.Module, settings: TrainSettings, units: Units) -> None:
-    """Copy the weights of the checkpoint `init` into a network.
+    """Copy the weights of `init` into a network.
+
+    Args:
+        other: the checkpoint `init`.
+        model: the network, changed in place.
+        settings: of the run.
+        units: of the network.
 
     Raises:
         UserError: when the checkpoint has other units, other features or another shape.

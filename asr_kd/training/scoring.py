@@ -27,6 +27,12 @@ BESIDE = "beside.safetensors"
 def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
     """Score, and keep the checkpoint if it is the best so far. Rank 0 does it; the others block at the next collective.
 
+    Args:
+        learner: what is trained; its position takes the scores.
+        units: of its output.
+        metrics: take the scores too.
+        run: folder of the run.
+
     Raises:
         UserError: when the development set is not labelled or cannot be read.
     """
@@ -50,6 +56,8 @@ def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
 
 def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
     """Score the mean of the checkpoints kept for it.
+
+    Args: see `score`.
 
     Raises:
         UserError: as `score`, and when a kept checkpoint is missing or damaged.

@@ -16,7 +16,14 @@ from asr_kd.training.settings import DistributedSettings
 def make_exchange(
     model: nn.Module, optimizer: torch.optim.Optimizer, settings: DistributedSettings, ranks: Ranks
 ) -> Exchange:
-    """The exchange that `settings` ask for; a single process needs none, whatever they say."""
+    """The exchange that `settings` ask for; a single process needs none, whatever they say.
+
+    Args:
+        model: what is trained, a `Pupil`.
+        optimizer: its moments are averaged or reset by BMUF.
+        settings: which exchange.
+        ranks: who takes part.
+    """
     if ranks.world == 1:
         return Exchange(model, ranks)
     if settings.method == "bmuf":

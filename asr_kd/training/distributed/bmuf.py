@@ -33,6 +33,12 @@ class Bmuf(Exchange):
     """The exchange of `method: bmuf`, for two ranks or more. It starts from the first rank's weights.
 
     After a meeting the model holds the look-ahead S; `global_weights` gives W.
+
+    Args:
+        model: what is trained.
+        optimizer: its moments are averaged or reset at each meeting.
+        settings: the block's.
+        ranks: who takes part.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, settings: BmufSettings, ranks: Ranks) -> None:
