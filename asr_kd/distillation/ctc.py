@@ -14,7 +14,10 @@ OUTSIDE = -30.0
 
 
 def ctc_loss(log_probs: Tensor, lengths: Tensor, text: Part) -> Tensor:
-    """The CTC loss of all utterances together, in nat, for normalised `log_probs` [batch, frames, units] and their unit ids."""
+    """The CTC loss of all utterances together, in nat.
+
+    `log_probs` are float [batch, frames, units], normalised, `lengths` int64 [batch], and `text` their unit ids.
+    """
     assert text.lengths is not None
     return nn.functional.ctc_loss(
         log_probs.transpose(0, 1), text.values, lengths.to(log_probs.device), text.lengths.to(log_probs.device), Units.blank, "sum"

@@ -32,6 +32,7 @@ class Position:
         turn: the lane whose batch is next.
         scored: the step that was scored last.
         world: number of processes that trained.
+        audio_seconds: audio heard in the run.
         phase_seconds: audio heard in this phase of this cycle.
         phase_start: the step at which the phase began.
         start: scores before the first step.

@@ -39,7 +39,14 @@ class Traffic:
 
 
 class Meeting(NamedTuple):
-    """What the ranks told each other before a step: the sums over `Exchange.meet`'s arguments, and whether any rank says yes."""
+    """What the ranks told each other before a step: sums over all, and whether any rank says yes.
+
+    Attributes:
+        frames: learned in the step.
+        seconds: audio heard since the last meeting.
+        going: whether any rank has a batch.
+        stop: whether any rank was asked to stop.
+    """
 
     frames: float = 0.0
     seconds: float = 0.0
