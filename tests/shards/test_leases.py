@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,6 +28,35 @@ def test_a_lease_has_one_holder_until_it_is_given_back(tmp_path: Path) -> None:
         one.give_back("a")
         assert other.take("a")
     assert not (tmp_path / "leases").exists()
+
+
+def test_an_interrupt_at_any_line_leaves_no_lease_behind(tmp_path: Path) -> None:
+    folder, ended = tmp_path / "leases", False
+
+    def at_line(number: int) -> Any:
+        left = itertools.count(number, -1)
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            if event == "line" and next(left) == 0:
+                raise KeyboardInterrupt
+            return trace
+
+        return lambda frame, *_: trace if frame.f_code.co_name in ("take", "_create", "create", "give_back") else None
+
+    for line in range(100):
+        before = sys.gettrace()
+        with contextlib.suppress(KeyboardInterrupt), Leases(folder) as leases:
+            try:
+                sys.settrace(at_line(line))
+                leases.take("a")
+                leases.give_back("a")
+                ended = True
+            finally:
+                sys.settrace(before)
+        assert not folder.exists()
+        if ended:
+            return
+    raise AssertionError("never came to the last line")
 
 
 def hold(folder: Path) -> None:
