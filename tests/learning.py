@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen, Task, knowledge_of
+from asr_kd.distillation.knowledge import Lesson, Pupil, Seen, Task, lesson_of
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
@@ -15,10 +15,10 @@ from asr_kd.training.step import Learner, batch_loss
 from asr_kd.units import Units
 
 
-def knowledge(settings: TrainSettings, units: Units | None = None) -> list[list[Knowledge]]:
+def lessons(settings: TrainSettings, units: Units | None = None) -> list[Lesson]:
     """What is learned of each source of the first phase."""
     task = Task(units, settings.features, settings.model, settings.missing_mass)
-    return [knowledge_of(source, task) for source in settings.phases[0].sources]
+    return [lesson_of(source, task) for source in settings.phases[0].sources]
 
 
 def loss_of(logits: Tensor, batch: Batch, settings: TrainSettings, units: Units | None = None) -> Tensor:
@@ -26,12 +26,12 @@ def loss_of(logits: Tensor, batch: Batch, settings: TrainSettings, units: Units 
     frame = torch.arange(logits.shape[1])[None, :]
     learned = (frame >= batch.first[:, None]) & (frame < batch.last[:, None])
     seen = Seen(logits, batch.lengths, learned, batch.parts, {}, {})
-    return batch_loss(seen, knowledge(settings, units)[batch.source], batch.frames, {})
+    return batch_loss(seen, lessons(settings, units)[batch.source], batch.frames, {})
 
 
 def prepared(batch: Batch, settings: TrainSettings) -> Batch:
     """A batch that was made by hand, with what the kinds of the first source add."""
-    for one in knowledge(settings)[0]:
+    for one in lessons(settings)[0].kinds:
         one.prepare([], batch, np.random.default_rng(0))
     return batch
 

@@ -76,7 +76,7 @@ class Batch:
         lane: index of its lane.
         after: position of the lane after this batch.
         clean: `features` without noise, masks and another vocal tract; None unless somebody answers in the step.
-        teacher: who does, as the settings name it; empty: nobody.
+        draws: seeds what is drawn from answers that are given in the step.
     """
 
     features: Tensor
@@ -89,7 +89,7 @@ class Batch:
     lane: int = 0
     after: Any = None
     clean: Tensor | None = None
-    teacher: str = ""
+    draws: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:

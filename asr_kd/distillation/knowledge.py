@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Batch, Example, Part
-from asr_kd.distillation.settings import Asked, MissingMass, SourceSettings
+from asr_kd.distillation.settings import ANSWERED, Asked, MissingMass, SourceSettings
+from asr_kd.errors import UserError
 from asr_kd.models.network import AcousticModel, Outputs
 from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
@@ -25,12 +26,14 @@ class Task:
     Attributes:
         units: vocabulary of the student; None when a step is only timed.
         missing_mass: see `soft_cross_entropy`.
+        taught: hidden states of who answers in this source, with their widths.
     """
 
     units: Units | None
     features: FeatureSettings
     model: ModelSettings
     missing_mass: MissingMass
+    taught: Mapping[str, int] = field(default_factory=dict)
 
 
 class Seen(NamedTuple):
@@ -43,6 +46,7 @@ class Seen(NamedTuple):
         parts: parts of the batch, rows for the learned frames in the order of `learned`.
         hidden: for each tap, [batch, frames, width].
         beside: outputs of this kind's module beside the student.
+        done: share of the phase's audio that was heard.
     """
 
     logits: Tensor
@@ -51,11 +55,17 @@ class Seen(NamedTuple):
     parts: dict[str, Part]
     hidden: dict[str, Tensor]
     beside: dict[str, Tensor]
+    done: float = 0.0
 
     @property
     def rows(self) -> Tensor:
         """Logits of the learned frames, [learned frames, units]."""
         return self.logits[self.learned]
+
+    @property
+    def utterances(self) -> Tensor:
+        """int64 [learned frames], the utterance of each learned frame."""
+        return self.learned.nonzero()[:, 0]
 
 
 class Knowledge:
@@ -67,16 +77,22 @@ class Knowledge:
         name: its name in the settings.
         weight: of its loss.
         taps: hidden states of the student that its loss, or its module beside the student, uses.
+        taught: hidden states of who answers that it uses; they come as parts, `hidden.` and the name, a row per learned frame.
     """
 
     taps: Sequence[str] = ()
+    taught: Sequence[str] = ()
 
     def __init__(self, asked: Asked, task: Task) -> None:
         self.name, self.weight, self.task = asked.name, asked.weight, task
         self.settings: Any = asked.settings
+        self.needs = asked.needs
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
-        """Add parts to a batch, in the loader, on the CPU, after all changes of the features; `rng` is the batch's own."""
+        """Add parts to a batch, on the CPU, after all changes of the features; `rng` is the batch's own.
+
+        It runs in the loader, or where a kind learns from what is answered in the step, there, without the examples.
+        """
 
     def beside(self) -> nn.Module | None:
         """The module to train beside the student, if any: it maps `Outputs`, features and lengths to named tensors."""
@@ -87,9 +103,46 @@ class Knowledge:
         raise NotImplementedError
 
 
-def knowledge_of(source: SourceSettings, task: Task) -> list[Knowledge]:
-    """The kinds of knowledge of a source, in the order in which their losses are added."""
-    return [pkgutil.resolve_name(asked.settings.make)(asked, task) for asked in source.knowledge()]
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned from a source.
+
+    Attributes:
+        source: its settings.
+        kinds: of knowledge, in the order in which their losses are added.
+    """
+
+    source: SourceSettings
+    kinds: Sequence[Knowledge]
+
+    @property
+    def taught(self) -> list[str]:
+        """Hidden states of who answers that any kind uses."""
+        return sorted({tap for kind in self.kinds for tap in kind.taught})
+
+    @property
+    def answered(self) -> list[Knowledge]:
+        """The kinds that learn from what somebody answers in the step."""
+        return [kind for kind in self.kinds if kind.needs & ANSWERED] if self.source.teacher else []
+
+
+def lesson_of(source: SourceSettings, task: Task) -> Lesson:
+    """The kinds of knowledge of a source.
+
+    Raises:
+        UserError: when a kind asks for hidden states that the student or who answers does not have.
+    """
+    kinds = [pkgutil.resolve_name(asked.settings.make)(asked, task) for asked in source.knowledge()]
+    for kind in kinds:
+        for whose, asked, there in (
+            ("the network", kind.taps, task.model.taps),
+            ("the teacher", kind.taught, task.taught),
+        ):
+            if missing := next((tap for tap in asked if tap not in there), None):
+                raise UserError(
+                    f"{source.audio}: {kind.name}: {whose} has no {missing}; it has {', '.join(there) or 'none'}"
+                )
+    return Lesson(source, kinds)
 
 
 class Pupil(nn.Module):

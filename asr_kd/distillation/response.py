@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import MissingMass
+from asr_kd.distillation.settings import MissingMass, value_at
 
 
 class Soft(Knowledge):
     """`soft`: each learned frame's distribution."""
 
     def loss(self, seen: Seen) -> Tensor:
-        return self.of_frames(seen, seen.rows).sum()
+        temperature = value_at(self.settings.temperature, seen.done)
+        # gradients by logits at a temperature are smaller by its square (Hinton et al. 2015, arXiv 1503.02531)
+        return self.of_frames(seen, seen.rows / temperature).sum() * temperature**2
 
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
         """Cross-entropy of each learned frame with the logits `rows` [learned frames, units]."""

@@ -32,7 +32,7 @@ class SoftSequences(Knowledge):
     """`sequences`: CTC on transcripts that are drawn each time an utterance is read."""
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
-        if examples[0].choices:
+        if examples and examples[0].choices:
             ids, sizes = draw_from_lists([one.choices for one in examples], self.settings, rng)
         else:
             units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values

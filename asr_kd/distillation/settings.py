@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -11,8 +12,35 @@ from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
 from asr_kd.config.knobs import Audio
 from asr_kd.targets.settings import CombineSettings
 
+#: what somebody must answer, of the needs of kinds
+ANSWERED = frozenset({"targets", "hidden"})
 #: what a soft loss makes of the mass that targets did not keep
 MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
+
+
+class ScheduleSettings(Settings):
+    """A value that changes while a phase runs, with the share of the phase's audio that was heard."""
+
+    start: NotNegative = Field(description="value when the phase begins")
+    end: NotNegative = Field(description="value from `until` on")
+    until: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the phase's audio")
+    shape: Literal["linear", "cosine"] = Field(
+        "linear", description="how it moves: evenly, or slowly at both ends and fast between"
+    )
+
+
+#: a number, or how it changes over the phase
+Scheduled = NotNegative | ScheduleSettings
+
+
+def value_at(value: float | ScheduleSettings, done: float) -> float:
+    """What a setting is when the share `done` of a phase's audio was heard."""
+    if not isinstance(value, ScheduleSettings):
+        return value
+    share = min(done / value.until, 1.0)
+    if value.shape == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    return value.start + (value.end - value.start) * share
 
 
 class KnowledgeSettings(Settings):
@@ -20,8 +48,8 @@ class KnowledgeSettings(Settings):
 
     Attributes:
         make: module and name of the `Knowledge`, imported only when needed.
-        needs: what it needs of an utterance: `text`, `targets` (soft targets), `stored` (targets that are there before the step),
-            `lists` (transcripts with scores), `whole` (all frames at once).
+        needs: what it needs of an utterance: `text`, `targets` (soft targets), `hidden` (hidden states of who answers), `stored`
+            (answers that are there before the step), `lists` (transcripts with scores), `whole` (all frames at once).
     """
 
     make: ClassVar[str]
@@ -31,7 +59,12 @@ class KnowledgeSettings(Settings):
 class WeighedSettings(KnowledgeSettings):
     """Base of the kinds with a weight of their own, in place of a setting of the source."""
 
-    weight: Positive = Field(1.0, description="of its loss")
+    weight: Scheduled = Field(1.0, description="of its loss")
+
+    @property
+    def tag(self) -> str:
+        """What its name has behind that of its setting, where a source may have several."""
+        return ""
 
 
 class CtcSettings(KnowledgeSettings):
@@ -54,20 +87,22 @@ class SoftSettings(KnowledgeSettings):
     make = "asr_kd.distillation.response:Soft"
     needs = frozenset({"targets"})
 
+    temperature: Scheduled = Field(1.0, description="the student's logits are divided by it")
+
 
 class SpikeSettings(KnowledgeSettings):
     """Soft targets of a CTC teacher, learned spike by spike: the student chooses the moment within a stretch around each."""
 
     removed = frozenset({"before", "after", "temperature", "certainty"})
     make = "asr_kd.distillation.spikes:SoftSpikes"
-    needs = frozenset({"targets", "stored", "whole"})
+    needs = frozenset({"targets", "whole"})
 
 
 class SequenceSettings(KnowledgeSettings):
     """What a teacher says of an utterance as a distribution over transcripts: each time the utterance is heard, one is drawn."""
 
     make = "asr_kd.distillation.sequences:SoftSequences"
-    needs = frozenset({"targets", "stored", "whole"})  # or lists: see `SourceSettings.knowledge`
+    needs = frozenset({"targets", "whole"})  # or lists: see `SourceSettings.knowledge`
 
     temperature: Positive = Field(
         1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
@@ -89,7 +124,7 @@ class Asked(NamedTuple):
     """A kind of knowledge that a source asks for by the setting `name`; `needs` as of `KnowledgeSettings`."""
 
     name: str
-    weight: float
+    weight: float | ScheduleSettings
     settings: KnowledgeSettings
     needs: frozenset[str]
 
@@ -101,10 +136,15 @@ class SourceSettings(Settings):
     targets: Location | list[Location] | None = Field(
         None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
     )
-    teacher: Location | None = Field(
+    teacher: Location | list[Location] | None = Field(
         None,
         description="in place of targets, who answers in the step, hearing the audio without noise and masks: a checkpoint folder (or its "
-        "URL), or average, the run's own (ema_decay)",
+        "URL), or average, the run's own (ema_decay); a list of them is combined",
+    )
+    temperature: Scheduled = Field(
+        1.0,
+        description="logits of who answers in the step, and the student's against them, are divided by it (and the loss multiplied by its "
+        "square); stored targets have that of their labelling",
     )
     combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
     resample: bool = Field(
@@ -112,11 +152,11 @@ class SourceSettings(Settings):
         description="lay targets of another frame period or offset on the learner's frames, by the time they share",
     )
     transcripts: Location | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
-    ctc: NotNegative = Field(0.0, description="weight of the CTC loss on the text")
+    ctc: Scheduled = Field(0.0, description="weight of the CTC loss on the text")
     mwer: MwerSettings | None = Field(
         None, description="minimise the expected word errors too, with weight 1 beside ctc's; null leaves them out"
     )
-    soft: NotNegative = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    soft: Scheduled = Field(0.0, description="weight of the cross-entropy against the soft targets")
     spikes: SpikeSettings | None = Field(
         None, description="learn each spike of the targets as one event; null learns every frame by itself"
     )
@@ -149,36 +189,55 @@ class SourceSettings(Settings):
                 raise ValueError(f"{name} needs a soft weight above 0")
         if self.spikes and self.sequences:
             raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
-        if self.sequences and bool(self.targets) == bool(self.transcripts):
-            raise ValueError("sequences are drawn from targets or from transcripts (n-best lists); give one of the two")
+        if self.sequences and bool(self.targets or self.teacher) == bool(self.transcripts):
+            raise ValueError(
+                "sequences are drawn from targets (or a teacher) or from transcripts (n-best lists); give one of the two"
+            )
+        self._check_answers()
+        names = [asked.name for asked in self.knowledge()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice} is asked for twice; name each once, and weigh it by its weight")
+        return self
+
+    def _check_answers(self) -> None:
+        """Refuse what does not fit who answers: stored targets, or teachers in the step."""
         if self.targets and self.teacher:
             raise ValueError("targets and teacher both answer; give one of the two")
-        if ("targets" in self.needs) != bool(self.targets or self.teacher):
+        if bool(self.needs & ANSWERED) != bool(self.targets or self.teacher):
             raise ValueError("targets (or a teacher) go together with a soft weight above 0 or ctc_within_targets")
-        if self.teacher and "stored" in self.needs:
-            raise ValueError(
-                "a teacher that answers in the step is learned frame by frame (soft without spikes, sequences or ctc_within_targets); "
-                "give targets of it for the others"
-            )
+        if self.teacher and (asked := next((one for one in self.knowledge() if "stored" in one.needs), None)):
+            raise ValueError(f"{asked.name} learns from stored targets alone; give targets of that teacher")
+        if self.temperature != 1.0:
+            if not self.teacher:
+                raise ValueError("temperature needs a teacher in the step; stored targets have that of their labelling")
+            if value_at(self.temperature, 0.0) <= 0 or value_at(self.temperature, 1.0) <= 0:
+                raise ValueError("temperature must be above 0")
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
-        sets, weights = self.target_sets, self.combine.weights
-        if twice := next((folder for folder in sets if sets.count(folder) > 1), None):
-            raise ValueError(f"targets names {twice} twice; name each set once, and weigh it by combine.weights")
-        if len(sets) < 2 and self.combine != CombineSettings():
-            raise ValueError("combine needs a list of two or more targets")
-        if weights is not None and len(weights) != len(sets):
-            raise ValueError(f"combine.weights has {len(weights)} weights for {len(sets)} targets; give one for each")
-        return self
+        for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
+            if twice := next((folder for folder in several if several.count(folder) > 1), None):
+                raise ValueError(f"{name} names {twice} twice; name each once, and weigh it by combine.weights")
+        several, weights = self.target_sets or self.teachers, self.combine.weights
+        if len(several) < 2 and self.combine != CombineSettings():
+            raise ValueError("combine needs a list of two or more targets (or teachers)")
+        if weights is not None and len(weights) != len(several):
+            raise ValueError(
+                f"combine.weights has {len(weights)} weights for {len(several)} targets; give one for each"
+            )
 
     @property
     def target_sets(self) -> list[str]:
         """Folders of soft-target shards, one a teacher."""
         return [self.targets] if isinstance(self.targets, str) else self.targets or []
 
+    @property
+    def teachers(self) -> list[str]:
+        """Who answers in the step."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+
     def knowledge(self) -> list[Asked]:
         """What is learned, in the order in which the losses are added; for `ctc` and `soft` the setting is the weight."""
-        asked: list[tuple[str, float, KnowledgeSettings]] = []
+        asked: list[tuple[str, float | ScheduleSettings, KnowledgeSettings]] = []
         if self.ctc:
             within = self.ctc_within_targets
             asked.append(("ctc_within_targets", self.ctc, CtcWithinTargetsSettings()) if within else ("ctc", self.ctc, CtcSettings()))  # fmt: skip
@@ -189,16 +248,17 @@ class SourceSettings(Settings):
         elif self.soft and self.spikes:
             asked.append(("spikes", self.soft, self.spikes))
         elif self.soft:
-            asked.append(("soft", self.soft, SoftSettings()))
+            asked.append(("soft", self.soft, SoftSettings(temperature=self.temperature)))
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, WeighedSettings):
-                asked.append((name, value.weight, value))
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, WeighedSettings):
+                    asked.append((name + one.tag, one.weight, one))
         return [Asked(*one, self._needs(one[2])) for one in asked]
 
     def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
         from_lists = isinstance(kind, SequenceSettings) and self.transcripts
-        return kind.needs - {"targets", "stored"} | {"lists"} if from_lists else kind.needs
+        return kind.needs - {"targets"} | {"lists"} if from_lists else kind.needs
 
     @property
     def needs(self) -> frozenset[str]:

@@ -151,18 +151,12 @@ def save_checkpoint(
     return mark
 
 
-def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Load a checkpoint; given the folder of a run, its best one. Nothing in the files is executed.
-
-    Raises:
-        UserError: when there is no checkpoint, it is of another format or version, or its files do not fit each other.
-    """
-    folder = place(folder)
+def _described(folder: Place) -> tuple[Place, dict[str, Any]]:
+    """The file that describes a checkpoint, and what it says."""
     places = (one / "checkpoint.json" for one in (folder, folder / "best"))
     where = next((one for one in places if one.exists()), None)
     if where is None:
         raise UserError(f"{folder}: holds no checkpoint.json; give the folder of a training run or of a checkpoint")
-    folder = where.parent
     description = read_json(where, "checkpoint")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{where}: not a checkpoint of asr_kd; give the folder of a training run")
@@ -170,6 +164,23 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         raise UserError(
             f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use a matching asr_kd"
         )
+    return where, description
+
+
+def read_model_settings(folder: Place | str) -> ModelSettings:
+    """The shape of a checkpoint's network, without its weights; a UserError as of `load_checkpoint`."""
+    where, description = _described(place(folder))
+    return build(ModelSettings, description.get("model", {}), str(where))
+
+
+def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a checkpoint; given the folder of a run, its best one. Nothing in the files is executed.
+
+    Raises:
+        UserError: when there is no checkpoint, it is of another format or version, or its files do not fit each other.
+    """
+    where, description = _described(place(folder))
+    folder = where.parent
     if (frontend := description.get("frontend", 1)) != FRONTEND_VERSION:  # the first checkpoints do not name it
         raise UserError(
             f"{where}: was trained on features of version {frontend}, this program makes version {FRONTEND_VERSION}; use the asr_kd "

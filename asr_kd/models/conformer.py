@@ -23,7 +23,7 @@ class ConformerModel(AcousticModel):
         self.encoder = Conformer(size, settings.heads, 4 * size, layers, settings.kernel, settings.dropout)
         self.output = nn.Linear(size, num_units)
         self.lookahead_frames = None
-        self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
+        self.taps = settings.taps
         self._within: Any = None
         # torchaudio masks padding in its attention but not in its convolutions, so that an utterance's output would
         # depend on what it was batched with; zeroing the input of each depthwise convolution fixes that.

@@ -26,7 +26,7 @@ class ConvModel(AcousticModel):
         self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(size, num_units)
         self.lookahead_frames = layers * (kernel // 2)
-        self.taps = {f"layer.{layer}": size for layer in range(1, layers + 1)}
+        self.taps = settings.taps
 
     def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
         inside = within(features, lengths)[..., None]

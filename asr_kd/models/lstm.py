@@ -35,7 +35,7 @@ class LstmModel(AcousticModel):
         self.output = nn.Linear(width, num_units)
         self.lookahead_frames = None if bidirectional else self.delay
         self.streams = not bidirectional
-        self.taps = {f"layer.{layer}": width for layer in range(1, layers + 1)}
+        self.taps = settings.taps
 
     def _initialise(self) -> None:
         """Forget gates open at the start: with torch's default, CTC predicts only blanks for hundreds of steps more."""

@@ -38,6 +38,12 @@ class ModelSettings(Settings):
             raise ValueError("size must be a multiple of heads")
         return self
 
+    @property
+    def taps(self) -> dict[str, int]:
+        """Hidden states that can be asked for, with their widths: `layer.1` after the first layer, and so on."""
+        width = self.size * (2 if self.kind == "blstm" else 1)
+        return {f"layer.{layer}": width for layer in range(1, self.layers + 1)}
+
     def in_frames(self, features: FeatureSettings) -> ModelSettings:
         """The network with its delay in frames of these features.
 

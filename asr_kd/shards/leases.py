@@ -67,7 +67,9 @@ class Leases:
         self._heart.join()
         # not empty: others are still at work; a store that is gone: what is left there will count as abandoned
         with contextlib.suppress(OSError, UserError):
-            for name in list(names_in(self.folder)):  # as the folder has it: an interrupt may have come while one was taken
+            for name in list(
+                names_in(self.folder)
+            ):  # as the folder has it: an interrupt may have come while one was taken
                 if self.holds(name):
                     (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from asr_kd.audio.augment import in_time, spec_augment, stretched
+from asr_kd.distillation.answers import taught_by
 from asr_kd.distillation.batch import Batch, Example, Part
-from asr_kd.distillation.knowledge import Task, knowledge_of
+from asr_kd.distillation.knowledge import Task, lesson_of
 from asr_kd.models.acoustic import collate
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Source
@@ -40,7 +41,7 @@ class PhaseStream:
         units: vocabulary of the learner; soft targets over another vocabulary are refused.
 
     Attributes:
-        knowledge: for each source, the kinds of knowledge learned from it.
+        lessons: for each source, what is learned from it.
         passes: passes over all sources in a cycle; None if the phase is measured in hours.
         seconds: audio in one cycle of the phase, all lanes together.
     """
@@ -50,7 +51,9 @@ class PhaseStream:
         self.plan = settings.phases[phase]
         self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
         task = Task(units, settings.features, settings.model, settings.missing_mass)
-        self.knowledge = [knowledge_of(source, task) for source in self.plan.sources]
+        self.lessons = [
+            lesson_of(source, replace(task, taught=taught_by(source, settings.model))) for source in self.plan.sources
+        ]
         self.passes = self.plan.passes
         if self.plan.hours is not None:
             self.seconds = self.plan.hours * 3600
@@ -105,8 +108,9 @@ class PhaseStream:
             if examples is None or cursor is None:
                 live.remove(index)
                 continue
-            rng = np.random.default_rng([self.settings.seed, self.phase, index, lane, 1, order])
-            batch = self._collate(examples, index, rng)
+            seed = (self.settings.seed, self.phase, index, lane, 1, order)
+            batch = self._collate(examples, index, np.random.default_rng(seed))
+            batch.draws = (*seed, 1)
             batch.seconds = cursor.seconds - cursors[index].seconds
             cursors[index], order = cursor, order + 1
             batch.lane, batch.after = lane, Lane(order, list(cursors))
@@ -125,7 +129,7 @@ class PhaseStream:
             clean = [example.features if example.clean is None else example.clean for example in examples]
             if augment.stretch:
                 clean = [in_time(rows, like.stack, int(size)) for rows, size in zip(clean, lengths, strict=True)]
-            batch.clean, batch.teacher = collate(clean)[0], plan.teacher
+            batch.clean = collate(clean)[0]
         needs = plan.needs
         if "text" in needs:
             ids: list[list[int]] = [example.ids or [] for example in examples]
@@ -134,8 +138,10 @@ class PhaseStream:
         if "targets" in needs and not plan.teacher:
             # targets are stretched like the features
             batch.parts |= _soft(examples, [origin if augment.stretch else slice(None) for _, origin in changed])
-        for one in self.knowledge[source]:
-            one.prepare(examples, batch, rng)
+        lesson = self.lessons[source]
+        for kind in lesson.kinds:
+            if kind not in lesson.answered:
+                kind.prepare(examples, batch, rng)
         return batch
 
 

@@ -90,7 +90,8 @@ def run_phase(
         progress.resume(round(position.phase_seconds))
         began = checked = time.monotonic()
         for batch, ended in turns:
-            rate = _learning_rate(plan, (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1))
+            done = (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1)
+            rate = _learning_rate(plan, done)
             heard += batch.seconds if batch else 0.0
             if exchange.meets:
                 met = exchange.meet(batch.frames if batch else 0, heard, not ended, bool(stop_asked()))
@@ -100,7 +101,7 @@ def run_phase(
             if exchange.averages and not met.frames:  # the lanes of this turn have ended, others have not
                 continue
             rate *= settings.cycle_decay**position.cycle
-            loss = step(learner, batch, stream.knowledge, rate, met.frames, carry)
+            loss = step(learner, batch, stream.lessons, rate, met.frames, carry, done)
             if batch:
                 lanes[batch.lane] = batch.after
             position.step += 1

@@ -218,6 +218,8 @@ class TrainSettings(Settings):
     def _fits(self) -> TrainSettings:
         if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
             raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
-        if not self.ema_decay and any(source.teacher == "average" for phase in self.phases for source in phase.sources):
+        if not self.ema_decay and any(
+            "average" in source.teachers for phase in self.phases for source in phase.sources
+        ):
             raise ValueError("teacher: average needs ema_decay above 0, a moving average that can answer")
         return self

@@ -8,7 +8,7 @@ import torch
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Batch, Part
-from asr_kd.distillation.knowledge import Pupil, Task, knowledge_of
+from asr_kd.distillation.knowledge import Pupil, Task, lesson_of
 from asr_kd.distillation.settings import SourceSettings
 from asr_kd.models.acoustic import build_model
 from asr_kd.models.settings import ModelSettings
@@ -59,11 +59,11 @@ def step_speed(
     )
     pupil = Pupil(build_model(model, features.dimension, num_units).to(device))
     learner = Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, Ranks(device=device)))
-    knowledge = [knowledge_of(source, Task(None, features, model, settings.missing_mass))]
+    lessons = [lesson_of(source, Task(None, features, model, settings.missing_mass))]
     times: list[float] = []
-    step(learner, batch, knowledge, 1e-4)
+    step(learner, batch, lessons, 1e-4)
     while len(times) < 3 or sum(times) < SECONDS:
         began = time.perf_counter()
-        step(learner, batch, knowledge, 1e-4)  # its loss is read, so a device has finished
+        step(learner, batch, lessons, 1e-4)  # its loss is read, so a device has finished
         times.append(time.perf_counter() - began)
     return batch.frames / sorted(times)[len(times) // 2]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from asr_kd.distillation.answers import answer
+from asr_kd.distillation.answers import answer, prepare_answers
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen
+from asr_kd.distillation.knowledge import Lesson, Pupil, Seen
+from asr_kd.distillation.settings import value_at
 from asr_kd.models.network import within
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
@@ -69,7 +70,7 @@ class Learner:
         pupil: the student and the modules trained beside it.
         exchange: how processes synchronise.
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
-        teachers: networks that answer in the step, by the names that batches have for them.
+        teachers: networks that answer in the step, by the names that sources have for them.
         check: raises if the run's folder is gone or belongs to another job.
     """
 
@@ -96,19 +97,21 @@ def make_optimizer(pupil: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 def step(
     learner: Learner,
     batch: Batch | None,
-    knowledge: Sequence[Sequence[Knowledge]],
+    lessons: Sequence[Lesson],
     rate: float,
     everyone: float = 0.0,
     carry: int | None = None,
+    done: float = 0.0,
 ) -> float:
     """One update, or with carried chunks one update a chunk.
 
     Args:
         batch: None if this process has none; it still takes part in the collectives of the others.
-        knowledge: for each source of the phase, what is learned from it.
+        lessons: for each source of the phase, what is learned from it.
         rate: learning rate.
         everyone: learned frames of all processes together.
         carry: frames of a chunk, if the network's state is carried from chunk to chunk; None: utterances are whole.
+        done: share of the phase's audio that was heard before.
 
     Returns:
         the loss, a mean over learned frames, nat.
@@ -117,50 +120,49 @@ def step(
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
     if carry and batch:
-        return _carried_steps(learner, batch, carry, knowledge[batch.source])
+        return _carried_steps(learner, batch, carry, lessons[batch.source], done)
     exchange = learner.exchange
     share = exchange.begin_step(batch.frames if batch else 0, everyone)
     if batch is None and not exchange.averages:
         exchange.end_step()
         return 0.0
-    loss = _nothing(learner) if batch is None else _loss(learner, batch, knowledge[batch.source])
+    loss = _nothing(learner) if batch is None else _loss(learner, batch, lessons[batch.source], done)
     _update(learner, loss * share)
     return loss.item()
 
 
-def batch_loss(
-    seen: Seen, knowledge: Sequence[Knowledge], frames: int, besides: dict[str, dict[str, Tensor]]
-) -> Tensor:
+def batch_loss(seen: Seen, lesson: Lesson, frames: int, besides: dict[str, dict[str, Tensor]]) -> Tensor:
     """The weighted sum of a source's losses, each a mean over the batch's learned frames.
 
     Args:
         seen: what the network makes of the batch.
-        knowledge: what is learned from the source.
+        lesson: what is learned from the source.
         frames: learned frames of the batch.
         besides: outputs of the modules beside the student, by kind.
     """
     loss = seen.logits.new_zeros(())
-    for one in knowledge:
-        own = seen._replace(beside=besides.get(one.name, {}))
-        loss = loss + one.weight * one.loss(own) / frames
+    for kind in lesson.kinds:
+        own = seen._replace(beside=besides.get(kind.name, {}))
+        loss = loss + value_at(kind.weight, seen.done) * kind.loss(own) / frames
     return loss
 
 
-def _loss(learner: Learner, batch: Batch, knowledge: Sequence[Knowledge]) -> Tensor:
-    frames, here = batch.frames, _answered(learner, batch)
+def _loss(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Tensor:
+    frames, here = batch.frames, _answered(learner, batch, lesson, done)
     with _precision(learner):
         outputs, besides = learner.exchange.network(here.features, here.lengths)
-    seen = Seen(outputs.logits.float(), outputs.lengths, here.learned, here.parts, outputs.hidden, {})
-    loss = batch_loss(seen, knowledge, frames, besides)
+    seen = Seen(outputs.logits.float(), outputs.lengths, here.learned, here.parts, outputs.hidden, {}, done)
+    loss = batch_loss(seen, lesson, frames, besides)
     return loss + _touched(besides) if besides else loss
 
 
-def _answered(learner: Learner, batch: Batch) -> Batch:
-    """The batch on the learner's device, with the answers of its teacher, if one answers in the step."""
+def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Batch:
+    """The batch on the learner's device, with the answers of its teachers, if any answer in the step."""
     here = batch.to(learner.ranks.device)
-    if here.teacher:
+    if lesson.source.teacher:
         with _precision(learner):
-            here.parts |= answer(learner.teachers[here.teacher], here)
+            here.parts |= answer(learner.teachers, here, lesson, done)
+        prepare_answers(here, lesson.answered)
     return here
 
 
@@ -177,10 +179,10 @@ def _nothing(learner: Learner) -> Tensor:
     return nothing + _touched(besides) if besides else nothing
 
 
-def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Sequence[Knowledge]) -> float:
+def _carried_steps(learner: Learner, batch: Batch, frames: int, lesson: Lesson, done: float) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
     network, device = learner.pupil.student, learner.ranks.device
-    here, total = _answered(learner, batch), batch.frames
+    here, total = _answered(learner, batch, lesson, done), batch.frames
     lengths, inside = here.lengths.to(device), within(here.features, here.lengths)
     features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
     starts = (lengths.cumsum(0) - lengths)[:, None]
@@ -194,8 +196,8 @@ def _carried_steps(learner: Learner, batch: Batch, frames: int, knowledge: Seque
         if not learned.any():
             continue
         rows = (starts + frame)[learned]
-        seen = Seen(logits.float(), here.lengths, learned, here.of_rows(rows), {}, {})
-        loss = batch_loss(seen, knowledge, len(rows), {})
+        seen = Seen(logits.float(), here.lengths, learned, here.of_rows(rows), {}, {}, done)
+        loss = batch_loss(seen, lesson, len(rows), {})
         _update(learner, loss)
         heard += loss.item() * len(rows)
     return heard / total

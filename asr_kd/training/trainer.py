@@ -60,7 +60,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     if world > 1 and carried:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
-    asked = {source.teacher for phase in settings.phases for source in phase.sources if source.teacher}
+    asked = {name for phase in settings.phases for source in phase.sources for name in source.teachers}
     teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked - {AVERAGE})}
     for folder, teacher in teachers.items():
         otherwise = ", or label the audio and learn the targets with resample=true"
@@ -76,11 +76,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         student = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
         if init:
             start_from(init, student, settings, units)
-        kinds = [kind for stream in streams for source in stream.knowledge for kind in source]
+        kinds = [kind for stream in streams for lesson in stream.lessons for kind in lesson.kinds]
         pupil = Pupil(student, kinds).to(ranks.device)
-        for tap in pupil.taps:
-            if tap not in student.taps:
-                raise UserError(f"{run}: the network has no {tap}; it has {', '.join(student.taps)}")
         if (pupil.taps or pupil.beside) and carried:
             raise UserError(
                 "chunks.carry: hears the student alone, chunk by chunk; leave out carry, or what trains modules beside it or looks at its layers"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tables import print_rows
 from torch.profiler import ProfilerActivity, profile
-from trainer import knowledge, learner_of, networks
+from trainer import learner_of, lessons_of, networks
 
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.distillation.batch import Batch
@@ -36,7 +36,7 @@ def speed(learner: Learner, held: list[Batch], threads: int) -> float:
     """Frames a second."""
     keep_freed_memory()  # as `train` does
     torch.set_num_threads(threads)
-    lessons = knowledge(learner.settings)
+    lessons = lessons_of(learner.settings)
     start = time.perf_counter()
     for batch in held:
         step(learner, batch, lessons, 1e-4)

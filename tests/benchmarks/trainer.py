@@ -26,7 +26,7 @@ from tables import print_rows
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.config.load import build, load_yaml
 from asr_kd.distillation.batch import Batch
-from asr_kd.distillation.knowledge import Knowledge, Pupil, Task, knowledge_of
+from asr_kd.distillation.knowledge import Lesson, Pupil, Task, lesson_of
 from asr_kd.models.acoustic import build_model, pick_device
 from asr_kd.models.settings import ModelSettings
 from asr_kd.shards.stream import ShardInput, load_features
@@ -82,7 +82,7 @@ def batches(settings: TrainSettings, units: Units) -> Iterator[Batch]:
 
 def timed(learner: Learner, fed: Iterable[Batch]) -> float:
     """Frames a second."""
-    fed, lessons = iter(fed), knowledge(learner.settings)
+    fed, lessons = iter(fed), lessons_of(learner.settings)
     first = next(fed)  # what is set up once a phase stays out of it
     frames, start = 0, time.perf_counter()
     for batch in itertools.chain([first], fed):
@@ -116,10 +116,10 @@ def learner_of(settings: TrainSettings, units: Units, device: torch.device) -> L
     return Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks))
 
 
-def knowledge(settings: TrainSettings) -> list[list[Knowledge]]:
+def lessons_of(settings: TrainSettings) -> list[Lesson]:
     """What is learned of the sources of the first phase."""
     task = Task(None, settings.features, settings.model, settings.missing_mass)
-    return [knowledge_of(source, task) for source in settings.phases[0].sources]
+    return [lesson_of(source, task) for source in settings.phases[0].sources]
 
 
 def rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -14,14 +15,19 @@ import pytest
 import safetensors.torch
 import torch
 
-from asr_kd.distillation.answers import answer
+from asr_kd.distillation.answers import answer, prepare_answers, taught_by
 from asr_kd.distillation.batch import Batch
+from asr_kd.distillation.knowledge import Knowledge, Lesson, Seen, Task, lesson_of
+from asr_kd.distillation.settings import ScheduleSettings, SourceSettings, value_at
 from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import build_model, load_checkpoint, log_posteriors, save_checkpoint
 from asr_kd.models.settings import ModelSettings
+from asr_kd.targets.combine import combine
+from asr_kd.targets.posteriors import SparsePosteriors
+from asr_kd.targets.settings import CombineSettings
 from asr_kd.training import phase
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.settings import TrainSettings
@@ -70,6 +76,119 @@ def test_a_checkpoint_teaches_what_its_stored_targets_teach(job: Job, teacher: s
     assert stored[-1] < stored[0] - 0.05  # far more than they differ by
 
 
+def test_spikes_are_found_in_what_is_answered(job: Job, teacher: str, audio: str, tmp_path: Path) -> None:
+    targets = str(tmp_path / "targets")
+    label(LabelSettings(teacher=teacher, audio=audio, output=targets, mode="top_k", k=100, device="cpu"))
+    train(job(source={"targets": targets, "spikes": {}}, output=str(tmp_path / "stored")))
+    train(online(job, teacher, output=str(tmp_path / "online"), source={"spikes": {}}))
+    np.testing.assert_allclose(losses(tmp_path / "online"), losses(tmp_path / "stored"), rtol=0.01)
+
+
+def test_transcripts_are_drawn_from_what_is_answered(job: Job, teacher: str, tmp_path: Path) -> None:
+    """Cold, they are the teacher's greedy text: the loss is that of CTC on it."""
+    train(online(job, teacher, output=str(tmp_path / "drawn"), source={"sequences": {"temperature": 1e-6}}))
+    checkpoint, units = load_checkpoint(teacher), load_checkpoint(teacher).units
+    settings = online(job, teacher)
+    stream = PhaseStream(settings, 0, units)
+    batch = next(filter(None, stream.batches(stream.start(), 0)))
+    assert batch.clean is not None
+    batch.parts |= answer({teacher: checkpoint.model}, batch, stream.lessons[0])
+    drawing = SourceSettings(audio="memory", teacher=teacher, soft=1.0, sequences={"temperature": 1e-6})  # type: ignore[arg-type]
+    task = Task(units, settings.features, settings.model, settings.missing_mass)
+    prepare_answers(batch, lesson_of(drawing, task).kinds)
+    ids, sizes = batch.parts["sequences"]
+    rows = [clean[:size].numpy() for clean, size in zip(batch.clean, batch.lengths, strict=True)]
+    greedy = [
+        [int(unit) for unit in row.argmax(1).unique_consecutive() if unit] for row in log_posteriors(checkpoint, rows)
+    ]
+    assert sizes is not None
+    assert [one.tolist() for one in ids.split(sizes.tolist())] == greedy
+    assert all(map(np.isfinite, losses(tmp_path / "drawn")))
+
+
+@pytest.mark.parametrize("mode", ["mean", "log_mean", "confidence"])
+def test_several_answer_as_their_stored_targets_are_combined(
+    teacher: str, letters: Path, tmp_path: Path, mode: Any
+) -> None:
+    units, kind = load_units(letters), ModelSettings(layers=1, size=6)
+    torch.manual_seed(7)
+    save_checkpoint(tmp_path / "other", build_model(kind, FEATURES.dimension, units.size), units, FEATURES, kind)
+    both = [load_checkpoint(teacher), load_checkpoint(tmp_path / "other")]
+    features, lengths = torch.randn(1, 9, FEATURES.dimension), torch.tensor([9])
+    batch = Batch(features, lengths, torch.tensor([0]), lengths, 0, clean=features)
+    source = SourceSettings(
+        audio="memory", teacher=["a", "b"], soft=1.0, combine=CombineSettings(mode=mode, weights=[1.0, 3.0])
+    )
+    parts = answer({"a": both[0].model, "b": both[1].model}, batch, Lesson(source, [Taps("layer.1")]))
+    dense = torch.zeros(9, units.size).scatter_(1, parts["soft.units"].values, parts["soft.probs"].values)
+    targets = [SparsePosteriors.from_dense(log_posteriors(one, [features[0].numpy()])[0], units.size) for one in both]
+    together = combine(targets, mode, [1.0, 3.0])
+    expected = torch.zeros(9, units.size, dtype=torch.float64)
+    expected[torch.from_numpy(together.rows), torch.from_numpy(together.units).long()] = (
+        torch.from_numpy(together.log_probs).double().exp()
+    )
+    torch.testing.assert_close(dense.double(), expected, atol=1e-5, rtol=1e-4)
+    hidden = [one.model(features, lengths, ["layer.1"]).hidden["layer.1"][0] for one in both]
+    torch.testing.assert_close(parts["hidden.layer.1"].values, torch.cat(hidden, -1))
+    assert taught_by(source.model_copy(update={"teacher": [teacher, str(tmp_path / "other")]}), kind) == {"layer.1": 26}
+
+
+class Taps(Knowledge):
+    """A kind that asks for a hidden state of who answers."""
+
+    def __init__(self, *taught: str) -> None:
+        self.taught = taught
+
+
+def test_both_are_divided_by_the_temperature(job: Job, teacher: str, units: Units) -> None:
+    settings = online(job, teacher, source={"temperature": {"start": 3.0, "end": 1.0}})
+    stream = PhaseStream(settings, 0, units)
+    batch = next(filter(None, stream.batches(stream.start(), 0)))
+    batch.parts |= answer({teacher: load_checkpoint(teacher).model}, batch, stream.lessons[0], done=0.5)
+    logits = torch.randn(*batch.features.shape[:2], units.size, dtype=torch.float64)
+    seen = Seen(logits, batch.lengths, batch.learned, batch.parts, {}, {}, done=0.5)
+    loss = stream.lessons[0].kinds[0].loss(seen)
+    assert batch.clean is not None
+    theirs = load_checkpoint(teacher).model(batch.clean, batch.lengths).logits[batch.learned].double()
+    expected = -4 * ((theirs / 2).softmax(-1) * (seen.rows / 2).log_softmax(-1)).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_schedule_that_stays_is_a_number_and_one_that_moves_is_resumed(
+    job: Job, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settings(name: str, soft: Any) -> TrainSettings:
+        source = {"soft": soft, "temperature": {"start": 2.0, "end": 1.0, "shape": "cosine"}, "sequences": None}
+        return online(job, teacher, output=str(tmp_path / name), source=source)
+
+    train(settings("number", 0.5))
+    train(settings("constant", {"start": 0.5, "end": 0.5}))
+    assert state(tmp_path / "number") == state(tmp_path / "constant")
+    train(settings("moving", {"start": 1.0, "end": 0.0, "until": 0.5}))
+    assert losses(tmp_path / "moving")[-1] == 0.0 < losses(tmp_path / "moving")[0]
+    real, steps = phase.step, iter(range(100))
+
+    def interrupted(*arguments: Any) -> float:
+        if next(steps) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(phase, "step", interrupted)
+    with pytest.raises(Stopped):
+        train(settings("again", {"start": 1.0, "end": 0.0, "until": 0.5}))
+    train(settings("again", {"start": 1.0, "end": 0.0, "until": 0.5}))
+    assert state(tmp_path / "again") == state(tmp_path / "moving")
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle"), [("linear", 2.5), ("cosine", 1 + 2 * 3 * (1 - math.cos(math.pi / 4)) / 4)]
+)
+def test_what_a_schedule_is_at_a_time(shape: Any, middle: float) -> None:
+    schedule = ScheduleSettings(start=1.0, end=4.0, until=0.5, shape=shape)
+    assert value_at(schedule, 0.0) == 1.0 and value_at(schedule, 0.5) == value_at(schedule, 1.0) == 4.0
+    assert value_at(schedule, 0.25 if shape == "linear" else 0.125) == pytest.approx(middle)
+
+
 def test_it_hears_neither_noise_nor_masks_nor_another_vocal_tract(job: Job, teacher: str, units: Units) -> None:
     augment = {
         "time_masks": 2,
@@ -100,8 +219,9 @@ def test_the_answer_is_the_network_s_distribution(teacher: str) -> None:
     checkpoint = load_checkpoint(teacher)
     features = torch.randn(2, 7, FEATURES.dimension)
     lengths = torch.tensor([7, 4])
-    batch = Batch(features, lengths, torch.tensor([1, 0]), torch.tensor([6, 4]), 0, clean=features, teacher=teacher)
-    parts = answer(checkpoint.model.train(), batch)
+    batch = Batch(features, lengths, torch.tensor([1, 0]), torch.tensor([6, 4]), 0, clean=features)
+    source = SourceSettings(audio="memory", teacher=teacher, soft=1.0)
+    parts = answer({teacher: checkpoint.model.train()}, batch, Lesson(source, []))
     rows = torch.cat(
         [
             log_posteriors(checkpoint, [features[0].numpy()])[0][1:6],
@@ -194,7 +314,11 @@ def test_another_checkpoint_in_its_place_is_noticed(job: Job, teacher: str, lett
     ("source", "message"),
     [
         ({"targets": "somewhere"}, "targets and teacher both answer; give one of the two"),
-        ({"spikes": {}}, "learned frame by frame"),
+        ({"ctc": 1.0, "ctc_within_targets": True}, "ctc_within_targets learns from stored targets alone"),
+        ({"teacher": ["one", "one"]}, "teacher names one twice"),
+        ({"combine": {"mode": "log_mean"}}, "combine needs a list of two or more targets"),
+        ({"temperature": {"start": 2.0, "end": 0.0}}, "temperature must be above 0"),
+        ({"teacher": None, "targets": "somewhere", "temperature": 2.0}, "temperature needs a teacher in the step"),
         ({"soft": 0.0, "ctc": 1.0}, "go together with a soft weight"),
         ({"teacher": "average"}, "teacher: average needs ema_decay above 0"),
     ],

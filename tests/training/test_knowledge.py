@@ -130,5 +130,5 @@ def test_carried_chunks_are_refused(job: Job) -> None:
 
 def test_a_layer_that_the_network_lacks_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entropy, "taps", ("layer.9",))
-    with pytest.raises(UserError, match=r"run: the network has no layer\.9; it has layer\.1, layer\.2"):
+    with pytest.raises(UserError, match=r"entropy: the network has no layer\.9; it has layer\.1, layer\.2"):
         train(run_of(job, MIXED))

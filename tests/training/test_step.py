@@ -48,7 +48,7 @@ def test_a_chunk_as_long_as_the_utterance_is_the_utterance(job: Job, units: Unit
         torch.manual_seed(0)
         model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
         carry = one.chunks.frames if one.chunks else None
-        loss = step(learner_of(settings, model, 1.0), batch, stream.knowledge, 0.1, carry=carry)
+        loss = step(learner_of(settings, model, 1.0), batch, stream.lessons, 0.1, carry=carry)
         weights.append((loss, model.state_dict()))
     assert weights[0][0] == pytest.approx(weights[1][0])
     for name, value in weights[0][1].items():
@@ -62,7 +62,7 @@ def test_carried_chunks_hear_what_was_before(job: Job, units: Units) -> None:
     assert batch is not None
     model = build_model(settings.model.model_copy(update={"dropout": 0.0}), settings.features.dimension, units.size)
     expected = loss_of(model(batch.features, batch.lengths).logits, batch, settings).item()
-    loss = step(learner_of(settings, model), batch, stream.knowledge, 0.0, carry=5)
+    loss = step(learner_of(settings, model), batch, stream.lessons, 0.0, carry=5)
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
