@@ -96,7 +96,7 @@ def test_transcripts_are_drawn_from_what_is_answered(job: Job, teacher: str, tmp
     drawing = SourceSettings(audio="memory", teacher=teacher, soft=1.0, sequences={"temperature": 1e-6})  # type: ignore[arg-type]
     task = Task(units, settings.features, settings.model, settings.missing_mass)
     prepare_answers(batch, lesson_of(drawing, task).kinds)
-    ids, sizes = batch.parts["sequences"]
+    ids, sizes, _ = batch.parts["sequences"]
     rows = [clean[:size].numpy() for clean, size in zip(batch.clean, batch.lengths, strict=True)]
     greedy = [
         [int(unit) for unit in row.argmax(1).unique_consecutive() if unit] for row in log_posteriors(checkpoint, rows)
