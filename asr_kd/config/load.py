@@ -90,7 +90,11 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
         # a misspelt key is also a missing one: name the misspelling
         first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     # without pydantic's names of the alternatives of a type
-    path = [str(step) for step in first["loc"] if not re.fullmatch(r"str|(list|dict|function-after)\[.*\]", str(step))]
+    path = [
+        str(step)
+        for step in first["loc"]
+        if not re.fullmatch(r"str|number|schedule|(list|dict|function-after)\[.*\]", str(step))
+    ]
     # an error of the settings as a whole names the job, not the class
     name = ".".join(path) or name_of(kind)
     if any(f"{name}.".startswith(f"{assignment.partition('=')[0]}.") for assignment in assignments):

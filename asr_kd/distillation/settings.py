@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
 from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
@@ -29,8 +29,15 @@ class ScheduleSettings(Settings):
     )
 
 
+def _number_or_schedule(value: object) -> str:
+    return "schedule" if isinstance(value, dict | ScheduleSettings) else "number"
+
+
 #: a number, or how it changes over the phase
-Scheduled = NotNegative | ScheduleSettings
+Scheduled = Annotated[
+    Annotated[NotNegative, Tag("number")] | Annotated[ScheduleSettings, Tag("schedule")],
+    Discriminator(_number_or_schedule),
+]
 
 
 def value_at(value: float | ScheduleSettings, done: float) -> float:
