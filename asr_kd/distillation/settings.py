@@ -74,6 +74,24 @@ class WeighedSettings(KnowledgeSettings):
         return ""
 
 
+class HiddenSettings(WeighedSettings):
+    """Base of the kinds that compare hidden states of the student and of who answers."""
+
+    needs = frozenset({"targets", "hidden", "whole"})
+
+    student: str = Field(description="layer of the student: layer.1, layer.2, …")
+    teacher: str = Field(description="layer of who answers")
+    samples: Literal["events", "frames"] = Field(
+        "events",
+        description="what is compared: each spike of the teacher as one event, whenever the student says it, or each frame",
+    )
+
+    @property
+    def tag(self) -> str:
+        """The layers: a source may compare several pairs."""
+        return f":{self.student}:{self.teacher}".replace(".", "-")
+
+
 class CtcSettings(KnowledgeSettings):
     """The text, by CTC."""
 

@@ -34,12 +34,9 @@ class SoftSpikes(Soft):
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
         """See `Knowledge`."""
-        units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values
-        before, after = (round(span / self.task.features.frame_ms) for span in (BEFORE_MS, AFTER_MS))
-        spikes = find_spikes(units, probs, batch.last - batch.first, before, after)
-        batch.parts["spikes.outside"] = Part(spikes.outside(len(units)))
-        edges = torch.stack([spikes.start, spikes.end, spikes.first, spikes.last])
-        batch.parts["spikes.edges"] = Part(edges, whole=True)
+        spikes = stretches(batch, self.task.features.frame_ms)
+        batch.parts["spikes.outside"] = Part(spikes.outside(len(batch.parts["soft.units"].values)))
+        batch.parts["spikes.edges"] = Part(spikes.edges, whole=True)
 
     def loss(self, seen: Seen) -> Tensor:
         """See `Knowledge`."""
@@ -62,12 +59,24 @@ class Spikes:
     first: Tensor
     last: Tensor
 
+    @property
+    def edges(self) -> Tensor:
+        """int64 [4, spikes], as one tensor."""
+        return torch.stack([self.start, self.end, self.first, self.last])
+
     def outside(self, frames: int) -> Tensor:
         """Bool [frames]: which frames belong to no stretch of the student."""
         steps = torch.zeros(frames + 1, dtype=torch.int64)
         steps.index_add_(0, self.first, torch.ones_like(self.first))
         steps.index_add_(0, self.last, -torch.ones_like(self.last))
         return steps.cumsum(0)[:frames] == 0
+
+
+def stretches(batch: Batch, frame_ms: int) -> Spikes:
+    """The spikes in the soft targets of a batch on the CPU, and where a student may answer them."""
+    units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values
+    before, after = (round(span / frame_ms) for span in (BEFORE_MS, AFTER_MS))
+    return find_spikes(units, probs, batch.last - batch.first, before, after)
 
 
 def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, before: int, after: int) -> Spikes:
@@ -127,7 +136,7 @@ def spike_cross_entropy(logits: Tensor, units: Tensor, probs: Tensor, spikes: Sp
         return logits.new_zeros(0)
     start, end, first, last = spikes.start, spikes.end, spikes.first, spikes.last
     with torch.no_grad():
-        inside, at = _frames(start, end)
+        inside, at = frames_of(start, end)
         spoken = torch.where(inside[..., None], probs.to(logits.dtype)[at], 0.0)  # [spikes, frames of a spike, k]
         total = logits.new_zeros(len(start), logits.shape[1])
         total.scatter_add_(1, units[at].flatten(1), spoken.flatten(1))
@@ -141,7 +150,7 @@ def spike_cross_entropy(logits: Tensor, units: Tensor, probs: Tensor, spikes: Sp
         )
         target = emitted.softmax(1)
     log_probs = logits - logits.logsumexp(1, keepdim=True)
-    inside, at = _frames(first, last)
+    inside, at = frames_of(first, last)
     answer = _emission(log_probs[at, Units.blank], log_probs[at[..., None], kept[:, None, :]], inside)
     return -(target * answer).sum(1)
 
@@ -150,7 +159,7 @@ def _log(probs: Tensor) -> Tensor:
     return probs.log().clamp_min(NEVER)
 
 
-def _frames(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+def frames_of(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     """For stretches [first, last): bool [stretches, longest], whether a position is inside, and int64, its frame."""
     steps = torch.arange(int((last - first).max()), device=first.device)
     inside = steps < (last - first)[:, None]
