@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ class Task:
         units: vocabulary of the student; None when a step is only timed.
         missing_mass: see `soft_cross_entropy`.
         taught: hidden states of who answers in this source, with their widths.
+        source: what is learned from, and how.
     """
 
     units: Units | None
@@ -34,6 +35,7 @@ class Task:
     model: ModelSettings
     missing_mass: MissingMass
     taught: Mapping[str, int] = field(default_factory=dict)
+    source: SourceSettings | None = None
 
 
 class Seen(NamedTuple):
@@ -132,6 +134,7 @@ def lesson_of(source: SourceSettings, task: Task) -> Lesson:
     Raises:
         UserError: when a kind asks for hidden states that the student or who answers does not have.
     """
+    task = replace(task, source=source)
     kinds = [pkgutil.resolve_name(asked.settings.make)(asked, task) for asked in source.knowledge()]
     for kind in kinds:
         for whose, asked, there in (

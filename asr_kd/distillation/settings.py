@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
-from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, check_owners
 from asr_kd.config.knobs import Audio
 from asr_kd.targets.settings import CombineSettings
 
@@ -112,7 +112,59 @@ class SoftSettings(KnowledgeSettings):
     make = "asr_kd.distillation.response:Soft"
     needs = frozenset({"targets"})
 
-    temperature: Scheduled = Field(1.0, description="the student's logits are divided by it")
+
+class SelectSettings(Settings):
+    """Which frames are learned of soft targets: those near frames in which the teacher speaks (blank elimination)."""
+
+    before_ms: NotNegative = Field(60.0, description="so long before such a frame")
+    after_ms: NotNegative = Field(60.0, description="and so long behind")
+
+
+class DelaySettings(Settings):
+    """The student may say later what the teacher says: of several delays the one that fits an utterance best is learned."""
+
+    most_ms: Positive = Field(120.0, description="longest delay")
+    sharpness: NotNegative = Field(
+        0.0, description="0 learns the best delay alone; above, nat a frame within which others count too"
+    )
+
+
+class DivergenceSettings(SoftSettings):
+    """Soft targets, frame by frame, by another divergence than the cross-entropy; units not kept count as one class."""
+
+    make = "asr_kd.distillation.divergence:Divergent"
+
+    kind: Literal["forward", "reverse", "jensen", "skewed", "skewed_reverse", "variation", "decoupled", "pearson"] = (
+        Field(description="which")
+    )
+    alpha: Scheduled = Field(
+        1.0,
+        description="skewed, skewed_reverse: share of the distribution itself in what it is compared with (0.1 is usual); decoupled: weight of "
+        "the best unit against all others; pearson: of the course over units",
+    )
+    beta: Scheduled = Field(
+        1.0,
+        description="jensen: share of the teacher in the mixture (0.5 is usual); decoupled: weight among the other units; pearson: of the "
+        "course over frames",
+    )
+    teacher_share: Scheduled = Field(
+        1.0,
+        description="share of the teacher in what is learned, the rest is the student's own answer (in log-probabilities): let it rise from 0 to 1",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> DivergenceSettings:
+        skewed, weighed = ("skewed", "skewed_reverse"), ("decoupled", "pearson")
+        check_owners(self, "kind", {"alpha": (*skewed, *weighed), "beta": ("jensen", *weighed)})
+        if self.kind == "pearson" and self.teacher_share != 1.0:
+            raise ValueError("teacher_share belongs to all kinds but pearson")
+        for name, kinds in (("alpha", skewed), ("beta", ("jensen",))):
+            ends = [value_at(getattr(self, name), done) for done in (0.0, 1.0)]
+            if self.kind in kinds and not all(0 < value < 1 for value in ends):
+                raise ValueError(f"{self.kind} needs {name} between 0 and 1")
+        if max(value_at(self.teacher_share, done) for done in (0.0, 1.0)) > 1:
+            raise ValueError("teacher_share must not be above 1")
+        return self
 
 
 class SpikeSettings(KnowledgeSettings):
@@ -133,6 +185,16 @@ class SequenceSettings(KnowledgeSettings):
         1.0, description="below 1 draws what the teacher is sure of more often; towards 0 its best transcript alone"
     )
     draws: Count = Field(1, description="transcripts drawn each time; the loss is their mean, steadier with more")
+    best: Count | None = Field(
+        None,
+        description="of n-best lists: so many best transcripts are learned each time, weighed by their scores, in place of what is drawn",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> SequenceSettings:
+        if self.best and self.draws != 1:
+            raise ValueError("draws and best are two ways to learn a list; give one")
+        return self
 
 
 class MwerSettings(KnowledgeSettings):
@@ -182,6 +244,15 @@ class SourceSettings(Settings):
         None, description="minimise the expected word errors too, with weight 1 beside ctc's; null leaves them out"
     )
     soft: Scheduled = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    divergence: DivergenceSettings | None = Field(
+        None, description="learn the soft targets by another divergence; null takes the cross-entropy"
+    )
+    select: SelectSettings | None = Field(
+        None, description="learn only frames near those in which the teacher speaks; null learns all"
+    )
+    delays: DelaySettings | None = Field(
+        None, description="learn soft targets at the delay that fits each utterance best; null learns them as they are"
+    )
     spikes: SpikeSettings | None = Field(
         None, description="learn each spike of the targets as one event; null learns every frame by itself"
     )
@@ -209,11 +280,17 @@ class SourceSettings(Settings):
             raise ValueError("ctc_within_targets needs a ctc weight above 0")
         if self.mwer and not self.ctc:
             raise ValueError("mwer needs a ctc weight above 0: it smooths the expected word errors and reads the text")
-        for name in ("spikes", "sequences"):
+        for name in ("divergence", "select", "delays", "spikes", "sequences"):
             if getattr(self, name) and not self.soft:
                 raise ValueError(f"{name} needs a soft weight above 0")
-        if self.spikes and self.sequences:
-            raise ValueError("spikes and sequences are two ways to learn soft targets; give one")
+        ways = [name for name in ("divergence", "spikes", "sequences") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"{ways[0]} and {ways[1]} are two ways to learn soft targets; give one")
+        if (framewise := self.select or self.delays) and (self.spikes or self.sequences):
+            name = "select" if framewise is self.select else "delays"
+            raise ValueError(
+                f"{name} is for soft targets that are learned frame by frame; leave out spikes and sequences"
+            )
         if self.sequences and bool(self.targets or self.teacher) == bool(self.transcripts):
             raise ValueError(
                 "sequences are drawn from targets (or a teacher) or from transcripts (n-best lists); give one of the two"
@@ -226,6 +303,10 @@ class SourceSettings(Settings):
 
     def _check_answers(self) -> None:
         """Refuse what does not fit who answers: stored targets, or teachers in the step."""
+        if self.sequences and self.sequences.best and not self.transcripts:
+            raise ValueError(
+                "sequences.best takes the best of n-best lists; give them as transcripts (transcribe nbest=…)"
+            )
         if self.targets and self.teacher:
             raise ValueError("targets and teacher both answer; give one of the two")
         if bool(self.needs & ANSWERED) != bool(self.targets or self.teacher):
@@ -270,10 +351,12 @@ class SourceSettings(Settings):
             asked.append(("mwer", 1.0, self.mwer))
         if self.soft and self.sequences:
             asked.append(("sequences", self.soft, self.sequences))
+        elif self.soft and self.divergence:
+            asked.append(("divergence", self.soft, self.divergence))
         elif self.soft and self.spikes:
             asked.append(("spikes", self.soft, self.spikes))
         elif self.soft:
-            asked.append(("soft", self.soft, SoftSettings(temperature=self.temperature)))
+            asked.append(("soft", self.soft, SoftSettings()))
         for name in type(self).model_fields:
             value = getattr(self, name)
             for one in value if isinstance(value, list) else [value]:
@@ -282,8 +365,9 @@ class SourceSettings(Settings):
         return [Asked(*one, self._needs(one[2])) for one in asked]
 
     def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
-        from_lists = isinstance(kind, SequenceSettings) and self.transcripts
-        return kind.needs - {"targets"} | {"lists"} if from_lists else kind.needs
+        if isinstance(kind, SequenceSettings) and self.transcripts:
+            return kind.needs - {"targets"} | {"lists"}
+        return kind.needs | {"whole"} if isinstance(kind, SoftSettings) and self.delays else kind.needs
 
     @property
     def needs(self) -> frozenset[str]:

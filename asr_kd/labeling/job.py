@@ -23,7 +23,7 @@ from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
 from asr_kd.labeling.load import NO_TEXT, load, select
-from asr_kd.labeling.settings import LabelSettings
+from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, one_behind, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
@@ -290,7 +290,7 @@ def _account(
     advice = "fix the audio"
     if reason == NO_TEXT:
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
-    elif settings.mode == "alignment" and reason.startswith("text "):
+    elif settings.mode in OF_TEXT and reason.startswith("text "):
         advice = "fix the texts"
     bad.refuse(settings.audio, f"see {output / QUARANTINE}, {advice}")
     if partly:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.labeling.settings import LabelSettings
+from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, load_features
 from asr_kd.targets import codec
@@ -18,7 +18,7 @@ from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.reduced import Reduced, divergence
 from asr_kd.units import Units
 
-#: why an utterance without text is quarantined in mode alignment
+#: why an utterance without text is quarantined in modes that need one
 NO_TEXT = "no text to align to"
 
 
@@ -27,7 +27,7 @@ class Loaded:
     """What can be labelled of a shard, in its order.
 
     Attributes:
-        ids: in mode alignment, the unit ids of each item's text.
+        ids: in modes alignment and occupancy, the unit ids of each item's text.
         quarantined: key → why it cannot be labelled.
     """
 
@@ -54,12 +54,12 @@ def select(
     """The utterances of a shard that can be labelled; the others are quarantined.
 
     Args:
-        transcripts: key → text in place of the text in the shard; only mode alignment needs texts.
+        transcripts: key → text in place of the text in the shard; only modes alignment and occupancy need texts.
     """
     loaded = Loaded(info, quarantined=dict(shard.bad))
     for item in shard.items:
         ids: list[int] = []
-        if settings.mode == "alignment":
+        if settings.mode in OF_TEXT:
             text = item.fields.get("text") if transcripts is None else transcripts.get(item.key)
             ids = units.encode(text) if isinstance(text, str) else []
             reason = units.misfit(text, ids, len(item.features)) if isinstance(text, str) else NO_TEXT

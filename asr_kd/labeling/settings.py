@@ -11,14 +11,16 @@ from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS
 
 #: settings that decide what is kept of a teacher's distribution, and the modes they belong to
 SELECTION = {
-    "k": ("mass", "top_k"),
-    "mass": ("mass",),
-    "floor": ("mass",),
+    "k": ("mass", "top_k", "occupancy"),
+    "mass": ("mass", "occupancy"),
+    "floor": ("mass", "occupancy"),
     "draws": ("sampled",),
     "seed": ("sampled",),
     "temperature": ("mass", "top_k", "sampled"),
     "hold_frames": ("alignment",),
 }
+#: modes that need the text of every utterance
+OF_TEXT = ("alignment", "occupancy")
 #: settings of the labelling engine `ray` alone
 RAY = ("ray_address", "min_workers", "max_workers", "worker_cpus", "worker_gpus")
 
@@ -29,13 +31,13 @@ class LabelSettings(Settings):
     teacher: Location = Field(description="checkpoint folder, or its URL")
     audio: Audio
     output: Location = Field(description="folder of the soft-target shards, or its URL")
-    mode: Literal["mass", "top_k", "sampled", "alignment"] = Field(
+    mode: Literal["mass", "top_k", "sampled", "alignment", "occupancy"] = Field(
         "mass",
         description="of the teacher's distribution the fewest units that reach a mass, the k best, or draws from it; "
-        "or its forced alignment to the text",
+        "or its forced alignment to the text; or how likely each unit is in each frame given the text (kept as in mode mass)",
     )
     transcripts: Location | None = Field(
-        None, description="alignment: JSONL of key and text in place of the text in the shards"
+        None, description="alignment, occupancy: JSONL of key and text in place of the text in the shards"
     )
     hold_frames: Count = Field(
         1, description="alignment: frames that each unit lasts at least, where the blank follows it"
@@ -43,12 +45,12 @@ class LabelSettings(Settings):
     temperature: Positive = Field(
         1.0, description="the teacher's logits are divided by this; above 1 softens an over-confident teacher"
     )
-    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="mass, top_k: units kept a frame at most")
+    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="mass, top_k, occupancy: units kept a frame at most")
     mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.999, description="mass: enough units are kept for this mass"
+        0.999, description="mass, occupancy: enough units are kept for this mass"
     )
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="mass: units less probable than this are not kept, the best one excepted"
+        0.0, description="mass, occupancy: units less probable than this are not kept, the best one excepted"
     )
     draws: Annotated[int, Field(ge=1, le=255)] = Field(
         20, description="sampled: units drawn a frame, with replacement; their counts are kept"
@@ -97,7 +99,9 @@ class VerifySettings(Settings):
     teacher: Location = Field(description="checkpoint folder of the teacher, or its URL")
     shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
     seed: Natural = Field(0, description="which shards are drawn")
-    transcripts: Location | None = Field(None, description="of an alignment: the texts that it was made from")
+    transcripts: Location | None = Field(
+        None, description="of an alignment or occupancy: the texts that it was made from"
+    )
     max_difference: Share = Field(0.03, description="largest difference of a probability that still holds")
     max_top1_share: Share = Field(0.001, description="share of frames whose best unit may differ")
     report: Location | None = Field(None, description="JSON file for all that was found")

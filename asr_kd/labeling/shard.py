@@ -147,8 +147,10 @@ def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows
         try:
             if settings.mode == "alignment":
                 answers.append(Answer(_align(log_probs.cpu(), loaded.ids[index], settings.hold_frames), np.empty(0)))
-            else:
-                answers.append(_keep(log_probs, settings, key))
+                continue
+            if settings.mode == "occupancy":
+                log_probs = occupancy(log_probs, loaded.ids[index])
+            answers.append(_keep(log_probs, settings, key))
         except UserError as error:
             raise UserError(f"{loaded.info.name}: {key}: {error}") from None
     return answers
@@ -162,9 +164,38 @@ def _keep(log_probs: Tensor, settings: LabelSettings, key: str) -> Answer:
         generator = np.random.Generator(np.random.Philox(key=[settings.seed, zlib.crc32(key.encode())]))
         kept = SparsePosteriors.sampled(log_probs, settings.draws, generator)
         return Answer(kept, log_probs.argmax(1).cpu().numpy())
-    mass, floor = (settings.mass, settings.floor) if settings.mode == "mass" else (1.0, 0.0)
+    mass, floor = (1.0, 0.0) if settings.mode == "top_k" else (settings.mass, settings.floor)
     kept = SparsePosteriors.from_dense(log_probs, settings.k, mass, floor)
     return Answer(kept, kept.units[kept.starts], reduced(kept, log_probs))
+
+
+def occupancy(log_probs: Tensor, ids: list[int]) -> Tensor:
+    """Log-probability of each unit in each frame given the text: of all CTC paths of the text, the share that is there.
+
+    With s the logits, p the distribution and P the probability of the text, it is p + ∂ log P / ∂s: a soft alignment, zero for all units
+    that the text does not hold. A teacher that knows the text answers so, as the oracle teacher of Yoon et al. 2021 (arXiv 2111.03664).
+
+    Args:
+        log_probs: float32 [frames, units], normalised natural log-probabilities.
+        ids: unit ids of the text, short enough for the frames.
+
+    Returns:
+        float32 [frames, units], finite, on the same device.
+    """
+    frames, units = log_probs.shape
+    if ids:
+        logits = log_probs.double().clone().requires_grad_()  # a copy: what was made in inference mode has no gradient
+        with torch.enable_grad():
+            loss = torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1)[:, None], torch.tensor([ids]), torch.tensor([frames]), torch.tensor([len(ids)]), 0, "sum"
+            )  # fmt: skip
+        shares = log_probs.double().softmax(-1) - torch.autograd.grad(loss, logits)[0]
+    else:
+        shares = torch.nn.functional.one_hot(
+            torch.zeros(frames, dtype=torch.int64, device=log_probs.device), units
+        ).double()
+    shares = shares.clamp_min(1e-12)  # rounding; and a logarithm that is finite
+    return (shares / shares.sum(-1, keepdim=True)).log().float()
 
 
 def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteriors:

@@ -13,7 +13,7 @@ from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_json
 from asr_kd.labeling.load import Loaded
-from asr_kd.labeling.settings import SELECTION, LabelSettings, VerifySettings
+from asr_kd.labeling.settings import OF_TEXT, SELECTION, LabelSettings, VerifySettings
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posterior_batches, pick_device
 from asr_kd.progress import Progress
@@ -117,7 +117,7 @@ def _check_claim(settings: VerifySettings) -> None:
     advice = []
     if (limit := claim.get("max_seconds", settings.max_seconds)) != settings.max_seconds:
         advice.append(f"max_seconds={limit} (not {settings.max_seconds})")
-    if claim.get("mode") == "alignment":
+    if claim.get("mode") in OF_TEXT:
         texts = claim.get("transcripts")
         if not texts and settings.transcripts:
             advice.append("no transcripts (the texts in the audio shards were used)")

@@ -38,7 +38,7 @@ class CodecDescription(Settings):
 class Selection(Settings):
     """What was kept of the teacher's distribution; null is what its mode does not look at."""
 
-    mode: Literal["mass", "top_k", "sampled", "alignment"]
+    mode: Literal["mass", "top_k", "sampled", "alignment", "occupancy"]
     k: int | None = None
     mass: float | None = None
     floor: float | None = None

@@ -21,7 +21,13 @@ from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.store import read_target_shard, write_target_shard
 
 Job = Callable[..., LabelSettings]
-MODES = ({"k": 8, "mass": 0.99}, {"mode": "top_k", "k": 3}, {"mode": "sampled", "draws": 9}, {"mode": "alignment"})
+MODES = (
+    {"k": 8, "mass": 0.99},
+    {"mode": "top_k", "k": 3},
+    {"mode": "sampled", "draws": 9},
+    {"mode": "alignment"},
+    {"mode": "occupancy"},
+)
 
 
 def check(job: LabelSettings, **changes: object) -> bool:
