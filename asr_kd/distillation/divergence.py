@@ -103,6 +103,12 @@ def divergence(classes: Classes, kind: str, alpha: float, beta: float) -> Tensor
     - `variation`: ½ Σ|q - p|, which one wrong frame can move by 1 at most;
     - `decoupled`: α times KL of the teacher's best unit against all others, and β times KL among those others (Zhao et al. 2022,
       arXiv 2203.08679).
+
+    Args:
+        classes: of the frames.
+        kind: which.
+        alpha: of `skewed`, `skewed_reverse` and `decoupled`.
+        beta: of `jensen` and `decoupled`.
     """
     lq, lp, there = classes
     q, p = lq.exp() * there, lp.exp() * there
