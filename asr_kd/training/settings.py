@@ -222,4 +222,6 @@ class TrainSettings(Settings):
             "average" in source.teachers for phase in self.phases for source in phase.sources
         ):
             raise ValueError("teacher: average needs ema_decay above 0, a moving average that can answer")
+        if self.missing_mass != "ghost" and any(source.divergence for phase in self.phases for source in phase.sources):
+            raise ValueError("a divergence counts what was not kept as one class; set missing_mass to ghost")
         return self

@@ -223,6 +223,11 @@ def test_each_trains_a_student_that_has_begun(job: Callable[..., TrainSettings],
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
+def test_what_was_not_kept_is_one_class(job: Callable[..., TrainSettings]) -> None:
+    with pytest.raises(ValueError, match="set missing_mass to ghost"):
+        job(source={"divergence": {"kind": "reverse"}}, missing_mass="uniform")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
