@@ -28,8 +28,8 @@ class Pairs(NamedTuple):
     """What is compared, a row per sample; float32 whatever the network's precision.
 
     Attributes:
-        student: float32 [samples, width], with gradient.
-        teacher: float32 [samples, width of the teacher].
+        student: float32 [samples, width], with gradient (float64 if the states are).
+        teacher: float32 [samples, width of the teacher], without (float64 if the states are).
         utterance: int64 [samples], the utterance of the batch that each is from.
         unit: int64 [samples], the teacher's best unit: of a frame, or of a spike, the best that is no blank.
     """
@@ -59,8 +59,8 @@ class Hidden(Knowledge):
 
     def pairs(self, seen: Seen) -> Pairs:
         """The samples of a batch, of all its learned frames or of all spikes of the teacher; there may be none."""
-        student = seen.hidden[self.settings.student].float()[seen.learned]
-        teacher = seen.parts[f"hidden.{self.settings.teacher}"].values.float()
+        student = _exact(seen.hidden[self.settings.student][seen.learned])
+        teacher = _exact(seen.parts[f"hidden.{self.settings.teacher}"].values.detach())
         units, probs = (seen.parts[f"soft.{name}"].values for name in ("units", "probs"))
         if self.settings.samples == "frames":
             return Pairs(student, teacher, seen.utterances, units[:, 0])
@@ -79,6 +79,10 @@ class Hidden(Knowledge):
             own = seen.rows.float().softmax(-1)[at, unit[:, None]]
             weights = _shares(own, inside)
         return Pairs((weights[..., None] * student[at]).sum(1), theirs, seen.utterances[start], unit)
+
+
+def _exact(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _shares(weights: Tensor, inside: Tensor) -> Tensor:

@@ -92,6 +92,29 @@ class HiddenSettings(WeighedSettings):
         return f":{self.student}:{self.teacher}".replace(".", "-")
 
 
+class FeatureMatchSettings(HiddenSettings):
+    """Hidden states of the student that resemble those of who answers."""
+
+    make = "asr_kd.distillation.features:Features"
+
+    match: Literal["hint", "cosine", "energy"] = Field(
+        "hint",
+        description="squared error to the normalised state, absolute error and cosine (both after a projection that is trained beside the "
+        "student), or where in the utterance the energy lies (frames alone)",
+    )
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> FeatureMatchSettings:
+        if self.match == "energy" and self.samples == "events":
+            raise ValueError("match energy compares the frames of an utterance; set samples to frames")
+        return self
+
+    @property
+    def tag(self) -> str:
+        """The layers, and how they are compared."""
+        return f"{super().tag}:{self.match}:{self.samples}"
+
+
 class CtcSettings(KnowledgeSettings):
     """The text, by CTC."""
 
@@ -260,6 +283,9 @@ class SourceSettings(Settings):
         None,
         description="learn transcripts, by CTC, drawn from the targets or from n-best lists given as transcripts "
         "(transcribe nbest=…); null learns frames (or spikes)",
+    )
+    features: list[FeatureMatchSettings] = Field(
+        default_factory=list, description="pairs of layers, the student's to resemble the teacher's"
     )
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
