@@ -230,6 +230,30 @@ class MwerSettings(KnowledgeSettings):
     sampled: bool = Field(False, description="draw the candidates path by path; false takes the best of a beam search")
 
 
+class HeadSettings(WeighedSettings):
+    """A head on a lower layer of the student, dropped when the student leaves; each of its losses has its own weight."""
+
+    make = "asr_kd.distillation.heads:Head"
+    needs = frozenset()  # text or targets too, by its weights: see `SourceSettings.knowledge`
+
+    layer: str = Field(description="layer of the student: layer.1, layer.2, …")
+    ctc: Scheduled = Field(0.0, description="weight of the CTC loss on the text")
+    soft: Scheduled = Field(0.0, description="weight of the cross-entropy against the soft targets")
+    top: Scheduled = Field(0.0, description="weight of the divergence from what the student says at its last layer")
+    temperature: Positive = Field(1.0, description="top: the logits of both are divided by it")
+
+    @model_validator(mode="after")
+    def _fits(self) -> HeadSettings:
+        if not (self.ctc or self.soft or self.top):
+            raise ValueError("a head learns nothing without a weight; set ctc, soft or top above 0")
+        return self
+
+    @property
+    def tag(self) -> str:
+        """The layer: a source may have a head on each."""
+        return f":{self.layer}".replace(".", "-")
+
+
 class Asked(NamedTuple):
     """A kind of knowledge that a source asks for by the setting `name`; `needs` as of `KnowledgeSettings`."""
 
@@ -290,6 +314,10 @@ class SourceSettings(Settings):
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
     )
+    heads: list[HeadSettings] = Field(
+        default_factory=list,
+        description="heads on lower layers, beside the student, that learn the text, the soft targets or the student's last layer",
+    )
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -344,6 +372,8 @@ class SourceSettings(Settings):
                 raise ValueError("temperature needs a teacher in the step; stored targets have that of their labelling")
             if value_at(self.temperature, 0.0) <= 0 or value_at(self.temperature, 1.0) <= 0:
                 raise ValueError("temperature must be above 0")
+            if any(head.soft for head in self.heads):
+                raise ValueError("heads learn soft targets as they are; leave out temperature, or the head's soft")
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
@@ -391,6 +421,8 @@ class SourceSettings(Settings):
         return [Asked(*one, self._needs(one[2])) for one in asked]
 
     def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
+        if isinstance(kind, HeadSettings):
+            return frozenset({"text", "whole"} if kind.ctc else ()) | frozenset({"targets"} if kind.soft else ())
         if isinstance(kind, SequenceSettings) and self.transcripts:
             return kind.needs - {"targets"} | {"lists"}
         return kind.needs | {"whole"} if isinstance(kind, SoftSettings) and self.delays else kind.needs

@@ -203,7 +203,7 @@ class Source:
             heard = heard[slice(None) if whole else slice(lane, None, lanes)]
             targets = None
             if self.plan.targets:
-                with_prior = bool(self.plan.soft) and self.settings.missing_mass == "prior"
+                with_prior = "targets" in self.needs and self.settings.missing_mass == "prior"
                 targets = ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
             done = start.item if (number, index) == (start.number, start.shard) else 0
             for number_in_shard, (key, utterance) in enumerate(heard[done:], done):
