@@ -29,7 +29,9 @@ def compared(samples: Any, *paths: str, padding: int = 0, before: int = 0, after
 def by_loops(seen: Seen) -> list[tuple[Tensor, Tensor, int, int]]:
     """Student, teacher, utterance and unit of each event, one addition after the other."""
     states, logits = seen.hidden["layer.1"][seen.learned], seen.logits[seen.learned]
-    teacher, units, probs = (seen.parts[name].values.double() for name in ("hidden.layer.2", "soft.units", "soft.probs"))
+    teacher, units, probs = (
+        seen.parts[name].values.double() for name in ("hidden.layer.2", "soft.units", "soft.probs")
+    )
     found = []
     for start, end, first, last in seen.parts["spikes.edges"].values.T.tolist():
         heard: dict[int, float] = {}
