@@ -96,6 +96,9 @@ class Knowledge:
         It runs in the loader, or where a kind learns from what is answered in the step, there, without the examples.
         """
 
+    def join(self, others: Sequence[Knowledge]) -> None:
+        """Know the other kinds of the source, once all are there; a UserError when it cannot go with one of them."""
+
     def beside(self) -> nn.Module | None:
         """The module to train beside the student, if any: it maps `Outputs`, features and lengths to named tensors."""
         return None
@@ -132,11 +135,12 @@ def lesson_of(source: SourceSettings, task: Task) -> Lesson:
     """The kinds of knowledge of a source.
 
     Raises:
-        UserError: when a kind asks for hidden states that the student or who answers does not have.
+        UserError: when a kind asks for hidden states that the student or who answers does not have, or cannot go with another.
     """
     task = replace(task, source=source)
     kinds = [pkgutil.resolve_name(asked.settings.make)(asked, task) for asked in source.knowledge()]
     for kind in kinds:
+        kind.join([other for other in kinds if other is not kind])
         for whose, asked, there in (
             ("the network", kind.taps, task.model.taps),
             ("the teacher", kind.taught, task.taught),
@@ -167,6 +171,12 @@ class Pupil(nn.Module):
         for kind in kinds:
             if kind.name not in self.beside and (module := kind.beside()) is not None:
                 self.beside[kind.name] = module
+
+    @property
+    def clipped(self) -> list[nn.Module]:
+        """What has its gradients clipped by itself: the student, each module beside it, and of a list of modules, each."""
+        besides = [list(one) if isinstance(one, nn.ModuleList) else [one] for one in self.beside.values()]
+        return [self.student, *(module for modules in besides for module in modules)]
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Outputs, dict[str, dict[str, Tensor]]]:
         """Outputs of the student, and by kind those of the modules beside it.

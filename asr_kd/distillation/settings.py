@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from asr_kd.audio.settings import AugmentSettings
 from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, check_owners
 from asr_kd.config.knobs import Audio
+from asr_kd.models.settings import ModelSettings
 from asr_kd.targets.settings import CombineSettings
 
 #: what somebody must answer, of the needs of kinds
@@ -113,6 +114,45 @@ class FeatureMatchSettings(HiddenSettings):
     def tag(self) -> str:
         """The layers, and how they are compared."""
         return f"{super().tag}:{self.match}:{self.samples}"
+
+
+class TogetherSettings(WeighedSettings):
+    """Base of the kinds that train further learners beside the student, which learn what the source teaches, and from each other."""
+
+    needs = frozenset()
+
+    @property
+    def learners(self) -> Settings:
+        """Who they are: the settings without those that may differ from source to source."""
+        return self.model_copy(update={"weight": 1.0})
+
+
+class MutualSettings(TogetherSettings):
+    """Deep mutual learning: peers are trained beside the student, and all learn from each other's distributions."""
+
+    make = "asr_kd.distillation.mutual:Mutual"
+
+    weight: Scheduled = Field(1.0, description="of what each learns from the others, beside what the source teaches it")
+    peers: Count = Field(1, description="networks beside the student; they are not exported")
+    model: ModelSettings | None = Field(
+        None, description="their shape; null is the student's, with other first weights"
+    )
+
+
+class BranchesSettings(TogetherSettings):
+    """Branches on the student's lower layers, of which it is one; all learn from their mixture, which a gate weighs."""
+
+    make = "asr_kd.distillation.branches:Branches"
+
+    weight: Scheduled = Field(
+        1.0, description="of what each learns from the mixture, beside what the source teaches it"
+    )
+    count: Annotated[int, Field(ge=2)] = Field(
+        2, description="branches, the student's among them; the others are not exported"
+    )
+    temperature: Positive = Field(
+        3.0, description="logits of the mixture and of the branches against it, divided by it"
+    )
 
 
 class CtcSettings(KnowledgeSettings):
@@ -310,6 +350,12 @@ class SourceSettings(Settings):
     )
     features: list[FeatureMatchSettings] = Field(
         default_factory=list, description="pairs of layers, the student's to resemble the teacher's"
+    )
+    mutual: MutualSettings | None = Field(
+        None, description="train peers beside the student that all learn from each other; null trains it alone"
+    )
+    branches: BranchesSettings | None = Field(
+        None, description="train further upper layers on the student's lower ones, and learn from the mixture of all"
     )
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"

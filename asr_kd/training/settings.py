@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import DEVICE, THREADS, Threads
-from asr_kd.distillation.settings import MissingMass, SourceSettings
+from asr_kd.distillation.settings import MissingMass, SourceSettings, TogetherSettings
 from asr_kd.models.settings import ModelSettings
 
 
@@ -120,6 +120,8 @@ class PhaseSettings(Settings):
             raise ValueError("hours_at_least goes with passes; leave it out where hours say how much is heard")
         if self.hours is None and any(source.weight is not None for source in self.sources):
             raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
+        if all(isinstance(asked.settings, TogetherSettings) for source in self.sources for asked in source.knowledge()):
+            raise ValueError("learners that learn from each other alone end in silence; teach one source ctc or soft")
         if self.chunks:
             for source in self.sources:
                 for asked in source.knowledge():
@@ -224,4 +226,10 @@ class TrainSettings(Settings):
             raise ValueError("teacher: average needs ema_decay above 0, a moving average that can answer")
         if self.missing_mass != "ghost" and any(source.divergence for phase in self.phases for source in phase.sources):
             raise ValueError("a divergence counts what was not kept as one class; set missing_mass to ghost")
+        asked = [one for phase in self.phases for source in phase.sources for one in source.knowledge()]
+        together = [(one.name, one.settings.learners) for one in asked if isinstance(one.settings, TogetherSettings)]
+        if odd := next((name for name, learners in together if learners != dict(together)[name]), None):
+            raise ValueError(
+                f"{odd} trains the same learners in all sources; give it the same settings in each, but for the weight"
+            )
         return self

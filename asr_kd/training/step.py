@@ -214,7 +214,7 @@ def _update(learner: Learner, loss: Tensor) -> None:
     loss.backward()
     learner.exchange.average_gradients()
     # clipped separately: a large gradient beside the student must not shrink the student's step
-    for part in (learner.pupil.student, *learner.pupil.beside.values()):
+    for part in learner.pupil.clipped:
         nn.utils.clip_grad_norm_(part.parameters(), learner.settings.clip)
     learner.optimizer.step()
     learner.exchange.end_step()
