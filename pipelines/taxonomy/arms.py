@@ -74,8 +74,8 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
 
 
 def with_baselines(arms: Mapping[str, Arm], names: Sequence[str]) -> list[Arm]:
-    """The named arms, and before them those that they are compared with, in the order of arms.yaml."""
-    wanted = set(names)
+    """The named arms, soft, and those that they are compared with, in the order of arms.yaml."""
+    wanted = {"soft", *names}
     while more := {base for name in wanted if (base := arms[name].baseline)} - wanted:
         wanted |= more
     return [arm for name, arm in arms.items() if name in wanted]

@@ -21,7 +21,7 @@ from asr_kd.config.load import build
 from asr_kd.distillation.answers import AVERAGE, answerers
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.errors import UserError
-from asr_kd.files import read_json, write_json
+from asr_kd.files import hash_json, read_json, write_json
 from asr_kd.models.acoustic import build_model, load_checkpoint
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.distributed.exchange import Exchange
@@ -108,11 +108,12 @@ def measure_costs(file: Path, settings: Mapping[str, Any], baseline: str) -> dic
         baseline: one of them.
     """
     known: dict[str, Any] = read_json(file) if file.exists() else {}
-    due = [name for name in settings if name not in known]
+    marks = {name: hash_json(one) for name, one in settings.items()}
+    due = [name for name in settings if known.get(name, {}).get("of") != marks[name]]
     torch.set_num_threads(1)
     for name in due:
         print(f"cost of {name}", flush=True)
-        both = {one: build(TrainSettings, settings[one], one) for one in {baseline, name}}
-        known[name] = {"ratio": ratios(both, baseline)[name], "memory": peak_memory(both[name])}
+        both = {one: build(TrainSettings, settings[one], one) for one in dict.fromkeys([baseline, name])}
+        known[name] = {"of": marks[name], "ratio": ratios(both, baseline)[name], "memory": peak_memory(both[name])}
         write_json(file, known)
-    return {name: known[name] for name in settings}
+    return {name: {key: known[name][key] for key in ("ratio", "memory")} for name in settings}

@@ -129,7 +129,7 @@ def train_all(plans: Sequence[Plan], jobs: int) -> list[Plan]:
     """
     tuning: dict[str, Any] = {}
     for plan in plans:
-        for seed in sorted({*plan.seeds, *plan.tuned}):
+        for seed in plan.seeds:
             tried = plan.tuned if seed in plan.tuned else ()
             chosen = [(arm, value) for arm in plan.arms for value in arm.values if tried or len(arm.values) == 1]
             tuning |= stages_of(plan.task, seed, chosen, plan.variables)
@@ -145,13 +145,21 @@ def train_all(plans: Sequence[Plan], jobs: int) -> list[Plan]:
 
 def working(plans: Sequence[Plan], failed: set[str]) -> list[Plan]:
     """The plans without the arms that have a stage among the failed."""
-    return [
-        replace(plan, arms=[
-            arm for arm in plan.arms
-            if not any(f"{plan.task}-{seed}-{arm.stage(value)}" in failed for seed in range(max(plan.seeds.stop, plan.tuned.stop)) for value in arm.values)
-        ])
-        for plan in plans
-    ]  # fmt: skip
+
+    def works(plan: Plan, arm: Arm) -> bool:
+        stages = {f"{plan.task}-{seed}-{arm.stage(value)}" for seed in plan.seeds for value in arm.values}
+        return not stages & failed
+
+    return [replace(plan, arms=[arm for arm in plan.arms if works(plan, arm)]) for plan in plans]
+
+
+def costs_of(plan: Plan) -> dict[str, dict[str, float]]:
+    """`measure_costs` of the arms; one from random weights costs what the same one from the supervised student costs."""
+    arms = {arm.name: arm for arm in plan.arms}
+    twins = {name: twin if (twin := name.removesuffix("-fresh")) in arms else name for name in arms}
+    settings = {twin: plan.settings(arms[twin]) for twin in twins.values()}
+    found = measure_costs(plan.root / plan.task / "costs.json", settings, "soft")
+    return {name: found[twin] for name, twin in twins.items()}
 
 
 def longer(plan: Plan, costs: Mapping[str, Mapping[str, float]]) -> dict[str, Arm]:
@@ -294,7 +302,7 @@ def planned(chosen: argparse.Namespace, arms: dict[str, Arm]) -> list[Plan]:
             if task not in arm.tasks:
                 continue
             if refused := refusal(task, arm, variables):
-                print(f"{task}: {arm.name} is left out: {refused}")
+                print(f"{task}: {arm.name} is left out: {refused}", flush=True)
             else:
                 wanted.append(arm)
         seeds, tuned = range(chosen.seeds), range(min(chosen.tune_seeds, chosen.seeds))
@@ -330,8 +338,7 @@ def main() -> None:
     try:
         plans = planned(chosen, arms)
         for plan in train_all(plans, chosen.jobs):
-            settings = {} if chosen.no_costs else {arm.name: plan.settings(arm) for arm in plan.arms}
-            costs = measure_costs(plan.root / plan.task / "costs.json", settings, "soft") if settings else {}
+            costs = {} if chosen.no_costs else costs_of(plan)
             against = {arm.name: [arm.baseline] for arm in plan.arms if arm.baseline}
             if chosen.equal_time and (more := longer(plan, costs)):
                 together = replace(plan, arms=[*plan.arms, *{arm.name: arm for arm in more.values()}.values()])
