@@ -42,7 +42,7 @@ class Arm:
 
     def stage(self, value: Any) -> str:
         """Name of its stage, and of the run's folder, with a value of its setting."""
-        return f"student-{self.name}" + (f"-{value:g}" if len(self.values) > 1 else "")
+        return f"student-{self.name}" + (f"-{value:g}" if self.key else "")
 
 
 def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:

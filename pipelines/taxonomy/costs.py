@@ -75,15 +75,15 @@ def ratios(settings: Mapping[str, TrainSettings], baseline: str) -> dict[str, fl
     }
 
 
-def peak_memory(settings: TrainSettings) -> int:
+def peak_memory(settings: Mapping[str, Any]) -> int:
     """Bytes that a process of `asr-kd train` has resident at most, in a short training.
 
     Raises:
         UserError: when the training fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        values = settings.model_dump() | {"output": f"{folder}/run", "evaluate_every": 10**6}
-        values["phases"][0] |= {"passes": None, "hours_at_least": 0.0, "hours": HOURS}
+        phase = {**settings["phases"][0], "passes": None, "hours": HOURS}
+        values = {**settings, "output": f"{folder}/run", "evaluate_every": 10**6, "phases": [phase]}
         file = Path(folder) / "settings.yaml"
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
         command = [sys.executable, "-m", "asr_kd.cli", "train", str(file)]
@@ -94,7 +94,7 @@ def peak_memory(settings: TrainSettings) -> int:
             if started.returncode:
                 log.seek(0)
                 raise UserError(
-                    f"{settings.output}: a short training of it failed: {log.read().strip().splitlines()[-1]}"
+                    f"{settings['output']}: a short training of it failed: {log.read().strip().splitlines()[-1]}"
                 )
     return used.ru_maxrss * 1024
 
@@ -114,6 +114,6 @@ def measure_costs(file: Path, settings: Mapping[str, Any], baseline: str) -> dic
     for name in due:
         print(f"cost of {name}", flush=True)
         both = {one: build(TrainSettings, settings[one], one) for one in dict.fromkeys([baseline, name])}
-        known[name] = {"of": marks[name], "ratio": ratios(both, baseline)[name], "memory": peak_memory(both[name])}
+        known[name] = {"of": marks[name], "ratio": ratios(both, baseline)[name], "memory": peak_memory(settings[name])}
         write_json(file, known)
     return {name: {key: known[name][key] for key in ("ratio", "memory")} for name in settings}

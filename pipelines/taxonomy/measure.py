@@ -9,72 +9,27 @@ same command goes on after an interruption. README.md beside this file says what
 from __future__ import annotations
 
 import argparse
-import math
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arms import TASKS, Arm, filled, read_arms, refusal, stages_of, student_of, task_of, with_baselines
+from arms import TASKS, Arm, read_arms, refusal, stages_of, with_baselines
 from costs import measure_costs
-from readouts import churn, hypotheses, read_fidelity, steps_to
+from plans import Plan
+from tables import print_tables
 
 from asr_kd.ending import Status
 from asr_kd.errors import UserError
-from asr_kd.files import read_json
 
-#: of Student's t distribution, two-sided 95 %, by degrees of freedom from 1 on
-T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
-    2.101, 2.093, 2.086, 2.080, 2.074, 2.069,
-)  # fmt: skip
 #: arms whose steps take this much longer than their baseline's are compared with a longer baseline too (--equal-time)
 DEARER = 1.1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be measured of a task.
-
-    Attributes:
-        root: folder of all tasks.
-        variables: in place of those of the task's file.
-    """
-
-    task: str
-    arms: list[Arm]
-    seeds: range
-    tuned: range
-    root: Path
-    variables: dict[str, Any]
-
-    def run(self, seed: int) -> Path:
-        """Folder of a seed."""
-        return self.root / self.task / f"seed{seed}"
-
-    def value(self, arm: Arm) -> Any:
-        """The value of an arm's setting with the lowest development WER over the tuning seeds; then the lowest loss."""
-        return min(arm.values, key=lambda value: self.development(arm, value)) if len(arm.values) > 1 else arm.values[0]
-
-    def development(self, arm: Arm, value: Any) -> tuple[float, float]:
-        """Development WER and CTC loss of an arm with a value, means of the tuning seeds."""
-        said = [
-            read_json(self.run(seed) / arm.stage(value) / "best" / "checkpoint.json")["training"] for seed in self.tuned
-        ]
-        wer, loss = (statistics.mean(one[f"development_{name}"] for one in said) for name in ("wer", "loss"))
-        return wer, loss
-
-    def settings(self, arm: Arm) -> dict[str, Any]:
-        """Settings of `train` of an arm with the first seed and its chosen value."""
-        described = task_of(self.task, self.seeds[0], self.variables, str(self.root))
-        return dict(filled(student_of(described["stages"], arm, self.value(arm)), described["values"]))
 
 
 def run_stages(root: Path, stages: dict[str, Any], jobs: int) -> set[str]:
@@ -125,7 +80,7 @@ def train_all(plans: Sequence[Plan], jobs: int) -> list[Plan]:
     """Tune what has a grid, train every arm with what was chosen, and evaluate all of a seed together.
 
     Returns:
-        the plans without the arms whose training failed.
+        the plans without the values, and the arms, whose training failed.
     """
     tuning: dict[str, Any] = {}
     for plan in plans:
@@ -140,17 +95,26 @@ def train_all(plans: Sequence[Plan], jobs: int) -> list[Plan]:
             chosen = [(arm, plan.value(arm)) for arm in plan.arms]
             report = [arm.stage(value) for arm, value in chosen]
             final |= stages_of(plan.task, seed, chosen, plan.variables, report)
-    return working(plans, run_stages(plans[0].root, final, jobs))
+    failed = run_stages(plans[0].root, final, jobs)
+    decided = [replace(plan, arms=[replace(arm, values=(plan.value(arm),)) for arm in plan.arms]) for plan in plans]
+    kept = [{arm.name for arm in plan.arms} for plan in working(decided, failed)]
+    return [
+        replace(plan, arms=[arm for arm in plan.arms if arm.name in names])
+        for plan, names in zip(plans, kept, strict=True)
+    ]
 
 
 def working(plans: Sequence[Plan], failed: set[str]) -> list[Plan]:
-    """The plans without the arms that have a stage among the failed."""
+    """The plans without the values that have a stage among the failed, and without the arms that have no other."""
 
-    def works(plan: Plan, arm: Arm) -> bool:
-        stages = {f"{plan.task}-{seed}-{arm.stage(value)}" for seed in plan.seeds for value in arm.values}
-        return not stages & failed
+    def works(plan: Plan, arm: Arm, value: Any) -> bool:
+        return not {f"{plan.task}-{seed}-{arm.stage(value)}" for seed in plan.seeds} & failed
 
-    return [replace(plan, arms=[arm for arm in plan.arms if works(plan, arm)]) for plan in plans]
+    left = [
+        [replace(arm, values=[value for value in arm.values if works(plan, arm, value)]) for arm in plan.arms]
+        for plan in plans
+    ]
+    return [replace(plan, arms=[arm for arm in arms if arm.values]) for plan, arms in zip(plans, left, strict=True)]
 
 
 def costs_of(plan: Plan) -> dict[str, dict[str, float]]:
@@ -175,119 +139,6 @@ def longer(plan: Plan, costs: Mapping[str, Mapping[str, float]]) -> dict[str, Ar
             name, value = f"{arm.baseline}-{passes}-passes", plan.value(arms[arm.baseline])
             found[arm.name] = replace(arms[arm.baseline], name=name, values=(value,), passes=passes, baseline=None)
     return found
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of the differences over the same seeds, and the half-width of its 95 % interval by Student's t; None for one seed."""
-    differences = [one - other for one, other in zip(ours, theirs, strict=True)]
-    if len(differences) < 2:
-        return differences[0], None
-    t = T95[min(len(differences) - 2, len(T95) - 1)]
-    return statistics.mean(differences), t * statistics.stdev(differences) / math.sqrt(len(differences))
-
-
-def verdict(mean: float, half: float | None, base: float) -> str:
-    """What a paired difference shows, and where it shows nothing, the effects that it excludes; in per cent of the baseline's WER."""
-    if half is None or not base:
-        return "one seed"
-    low, high = (100 * (mean + sign * half) / base for sign in (-1, 1))
-    if low > 0 or high < 0:
-        return (
-            f"{'worse' if low > 0 else 'better'} by {min(abs(low), abs(high)):.0f} to {max(abs(low), abs(high)):.0f} %"
-        )
-    return f"null: excludes more than {-low:.0f} % better or {high:.0f} % worse"
-
-
-def print_tables(plan: Plan, costs: Mapping[str, Mapping[str, float]], against: Mapping[str, Sequence[str]]) -> None:
-    """The three tables of a task: what was chosen, word error rates, and the quiet readouts.
-
-    Args:
-        plan: its arms are the rows.
-        costs: by arm; may lack some.
-        against: names of the baselines of each arm that has any: with the same audio, then with the same time.
-    """
-    runs = [plan.run(seed) for seed in plan.seeds]
-    stage = {arm.name: arm.stage(plan.value(arm)) for arm in plan.arms}
-    reports = [read_json(run / "report" / "report.json")["systems"] for run in runs]
-    rows = {"teacher": "teacher", "student-supervised": "student-supervised", **stage}
-    rows = {name: folder for name, folder in rows.items() if all(folder in report for report in reports)}
-    print_grid(plan)
-    wers = {name: [report[folder]["wer"] for report in reports] for name, folder in rows.items()}
-    print(
-        f"\n| {plan.task}: arm | test WER %, mean of {len(runs)} | each seed | against | difference, points | which shows | sub / del / ins |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for name, folder in rows.items():
-        counts = " / ".join(f"{statistics.mean(report[folder][kind] for report in reports):.0f}" for kind in ("substitutions", "deletions", "insertions"))  # fmt: skip
-        cells = [name, f"{100 * statistics.mean(wers[name]):.2f}", each(wers[name])]
-        for base in [one for one in against.get(name, ()) if one in wers] or [None]:
-            points = shown = "–"
-            if base:
-                mean, half = paired(wers[name], wers[base])
-                points = f"{100 * mean:+.2f}" + (f" ± {100 * half:.2f}" if half is not None else "")
-                shown = verdict(mean, half, statistics.mean(wers[base]))
-            print(f"| {' | '.join(cells)} | {base or '–'} | {points} | {shown} | {counts} |")
-            cells, counts = [f"{name}, same time", "", ""], ""
-    print_quiet(plan, rows, reports, costs, against)
-
-
-def print_grid(plan: Plan) -> None:
-    """What was tried of each setting on the development set, and what was chosen."""
-    tuned = [arm for arm in plan.arms if len(arm.values) > 1]
-    if not tuned:
-        return
-    print(
-        f"\n| {plan.task}: arm | setting | development WER % of each value ({len(plan.tuned)} seeds) | chosen |\n|---|---|---|---|"
-    )
-    for arm in tuned:
-        tried = ", ".join(f"{value:g}: {100 * plan.development(arm, value)[0]:.2f}" for value in arm.values)
-        print(f"| {arm.name} | {arm.key} | {tried} | {plan.value(arm):g} |")
-
-
-def print_quiet(
-    plan: Plan, rows: Mapping[str, str], reports: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]],
-    against: Mapping[str, Sequence[str]],
-) -> None:  # fmt: skip
-    """Divergence from the teacher on development audio, its spikes agreed on, steps, delay, churn, and cost.
-
-    Args:
-        rows: folder of each row.
-        reports: systems of each seed's report.
-        costs: see `print_tables`.
-        against: see `print_tables`.
-    """
-    runs, values = [plan.run(seed) for seed in plan.seeds], task_of(plan.task, 0, plan.variables)["values"]
-    students = {name: folder for name, folder in rows.items() if name != "teacher"}
-    near = [read_fidelity(run, list(students.values()), plan.root / plan.task / "data" / "development") for run in runs]
-    heard = [hypotheses(run / "report") for run in runs]
-    reach = float(values["reach"])
-    print(
-        f"\n| {plan.task}: arm | KL from the teacher, nat a frame | difference | KL on spikes, nat | difference | agreement on spikes % | "
-        f"steps to {100 * reach:g} % | delay, median ms | churn % | step × | memory, MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
-    for name, folder in students.items():
-        cells = [name]
-        for key in ("frame_kl", "spike_kl"):
-            own, base = [one[folder][key] for one in near], next(iter(against.get(name, ())), None)
-            cells += [f"{statistics.mean(own):.4f}", "–"]
-            if base in students:
-                mean, half = paired(own, [one[students[base]][key] for one in near])
-                cells[-1] = f"{mean:+.4f}" + (f" ± {half:.4f}" if half is not None else "")
-        cells.append(f"{100 * statistics.mean(one[folder]['agreement'] for one in near):.1f}")
-        steps = [steps_to(run / folder / "metrics.jsonl", reach) for run in runs]
-        cells.append(" / ".join(f"{one:,}" if one else "never" for one in steps))
-        delays = [report[folder]["word_delay_ms"] for report in reports]
-        cells.append(f"{statistics.mean(one['median'] for one in delays):.0f}" if all(delays) else "–")
-        apart = churn([one[folder] for one in heard])
-        cells.append("–" if apart is None else f"{100 * apart:.1f}")
-        cost = costs.get(name)
-        cells += [f"{cost['ratio']:.2f}", f"{cost['memory'] / 1e6:,.0f}"] if cost else ["–", "–"]
-        print("| " + " | ".join(cells) + " |")
-
-
-def each(values: Sequence[float]) -> str:
-    """Every seed's WER in per cent."""
-    return " / ".join(f"{100 * value:.2f}" for value in values)
 
 
 def planned(chosen: argparse.Namespace, arms: dict[str, Arm]) -> list[Plan]:

@@ -48,8 +48,8 @@ def fidelity(teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor], f
 
     Returns:
         frame_kl: divergence of the student from the teacher, nat a frame, each frame by itself.
-        spike_kl: the same, nat a spike of the teacher, with each spike as one event that the student may place within the
-            stretch that `spikes` learns by; less the teacher's own, so that a student that says the same has 0.
+        spike_kl: the cross-entropy that `spikes` learns by, nat a spike of the teacher: each is one event, which the student may
+            place within a stretch; less what the teacher itself has there, so that the same answers have 0.
         agreement: share of the spikes in whose stretch the student's best path says the teacher's unit, once, and no other.
     """
     said, own = torch.cat(list(teacher)), torch.cat(list(student))
@@ -59,9 +59,8 @@ def fidelity(teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor], f
     kl = (said.exp() * (said - own)).sum(1).mean()
     found = {"frame_kl": kl.item(), "spike_kl": 0.0, "agreement": 1.0}
     if len(spikes.start):
-        at_home = Spikes(spikes.start, spikes.end, spikes.start, spikes.end)
-        theirs = spike_cross_entropy(said, units, probs, at_home).mean()
-        found["spike_kl"] = (spike_cross_entropy(own, units, probs, spikes).mean() - theirs).item()
+        theirs, ours = (spike_cross_entropy(one, units, probs, spikes).mean() for one in (said, own))
+        found["spike_kl"] = (ours - theirs).item()
         found["agreement"] = _agreement(said, own.argmax(1), spikes)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,14 @@ import pytest
 import torch
 import yaml
 
+from asr_kd import cli
 from asr_kd.distillation.spikes import AFTER_MS, BEFORE_MS, find_spikes
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.models.settings import ModelSettings
 from asr_kd.pipeline import load_pipeline
+from asr_kd.shards.manifest import write_transcripts
+from asr_kd.shards.tarset import read_index, read_shard
 from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 from tests.training.conftest import FEATURES, audio, development, job, letters, targets, units
@@ -33,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 def script() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "pipelines" / "taxonomy"))
-        names = ("arms", "costs", "readouts", "measure")
+        names = ("arms", "plans", "costs", "readouts", "tables", "measure")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -136,7 +140,7 @@ def test_a_failed_stage_takes_what_needs_it_along(at_root: None, script: SimpleN
     assert set(stages) - set(left) == gone
     systems = left["strong-0-report"]["settings"]["systems"]
     assert set(systems) == {"teacher", "student-supervised", "student-spikes-0.3", "student-lists"}
-    plan = script.measure.Plan("strong", [arm for arm, _ in chosen], range(1), range(1), Path("x"), {})
+    plan = script.plans.Plan("strong", [arm for arm, _ in chosen], range(1), range(1), Path("x"), {})
     assert [arm.name for arm in script.measure.working([plan], gone)[0].arms] == ["spikes", "lists"]
     assert script.measure.without(stages, "strong-data") == {}
 
@@ -162,7 +166,7 @@ def test_a_failed_stage_does_not_stop_the_others(
 
 def test_values_are_chosen_on_development(script: SimpleNamespace, tmp_path: Path) -> None:
     arm = script.arms.Arm("x", key="soft", values=[0.1, 1.0, 3.0])
-    plan = script.measure.Plan("strong", [arm], range(3), range(2), tmp_path, {})
+    plan = script.plans.Plan("strong", [arm], range(3), range(2), tmp_path, {})
     scores = {0.1: [(0.2, 0.1), (0.4, 0.1)], 1.0: [(0.3, 0.2), (0.1, 0.2)], 3.0: [(0.2, 0.1), (0.2, 0.1)]}
     for value, seeds in scores.items():
         for seed, (wer, loss) in enumerate(seeds):
@@ -175,19 +179,19 @@ def test_values_are_chosen_on_development(script: SimpleNamespace, tmp_path: Pat
 
 
 def test_paired_differences(script: SimpleNamespace) -> None:
-    mean, half = script.measure.paired([0.05, 0.06, 0.04], [0.06, 0.08, 0.07])
+    mean, half = script.tables.paired([0.05, 0.06, 0.04], [0.06, 0.08, 0.07])
     assert mean == pytest.approx(-0.02) and half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
-    assert script.measure.paired([0.05], [0.06]) == (pytest.approx(-0.01), None)
-    assert script.measure.verdict(mean, half, 0.07) == "null: excludes more than 64 % better or 7 % worse"
-    assert script.measure.verdict(-0.02, 0.01, 0.1) == "better by 10 to 30 %"
-    assert script.measure.verdict(0.02, 0.01, 0.1) == "worse by 10 to 30 %"
-    assert script.measure.verdict(0.02, None, 0.1) == "one seed"
+    assert script.tables.paired([0.05], [0.06]) == (pytest.approx(-0.01), None)
+    assert script.tables.verdict(mean, half, 0.07) == "null: excludes more than 64 % better or 7 % worse"
+    assert script.tables.verdict(-0.02, 0.01, 0.1) == "better by 10 to 30 %"
+    assert script.tables.verdict(0.02, 0.01, 0.1) == "worse by 10 to 30 %"
+    assert script.tables.verdict(0.02, None, 0.1) == "one seed"
 
 
 def test_dearer_arms_get_a_baseline_of_the_same_time(at_root: None, script: SimpleNamespace, tmp_path: Path) -> None:
     arms = script.arms.read_arms()
     chosen = [arms[name] for name in ("soft", "online", "lists")]
-    plan = script.measure.Plan("strong", chosen, range(1), range(1), tmp_path, {})
+    plan = script.plans.Plan("strong", chosen, range(1), range(1), tmp_path, {})
     costs = {arm.name: {"ratio": 2.0 if arm.name.startswith("online") else 1.0} for arm in chosen}
     longer = script.measure.longer(plan, costs)
     assert set(longer) == {"online"} and longer["online"].name == "soft-48-passes" and longer["online"].passes == 48
@@ -203,7 +207,7 @@ def posteriors(*paths: str) -> list[torch.Tensor]:
 def test_fidelity_of_the_same_and_of_a_later_student(script: SimpleNamespace) -> None:
     teacher = posteriors("--a--b---b--", "-a---a--")
     same = script.readouts.fidelity(teacher, teacher, 30)
-    assert same["frame_kl"] == pytest.approx(0.0, abs=1e-12) and same["agreement"] == 1.0
+    assert same == {"frame_kl": pytest.approx(0.0, abs=1e-12), "spike_kl": 0.0, "agreement": 1.0}
     later = script.readouts.fidelity(teacher, posteriors("---a--b---b-", "--a---a-"), 30)
     other = script.readouts.fidelity(teacher, posteriors("--b--a---b--", "-a---a--"), 30)
     assert later["frame_kl"] > 1.0 and later["agreement"] == 1.0
@@ -290,3 +294,77 @@ def test_costs_are_measured_once(
     monkeypatch.setattr(script.costs, "peak_memory", lambda settings: 1)
     both = script.costs.measure_costs(file, {"soft": soft, "average": average}, "soft")
     assert both["soft"] == found["soft"] and both["average"]["memory"] == 1 and both["average"]["ratio"] > 0
+
+
+def tiny(root: Path, audio: str, development: str) -> None:
+    """The task strong on tones in place of digits, with small networks and few passes; data and task files in `root`."""
+    task = yaml.safe_load((ROOT / "pipelines" / "taxonomy" / "strong.yaml").read_text())
+    task["variables"] |= {"passes": 2, "reach": 0.9}
+    del task["stages"]["data"]
+    for stage in task["stages"].values():
+        if stage["verb"] == "units":
+            stage["settings"] |= {"kind": "char", "size": 10}
+        if stage["verb"] == "train":
+            settings = stage["settings"]
+            model = {"kind": settings["model"]["kind"], "layers": 2, "size": 12}
+            settings |= {"features": FEATURES.model_dump(), "model": model, "batch_frames": 100, "evaluate_every": 4}
+            for phase in settings["phases"]:
+                phase["passes"] = phase["passes"] if isinstance(phase["passes"], str) else 12
+                for source in phase["sources"]:
+                    source["augment"] = {}
+    (root / "strong.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    data = root / "runs" / "strong" / "data"
+    for name in ("labelled", "unlabelled", "unlabelled-quarter"):
+        shutil.copytree(audio, data / name)
+    for name in ("development", "test"):
+        shutil.copytree(development, data / name)
+    samples = [sample for info in read_index(Path(audio)) for sample in read_shard(Path(audio) / info.name)]
+    write_transcripts(data / "unlabelled-oracle.jsonl", [(sample.key, sample.fields["text"]) for sample in samples])
+
+
+def in_this_process(root: Path, stages: dict[str, Any], jobs: int) -> set[str]:
+    """Runs stages as a pipeline does, without a process for each."""
+    for stage in stages.values():
+        settings = filled_in(stage["settings"], str(root))
+        (root / "settings.yaml").write_text(yaml.safe_dump(settings))
+        done = cli.main([stage["verb"], str(root / "settings.yaml")]) if not Path(settings["output"]).exists() else 0
+        assert not done, settings["output"]
+    return set()
+
+
+def filled_in(settings: dict[str, Any], run: str) -> Any:
+    return yaml.safe_load(yaml.safe_dump(settings).replace("${run}", run))
+
+
+def test_from_data_to_tables(
+    script: SimpleNamespace,
+    audio: str,
+    development: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny(tmp_path, audio, development)
+    monkeypatch.setattr(script.arms, "HERE", tmp_path)
+    monkeypatch.setattr(script.measure, "run_stages", in_this_process)
+    monkeypatch.setattr(script.costs, "peak_memory", lambda settings: 10**8)
+    monkeypatch.setattr(script.costs, "STEPS", 2)
+    command = ["measure.py", "--tasks", "strong", "--arms", "spikes", "online", "--seeds", "2", "--output", str(tmp_path / "runs")]  # fmt: skip
+    monkeypatch.setattr("sys.argv", command)
+    script.measure.main()
+    said = capsys.readouterr().out
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    names = [row[0].removeprefix("| ") for row in rows]
+    assert names == [
+        "strong: arm", "spikes",
+        "strong: arm", "teacher", "student-supervised", "soft", "spikes", "online",
+        "strong: arm", "student-supervised", "soft", "spikes", "online",
+    ]  # fmt: skip
+    scores, quiet = rows[3:8], rows[9:]
+    assert [row[3] for row in scores] == ["–", "–", "–", "soft", "soft"] and all("±" in row[4] for row in scores[3:])
+    assert all(row[2].count("/") == 1 for row in scores) and "1.00" in quiet[1][-2] and "100" in quiet[1][-1]
+    assert all(len({len(row) for row in table}) == 1 for table in (rows[2:8], rows[8:]))
+    script.measure.main()  # nothing is run or measured again
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("| ")] == [line for line in said.splitlines() if line.startswith("| ")]  # fmt: skip
+    assert "cost of" in said and "cost of" not in again
