@@ -1,0 +1,370 @@
+"""The comparison of methods: arms and their pipeline, what is left out of it, paired figures, and the quiet readouts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from asr_kd import cli
+from asr_kd.distillation.spikes import AFTER_MS, BEFORE_MS, find_spikes
+from asr_kd.errors import UserError
+from asr_kd.models.acoustic import build_model, save_checkpoint
+from asr_kd.models.settings import ModelSettings
+from asr_kd.pipeline import load_pipeline
+from asr_kd.shards.manifest import write_transcripts
+from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.training.settings import TrainSettings
+from asr_kd.units import Units
+from tests.training.conftest import FEATURES, audio, development, job, letters, targets, units
+
+__all__ = ["audio", "development", "job", "letters", "targets", "units"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[SimpleNamespace]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "pipelines" / "taxonomy"))
+        names = ("arms", "plans", "costs", "readouts", "tables", "measure")
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def made(script: SimpleNamespace, task: str, seeds: int = 1) -> dict[str, Any]:
+    """The stages of a task with every arm and value that the settings take."""
+    arms = [arm for arm in script.arms.read_arms().values() if not script.arms.refusal(task, arm, {})]
+    stages: dict[str, Any] = {}
+    for seed in range(seeds):
+        stages |= script.arms.stages_of(task, seed, [(arm, value) for arm in arms for value in arm.values], {})
+    return stages
+
+
+def heard(settings: dict[str, Any]) -> Counter[str]:
+    """Times that each set of audio is read."""
+    times: Counter[str] = Counter()
+    for phase in settings["phases"]:
+        for source in phase["sources"]:
+            times[source["audio"]] += phase["passes"] * source.get("repeat", 1)
+    return times
+
+
+@pytest.mark.parametrize("task", ["strong", "weak", "real"])
+def test_pipelines_are_sound_and_all_arms_hear_the_same(
+    at_root: None, script: SimpleNamespace, tmp_path: Path, task: str
+) -> None:
+    stages = made(script, task, seeds=2)
+    pipeline = {"variables": {"run": str(tmp_path), "jobs": 2}, "stages": stages}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    _, loaded = load_pipeline(tmp_path / "pipeline.yaml", [])
+    assert len({stage.fingerprint for stage in loaded}) == len({stage.output for stage in loaded}) == len(stages) > 40
+    needs = {stage.name: stage.needs for stage in loaded}
+    assert {f"{task}-0-soft-targets", f"{task}-0-student-supervised"} < set(needs[f"{task}-0-student-soft"])
+    assert f"{task}-0-student-supervised" not in needs[f"{task}-0-student-soft-fresh"]
+    students = [
+        stage["settings"]
+        for name, stage in stages.items()
+        if f"{task}-0-student-" in name and not name.endswith("supervised")
+    ]
+    first, *others = map(heard, students)
+    assert len(others) > 20 and all(other == first for other in others)
+    assert {stage["settings"]["seed"] for name, stage in stages.items() if f"{task}-1-student-" in name} == {1}
+
+
+@pytest.mark.parametrize("task", ["strong", "weak", "real"])
+def test_a_task_runs_alone_too(at_root: None, task: str) -> None:
+    _, stages = load_pipeline(Path(f"pipelines/taxonomy/{task}.yaml"), [])
+    assert stages[-1].name == "student" and len(stages) > 6
+
+
+def test_arms_that_the_settings_refuse_say_why(at_root: None, script: SimpleNamespace) -> None:
+    refused = script.arms.refusal("strong", script.arms.Arm("odd", source={"surprise": 1}), {})
+    assert "surprise" in refused
+    assert script.arms.refusal("strong", script.arms.Arm("plain"), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("soft: {}\na: {sauce: {}}", "sauce is no key of an arm"),
+        ("soft: {}\na: {starts: [fresh]}", "no arm soft-fresh"),
+        ("soft: {}\na: {grid: {x: [1], y: [2]}}", "grid has 2 settings"),
+    ],
+)
+def test_a_wrong_table_is_refused(script: SimpleNamespace, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "arms.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        script.arms.read_arms(tmp_path / "arms.yaml")
+
+
+def test_a_value_lands_in_its_place_and_baselines_come_along(at_root: None, script: SimpleNamespace) -> None:
+    arms = script.arms.read_arms()
+    assert [arm.name for arm in script.arms.with_baselines(arms, ["hint-fresh"])] == [
+        "soft",
+        "soft-fresh",
+        "online-fresh",
+        "hint-fresh",
+    ]
+    stages = script.arms.task_of("strong", 0, {})["stages"]
+    settings = script.arms.student_of(stages, arms["hint-fresh"], 3.0)
+    source = settings["phases"][0]["sources"][0]
+    assert source["features"][0]["weight"] == 3.0 and settings["init"] is None and source["targets"] is None
+    assert "weight" not in arms["hint-fresh"].source["features"][0] and stages["student"]["settings"]["init"]
+    assert settings["output"] == "${run}/student-hint-fresh-3"
+    model = script.arms.student_of(stages, arms["conditioned-fresh"], None)["model"]
+    assert model["conditioned"] == [1] and model["size"] == 96
+    assert script.arms.student_of(stages, script.arms.Arm("long", passes=99), None)["phases"][0]["passes"] == 99
+
+
+def test_a_failed_stage_takes_what_needs_it_along(at_root: None, script: SimpleNamespace) -> None:
+    arms = script.arms.read_arms()
+    chosen = [(arms[name], arms[name].values[0]) for name in ("soft", "spikes", "generation", "lists")]
+    stages = script.arms.stages_of("strong", 0, chosen, {}, [arm.stage(value) for arm, value in chosen])
+    left = script.measure.without(stages, "strong-0-student-soft")
+    gone = {"strong-0-student-soft", "strong-0-soft-targets-generation", "strong-0-student-generation"}
+    assert set(stages) - set(left) == gone
+    systems = left["strong-0-report"]["settings"]["systems"]
+    assert set(systems) == {"teacher", "student-supervised", "student-spikes-0.3", "student-lists"}
+    plan = script.plans.Plan("strong", [arm for arm, _ in chosen], range(1), range(1), Path("x"), {})
+    assert [arm.name for arm in script.measure.working([plan], gone)[0].arms] == ["spikes", "lists"]
+    assert script.measure.without(stages, "strong-data") == {}
+
+
+def test_a_failed_stage_does_not_stop_the_others(
+    script: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts as stages: one fails, one reads what it would have written, one works."""
+    (tmp_path / "good.py").write_text("import sys; open(sys.argv[2], 'w').close()")
+    (tmp_path / "bad.py").write_text("raise SystemExit('no luck')")
+
+    def stage(file: str, output: str, *more: str) -> dict[str, Any]:
+        return {
+            "verb": "script",
+            "settings": {"file": str(tmp_path / file), "output": "${run}/" + output, "arguments": [*more]},
+        }
+
+    stages = {"bad": stage("bad.py", "a"), "after": stage("good.py", "b", "${run}/a"), "good": stage("good.py", "c")}
+    assert script.measure.run_stages(tmp_path / "run", stages, 1) == {"bad", "after"}
+    assert (tmp_path / "run" / "c").exists() and not (tmp_path / "run" / "b").exists()
+    assert "stage bad failed (no luck)" in capsys.readouterr().err
+
+
+def test_values_are_chosen_on_development(script: SimpleNamespace, tmp_path: Path) -> None:
+    arm = script.arms.Arm("x", key="soft", values=[0.1, 1.0, 3.0])
+    plan = script.plans.Plan("strong", [arm], range(3), range(2), tmp_path, {})
+    scores = {0.1: [(0.2, 0.1), (0.4, 0.1)], 1.0: [(0.3, 0.2), (0.1, 0.2)], 3.0: [(0.2, 0.1), (0.2, 0.1)]}
+    for value, seeds in scores.items():
+        for seed, (wer, loss) in enumerate(seeds):
+            best = plan.run(seed) / arm.stage(value) / "best"
+            best.mkdir(parents=True)
+            training = {"development_wer": wer, "development_loss": loss}
+            (best / "checkpoint.json").write_text(json.dumps({"training": training}))
+    assert plan.value(arm) == 3.0  # as good as 1.0 in words, better in loss
+    assert plan.development(arm, 0.1) == pytest.approx((0.3, 0.1))
+
+
+def test_paired_differences(script: SimpleNamespace) -> None:
+    mean, half = script.tables.paired([0.05, 0.06, 0.04], [0.06, 0.08, 0.07])
+    assert mean == pytest.approx(-0.02) and half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
+    assert script.tables.paired([0.05], [0.06]) == (pytest.approx(-0.01), None)
+    assert script.tables.verdict(mean, half, 0.07) == "null: excludes more than 64 % better or 7 % worse"
+    assert script.tables.verdict(-0.02, 0.01, 0.1) == "better by 10 to 30 %"
+    assert script.tables.verdict(0.02, 0.01, 0.1) == "worse by 10 to 30 %"
+    assert script.tables.verdict(0.02, None, 0.1) == "one seed"
+
+
+def test_dearer_arms_get_a_baseline_of_the_same_time(at_root: None, script: SimpleNamespace, tmp_path: Path) -> None:
+    arms = script.arms.read_arms()
+    chosen = [arms[name] for name in ("soft", "online", "lists")]
+    plan = script.plans.Plan("strong", chosen, range(1), range(1), tmp_path, {})
+    costs = {arm.name: {"ratio": 2.0 if arm.name.startswith("online") else 1.0} for arm in chosen}
+    longer = script.measure.longer(plan, costs)
+    assert set(longer) == {"online"} and longer["online"].name == "soft-48-passes" and longer["online"].passes == 48
+    assert longer["online"].source == arms["soft"].source
+
+
+def posteriors(*paths: str) -> list[torch.Tensor]:
+    """Sure answers, float64 [frames, units], a letter a frame: - is the blank, a and b are units."""
+    rows = [torch.tensor(["-ab".index(letter) for letter in path]) for path in paths]
+    return [torch.nn.functional.one_hot(row, 3).double().mul(0.97).add(0.01).log() for row in rows]
+
+
+def test_fidelity_of_the_same_and_of_a_later_student(script: SimpleNamespace) -> None:
+    teacher = posteriors("--a--b---b--", "-a---a--")
+    same = script.readouts.fidelity(teacher, teacher, 30)
+    assert same == {"frame_kl": pytest.approx(0.0, abs=1e-12), "spike_kl": 0.0, "agreement": 1.0}
+    later = script.readouts.fidelity(teacher, posteriors("---a--b---b-", "--a---a-"), 30)
+    other = script.readouts.fidelity(teacher, posteriors("--b--a---b--", "-a---a--"), 30)
+    assert later["frame_kl"] > 1.0 and later["agreement"] == 1.0
+    assert later["spike_kl"] < 0.1 * other["spike_kl"] and other["agreement"] == pytest.approx(3 / 5)
+    silent = script.readouts.fidelity(posteriors("-----"), posteriors("-----"), 30)
+    assert silent == {"frame_kl": pytest.approx(0.0, abs=1e-12), "spike_kl": 0.0, "agreement": 1.0}
+
+
+def test_fidelity_against_a_loop(script: SimpleNamespace) -> None:
+    rng = np.random.default_rng(0)
+    lengths = [9, 14]
+    teacher, student = (
+        [torch.from_numpy(3 * rng.standard_normal((length, 4))).log_softmax(1) for length in lengths] for _ in range(2)
+    )
+    found = script.readouts.fidelity(teacher, student, 30)
+    terms = [
+        math.exp(float(q)) * float(q - p)
+        for one, other in zip(teacher, student, strict=True)
+        for theirs, own in zip(one, other, strict=True)
+        for q, p in zip(theirs, own, strict=True)
+    ]
+    assert found["frame_kl"] == pytest.approx(sum(terms) / sum(lengths))
+    said, path = torch.cat(teacher), torch.cat(student).argmax(1).tolist()
+    probs, units = said.exp().sort(1, descending=True)
+    spikes = find_spikes(units, probs, torch.tensor(lengths), round(BEFORE_MS / 30), round(AFTER_MS / 30))
+    same = 0
+    for start, end, first, last in spikes.edges.T.tolist():
+        wanted = 1 + int(said[start:end, 1:].exp().sum(0).argmax())
+        spoken = [
+            unit
+            for place, unit in enumerate(path[first:last])
+            if unit and (not place or path[first + place - 1] != unit)
+        ]
+        same += spoken == [wanted]
+    assert found["agreement"] == same / len(spikes.start)
+
+
+def test_fidelity_is_measured_once(
+    script: SimpleNamespace, units: Units, development: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ModelSettings(size=4, layers=1)
+    for seed, name in enumerate(("teacher", "student-soft", "student-pseudo")):
+        torch.manual_seed(seed)
+        model = build_model(settings, FEATURES.dimension, units.size)
+        save_checkpoint(tmp_path / name, model, units, FEATURES, settings, {})
+    found = script.readouts.read_fidelity(tmp_path, ["student-soft"], Path(development))
+    assert set(found["student-soft"]) == {"frame_kl", "spike_kl", "agreement"} and found["student-soft"]["frame_kl"] > 0
+    measured: list[Any] = []
+    whole = script.readouts.fidelity
+    monkeypatch.setattr(script.readouts, "fidelity", lambda *given: measured.append(given) or whole(*given))
+    again = script.readouts.read_fidelity(tmp_path, ["student-soft", "student-pseudo"], Path(development))
+    assert len(measured) == 1 and again["student-soft"] == found["student-soft"]
+
+
+def test_steps_to_a_word_error_rate(script: SimpleNamespace, tmp_path: Path) -> None:
+    rows = [{"step": 0, "development_wer": 0.01}, {"step": 10, "loss": 1.0}, {"step": 50, "development_wer": 0.2}, {"step": 100, "development_wer": 0.1}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert script.readouts.steps_to(tmp_path / "metrics.jsonl", 0.1) == 100
+    assert script.readouts.steps_to(tmp_path / "metrics.jsonl", 0.05) is None  # the start does not count
+
+
+def test_churn(script: SimpleNamespace, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, words in ((one, ["one two", "three"]), (other, ["one too", "three four"])):
+        folder.mkdir()
+        rows = [
+            {"system": "x", "key": str(key), "hypothesis_scored": said, "words": 2} for key, said in enumerate(words)
+        ]
+        (folder / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [script.readouts.hypotheses(folder)["x"] for folder in (one, other)]
+    assert script.readouts.churn(said) == 0.5 and script.readouts.churn(said[:1]) is None
+    assert script.readouts.churn([said[0], said[0], said[1]]) == pytest.approx(1 / 3)
+
+
+def test_costs_are_measured_once(
+    script: SimpleNamespace, job: Callable[..., TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft = job(ema_decay=0.9).model_dump()
+    average = job(ema_decay=0.9, source={"targets": None, "teacher": "average"}).model_dump()
+    monkeypatch.setattr(script.costs, "STEPS", 2)
+    file = tmp_path / "costs.json"
+    found = script.costs.measure_costs(file, {"soft": soft}, "soft")
+    assert found["soft"]["ratio"] == 1.0 and found["soft"]["memory"] > 50e6
+    monkeypatch.setattr(script.costs, "peak_memory", lambda settings: 1)
+    both = script.costs.measure_costs(file, {"soft": soft, "average": average}, "soft")
+    assert both["soft"] == found["soft"] and both["average"]["memory"] == 1 and both["average"]["ratio"] > 0
+
+
+def tiny(root: Path, audio: str, development: str) -> None:
+    """The task strong on tones in place of digits, with small networks and few passes; data and task files in `root`."""
+    task = yaml.safe_load((ROOT / "pipelines" / "taxonomy" / "strong.yaml").read_text())
+    task["variables"] |= {"passes": 2, "reach": 0.9}
+    del task["stages"]["data"]
+    for stage in task["stages"].values():
+        if stage["verb"] == "units":
+            stage["settings"] |= {"kind": "char", "size": 10}
+        if stage["verb"] == "train":
+            settings = stage["settings"]
+            model = {"kind": settings["model"]["kind"], "layers": 2, "size": 12}
+            settings |= {"features": FEATURES.model_dump(), "model": model, "batch_frames": 100, "evaluate_every": 4}
+            for phase in settings["phases"]:
+                phase["passes"] = phase["passes"] if isinstance(phase["passes"], str) else 12
+                for source in phase["sources"]:
+                    source["augment"] = {}
+    (root / "strong.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    data = root / "runs" / "strong" / "data"
+    for name in ("labelled", "unlabelled", "unlabelled-quarter"):
+        shutil.copytree(audio, data / name)
+    for name in ("development", "test"):
+        shutil.copytree(development, data / name)
+    samples = [sample for info in read_index(Path(audio)) for sample in read_shard(Path(audio) / info.name)]
+    write_transcripts(data / "unlabelled-oracle.jsonl", [(sample.key, sample.fields["text"]) for sample in samples])
+
+
+def in_this_process(root: Path, stages: dict[str, Any], jobs: int) -> set[str]:
+    """Runs stages as a pipeline does, without a process for each."""
+    for stage in stages.values():
+        settings = filled_in(stage["settings"], str(root))
+        (root / "settings.yaml").write_text(yaml.safe_dump(settings))
+        done = cli.main([stage["verb"], str(root / "settings.yaml")]) if not Path(settings["output"]).exists() else 0
+        assert not done, settings["output"]
+    return set()
+
+
+def filled_in(settings: dict[str, Any], run: str) -> Any:
+    return yaml.safe_load(yaml.safe_dump(settings).replace("${run}", run))
+
+
+def test_from_data_to_tables(
+    script: SimpleNamespace,
+    audio: str,
+    development: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny(tmp_path, audio, development)
+    monkeypatch.setattr(script.arms, "HERE", tmp_path)
+    monkeypatch.setattr(script.measure, "run_stages", in_this_process)
+    monkeypatch.setattr(script.costs, "peak_memory", lambda settings: 10**8)
+    monkeypatch.setattr(script.costs, "STEPS", 2)
+    command = ["measure.py", "--tasks", "strong", "--arms", "spikes", "online", "--seeds", "2", "--output", str(tmp_path / "runs")]  # fmt: skip
+    monkeypatch.setattr("sys.argv", command)
+    script.measure.main()
+    said = capsys.readouterr().out
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    names = [row[0].removeprefix("| ") for row in rows]
+    assert names == [
+        "strong: arm", "spikes",
+        "strong: arm", "teacher", "student-supervised", "soft", "spikes", "online",
+        "strong: arm", "student-supervised", "soft", "spikes", "online",
+    ]  # fmt: skip
+    scores, quiet = rows[3:8], rows[9:]
+    assert [row[3] for row in scores] == ["–", "–", "–", "soft", "soft"] and all("±" in row[4] for row in scores[3:])
+    assert all(row[2].count("/") == 1 for row in scores) and "1.00" in quiet[1][-2] and "100" in quiet[1][-1]
+    assert all(len({len(row) for row in table}) == 1 for table in (rows[2:8], rows[8:]))
+    script.measure.main()  # nothing is run or measured again
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("| ")] == [line for line in said.splitlines() if line.startswith("| ")]  # fmt: skip
+    assert "cost of" in said and "cost of" not in again
