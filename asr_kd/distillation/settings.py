@@ -156,6 +156,10 @@ class HeadSettings(WeighedSettings):
     soft: Scheduled = Field(0.0, description="weight of the cross-entropy against the soft targets")
     top: Scheduled = Field(0.0, description="weight of the divergence from what the student says at its last layer")
     temperature: Positive = Field(1.0, description="top: the logits of both are divided by it")
+    shared: bool = Field(
+        False,
+        description="the output layer is the head, of a layer that the network is conditioned on (model.conditioned)",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> HeadSettings:
@@ -166,7 +170,18 @@ class HeadSettings(WeighedSettings):
     @property
     def tag(self) -> str:
         """The layer: a source may have a head on each."""
-        return f":{self.layer}".replace(".", "-")
+        return f":{self.layer}{':shared' if self.shared else ''}".replace(".", "-")
+
+
+class ViewSettings(WeighedSettings):
+    """Every utterance of a batch twice, each time with masks and dropout of its own: what the student says of both is to agree."""
+
+    make = "asr_kd.distillation.views:Views"
+    needs = frozenset({"whole"})
+
+    weight: Scheduled = Field(
+        0.2, description="of the divergence between the two; best rising from 0 at the start of a phase"
+    )
 
 
 class Asked(NamedTuple):
@@ -221,6 +236,10 @@ class SourceSettings(Settings):
         default_factory=list,
         description="heads on lower layers, beside the student, that learn the text, the soft targets or the student's last layer",
     )
+    views: ViewSettings | None = Field(
+        None,
+        description="hear every utterance twice, under different masks, and agree with oneself (a batch holds half as many); null hears it once",
+    )
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -246,6 +265,8 @@ class SourceSettings(Settings):
             raise ValueError(
                 "sequences are drawn from targets (or a teacher) or from transcripts (n-best lists); give one of the two"
             )
+        if self.views and not (self.augment.time_masks or self.augment.mel_masks):
+            raise ValueError("views teach nothing where both are equal; set augment.time_masks or augment.mel_masks")
         self._check_answers()
         names = [asked.name for asked in self.knowledge()]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -279,6 +300,11 @@ class SourceSettings(Settings):
             raise ValueError(
                 f"combine.weights has {len(weights)} weights for {len(several)} targets; give one for each"
             )
+
+    @property
+    def copies(self) -> int:
+        """How often an utterance stands in its batch."""
+        return 2 if self.views else 1
 
     @property
     def target_sets(self) -> list[str]:

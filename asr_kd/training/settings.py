@@ -218,6 +218,13 @@ class TrainSettings(Settings):
     def _fits(self) -> TrainSettings:
         if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
             raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
+        conditioned = {f"layer.{layer}" for layer in self.model.conditioned}
+        for head in (head for phase in self.phases for source in phase.sources for head in source.heads):
+            if head.shared and head.layer not in conditioned:
+                raise ValueError(
+                    f"heads: {head.layer} shares the output layer, but the network is not conditioned there; name its number in "
+                    "model.conditioned, or leave out shared"
+                )
         if not self.ema_decay and any(
             "average" in source.teachers for phase in self.phases for source in phase.sources
         ):

@@ -16,8 +16,10 @@ import torch
 from asr_kd.ending import Stopped
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.training import phase
+from asr_kd.training.batches import PhaseStream
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
+from asr_kd.units import Units
 
 Job = Callable[..., TrainSettings]
 
@@ -91,3 +93,62 @@ def test_a_head_alone_learns_with_any_policy_for_missing_mass(job: Job, missing:
     settings = job(source={"soft": 0.0, "heads": [{"layer": "layer.1", "soft": 1.0}]}, missing_mass=missing)
     train(settings)
     assert losses(Path(settings.output))[-1] < losses(Path(settings.output))[0]
+
+
+CONDITIONED = {"layers": 2, "size": 12, "delay_frames": 2, "conditioned": [1]}
+SHARED = {"ctc": 0.5, "heads": [{"layer": "layer.1", "ctc": 0.5, "shared": True}]}
+
+
+def test_a_conditioned_network_learns_through_its_one_output_layer(
+    job: Job, tmp_path: Path, resumed: Callable[..., None]
+) -> None:
+    settings = job(model=CONDITIONED, source=SHARED, ema_decay=0.5, output=str(tmp_path / "whole"), phase={"passes": 5})
+    train(settings)
+    assert losses(tmp_path / "whole")[-1] < 0.8 * losses(tmp_path / "whole")[0]
+    assert weights(tmp_path / "whole")["model.condition.project.weight"].any()
+    assert not any("beside" in name for name in weights(tmp_path / "whole"))
+    assert "condition.project.weight" in load_checkpoint(tmp_path / "whole").model.state_dict()
+    resumed(settings.model_copy(update={"output": str(tmp_path / "run")}), 4)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_a_head_cannot_share_the_output_layer_of_a_network_that_is_not_conditioned(job: Job) -> None:
+    with pytest.raises(
+        ValueError, match=r"layer\.1 shares the output layer, but .* name its number in model\.conditioned"
+    ):
+        job(source=SHARED)
+
+
+MASKS = {"time_masks": 2, "mel_masks": 1, "stretch": 0.2}
+VIEWS = {"ctc": 0.5, "views": {"weight": {"start": 0.0, "end": 0.5, "until": 0.3}}, "augment": MASKS}
+
+
+def test_a_batch_holds_every_utterance_twice_with_other_masks(job: Job, units: Units) -> None:
+    plain, doubled = (
+        PhaseStream(
+            job(source={"ctc": 0.5, "augment": MASKS, "batch_frames": frames, **source}, phase={"passes": 1}), 0, units
+        )
+        for frames, source in ((50, {}), (100, {"views": {}}))
+    )
+    batches = [list(filter(None, stream.batches(stream.start(), 0))) for stream in (plain, doubled)]
+    for one, two in zip(*batches, strict=True):
+        assert (one.seconds, one.after) == (two.seconds, two.after)
+        assert two.frames == 2 * one.frames and torch.equal(two.lengths, one.lengths.repeat(2))
+        for name, part in one.parts.items():
+            values = two.parts[name].values
+            assert torch.equal(values, part.values if part.whole else torch.cat([part.values] * 2))
+        first, second = two.features.chunk(2)
+        assert torch.equal(first, one.features)
+        both = (first != 0) & (second != 0)
+        assert torch.equal(first[both], second[both]) and not torch.equal(first, second)
+
+
+def test_views_are_learned_and_resumed_to_the_same_bits(job: Job, tmp_path: Path, resumed: Callable[..., None]) -> None:
+    train(job(source=VIEWS, output=str(tmp_path / "whole")))
+    resumed(job(source=VIEWS, output=str(tmp_path / "run")), 4)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_views_of_chunks_are_refused(job: Job) -> None:
+    with pytest.raises(ValueError, match="chunks cannot learn from views, which needs whole utterances"):
+        job(source={"views": {}, "augment": {"time_masks": 1}}, phase={"chunks": {"frames": 5}})
