@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +124,11 @@ class Lesson:
     def answered(self) -> list[Knowledge]:
         """The kinds that learn from what somebody answers in the step."""
         return [kind for kind in self.kinds if kind.needs & ANSWERED] if self.source.teacher else []
+
+    @property
+    def unanswered(self) -> Lesson:
+        """The lesson when nobody answers in the step."""
+        return replace(self, kinds=[kind for kind in self.kinds if kind not in self.answered])
 
 
 def lesson_of(source: SourceSettings, task: Task) -> Lesson:

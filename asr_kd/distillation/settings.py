@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
-from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share
 from asr_kd.config.knobs import Audio
 from asr_kd.targets.settings import CombineSettings
 
@@ -203,12 +203,18 @@ class SourceSettings(Settings):
     teacher: Location | list[Location] | None = Field(
         None,
         description="in place of targets, who answers in the step, hearing the audio without noise and masks: a checkpoint folder (or its "
-        "URL), or average, the run's own (ema_decay); a list of them is combined",
+        "URL), or average, the run's own (ema_decay or teacher_decay); a list of them is combined; or cycle: the best checkpoint at the end of the "
+        "last cycle, in the first cycle nobody",
     )
     temperature: Scheduled = Field(
         1.0,
         description="logits of who answers in the step, and the student's against them, are divided by it (and the loss multiplied by its "
         "square); stored targets have that of their labelling",
+    )
+    guard: Share = Field(
+        0.0,
+        description="teacher: average: nothing is learned from it while it speaks (is not blank) in less than this share of the frames in "
+        "which it spoke at the start of the phase; 0: no guard against its falling silent",
     )
     combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
     resample: bool = Field(
@@ -288,6 +294,10 @@ class SourceSettings(Settings):
                 raise ValueError("temperature must be above 0")
             if any(head.soft for head in self.heads):
                 raise ValueError("heads learn soft targets as they are; leave out temperature, or the head's soft")
+        if self.guard and "average" not in self.teachers:
+            raise ValueError("guard watches teacher: average; leave it out for teachers that do not change")
+        if "cycle" in self.teachers and len(self.teachers) > 1:
+            raise ValueError("teacher: cycle answers alone, and not in the first cycle; give it without others")
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):

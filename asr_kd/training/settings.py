@@ -178,6 +178,10 @@ class TrainSettings(Settings):
         0.0,
         description="decay a step of an exponential moving average of the weights, scored and kept in their place; 0: none",
     )
+    teacher_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="decay a step of another average, the one that answers as teacher: average; null: that of ema_decay does",
+    )
     average: AverageSettings | None = Field(None, description="checkpoints whose mean is tried at the end; null: none")
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     calibrate_blank: bool = Field(
@@ -225,8 +229,13 @@ class TrainSettings(Settings):
                     f"heads: {head.layer} shares the output layer, but the network is not conditioned there; name its number in "
                     "model.conditioned, or leave out shared"
                 )
-        if not self.ema_decay and any(
-            "average" in source.teachers for phase in self.phases for source in phase.sources
-        ):
-            raise ValueError("teacher: average needs ema_decay above 0, a moving average that can answer")
+        asked = {name for phase in self.phases for source in phase.sources for name in source.teachers}
+        if "average" in asked and not (self.ema_decay or self.teacher_decay):
+            raise ValueError(
+                "teacher: average needs ema_decay above 0 (or teacher_decay), a moving average that can answer"
+            )
+        if self.teacher_decay is not None and "average" not in asked:
+            raise ValueError("teacher_decay is of teacher: average; no source has it")
+        if "cycle" in asked and self.cycles < 2:
+            raise ValueError("teacher: cycle needs cycles of 2 or more; in the first nobody answers")
         return self
