@@ -8,7 +8,8 @@ What it learns also forms the layers below it. With its three weights it is
 - `top`: the student's own last layer as the teacher of the lower one (Zhang et al. 2019, arXiv 1905.08094), frame by frame (Kim, Kim & Lee
   2024, arXiv 2406.07909). Both hear the same frames with the same delay, so there is no timing to agree on.
 
-With `shared` the head is the output layer of a network that is conditioned on what it says there (`model.conditioned`).
+With `shared` the head is the student's own output layer, where the network is conditioned on what it says there (`model.conditioned`; Nozaki &
+Komatsu 2021, arXiv 2104.02724).
 """
 
 from __future__ import annotations
@@ -33,6 +34,17 @@ class LayerHead(nn.Linear):
         return {"logits": super().forward(outputs.hidden[self.layer])}
 
 
+class SharedHead(nn.Module):
+    """Logits [batch, frames, units] that the student's output layer gives at a layer that it is conditioned on."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.said = layer.replace("layer.", "logits.")
+
+    def forward(self, outputs: Outputs, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        return {"logits": outputs.hidden[self.said]}
+
+
 class Head(Soft):
     """`heads`: one head, with its losses weighted."""
 
@@ -41,6 +53,8 @@ class Head(Soft):
         self.taps = (self.settings.layer,)
 
     def beside(self) -> nn.Module:
+        if self.settings.shared:
+            return SharedHead(self.settings.layer)
         assert self.task.units is not None
         return LayerHead(self.settings.layer, self.task.model.taps[self.settings.layer], self.task.units.size)
 
@@ -50,7 +64,7 @@ class Head(Soft):
         logits = seen.beside["logits"].to(seen.logits.dtype)
         rows = logits[seen.learned]
         ctc, soft, top = (value_at(weight, seen.done) for weight in (settings.ctc, settings.soft, settings.top))
-        loss = rows.sum() * 0.0
+        loss = rows.sum() * 0.0  # a graph, whatever the weights are now
         # what has a weight at some time has its parts in every batch, what has none may lack them
         if ctc:
             loss = loss + ctc * ctc_loss(logits.log_softmax(-1), seen.lengths, seen.parts["text"])

@@ -130,6 +130,11 @@ class Lesson:
         """The kinds that learn from what somebody answers in the step."""
         return [kind for kind in self.kinds if kind.needs & ANSWERED] if self.source.teacher else []
 
+    @property
+    def unanswered(self) -> Lesson:
+        """The lesson when nobody answers in the step."""
+        return replace(self, kinds=[kind for kind in self.kinds if kind not in self.answered])
+
 
 def lesson_of(source: SourceSettings, task: Task) -> Lesson:
     """The kinds of knowledge of a source.

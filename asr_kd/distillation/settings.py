@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
-from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, check_owners
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import Audio
 from asr_kd.models.settings import ModelSettings
 from asr_kd.targets.settings import CombineSettings
@@ -281,6 +281,10 @@ class HeadSettings(WeighedSettings):
     soft: Scheduled = Field(0.0, description="weight of the cross-entropy against the soft targets")
     top: Scheduled = Field(0.0, description="weight of the divergence from what the student says at its last layer")
     temperature: Positive = Field(1.0, description="top: the logits of both are divided by it")
+    shared: bool = Field(
+        False,
+        description="the output layer is the head, of a layer that the network is conditioned on (model.conditioned)",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> HeadSettings:
@@ -291,7 +295,18 @@ class HeadSettings(WeighedSettings):
     @property
     def tag(self) -> str:
         """The layer: a source may have a head on each."""
-        return f":{self.layer}".replace(".", "-")
+        return f":{self.layer}{':shared' if self.shared else ''}".replace(".", "-")
+
+
+class ViewSettings(WeighedSettings):
+    """Every utterance of a batch twice, each time with masks and dropout of its own: what the student says of both is to agree."""
+
+    make = "asr_kd.distillation.views:Views"
+    needs = frozenset({"whole"})
+
+    weight: Scheduled = Field(
+        0.2, description="of the divergence between the two; best rising from 0 at the start of a phase"
+    )
 
 
 class Asked(NamedTuple):
@@ -313,12 +328,18 @@ class SourceSettings(Settings):
     teacher: Location | list[Location] | None = Field(
         None,
         description="in place of targets, who answers in the step, hearing the audio without noise and masks: a checkpoint folder (or its "
-        "URL), or average, the run's own (ema_decay); a list of them is combined",
+        "URL), or average, the run's own (ema_decay or teacher_decay); a list of them is combined; or cycle: the best checkpoint at the end of the "
+        "last cycle, in the first cycle nobody",
     )
     temperature: Scheduled = Field(
         1.0,
         description="logits of who answers in the step, and the student's against them, are divided by it (and the loss multiplied by its "
         "square); stored targets have that of their labelling",
+    )
+    guard: Share = Field(
+        0.0,
+        description="teacher: average: nothing is learned from it while it speaks (is not blank) in less than this share of the frames in "
+        "which it spoke at the start of the phase; 0: no guard against its falling silent",
     )
     combine: CombineSettings = Field(default_factory=lambda: CombineSettings())
     resample: bool = Field(
@@ -364,6 +385,10 @@ class SourceSettings(Settings):
         default_factory=list,
         description="heads on lower layers, beside the student, that learn the text, the soft targets or the student's last layer",
     )
+    views: ViewSettings | None = Field(
+        None,
+        description="hear every utterance twice, under different masks, and agree with oneself (a batch holds half as many); null hears it once",
+    )
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -395,6 +420,8 @@ class SourceSettings(Settings):
             raise ValueError(
                 "sequences are drawn from targets (or a teacher) or from transcripts (n-best lists); give one of the two"
             )
+        if self.views and not (self.augment.time_masks or self.augment.mel_masks):
+            raise ValueError("views teach nothing where both are equal; set augment.time_masks or augment.mel_masks")
         self._check_answers()
         names = [asked.name for asked in self.knowledge()]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -420,6 +447,10 @@ class SourceSettings(Settings):
                 raise ValueError("temperature must be above 0")
             if any(head.soft for head in self.heads):
                 raise ValueError("heads learn soft targets as they are; leave out temperature, or the head's soft")
+        if self.guard and "average" not in self.teachers:
+            raise ValueError("guard watches teacher: average; leave it out for teachers that do not change")
+        if "cycle" in self.teachers and len(self.teachers) > 1:
+            raise ValueError("teacher: cycle answers alone, and not in the first cycle; give it without others")
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
@@ -432,6 +463,11 @@ class SourceSettings(Settings):
             raise ValueError(
                 f"combine.weights has {len(weights)} weights for {len(several)} targets; give one for each"
             )
+
+    @property
+    def copies(self) -> int:
+        """How often an utterance stands in its batch."""
+        return 2 if self.views else 1
 
     @property
     def target_sets(self) -> list[str]:

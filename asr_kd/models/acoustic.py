@@ -67,14 +67,17 @@ def pick_device(wanted: str) -> torch.device:
 @contextmanager
 def blank_held_back(model: AcousticModel, offset: float) -> Iterator[None]:
     """Within this context `offset` nat are subtracted from the blank's output bias; afterwards it is restored bit for bit."""
-    bias = model.output.bias
-    before = bias.detach().clone()
+    held = [model.output.bias] if model.condition is None else [model.output.bias, model.condition.held_back]
+    before = [one.detach().clone() for one in held]
     with torch.no_grad():
-        bias[Units.blank] -= offset
+        model.output.bias[Units.blank] -= offset
+        if model.condition is not None:
+            model.condition.held_back += offset
         try:
             yield
         finally:
-            bias.copy_(before)
+            for one, value in zip(held, before, strict=True):
+                one.copy_(value)
 
 
 @dataclass

@@ -120,6 +120,8 @@ class PhaseStream:
         plan, like = self.plan.sources[source], self.settings.features
         augment = plan.augment
         changed = [stretched(example.features, like.stack, augment, rng) for example in examples]
+        # views: all utterances, then all again, alike but for their masks
+        examples, changed = examples * plan.copies, changed * plan.copies
         features, lengths = collate([spec_augment(rows, like, augment, rng) for rows, _ in changed])
         first = torch.tensor([example.first for example in examples])
         # a stretch changes the number of frames; chunks are never stretched

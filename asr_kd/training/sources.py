@@ -135,7 +135,7 @@ class Source:
                 cursor = replace(cursor, number=block[0].number, shard=0, item=0, block=0)
             rng = self._rng(cursor.number, 2, lane, cursor.block)
             held = [example for reading in block for example in reading.examples]
-            frames = self.plan.batch_frames or self.settings.batch_frames
+            frames = (self.plan.batch_frames or self.settings.batch_frames) // self.plan.copies
             for number, batch in enumerate(bucketed(held, lambda one: len(one.features), frames, rng), 1):
                 if number > cursor.batch:
                     seconds = sum(one.frames for one in batch) * self.settings.features.frame_ms / 1000
