@@ -92,6 +92,21 @@ class HiddenSettings(WeighedSettings):
         return f":{self.student}:{self.teacher}".replace(".", "-")
 
 
+class CodesSettings(WeighedSettings):
+    """Codes of the teacher's hidden states (label mode=hidden keep=codes), guessed from a layer of the student."""
+
+    make = "asr_kd.distillation.codes:Codes"
+    needs = frozenset({"targets", "hidden", "stored"})
+
+    student: str = Field(description="layer of the student: layer.1, layer.2, …")
+    teacher: str = Field(description="layer of the teacher whose codes are guessed")
+
+    @property
+    def tag(self) -> str:
+        """The layers, as of `HiddenSettings`."""
+        return f":{self.student}:{self.teacher}".replace(".", "-")
+
+
 class CtcSettings(KnowledgeSettings):
     """The text, by CTC."""
 
@@ -193,6 +208,7 @@ class SourceSettings(Settings):
     ctc_within_targets: bool = Field(
         False, description="CTC only over paths whose units the targets hold at that frame, which fixes its timing"
     )
+    codes: list[CodesSettings] = Field([], description="guess stored codes of the teacher's hidden states")
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -239,6 +255,11 @@ class SourceSettings(Settings):
                 raise ValueError("temperature must be above 0")
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
+        if "hidden" in self.needs and (self.resample or len(self.target_sets) > 1):
+            what = "resample changes" if self.resample else "a list of targets combines"
+            raise ValueError(
+                f"{what} soft targets alone, not hidden states; give the targets of one teacher with the student's frames"
+            )
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
             if twice := next((folder for folder in several if several.count(folder) > 1), None):
                 raise ValueError(f"{name} names {twice} twice; name each once, and weigh it by combine.weights")

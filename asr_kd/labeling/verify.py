@@ -15,7 +15,7 @@ from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_j
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.settings import SELECTION, LabelSettings, VerifySettings
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
-from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posterior_batches, pick_device
+from asr_kd.models.acoustic import Checkpoint, hidden_batches, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import ShardInfo, read_index
@@ -178,7 +178,7 @@ def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSetti
 
 def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
     """Key and new soft target of every utterance, encoded and decoded."""
-    outputs = log_posterior_batches(teacher, loaded.features, labelling.batch_frames)
+    outputs = hidden_batches(teacher, loaded.features, labelling.batch_frames, labelling.taps)
     draws = selection_of(labelling).draws
     for batch, answers in ahead(lambda pair: (pair[0], answer_batch(labelling, loaded, *pair)), outputs):
         for index, answer in zip(batch, answers, strict=True):
