@@ -23,6 +23,7 @@ from asr_kd.targets import codec
 from asr_kd.targets.hidden import HiddenDescription, HiddenStates
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.quantiser import FILE, Quantiser, fit, read_quantiser, write_bytes
+from asr_kd.targets.settings import Keep
 from asr_kd.units import Units
 
 #: shards that the frames for the quantiser are taken from, at most
@@ -39,19 +40,15 @@ def kept_hidden(
     Args:
         settings: of the job.
         states: of each tap float32 [frames, width], on the network's device; only what is kept leaves it.
-        kept: of the utterance's posteriors. Spikes are found in what a student will read of them.
+        kept: of the utterance's posteriors.
         quantiser: for codes.
 
     Raises:
         UserError: when they do not fit float16, or are not numbers.
     """
-    edges, mass = None, None
-    if settings.keep == "events":
-        edges, mass = _spikes(codec.decode(codec.encode(kept)))
     taps, sums = {}, {}
-    for tap, rows in states.items():
-        if edges is not None and mass is not None:
-            rows = of_spikes(rows, *(one.to(rows.device) for one in (mass, *edges)))
+    rows_of, edges = hidden_rows(settings.keep, states, kept)
+    for tap, rows in rows_of.items():
         if quantiser is None:
             stored = rows.half()
             got = stored.float()
@@ -61,8 +58,22 @@ def kept_hidden(
         if not got.isfinite().all() or not rows.isfinite().all():
             raise UserError(f"the hidden states of {tap} are too large for float16, or no numbers; take another layer")
         taps[tap], sums[tap] = stored.cpu().numpy(), lost_of(rows, got)
-    found = HiddenStates(settings.keep, kept.frames, taps, None if edges is None else edges.numpy())
-    return HiddenAnswer(found, sums)
+    return HiddenAnswer(HiddenStates(settings.keep, kept.frames, taps, edges), sums)
+
+
+def hidden_rows(
+    keep: Keep, states: dict[str, Tensor], kept: SparsePosteriors
+) -> tuple[dict[str, Tensor], np.ndarray | None]:
+    """The rows of each tap that are kept, before they are rounded: of all frames, or of events, with their edges as of `HiddenStates`.
+
+    Spikes are found in what a student will read of the posteriors `kept`.
+    """
+    if keep != "events":
+        return states, None
+    edges, mass = _spikes(codec.decode(codec.encode(kept)))
+    return {
+        tap: of_spikes(rows, *(one.to(rows.device) for one in (mass, *edges))) for tap, rows in states.items()
+    }, edges.numpy()
 
 
 def _spikes(stored: SparsePosteriors) -> tuple[Tensor, Tensor]:
