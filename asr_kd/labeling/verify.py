@@ -178,8 +178,8 @@ def _verify_shard(
     hidden = _Hidden(held, str(path)) if held is not None else None
     for key, target, said in _targets(labelling, teacher, loaded, list(held.taps) if held else []):
         if key not in stored:
-            said = f"quarantined ({metadata.quarantined[key]})" if key in metadata.quarantined else "missing"
-            wrong[key] = f"is {said}, though the teacher can label it"
+            what = f"quarantined ({metadata.quarantined[key]})" if key in metadata.quarantined else "missing"
+            wrong[key] = f"is {what}, though the teacher can label it"
         elif stored[key].frames != target.frames:
             wrong[key] = f"has {stored[key].frames} frames, the teacher gives {target.frames}"
         else:
