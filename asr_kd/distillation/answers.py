@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.batch import Batch, Part
 from asr_kd.distillation.knowledge import Knowledge, Lesson, Pupil
-from asr_kd.distillation.settings import SourceSettings, value_at
+from asr_kd.distillation.settings import SourceSettings
+from asr_kd.distillation.stored import stored_taps
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, read_model_settings
 from asr_kd.models.settings import ModelSettings
@@ -91,12 +93,14 @@ def prepare_answers(batch: Batch, kinds: Sequence[Knowledge]) -> None:
 
 
 def taught_by(source: SourceSettings, student: ModelSettings) -> dict[str, int]:
-    """Hidden states that all who answer in the step have, with their widths, of several teachers together.
+    """Hidden states of who answers, with their widths: those that are stored, or those that all who answer in the step have, together.
 
     Args:
-        source: names them; without a teacher there are none.
+        source: names them; without targets or a teacher there are none.
         student: the network that is trained, of which the run's own teachers are others.
     """
+    if source.targets:
+        return stored_taps(source)
     found = [(student if name in OWN else read_model_settings(name)).taps for name in source.teachers]
     common = [tap for tap in found[0] if all(tap in one for one in found)] if found else []
     return {tap: sum(one[tap] for one in found) for tap in common}

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.knowledge import Seen, Task
 from asr_kd.distillation.mutual import Together, divergence
-from asr_kd.distillation.settings import Asked, value_at
+from asr_kd.distillation.settings import Asked
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model
 from asr_kd.models.network import AcousticModel, Outputs

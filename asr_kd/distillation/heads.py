@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.ctc import ctc_loss
 from asr_kd.distillation.knowledge import Seen
 from asr_kd.distillation.response import Soft
-from asr_kd.distillation.settings import value_at
 from asr_kd.models.network import Outputs
 
 

@@ -80,6 +80,7 @@ class Knowledge:
         weight: of its loss.
         taps: hidden states of the student that its loss, or its module beside the student, uses.
         taught: hidden states of who answers that it uses; they come as parts, `hidden.` and the name, a row per learned frame.
+            Of stored codes also `codes.` and the name, which is the name of their part.
     """
 
     taps: Sequence[str] = ()

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import MissingMass, value_at
+from asr_kd.distillation.settings import MissingMass
 from asr_kd.distillation.timing import best_delay, later, near_speech
 
 

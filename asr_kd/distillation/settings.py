@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
 from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import Audio
+from asr_kd.config.schedule import Scheduled, ScheduleSettings, value_at
 from asr_kd.models.settings import ModelSettings
 from asr_kd.targets.settings import CombineSettings
 
@@ -17,38 +17,6 @@ from asr_kd.targets.settings import CombineSettings
 ANSWERED = frozenset({"targets", "hidden"})
 #: what a soft loss makes of the mass that targets did not keep
 MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
-
-
-class ScheduleSettings(Settings):
-    """A value that changes while a phase runs, with the share of the phase's audio that was heard."""
-
-    start: NotNegative = Field(description="value when the phase begins")
-    end: NotNegative = Field(description="value from `until` on")
-    until: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the phase's audio")
-    shape: Literal["linear", "cosine"] = Field(
-        "linear", description="how it moves: evenly, or slowly at both ends and fast between"
-    )
-
-
-def _number_or_schedule(value: object) -> str:
-    return "schedule" if isinstance(value, dict | ScheduleSettings) else "number"
-
-
-#: a number, or how it changes over the phase
-Scheduled = Annotated[
-    Annotated[NotNegative, Tag("number")] | Annotated[ScheduleSettings, Tag("schedule")],
-    Discriminator(_number_or_schedule),
-]
-
-
-def value_at(value: float | ScheduleSettings, done: float) -> float:
-    """What a setting is when the share `done` of a phase's audio was heard."""
-    if not isinstance(value, ScheduleSettings):
-        return value
-    share = min(done / value.until, 1.0)
-    if value.shape == "cosine":
-        share = (1 - math.cos(math.pi * share)) / 2
-    return value.start + (value.end - value.start) * share
 
 
 class KnowledgeSettings(Settings):
@@ -153,6 +121,21 @@ class BranchesSettings(TogetherSettings):
     temperature: Positive = Field(
         3.0, description="logits of the mixture and of the branches against it, divided by it"
     )
+
+
+class CodesSettings(WeighedSettings):
+    """Codes of the teacher's hidden states (label mode=hidden keep=codes), guessed from a layer of the student."""
+
+    make = "asr_kd.distillation.codes:Codes"
+    needs = frozenset({"targets", "hidden", "stored"})
+
+    student: str = Field(description="layer of the student: layer.1, layer.2, …")
+    teacher: str = Field(description="layer of the teacher whose codes are guessed")
+
+    @property
+    def tag(self) -> str:
+        """The layers, as of `HiddenSettings`."""
+        return f":{self.student}:{self.teacher}".replace(".", "-")
 
 
 class CtcSettings(KnowledgeSettings):
@@ -389,6 +372,7 @@ class SourceSettings(Settings):
         None,
         description="hear every utterance twice, under different masks, and agree with oneself (a batch holds half as many); null hears it once",
     )
+    codes: list[CodesSettings] = Field([], description="guess stored codes of the teacher's hidden states")
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -453,6 +437,11 @@ class SourceSettings(Settings):
             raise ValueError("teacher: cycle answers alone, and not in the first cycle; give it without others")
         if self.resample and not self.targets:
             raise ValueError("resample needs targets")
+        if "hidden" in self.needs and (self.resample or len(self.target_sets) > 1):
+            what = "resample changes" if self.resample else "a list of targets combines"
+            raise ValueError(
+                f"{what} soft targets alone, not hidden states; give the targets of one teacher with the student's frames"
+            )
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
             if twice := next((folder for folder in several if several.count(folder) > 1), None):
                 raise ValueError(f"{name} names {twice} twice; name each once, and weigh it by combine.weights")

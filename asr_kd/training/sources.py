@@ -18,6 +18,7 @@ import numpy as np
 
 from asr_kd.audio.noise import check_noise_files
 from asr_kd.distillation.batch import Example
+from asr_kd.distillation.stored import stored_hidden
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
@@ -113,6 +114,7 @@ class Source:
         self.utterances = self.shards.samples * self.plan.repeat
         if self.plan.augment.noise and self.plan.augment.noise.folder:
             check_noise_files(self.plan.augment.noise.folder)
+        self.hidden, self.quantiser = stored_hidden(self.plan)
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
         self.steered = schedule.hours is None or (self.plan.weight is None and len(schedule.sources) > 1)
@@ -204,7 +206,8 @@ class Source:
             targets = None
             if self.plan.targets:
                 with_prior = "targets" in self.needs and self.settings.missing_mass == "prior"
-                targets = ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
+                period = self.settings.features.frame_ms
+                targets = ShardTargets(self.plan, shard, self.units, period, with_prior, self.hidden, self.quantiser)
             done = start.item if (number, index) == (start.number, start.shard) else 0
             for number_in_shard, (key, utterance) in enumerate(heard[done:], done):
                 reading = Reading(number, index, number_in_shard, *self._learn(utterance, targets))
@@ -251,7 +254,7 @@ class Source:
             found = targets.find(item.key, len(item.features))
             lacking = f"no soft target in {' and '.join(found.lacking)}" if found.lacking else ""
             unused, incomplete = (lacking, "") if found.target is None else ("", lacking)
-            example.targets, example.prior = found.target, found.prior
+            example.targets, example.prior, example.hidden = found.target, found.prior, found.hidden
         if unused:
             return [], unused, ""
         return cut(example, self.chunks) if self.chunks and not self.chunks.carry else [example], "", incomplete
@@ -274,8 +277,17 @@ def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
         left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
         clean = None if example.clean is None else example.clean[left:right]
         targets = None if example.targets is None else example.targets[begin:end]
+        hidden = None if example.hidden is None else example.hidden[begin:end]
         features = example.features[left:right]
         pieces.append(
-            replace(example, features=features, clean=clean, targets=targets, first=begin - left, last=end - left)
+            replace(
+                example,
+                features=features,
+                clean=clean,
+                targets=targets,
+                hidden=hidden,
+                first=begin - left,
+                last=end - left,
+            )
         )
     return pieces

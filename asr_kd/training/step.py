@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.answers import CYCLE, answer, prepare_answers
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.guard import Watch
 from asr_kd.distillation.knowledge import Lesson, Pupil, Seen
-from asr_kd.distillation.settings import value_at
 from asr_kd.models.network import within
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "heads": ({"heads": [{"layer": "layer.1", "ctc": 0.3, "soft": 0.3, "top": 0.3}]}, True),
     "mutual": ({"mutual": {"peers": 2}}, True),
     "branches": ({"branches": {}}, True),
+    "views": ({"views": {"weight": 1.0}, "augment": {"time_masks": 1, "mel_masks": 1}}, False),  # masks are drawn by batch
 }  # fmt: skip
 
 
