@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from asr_kd.config.schedule import value_at
+from asr_kd.distillation.kind_settings import DivergenceSettings
 from asr_kd.distillation.knowledge import Seen
 from asr_kd.distillation.response import Soft
-from asr_kd.distillation.settings import DivergenceSettings
 
 #: least probability of a class whose logarithm is taken; the teacher's are normalised again
 FLOOR = 1e-6

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from asr_kd.decoding.beam import prefix_beam_search
 from asr_kd.decoding.wer import word_errors
 from asr_kd.distillation.batch import Part
+from asr_kd.distillation.kind_settings import MwerSettings
 from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import MwerSettings
 from asr_kd.units import Units
 
 #: candidate unit sequences of an utterance, and how often each was found

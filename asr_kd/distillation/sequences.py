@@ -24,8 +24,8 @@ from torch import Tensor
 
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.ctc import ctc_loss, ctc_losses
+from asr_kd.distillation.kind_settings import SequenceSettings
 from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import SequenceSettings
 from asr_kd.units import Units
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asr_kd.distillation.settings import CodesSettings, SourceSettings
+from asr_kd.distillation.kind_settings import CodesSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
 from asr_kd.targets.hidden import CODES, HiddenDescription
 from asr_kd.targets.quantiser import Quantiser, read_quantiser

@@ -9,7 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import DEVICE, THREADS, Threads
-from asr_kd.distillation.settings import MissingMass, SourceSettings, TogetherSettings
+from asr_kd.distillation.kind_settings import TogetherSettings
+from asr_kd.distillation.settings import MissingMass, SourceSettings
 from asr_kd.models.settings import ModelSettings
 
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from asr_kd.distillation.kind_settings import WeighedSettings
 from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import WeighedSettings
 
 
 class EntropySettings(WeighedSettings):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from asr_kd.distillation.hidden import Hidden
+from asr_kd.distillation.kind_settings import HiddenSettings
 from asr_kd.distillation.knowledge import Seen
-from asr_kd.distillation.settings import HiddenSettings
 
 
 class NearSettings(HiddenSettings):

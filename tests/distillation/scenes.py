@@ -13,8 +13,9 @@ from torch import Tensor
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Batch, Part
 from asr_kd.distillation.hidden import Hidden
+from asr_kd.distillation.kind_settings import HiddenSettings
 from asr_kd.distillation.knowledge import Seen, Task
-from asr_kd.distillation.settings import Asked, HiddenSettings
+from asr_kd.distillation.settings import Asked
 from asr_kd.models.network import Outputs
 from asr_kd.models.settings import ModelSettings
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr_kd.distillation.divergence import coarse, correlations, divergence, towards
-from asr_kd.distillation.settings import DivergenceSettings, SourceSettings
+from asr_kd.distillation.kind_settings import DivergenceSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from tests.distillation.test_response import draw_target

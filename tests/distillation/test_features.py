@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr_kd.distillation.features import Features, Projection, cosine, energy, hint
+from asr_kd.distillation.kind_settings import FeatureMatchSettings
 from asr_kd.distillation.knowledge import Pupil, Seen
-from asr_kd.distillation.settings import FeatureMatchSettings, SourceSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.models.acoustic import build_model
 from asr_kd.models.settings import ModelSettings
 from tests.distillation.scenes import OWN, THEIRS, UNITS, Utterance, kind_of, seen_by, utterance

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr_kd.distillation.hidden import LEAST, Hidden, Pairs
+from asr_kd.distillation.kind_settings import HiddenSettings
 from asr_kd.distillation.knowledge import Seen
-from asr_kd.distillation.settings import HiddenSettings
 from tests.distillation.scenes import kind_of, seen_by, utterance
 
 

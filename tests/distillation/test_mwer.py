@@ -13,8 +13,8 @@ from torch import Tensor
 
 from asr_kd.distillation import mwer
 from asr_kd.distillation.batch import Part
+from asr_kd.distillation.kind_settings import MwerSettings
 from asr_kd.distillation.mwer import expected_word_errors, n_best, sampled_paths, sequence_log_probs
-from asr_kd.distillation.settings import MwerSettings
 from asr_kd.evaluation.wer import count_errors
 from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units

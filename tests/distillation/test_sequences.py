@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asr_kd.distillation.kind_settings import SequenceSettings
 from asr_kd.distillation.knowledge import Seen, Task, lesson_of
 from asr_kd.distillation.sequences import draw_from_lists, draw_sequences, weigh_lists
-from asr_kd.distillation.settings import SequenceSettings, SourceSettings
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
 from tests.training.conftest import FEATURES

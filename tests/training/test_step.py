@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from asr_kd.distillation.kind_settings import MwerSettings
 from asr_kd.distillation.mwer import expected_word_errors
-from asr_kd.distillation.settings import MwerSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, load_checkpoint
 from asr_kd.training.batches import PhaseStream
