@@ -19,7 +19,11 @@ FAINTEST = 1e-12
 
 
 class Features(Hidden):
-    """`features`: a layer of the student and one of who answers, compared as `match` says."""
+    """`features`: a layer of the student and one of who answers, compared as `match` says.
+
+    Sources that compare the same pair in the same way share a projection, if the states are as wide: they are of one teacher, or of teachers
+    that one projection can serve.
+    """
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)

@@ -80,19 +80,19 @@ def test_energy_is_that_of_plain_loops() -> None:
         apart = [(own - their) ** 2 for own, their in zip(*profiles, strict=True)]
         # the paper's mean over entries of norm 1/√T, times T: free of the length; and for each frame of the utterance
         expected += len(one.path) * (len(apart) * sum(apart) / len(apart))
-    assert float(loss(kind, *several, padding=3)) == pytest.approx(expected, rel=1e-9)
+    assert loss(kind, *several, padding=3).item() == pytest.approx(expected, rel=1e-9)
 
 
 @ways
 def test_padding_and_context_change_nothing_and_batch_mates_only_the_mean(match: str, samples: str) -> None:
     kind, project = features(match, samples), projection(features(match, samples))
     several = [utterance("..1....1.", 0, before=1, after=2), utterance("1...", 1), utterance("......", 2)]
-    together = float(loss(kind, *several, project=project))
-    assert float(loss(kind, *several, padding=7, project=project)) == pytest.approx(together, rel=1e-6)
+    together = loss(kind, *several, project=project).item()
+    assert loss(kind, *several, padding=7, project=project).item() == pytest.approx(together, rel=1e-6)
     changed = utterance("..1....1.", 0, before=1, after=2)
     changed.student[0], changed.student[-2:] = 9.0, -9.0
-    assert float(loss(kind, changed, *several[1:], project=project)) == pytest.approx(together, rel=1e-6)
-    alone = [float(loss(kind, one, project=project)) for one in several]
+    assert loss(kind, changed, *several[1:], project=project).item() == pytest.approx(together, rel=1e-6)
+    alone = [loss(kind, one, project=project).item() for one in several]
     frames = [9, 4, 6]
     weights = [2, 1, 0] if samples == "events" else frames
     means = [one / count for one, count in zip(alone, frames, strict=True)]
@@ -112,10 +112,10 @@ def test_equal_states_cost_nothing(match: str, samples: str) -> None:
     identity = Projection("layer.1", OWN, OWN).double()
     torch.nn.init.eye_(identity.weight)
     torch.nn.init.zeros_(identity.bias)
-    found = float(loss(kind, same, project=identity if kind.beside() else None))
+    found = loss(kind, same, project=identity if kind.beside() else None).item()
     assert abs(found) < 1e-5
     same.student[3] *= -1.1
-    assert float(loss(kind, same, project=identity if kind.beside() else None)) > 1e-3
+    assert loss(kind, same, project=identity if kind.beside() else None).item() > 1e-3
 
 
 @ways
@@ -234,7 +234,7 @@ def test_half_precision_stays_finite(match: str, samples: str) -> None:
     }
     found = kind.loss(Seen(seen.logits.float(), seen.lengths, seen.learned, parts, half, beside))
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(kind.loss(seen)), rel=0.05)
+    assert found.item() == pytest.approx(kind.loss(seen).item(), rel=0.05)
 
 
 def test_teachers_of_another_width_have_a_projection_of_their_own() -> None:

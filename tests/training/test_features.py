@@ -100,8 +100,8 @@ def test_two_processes_of_which_one_dies(job: Job, teachers: list[str], tmp_path
     for how in ("lives", "dies"):
         (tmp_path / how).mkdir()
         settings = taught(
-            job, teachers[0], output=str(tmp_path / how / "run"), lanes=2, ema_decay=0.5,
-            phase={"passes": 3}, batch_frames=60, bucket_utterances=3,
+            job, teachers[0], output=str(tmp_path / how / "run"), lanes=2, ema_decay=0.5, evaluate_every=5,
+            phase={"passes": 2}, batch_frames=60, bucket_utterances=3,
         )  # fmt: skip
         found[how] = state(launched(settings, tmp_path / how, 2, how))
     assert found["lives"] == found["dies"]
