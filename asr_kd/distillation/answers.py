@@ -7,6 +7,7 @@ know who has answered. A peer, which is trained too, stands beside the student: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -84,8 +85,10 @@ def prepare_answers(batch: Batch, kinds: Sequence[Knowledge]) -> None:
     makers = [kind for kind in kinds if type(kind).prepare is not Knowledge.prepare]
     if not makers:
         return
-    device, there = batch.features.device, set(batch.parts)
-    here, rng = batch.to(torch.device("cpu")), np.random.default_rng(batch.draws)
+    device, rng = batch.features.device, np.random.default_rng(batch.draws)
+    # nothing else of it is looked at, so that nothing else leaves a GPU
+    there = {name: part for name, part in batch.parts.items() if name.startswith("soft.")}
+    here = replace(batch, features=batch.features[:, :0], clean=None, parts=there).to(torch.device("cpu"))
     for kind in makers:
         kind.prepare((), here, rng)
     made = {name: part for name, part in here.parts.items() if name not in there}

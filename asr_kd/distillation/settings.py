@@ -179,8 +179,14 @@ class SourceSettings(Settings):
             )
         if self.targets and self.teacher:
             raise ValueError("targets and teacher both answer; give one of the two")
-        if bool(self.needs & ANSWERED) != bool(self.targets or self.teacher):
-            raise ValueError("targets (or a teacher) go together with a soft weight above 0 or ctc_within_targets")
+        asking = next((one.name for one in self.knowledge() if one.needs & ANSWERED), None)
+        if asking and not (self.targets or self.teacher):
+            raise ValueError(f"{asking} learns what somebody answers; give targets or a teacher")
+        if (self.targets or self.teacher) and not asking:
+            raise ValueError(
+                f"nothing is learned from {'targets' if self.targets else 'teacher'}; set soft above 0 (or another kind that learns "
+                "answers), or leave it out"
+            )
         if self.teacher and (asked := next((one for one in self.knowledge() if "stored" in one.needs), None)):
             raise ValueError(f"{asked.name} learns from stored targets alone; give targets of that teacher")
         if self.temperature != 1.0:

@@ -320,7 +320,7 @@ def test_another_checkpoint_in_its_place_is_noticed(job: Job, teacher: str, lett
         ({"combine": {"mode": "log_mean"}}, "combine needs a list of two or more targets"),
         ({"temperature": {"start": 2.0, "end": 0.0}}, "temperature must be above 0"),
         ({"teacher": None, "targets": "somewhere", "temperature": 2.0}, "temperature needs a teacher in the step"),
-        ({"soft": 0.0, "ctc": 1.0}, "go together with a soft weight"),
+        ({"soft": 0.0, "ctc": 1.0}, "nothing is learned from teacher; set soft above 0"),
         ({"teacher": "average"}, "teacher: average needs ema_decay above 0"),
     ],
 )
