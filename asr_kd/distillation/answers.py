@@ -1,4 +1,4 @@
-"""Who answers in the step what the student is to learn: a checkpoint (online), or the run's own moving average.
+"""Who answers in the step what the student is to learn: a checkpoint (online), the run's own moving average, or another run.
 
 Stored answers come with the batch, from the loader; these are made of its clean features. All fill the same parts, so a loss does not
 know who has answered. A peer, which is trained too, stands beside the student: `Knowledge.beside`.
@@ -92,9 +92,11 @@ def taught_by(source: SourceSettings, student: ModelSettings) -> dict[str, int]:
     """Hidden states that all who answer in the step have, with their widths, of several teachers together.
 
     Args:
-        source: names them; without a teacher there are none.
+        source: names them; without a teacher, or with one that is another run, there are none.
         student: the network that is trained, of which the average is one.
     """
+    if source.runs:
+        return {}
     found = [(student if name == AVERAGE else read_model_settings(name)).taps for name in source.teachers]
     common = [tap for tap in found[0] if all(tap in one for one in found)] if found else []
     return {tap: sum(one[tap] for one in found) for tap in common}

@@ -15,6 +15,8 @@ from asr_kd.targets.settings import CombineSettings
 
 #: what somebody must answer, of the needs of kinds
 ANSWERED = frozenset({"targets", "hidden"})
+#: in a run's folder: checkpoints for other runs
+SHARED = "shared"
 #: what a soft loss makes of the mass that targets did not keep
 MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
 
@@ -49,6 +51,38 @@ def value_at(value: float | ScheduleSettings, done: float) -> float:
     if value.shape == "cosine":
         share = (1 - math.cos(math.pi * share)) / 2
     return value.start + (value.end - value.start) * share
+
+
+class RunSettings(Settings):
+    """Another run that teaches by the checkpoints that it shares (codistillation)."""
+
+    run: Location = Field(description="folder (or URL) of the other run, which has share")
+    every: Count = Field(
+        200, description="at each multiple of so many steps: learn from what the other run was so many steps before"
+    )
+    wait: Positive = Field(600.0, description="seconds to wait for it, at most")
+
+    @property
+    def name(self) -> str:
+        """Where it shares its checkpoints."""
+        return f"{self.run.rstrip('/')}/{SHARED}"
+
+
+def _who(value: object) -> str:
+    return (
+        "list[teacher]" if isinstance(value, list) else "dict[run]" if isinstance(value, dict | RunSettings) else "str"
+    )
+
+
+#: who answers in the step
+Answerer = Annotated[Annotated[Location, Tag("str")] | Annotated[RunSettings, Tag("dict[run]")], Discriminator(_who)]
+#: one, or several that are combined
+Answerers = Annotated[
+    Annotated[Location, Tag("str")]
+    | Annotated[RunSettings, Tag("dict[run]")]
+    | Annotated[list[Answerer], Tag("list[teacher]")],
+    Discriminator(_who),
+]
 
 
 class KnowledgeSettings(Settings):
@@ -201,10 +235,10 @@ class SourceSettings(Settings):
     targets: Location | list[Location] | None = Field(
         None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
     )
-    teacher: Location | list[Location] | None = Field(
+    teacher: Answerers | None = Field(
         None,
         description="in place of targets, who answers in the step, hearing the audio without noise and masks: a checkpoint folder (or its "
-        "URL), or average, the run's own (ema_decay); a list of them is combined",
+        "URL), average, the run's own (ema_decay), or run, every, wait, another run that shares; a list of them is combined",
     )
     temperature: Scheduled = Field(
         1.0,
@@ -278,6 +312,14 @@ class SourceSettings(Settings):
             raise ValueError("targets (or a teacher) go together with a soft weight above 0 or ctc_within_targets")
         if self.teacher and (asked := next((one for one in self.knowledge() if "stored" in one.needs), None)):
             raise ValueError(f"{asked.name} learns from stored targets alone; give targets of that teacher")
+        if self.runs and (asked := next((one for one in self.knowledge() if "hidden" in one.needs), None)):
+            raise ValueError(f"{asked.name} needs hidden states, and another run gives its logits alone")
+        if self.runs and (
+            asked := next((one for one in self.knowledge() if isinstance(one.settings, TogetherSettings)), None)
+        ):
+            raise ValueError(
+                f"{asked.name} trains its learners in this run; leave it out where another run is the teacher"
+            )
         if self.temperature != 1.0:
             if not self.teacher:
                 raise ValueError("temperature needs a teacher in the step; stored targets have that of their labelling")
@@ -303,8 +345,17 @@ class SourceSettings(Settings):
 
     @property
     def teachers(self) -> list[str]:
-        """Who answers in the step."""
-        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+        """Who answers in the step, by name."""
+        return [one if isinstance(one, str) else one.name for one in self._answerers]
+
+    @property
+    def runs(self) -> list[RunSettings]:
+        """Other runs that answer in the step."""
+        return [one for one in self._answerers if isinstance(one, RunSettings)]
+
+    @property
+    def _answerers(self) -> list[str | RunSettings]:
+        return self.teacher if isinstance(self.teacher, list) else [self.teacher] if self.teacher else []
 
     def knowledge(self) -> list[Asked]:
         """What is learned, in the order in which the losses are added; for `ctc` and `soft` the setting is the weight."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Position:
         lowest: lowest CTC loss of all scores after the start.
         lanes: for each phase, the position of each lane.
         kept: steps whose checkpoints are kept to be averaged.
+        heard: by name, the step and the fingerprint of what another run shared and this one learns from.
     """
 
     cycle: int = 0
@@ -60,6 +61,7 @@ class Position:
     finished: bool = False
     lanes: list[list[Lane]] = field(default_factory=list)
     kept: list[Scored] = field(default_factory=list)
+    heard: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -117,16 +119,17 @@ def step(
         the loss, a mean over learned frames, nat.
     """
     learner.pupil.train()
+    lesson = _heard(learner, lessons[batch.source]) if batch else None
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
-    if carry and batch:
-        return _carried_steps(learner, batch, carry, lessons[batch.source], done)
+    if carry and batch and lesson:
+        return _carried_steps(learner, batch, carry, lesson, done)
     exchange = learner.exchange
     share = exchange.begin_step(batch.frames if batch else 0, everyone)
     if batch is None and not exchange.averages:
         exchange.end_step()
         return 0.0
-    loss = _nothing(learner) if batch is None else _loss(learner, batch, lessons[batch.source], done)
+    loss = _loss(learner, batch, lesson, done) if batch and lesson and lesson.kinds else _nothing(learner)
     _update(learner, loss * share)
     return loss.item()
 
@@ -156,10 +159,17 @@ def _loss(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Tensor
     return loss + _touched(besides) if besides else loss
 
 
+def _heard(learner: Learner, lesson: Lesson) -> Lesson:
+    """What can be learned from a source now: without what needs answers, as long as a run that is to answer has shared nothing."""
+    if all(one.name in learner.teachers for one in lesson.source.runs):
+        return lesson
+    return replace(lesson, kinds=[kind for kind in lesson.kinds if kind not in lesson.answered])
+
+
 def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Batch:
     """The batch on the learner's device, with the answers of its teachers, if any answer in the step."""
     here = batch.to(learner.ranks.device)
-    if lesson.source.teacher:
+    if lesson.answered:
         with _precision(learner):
             here.parts |= answer(learner.teachers, here, lesson, done)
         prepare_answers(here, lesson.answered)
