@@ -1,4 +1,4 @@
-"""Who answers in the step what the student is to learn: a checkpoint (online), the run's own moving average, or its last cycle.
+"""Who answers in the step what the student is to learn: a checkpoint (online), the run's own moving average or last cycle, or another run.
 
 Stored answers come with the batch, from the loader; these are made of its clean features. All fill the same parts, so a loss does not
 know who has answered. A peer, which is trained too, stands beside the student: `Knowledge.beside`.
@@ -99,11 +99,13 @@ def taught_by(source: SourceSettings, student: ModelSettings) -> dict[str, int]:
     """Hidden states of who answers, with their widths: those that are stored, or those that all who answer in the step have, together.
 
     Args:
-        source: names them; without targets or a teacher there are none.
+        source: names them; without targets or a teacher, or with one that is another run, there are none.
         student: the network that is trained, of which the run's own teachers are others.
     """
     if source.targets:
         return stored_taps(source)
+    if source.runs:
+        return {}
     found = [(student if name in OWN else read_model_settings(name)).taps for name in source.teachers]
     common = [tap for tap in found[0] if all(tap in one for one in found)] if found else []
     return {tap: sum(one[tap] for one in found) for tap in common}

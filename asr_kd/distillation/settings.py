@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from asr_kd.audio.settings import AugmentSettings
 from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share
@@ -24,6 +24,7 @@ from asr_kd.distillation.kind_settings import (
     SequenceSettings,
     SoftSettings,
     SpikeSettings,
+    TogetherSettings,
     ViewSettings,
     WeighedSettings,
 )
@@ -31,6 +32,8 @@ from asr_kd.targets.settings import CombineSettings
 
 #: what somebody must answer, of the needs of kinds
 ANSWERED = frozenset({"targets", "hidden"})
+#: in a run's folder: checkpoints for other runs
+SHARED = "shared"
 #: what a soft loss makes of the mass that targets did not keep
 MissingMass = Literal["renormalise", "ghost", "prior", "uniform"]
 
@@ -51,6 +54,38 @@ class DelaySettings(Settings):
     )
 
 
+class RunSettings(Settings):
+    """Another run that teaches by the checkpoints that it shares (codistillation)."""
+
+    run: Location = Field(description="folder (or URL) of the other run, which has share")
+    every: Count = Field(
+        200, description="at each multiple of so many steps: learn from what the other run was so many steps before"
+    )
+    wait: Positive = Field(600.0, description="seconds to wait for it, at most")
+
+    @property
+    def name(self) -> str:
+        """Where it shares its checkpoints."""
+        return f"{self.run.rstrip('/')}/{SHARED}"
+
+
+def _who(value: object) -> str:
+    return (
+        "list[teacher]" if isinstance(value, list) else "dict[run]" if isinstance(value, dict | RunSettings) else "str"
+    )
+
+
+#: who answers in the step
+Answerer = Annotated[Annotated[Location, Tag("str")] | Annotated[RunSettings, Tag("dict[run]")], Discriminator(_who)]
+#: one, or several that are combined
+Answerers = Annotated[
+    Annotated[Location, Tag("str")]
+    | Annotated[RunSettings, Tag("dict[run]")]
+    | Annotated[list[Answerer], Tag("list[teacher]")],
+    Discriminator(_who),
+]
+
+
 class Asked(NamedTuple):
     """A kind of knowledge that a source asks for by the setting `name`; `needs` as of `KnowledgeSettings`."""
 
@@ -67,11 +102,11 @@ class SourceSettings(Settings):
     targets: Location | list[Location] | None = Field(
         None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
     )
-    teacher: Location | list[Location] | None = Field(
+    teacher: Answerers | None = Field(
         None,
         description="in place of targets, who answers in the step, hearing the audio without noise and masks: a checkpoint folder (or its "
-        "URL), or average, the run's own (ema_decay or teacher_decay); a list of them is combined; or cycle: the best checkpoint at the end of the "
-        "last cycle, in the first cycle nobody",
+        "URL), average, the run's own (ema_decay or teacher_decay), cycle, its best checkpoint at the end of the last cycle (in the first, nobody), "
+        "or run, every, wait: another run that shares; a list of them is combined",
     )
     temperature: Scheduled = Field(
         1.0,
@@ -189,6 +224,14 @@ class SourceSettings(Settings):
             )
         if self.teacher and (asked := next((one for one in self.knowledge() if "stored" in one.needs), None)):
             raise ValueError(f"{asked.name} learns from stored targets alone; give targets of that teacher")
+        if self.runs and (asked := next((one for one in self.knowledge() if "hidden" in one.needs), None)):
+            raise ValueError(f"{asked.name} needs hidden states, and another run gives its logits alone")
+        if self.runs and (
+            asked := next((one for one in self.knowledge() if isinstance(one.settings, TogetherSettings)), None)
+        ):
+            raise ValueError(
+                f"{asked.name} trains its learners in this run; leave it out where another run is the teacher"
+            )
         if self.temperature != 1.0:
             if not self.teacher:
                 raise ValueError("temperature needs a teacher in the step; stored targets have that of their labelling")
@@ -230,8 +273,17 @@ class SourceSettings(Settings):
 
     @property
     def teachers(self) -> list[str]:
-        """Who answers in the step."""
-        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+        """Who answers in the step, by name."""
+        return [one if isinstance(one, str) else one.name for one in self._answerers]
+
+    @property
+    def runs(self) -> list[RunSettings]:
+        """Other runs that answer in the step."""
+        return [one for one in self._answerers if isinstance(one, RunSettings)]
+
+    @property
+    def _answerers(self) -> list[str | RunSettings]:
+        return self.teacher if isinstance(self.teacher, list) else [self.teacher] if self.teacher else []
 
     def knowledge(self) -> list[Asked]:
         """What is learned, in the order in which the losses are added; for `ctc` and `soft` the setting is the weight."""

@@ -20,6 +20,7 @@ from asr_kd.progress import Progress
 from asr_kd.training.averaging import remove_others
 from asr_kd.training.batches import Lane, PhaseStream
 from asr_kd.training.checkpoints import save_state
+from asr_kd.training.codistillation import hear, share
 from asr_kd.training.distributed import make_exchange
 from asr_kd.training.distributed.exchange import Meeting
 from asr_kd.training.distributed.ranks import Ranks, gather, total
@@ -90,6 +91,9 @@ def run_phase(
         progress.resume(round(position.phase_seconds))
         began = checked = time.monotonic()
         for batch, ended in turns:
+            # several processes stop together, at the next meeting
+            if batch and not hear(learner, plan, units, stop_asked if ranks.world == 1 else lambda: 0):
+                raise _stopped(learner, metrics, run, stop_asked())
             done = (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1)
             rate = _learning_rate(plan, done)
             heard += batch.seconds if batch else 0.0
@@ -109,6 +113,7 @@ def run_phase(
             if not exchange.settled:
                 continue
             follow(learner, alone)
+            share(learner, units, run)
             position.audio_seconds += met.seconds
             position.phase_seconds += met.seconds
             heard, alone = 0.0, 0
@@ -136,17 +141,22 @@ def run_phase(
                 save(learner, metrics, run)
                 began = time.monotonic()
             if met.stop or (ranks.world == 1 and stop_asked()):  # a single process need not agree with others first
-                save(learner, metrics, run)
-                raise Stopped(
-                    f"{settings.output}: stopped at step {position.step:,} as asked; the same command goes on from there",
-                    stop_asked() or Status.TERMINATED,  # 0 here: another process of the run was asked
-                )
+                raise _stopped(learner, metrics, run, stop_asked())
         exchange.settle()
         if alone:
             follow(learner, alone)
         position.audio_seconds += met.seconds
         position.phase_seconds += met.seconds
     _account(settings, ranks, stream, lanes)
+
+
+def _stopped(learner: Learner, metrics: Metrics, run: Path, asked: int) -> Stopped:
+    """Save the state, and say so; `asked` is the signal, 0 if another process of the run was asked."""
+    save(learner, metrics, run)
+    return Stopped(
+        f"{learner.settings.output}: stopped at step {learner.position.step:,} as asked; the same command goes on from there",
+        asked or Status.TERMINATED,
+    )
 
 
 def _account(settings: TrainSettings, ranks: Ranks, stream: PhaseStream, lanes: Sequence[Lane]) -> None:

@@ -146,6 +146,12 @@ class AverageSettings(Settings):
         return self
 
 
+class ShareSettings(Settings):
+    """Checkpoints for other runs that learn from this one, in `shared/`; they stay."""
+
+    every: Count = Field(200, description="steps between two; that of the teacher of the others")
+
+
 class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
@@ -186,6 +192,9 @@ class TrainSettings(Settings):
         description="decay a step of another average, the one that answers as teacher: average; null: that of ema_decay does",
     )
     average: AverageSettings | None = Field(None, description="checkpoints whose mean is tried at the end; null: none")
+    share: ShareSettings | None = Field(
+        None, description="leave checkpoints for other runs, whose teacher is this run; null: none"
+    )
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     calibrate_blank: bool = Field(
         True,
@@ -225,6 +234,7 @@ class TrainSettings(Settings):
     def _fits(self) -> TrainSettings:
         if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
             raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
+        self._check_runs()
         conditioned = {f"layer.{layer}" for layer in self.model.conditioned}
         for head in (head for phase in self.phases for source in phase.sources for head in source.heads):
             if head.shared and head.layer not in conditioned:
@@ -250,3 +260,18 @@ class TrainSettings(Settings):
                 f"{odd} trains the same learners in all sources; give it the same settings in each, but for the weight"
             )
         return self
+
+    def _check_runs(self) -> None:
+        """Refuse what cannot learn from other runs, or teach them."""
+        runs = [(phase, run) for phase in self.phases for source in phase.sources for run in source.runs]
+        if (self.share or runs) and self.distributed.method == "bmuf":
+            raise ValueError(
+                "runs that share checkpoints need distributed.method=ddp, whose processes agree at every step"
+            )
+        if any(phase.chunks and phase.chunks.carry for phase, _ in runs):
+            raise ValueError("chunks.carry cannot learn from another run; leave carry out")
+        by_name = {run.name: run for _, run in runs}
+        if odd := next((run for _, run in runs if run != by_name[run.name]), None):
+            raise ValueError(
+                f"teacher: {odd.run} is asked for in two ways; give its every and wait the same in all sources"
+            )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asr_kd.config.schedule import value_at
-from asr_kd.distillation.answers import CYCLE, answer, prepare_answers
+from asr_kd.distillation.answers import answer, prepare_answers
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.guard import Watch
 from asr_kd.distillation.knowledge import Lesson, Pupil, Seen
@@ -44,6 +44,7 @@ class Position:
         lowest: lowest CTC loss of all scores after the start.
         lanes: for each phase, the position of each lane.
         kept: steps whose checkpoints are kept to be averaged.
+        heard: by name, the step and the fingerprint of what another run shared and this one learns from.
     """
 
     cycle: int = 0
@@ -62,6 +63,7 @@ class Position:
     finished: bool = False
     lanes: list[list[Lane]] = field(default_factory=list)
     kept: list[Scored] = field(default_factory=list)
+    heard: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -165,9 +167,11 @@ def _loss(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Tensor
 def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> tuple[Batch, Lesson]:
     """The batch on the learner's device, with the answers of its teachers, if any answer in the step; and what is learned of it."""
     here, source = batch.to(learner.ranks.device), lesson.source
-    if not source.teacher:
+    if not lesson.answered:
         return here, lesson
-    if CYCLE in source.teachers and CYCLE not in learner.teachers:  # the first cycle
+    if any(
+        name not in learner.teachers for name in source.teachers
+    ):  # the first cycle, or a run that has shared nothing yet
         return here, lesson.unanswered
     with _precision(learner):
         here.parts |= answer(learner.teachers, here, lesson, done)

@@ -23,6 +23,7 @@ from asr_kd.shards.leases import sole_writer
 from asr_kd.training.averaging import remove_others
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.checkpoints import STATE, load_state
+from asr_kd.training.codistillation import share_no_more
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks, joined, total
 from asr_kd.training.metrics import Metrics
@@ -42,7 +43,8 @@ def train(settings: TrainSettings) -> None:
 
     Writes into `settings.output`: `best/`, the checkpoint with the best score on the development set (`settings.choose`);
     `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
-    `metrics.jsonl`; TensorBoard events. Started by `torchrun`, several processes train one network (`settings.distributed`).
+    `shared/`, checkpoints that other runs learn from (`settings.share`); `metrics.jsonl`; TensorBoard events. Started by
+    `torchrun`, several processes train one network (`settings.distributed`).
 
     Raises:
         UserError: when settings, units, targets and audio do not fit each other, or too much of the data is unusable.
@@ -61,8 +63,10 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     if world > 1 and carried:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
-    asked = {name for phase in settings.phases for source in phase.sources for name in source.teachers}
-    teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked - OWN)}
+    sources = [source for phase in settings.phases for source in phase.sources]
+    made = OWN | {one.name for source in sources for one in source.runs}
+    asked = {name for source in sources for name in source.teachers if name not in made}
+    teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked)}
     for folder, teacher in teachers.items():
         otherwise = ", or label the audio and learn the targets with resample=true"
         check_same_input(f"teacher: {folder}", teacher, units, settings.features, otherwise)
@@ -127,6 +131,8 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
             if position.phase == len(streams):
                 position.phase, position.cycle = 0, position.cycle + 1
                 position.finished = position.cycle == settings.cycles
+                if position.finished:
+                    share_no_more(learner, run)
                 if position.finished and ranks.first and position.kept:
                     score_mean(learner, units, metrics, run)
             if ranks.first and (lost := phase_lost(position, settings, stream.phase)):

@@ -13,11 +13,17 @@ import pytest
 import safetensors.torch
 import torch
 
+from asr_kd.distillation.knowledge import Pupil
 from asr_kd.ending import Stopped
-from asr_kd.models.acoustic import load_checkpoint, parameters
+from asr_kd.models.acoustic import build_model, load_checkpoint, parameters
 from asr_kd.training import phase
+from asr_kd.training.batches import PhaseStream
+from asr_kd.training.distributed.exchange import Exchange
+from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
+from asr_kd.training.step import Learner, step
 from asr_kd.training.trainer import train
+from asr_kd.units import Units
 from tests.training.test_processes import launched
 
 Job = Callable[..., TrainSettings]
@@ -79,7 +85,9 @@ def test_two_processes_of_which_one_dies(job: Job, tmp_path: Path) -> None:
     found = {}
     for how in ("lives", "dies"):
         (tmp_path / how).mkdir()
-        settings = all_sources(job, output=str(tmp_path / how / "run"), lanes=2, batch_frames=60, bucket_utterances=3)
+        settings = all_sources(
+            job, output=str(tmp_path / how / "run"), lanes=2, evaluate_every=6, batch_frames=80, bucket_utterances=3
+        )
         found[how] = state(launched(settings, tmp_path / how, 2, how))
     assert found["lives"] == found["dies"]
 
@@ -92,6 +100,28 @@ def test_the_student_s_own_steps_do_not_change_with_peers_that_it_does_not_hear(
     with_it, without = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("with", "without"))
     for name, value in with_it.items():
         torch.testing.assert_close(value, without[name], rtol=0, atol=0)
+
+
+def test_exchanging_student_and_peer_exchanges_what_they_become(job: Job, units: Units) -> None:
+    """Also where one has gradients that are clipped."""
+    settings = job(source={"mutual": {}}, model={"layers": 1, "size": 6, "dropout": 0.0}, clip=0.3)
+    stream = PhaseStream(settings, 0, units)
+    batch = next(filter(None, stream.batches(stream.start(), 0)))
+    become = []
+    for seeds in ((0, 1), (1, 0)):
+        pupil = Pupil(build_model(settings.model, settings.features.dimension, units.size), stream.lessons[0].kinds)
+        for seed, one in zip(seeds, pupil.clipped, strict=True):
+            torch.manual_seed(seed)
+            first = build_model(settings.model, settings.features.dimension, units.size).state_dict()
+            one.load_state_dict({name: (1 + 4 * seed) * value for name, value in first.items()})
+        learner = Learner(settings, pupil, torch.optim.SGD(pupil.parameters(), lr=1.0), Exchange(pupil, Ranks()))
+        for _ in range(3):
+            step(learner, batch, stream.lessons, 0.1)
+        become.append([one.state_dict() for one in pupil.clipped])
+    for name in become[0][0]:
+        torch.testing.assert_close(become[0][0][name], become[1][1][name])
+        torch.testing.assert_close(become[0][1][name], become[1][0][name])
+        assert not torch.equal(become[0][0][name], become[0][1][name])
 
 
 @pytest.mark.parametrize(
