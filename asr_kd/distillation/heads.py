@@ -64,7 +64,8 @@ class Head(Soft):
         logits = seen.beside["logits"].to(seen.logits.dtype)
         rows = logits[seen.learned]
         ctc, soft, top = (value_at(weight, seen.done) for weight in (settings.ctc, settings.soft, settings.top))
-        loss = rows.sum() * 0.0  # a graph, whatever the weights are now
+        # the gradient of every weight is 0 and not missing, whatever the weights are now and whatever lies above the head
+        loss = (rows.sum() + seen.logits.sum()) * 0.0
         # what has a weight at some time has its parts in every batch, what has none may lack them
         if ctc:
             loss = loss + ctc * ctc_loss(logits.log_softmax(-1), seen.lengths, seen.parts["text"])
