@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,23 @@ def test_codes_are_read_as_such_or_decoded() -> None:
 def test_damage_is_named(change: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"shard: a: {message}"):
         decode_hidden(change(encode_hidden(states("events"))), description("events"), "shard: a")
+
+
+@given(
+    fields=st.tuples(
+        st.integers(0, 2), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2**32 - 1), st.integers(0, 9)
+    ),
+    body=st.binary(max_size=90),
+    keep=st.sampled_from(["events", "frames", "codes"]),
+)
+def test_whatever_a_member_says_it_is_read_or_refused(fields: tuple[int, ...], body: bytes, keep: Keep) -> None:
+    """Its checksum is right, so that nothing else is noticed first."""
+    head = struct.pack("<4sBBHII", b"AKDH", *fields)
+    data = head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head + bytes(4)))) + body
+    with suppress(UserError):
+        found = decode_hidden(data, description(keep))
+        assert {tap: len(rows) for tap, rows in found.taps.items()} == dict.fromkeys(WIDTHS, fields[4])
+        assert found.edges is None or found.edges.max(initial=0) <= found.frames
 
 
 def written(path: Path, keep: Keep) -> dict[str, bytes]:
