@@ -35,7 +35,8 @@ SLOW = (
     "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_sharing",
     "labeling/", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
     "training/test_codistillation.py::test_two", "training/test_codistillation.py::test_whoever", "training/test_mutual.py::test_two",
-    "training/test_knowledge", "training/test_processes", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_stream",
+    "training/test_features.py::test_two", "training/test_self.py::test_two", "training/test_relations.py::test_two",
+    "training/test_knowledge", "training/test_processes", "training/test_stored", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_stream",
 )  # fmt: skip
 NEEDS = "is not installed; `pip install -r requirements-dev.lock` does it"
 

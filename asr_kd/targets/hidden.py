@@ -31,7 +31,7 @@ class HiddenDescription(Settings):
     Attributes:
         version: of the members.
         keep: rows are those of events, of frames, or codes of frames.
-        taps: name → width, in the order of the members.
+        taps: name → width; members have them in the order of their names.
         codebooks: bytes a frame and tap, of codes.
         quantiser: fingerprint of the tables that made the codes.
         rows: of all utterances.
@@ -101,7 +101,7 @@ class HiddenStates:
 def encode_hidden(states: HiddenStates) -> bytes:
     """The bytes of an utterance's hidden states."""
     columns = [] if states.edges is None else [states.edges.astype("<u4")]
-    columns += [rows.astype("u1" if states.keep == "codes" else "<f2") for rows in states.taps.values()]
+    columns += [rows.astype("u1" if states.keep == "codes" else "<f2") for _, rows in sorted(states.taps.items())]
     body = b"".join(column.tobytes() for column in columns)
     rows = states.frames if states.edges is None else states.edges.shape[1]
     header = [MAGIC, VERSION, _KEEPS.index(states.keep), len(states.taps), states.frames, rows]
@@ -147,7 +147,7 @@ def decode_hidden(
         if (edges[0] >= edges[1]).any() or (edges[0, 1:] < edges[1, :-1]).any() or edges.max(initial=0) > frames:
             raise UserError(damaged.format("spikes overlap"))
     found = {}
-    for tap, width in wide.items():
+    for tap, width in sorted(wide.items()):
         found[tap] = np.frombuffer(body, kind, rows * width, at).reshape(rows, width)
         at += rows * width * kind.itemsize
     return HiddenStates(description.keep, frames, found, edges, quantiser)

@@ -125,7 +125,7 @@ def naive_events(target: SparsePosteriors, states: np.ndarray) -> np.ndarray:
 def test_stopped_and_started_again_it_ends_in_the_same_bytes(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
 ) -> None:
-    label(job(output=str(tmp_path / "whole"), loader_workers=1, **KEEPS[keep]))
+    label(job(output=str(tmp_path / "whole"), loader_workers=int(keep == "events"), **KEEPS[keep]))
     settings, real = job(**KEEPS[keep]), job_module.label_shard
 
     def stopped(*arguments: Any) -> Any:

@@ -19,10 +19,12 @@ from pydantic import ValidationError
 
 from asr_kd.cli import main
 from asr_kd.errors import UserError
+from asr_kd.labeling.hidden import make_quantiser
 from asr_kd.labeling.job import label
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import load_checkpoint
 from asr_kd.progress import Progress
+from asr_kd.shards.tarset import read_index
 
 ray = pytest.importorskip("ray", reason="ray is not installed; `pip install -r requirements-dev.lock` does it")
 from asr_kd.labeling import ray_engine  # noqa: E402  # it asks for ray at once
@@ -245,6 +247,21 @@ def test_what_a_worker_refuses(job: Job, monkeypatch: pytest.MonkeyPatch) -> Non
     worker = ray_engine.Labeler(job(engine="ray"), "another", None)
     with pytest.raises(UserError, match=r"is teacher \w+ on .* and another for the driver; give all machines the same"):
         worker.load()
+
+
+def test_a_worker_codes_with_the_quantiser_of_the_driver(job: Job, tmp_path: Path) -> None:
+    codes = {"mode": "hidden", "taps": ["layer.1"], "keep": "codes", "codebooks": 2, "quantiser_frames": 300}
+    label(job(output=str(tmp_path / "local"), **codes))
+    settings = job(engine="ray", output=str(tmp_path / "ray"), **codes)
+    (tmp_path / "ray").mkdir()
+    teacher, infos = load_checkpoint(settings.teacher), read_index(settings.audio)
+    make_quantiser(settings, teacher, infos)
+    worker = ray_engine.Labeler(settings, teacher.fingerprint, None)
+    worker.load()
+    for info in infos:
+        worker.label(info)
+    local = published(tmp_path / "local")
+    assert published(tmp_path / "ray") == {name: local[name] for name in [*infos.names, "quantiser.safetensors"]}
 
 
 MISSING = """

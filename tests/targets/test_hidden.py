@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def utterances(draw: st.DrawFn) -> HiddenStates:
 @given(one=utterances())
 def test_what_is_read_is_what_was_written(one: HiddenStates) -> None:
     found = decode_hidden(encode_hidden(one), description(one.keep))
-    assert (found.keep, found.frames, list(found.taps)) == (one.keep, one.frames, list(WIDTHS))
+    assert (found.keep, found.frames, list(found.taps)) == (one.keep, one.frames, sorted(WIDTHS))
     for tap, rows in one.taps.items():
         np.testing.assert_array_equal(found.taps[tap], rows)
     if one.edges is not None and found.edges is not None:
@@ -83,6 +85,8 @@ def test_bytes_of_a_member() -> None:
     body = struct.pack("<II", 1, 3) + bytes.fromhex("003c00c0")
     head = b"AKDH" + bytes([1, 0, 1, 0]) + struct.pack("<II", 6, 1)
     assert encode_hidden(one) == head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head + bytes(4)))) + body
+    two = replace(one, taps={"layer.2": np.array([[0.0]], np.float16), **one.taps})
+    assert encode_hidden(two)[20:] == body + bytes(2)  # in the order of their names
     coded = HiddenStates("codes", 2, {"layer.1": np.array([[7, 255], [0, 1]], np.uint8)})
     assert encode_hidden(coded)[20:] == bytes([7, 255, 0, 1])
 
@@ -121,6 +125,23 @@ def test_codes_are_read_as_such_or_decoded() -> None:
 def test_damage_is_named(change: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"shard: a: {message}"):
         decode_hidden(change(encode_hidden(states("events"))), description("events"), "shard: a")
+
+
+@given(
+    fields=st.tuples(
+        st.integers(0, 2), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2**32 - 1), st.integers(0, 9)
+    ),
+    body=st.binary(max_size=90),
+    keep=st.sampled_from(["events", "frames", "codes"]),
+)
+def test_whatever_a_member_says_it_is_read_or_refused(fields: tuple[int, ...], body: bytes, keep: Keep) -> None:
+    """Its checksum is right, so that nothing else is noticed first."""
+    head = struct.pack("<4sBBHII", b"AKDH", *fields)
+    data = head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head + bytes(4)))) + body
+    with suppress(UserError):
+        found = decode_hidden(data, description(keep))
+        assert {tap: len(rows) for tap, rows in found.taps.items()} == dict.fromkeys(WIDTHS, fields[4])
+        assert found.edges is None or found.edges.max(initial=0) <= found.frames
 
 
 def written(path: Path, keep: Keep) -> dict[str, bytes]:
