@@ -16,8 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.models.acoustic import build_model, infer, load_checkpoint
 from asr_kd.models.settings import ModelSettings
+from asr_kd.targets.hidden import decode_hidden
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import read_metadata, read_target_shard, tail_prior
+from asr_kd.targets.quantiser import read_quantiser
+from asr_kd.targets.store import read_labelled_shard, read_metadata, read_target_shard, tail_prior
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.checkpoints import STATE, load_state
@@ -58,6 +60,24 @@ def test_soft_targets(version: int) -> None:
     if version > 1:
         halvings = 2.0 ** -np.array([0, 1, 2, 0, 0.5])
         np.testing.assert_allclose(tail_prior(path, metadata), halvings / halvings.sum())
+
+
+@pytest.mark.parametrize("keep", ["events", "frames", "codes"])
+def test_soft_targets_with_hidden_states(keep: str) -> None:
+    path = GOLDEN / "targets-v4" / f"{keep}.tar"
+    metadata, utterances = read_labelled_shard(path, "abcd", 5, 30)
+    held = metadata.hidden
+    assert metadata.version == 4 and held is not None and (held.keep, held.taps) == (keep, {"layer.1": 2})
+    quantiser = read_quantiser(path.parent, held.quantiser) if held.quantiser else None
+    states = {}
+    for key, target, data in utterances:
+        assert list(map(list, frames_of(target))) == list(map(list, TARGETS[key]))
+        states[key] = decode_hidden(data or b"", held, key, quantiser)
+    first = [0, 0] if keep == "events" else [1, -1]
+    assert states["a"].of_frames("layer.1").tolist() == [first, [0.5, 0.25], [0, 2]]
+    assert states["b"].of_frames("layer.1").tolist() == ([[0, 0]] * 2 if keep == "events" else [[0, 2], [-3, 0]])
+    if keep == "codes":
+        assert states["b"].of_frames("codes.layer.1").tolist() == [[2], [3]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who answers in the step what the student is to learn: a checkpoint (online), or the run's own moving average.
+"""Who answers in the step what the student is to learn: a checkpoint (online), the run's own moving average, or its last cycle.
 
 Stored answers come with the batch, from the loader; these are made of its clean features. All fill the same parts, so a loss does not
 know who has answered. A peer, which is trained too, stands beside the student: `Knowledge.beside`.
@@ -15,17 +15,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.batch import Batch, Part
 from asr_kd.distillation.knowledge import Knowledge, Lesson, Pupil
-from asr_kd.distillation.settings import SourceSettings, value_at
+from asr_kd.distillation.settings import SourceSettings
+from asr_kd.distillation.stored import stored_taps
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import Checkpoint, read_model_settings
 from asr_kd.models.settings import ModelSettings
 from asr_kd.targets.combine import CombineMode
 from asr_kd.units import Units
 
-#: the name of the run's own moving average among the teachers
-AVERAGE = "average"
+#: the names of the run's own moving average among the teachers, and of the best weights at the end of its last cycle
+AVERAGE, CYCLE = "average", "cycle"
+#: teachers that the run makes
+OWN = frozenset({AVERAGE, CYCLE})
 
 
 def answer(networks: Mapping[str, nn.Module], batch: Batch, lesson: Lesson, done: float = 0.0) -> dict[str, Part]:
@@ -89,13 +93,15 @@ def prepare_answers(batch: Batch, kinds: Sequence[Knowledge]) -> None:
 
 
 def taught_by(source: SourceSettings, student: ModelSettings) -> dict[str, int]:
-    """Hidden states that all who answer in the step have, with their widths, of several teachers together.
+    """Hidden states of who answers, with their widths: those that are stored, or those that all who answer in the step have, together.
 
     Args:
-        source: names them; without a teacher there are none.
-        student: the network that is trained, of which the average is one.
+        source: names them; without targets or a teacher there are none.
+        student: the network that is trained, of which the run's own teachers are others.
     """
-    found = [(student if name == AVERAGE else read_model_settings(name)).taps for name in source.teachers]
+    if source.targets:
+        return stored_taps(source)
+    found = [(student if name in OWN else read_model_settings(name)).taps for name in source.teachers]
     common = [tap for tap in found[0] if all(tap in one for one in found)] if found else []
     return {tap: sum(one[tap] for one in found) for tap in common}
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asr_kd.targets.hidden import HiddenStates
 from asr_kd.targets.posteriors import SparsePosteriors
 
 
@@ -23,6 +24,7 @@ class Example:
         targets: soft targets of the learned frames.
         prior: float32 [units], the proportions in which the targets' tail is spread; None unless `missing_mass` is prior.
         clean: `features` before noise was added; None: they are clean.
+        hidden: what is stored of the teacher's hidden states of the learned frames; None if no kind needs them.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Example:
     targets: SparsePosteriors | None = None
     prior: np.ndarray | None = None
     clean: np.ndarray | None = None
+    hidden: HiddenStates | None = None
     first: int = 0
     last: int = 0
 
@@ -71,7 +74,9 @@ class Batch:
         source: index of its source in the phase.
         parts: by name. `text`: unit ids, ragged. Soft targets: `soft.units` and `soft.probs` [learned frames, k], `soft.tail`
             [learned frames]; `soft.priors` [shards, units], whole, the proportions in which tails are spread, and
-            `soft.prior` [learned frames], the row of it for each frame. And what kinds of knowledge add.
+            `soft.prior` [learned frames], the row of it for each frame. Hidden states of who answers: `hidden.` and a tap,
+            float32 [learned frames, width] (of stored events, the event of the spike that a frame is in), or `codes.` and a
+            tap, int64 [learned frames, codebooks]. And what kinds of knowledge add.
         seconds: audio to learn, before any stretch.
         lane: index of its lane.
         after: position of the lane after this batch.

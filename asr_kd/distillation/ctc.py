@@ -13,6 +13,14 @@ from asr_kd.units import Units
 OUTSIDE = -30.0
 
 
+def ctc_losses(log_probs: Tensor, lengths: Tensor, text: Part) -> Tensor:
+    """As `ctc_loss`, of each utterance: float [batch]."""
+    assert text.lengths is not None
+    return nn.functional.ctc_loss(
+        log_probs.transpose(0, 1), text.values, lengths.to(log_probs.device), text.lengths.to(log_probs.device), Units.blank, "none"
+    )  # fmt: skip
+
+
 def ctc_loss(log_probs: Tensor, lengths: Tensor, text: Part) -> Tensor:
     """The CTC loss of all utterances together, in nat.
 

@@ -28,8 +28,8 @@ class Pairs(NamedTuple):
     """What is compared, a row per sample; float32 whatever the network's precision.
 
     Attributes:
-        student: float32 [samples, width], with gradient.
-        teacher: float32 [samples, width of the teacher].
+        student: float32 [samples, width], with gradient (float64 if the states are).
+        teacher: float32 [samples, width of the teacher], without (float64 if the states are).
         utterance: int64 [samples], the utterance of the batch that each is from.
         unit: int64 [samples], the teacher's best unit: of a frame, or of a spike, the best that is no blank.
     """
@@ -59,8 +59,8 @@ class Hidden(Knowledge):
 
     def pairs(self, seen: Seen) -> Pairs:
         """The samples of a batch, of all its learned frames or of all spikes of the teacher; there may be none."""
-        student = seen.hidden[self.settings.student].float()[seen.learned]
-        teacher = seen.parts[f"hidden.{self.settings.teacher}"].values.float()
+        student = _exact(seen.hidden[self.settings.student][seen.learned])
+        teacher = _exact(seen.parts[f"hidden.{self.settings.teacher}"].values.detach())
         units, probs = (seen.parts[f"soft.{name}"].values for name in ("units", "probs"))
         if self.settings.samples == "frames":
             return Pairs(student, teacher, seen.utterances, units[:, 0])
@@ -70,15 +70,36 @@ class Hidden(Knowledge):
         with torch.no_grad():
             spoken = torch.where(units != Units.blank, probs.float(), 0.0)
             inside, at = frames_of(start, end)
-            mass = torch.where(inside, spoken.sum(-1)[at], 0.0)
-            total = mass.new_zeros(len(start), seen.logits.shape[-1])
+            total = spoken.new_zeros(len(start), seen.logits.shape[-1])
             total.scatter_add_(1, units[at].flatten(1), (spoken[at] * inside[..., None]).flatten(1))
             unit = total.argmax(1)
-            theirs = (_shares(mass, inside)[..., None] * teacher[at]).sum(1)
+            theirs = of_spikes(teacher, spoken.sum(-1), start, end)
             inside, at = frames_of(first, last)
             own = seen.rows.float().softmax(-1)[at, unit[:, None]]
             weights = _shares(own, inside)
         return Pairs((weights[..., None] * student[at]).sum(1), theirs, seen.utterances[start], unit)
+
+
+def _exact(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def of_spikes(states: Tensor, mass: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """The teacher's state of each spike: the mean over its frames, weighted by how little blank there is.
+
+    Args:
+        states: float32 [frames, width].
+        mass: float32 [frames], the teacher's probability of all units but the blank.
+        start: int64 [spikes], the first frame of each.
+        end: int64 [spikes], one past the last.
+
+    Returns:
+        float32 [spikes, width].
+    """
+    if not len(start):
+        return states[:0]
+    inside, at = frames_of(start, end)
+    return (_shares(torch.where(inside, mass[at], 0.0), inside)[..., None] * states[at]).sum(1)
 
 
 def _shares(weights: Tensor, inside: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ class Task:
         units: vocabulary of the student; None when a step is only timed.
         missing_mass: see `soft_cross_entropy`.
         taught: hidden states of who answers in this source, with their widths.
+        source: what is learned from, and how.
     """
 
     units: Units | None
@@ -34,6 +35,7 @@ class Task:
     model: ModelSettings
     missing_mass: MissingMass
     taught: Mapping[str, int] = field(default_factory=dict)
+    source: SourceSettings | None = None
 
 
 class Seen(NamedTuple):
@@ -78,6 +80,7 @@ class Knowledge:
         weight: of its loss.
         taps: hidden states of the student that its loss, or its module beside the student, uses.
         taught: hidden states of who answers that it uses; they come as parts, `hidden.` and the name, a row per learned frame.
+            Of stored codes also `codes.` and the name, which is the name of their part.
     """
 
     taps: Sequence[str] = ()
@@ -93,6 +96,9 @@ class Knowledge:
 
         It runs in the loader, or where a kind learns from what is answered in the step, there, without the examples.
         """
+
+    def join(self, others: Sequence[Knowledge]) -> None:
+        """Know the other kinds of the source, once all are there; a UserError when it cannot go with one of them."""
 
     def beside(self) -> nn.Module | None:
         """The module to train beside the student, if any: it maps `Outputs`, features and lengths to named tensors."""
@@ -125,15 +131,22 @@ class Lesson:
         """The kinds that learn from what somebody answers in the step."""
         return [kind for kind in self.kinds if kind.needs & ANSWERED] if self.source.teacher else []
 
+    @property
+    def unanswered(self) -> Lesson:
+        """The lesson when nobody answers in the step."""
+        return replace(self, kinds=[kind for kind in self.kinds if kind not in self.answered])
+
 
 def lesson_of(source: SourceSettings, task: Task) -> Lesson:
     """The kinds of knowledge of a source.
 
     Raises:
-        UserError: when a kind asks for hidden states that the student or who answers does not have.
+        UserError: when a kind asks for hidden states that the student or who answers does not have, or cannot go with another.
     """
+    task = replace(task, source=source)
     kinds = [pkgutil.resolve_name(asked.settings.make)(asked, task) for asked in source.knowledge()]
     for kind in kinds:
+        kind.join([other for other in kinds if other is not kind])
         for whose, asked, there in (
             ("the network", kind.taps, task.model.taps),
             ("the teacher", kind.taught, task.taught),
@@ -164,6 +177,12 @@ class Pupil(nn.Module):
         for kind in kinds:
             if kind.name not in self.beside and (module := kind.beside()) is not None:
                 self.beside[kind.name] = module
+
+    @property
+    def clipped(self) -> list[nn.Module]:
+        """What has its gradients clipped by itself: the student, each module beside it, and of a list of modules, each."""
+        besides = [list(one) if isinstance(one, nn.ModuleList) else [one] for one in self.beside.values()]
+        return [self.student, *(module for modules in besides for module in modules)]
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Outputs, dict[str, dict[str, Tensor]]]:
         """Outputs of the student, and by kind those of the modules beside it.

@@ -10,20 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asr_kd.config.schedule import value_at
 from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import MissingMass, value_at
+from asr_kd.distillation.settings import MissingMass
+from asr_kd.distillation.timing import best_delay, later, near_speech
 
 
 class Soft(Knowledge):
     """`soft`: each learned frame's distribution."""
 
     def loss(self, seen: Seen) -> Tensor:
-        temperature = value_at(self.settings.temperature, seen.done)
+        source = self.task.source
+        assert source is not None
+        if not source.delays:
+            return self._learned(seen).sum()
+        most = round(source.delays.most_ms / self.task.features.frame_ms)
+        losses = torch.stack([self._learned(later(seen, delay)) for delay in range(most + 1)])
+        return best_delay(losses, seen.utterances, source.delays.sharpness).sum()
+
+    def _learned(self, seen: Seen) -> Tensor:
+        """The loss of each learned frame, 0 where nothing is learned of it."""
+        source, frame_ms = self.task.source, self.task.features.frame_ms
+        assert source is not None
+        temperature = value_at(source.temperature, seen.done)
         # gradients by logits at a temperature are smaller by its square (Hinton et al. 2015, arXiv 1503.02531)
-        return self.of_frames(seen, seen.rows / temperature).sum() * temperature**2
+        losses = self.of_frames(seen, seen.rows / temperature) * temperature**2
+        if source.select:
+            before, after = (round(span / frame_ms) for span in (source.select.before_ms, source.select.after_ms))
+            losses = torch.where(near_speech(seen, before, after), losses, 0.0)
+        return losses
 
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
-        """Cross-entropy of each learned frame with the logits `rows` [learned frames, units]."""
+        """Loss of each learned frame with the logits `rows` [learned frames, units], here the cross-entropy."""
         units, probs, tail = (seen.parts[f"soft.{name}"].values for name in ("units", "probs", "tail"))
         priors, prior = (
             part.values if (part := seen.parts.get(f"soft.{name}")) else None for name in ("priors", "prior")

@@ -10,7 +10,8 @@ P comes from one of two sources:
 - *soft targets*: frames are independent of each other given the audio, so drawing a unit from each frame's distribution and
   collapsing the path is an exact draw (of the full sum, which arXiv 2303.05958 computes for other models);
 - *n-best lists*, weighted by their scores (Takashima et al. 2018, 2019). The search may have used a lexicon and a language
-  model, so that the targets contain knowledge of the labelled text.
+  model, so that the targets contain knowledge of the labelled text. Their best few can also be learned all at once (`best`), which costs
+  a CTC recursion each and has no draws' noise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from asr_kd.distillation.batch import Batch, Example, Part
-from asr_kd.distillation.ctc import ctc_loss
+from asr_kd.distillation.ctc import ctc_loss, ctc_losses
 from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.distillation.settings import SequenceSettings
 from asr_kd.units import Units
@@ -32,6 +33,9 @@ class SoftSequences(Knowledge):
     """`sequences`: CTC on transcripts that are drawn each time an utterance is read."""
 
     def prepare(self, examples: Sequence[Example], batch: Batch, rng: np.random.Generator) -> None:
+        if self.settings.best:
+            batch.parts |= weigh_lists([one.choices for one in examples], self.settings)
+            return
         if examples and examples[0].choices:
             ids, sizes = draw_from_lists([one.choices for one in examples], self.settings, rng)
         else:
@@ -40,9 +44,41 @@ class SoftSequences(Knowledge):
         batch.parts["sequences"] = Part(ids, sizes)
 
     def loss(self, seen: Seen) -> Tensor:
+        if self.settings.best:
+            return self._of_lists(seen)
         draws = self.settings.draws
         log_probs = seen.logits.log_softmax(-1).repeat(draws, 1, 1)
         return ctc_loss(log_probs, seen.lengths.repeat(draws), seen.parts["sequences"]) / draws
+
+    def _of_lists(self, seen: Seen) -> Tensor:
+        text, weights = seen.parts["sequences"], seen.parts["sequences.weights"].values
+        best = self.settings.best
+        log_probs = seen.logits.log_softmax(-1).repeat_interleave(best, 0)
+        losses = ctc_losses(log_probs, seen.lengths.repeat_interleave(best), text)
+        return (weights * torch.where(weights > 0, losses, 0.0)).sum()
+
+
+def weigh_lists(lists: list[Sequence[tuple[list[int], float]]], settings: SequenceSettings) -> dict[str, Part]:
+    """The best transcripts of each utterance's list, as the parts of a batch; those that are spelled alike are one.
+
+    Returns:
+        `sequences`: unit ids of `settings.best` transcripts of each utterance, one after the other, the first again where a list has fewer;
+        `sequences.weights`: float32 [utterances * best], the softmax of the scores / temperature over what is learned of a list, 0 for
+        what is there again.
+    """
+    chosen: list[list[int]] = []
+    weights = np.zeros((len(lists), settings.best or 1), np.float32)
+    for row, choices in zip(weights, lists, strict=True):
+        scores: dict[tuple[int, ...], float] = {}
+        for ids, score in choices:
+            scores[tuple(ids)] = np.logaddexp(scores.get(tuple(ids), -np.inf), score / settings.temperature)
+        best = sorted(scores, key=lambda ids: -scores[ids])[: len(row)]
+        own = np.array([scores[ids] for ids in best])
+        row[: len(best)] = np.exp(own - np.logaddexp.reduce(own))
+        chosen += [list(ids) for ids in best + best[:1] * (len(row) - len(best))]
+    spelled = torch.tensor([unit for one in chosen for unit in one], dtype=torch.int64)
+    text = Part(spelled, torch.tensor([len(one) for one in chosen]))
+    return {"sequences": text, "sequences.weights": Part(torch.from_numpy(weights.reshape(-1)), whole=True)}
 
 
 def draw_sequences(

@@ -19,10 +19,9 @@ from torch import Tensor
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.knowledge import Seen
 from asr_kd.distillation.response import Soft
+from asr_kd.distillation.timing import SPEECH
 from asr_kd.units import Units
 
-#: a frame belongs to a spike if at least this much of its mass is on units other than the blank
-SPIKE = 0.1
 #: how far the student may move a spike: from this long before it on, to this long after its start where no other comes first
 BEFORE_MS, AFTER_MS = 150, 210
 #: log-probability of the impossible; finite, so that its gradient is 0 and not NaN
@@ -94,7 +93,7 @@ def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, before: int, afte
     unit = units.gather(1, speech.argmax(1, keepdim=True))[:, 0].numpy()
     mass = speech.sum(1).numpy()
 
-    on = mass >= SPIKE
+    on = mass >= SPEECH
     starting = on & ~np.append(False, on[:-1])
     starting[begins[:-1]] = on[begins[:-1]]
     # a spike that has more than half its mass on one unit, then on another, is two spikes

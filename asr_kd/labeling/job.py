@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,8 +22,9 @@ from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
+from asr_kd.labeling.hidden import check_taps, hidden_claim, make_quantiser, quantiser_of
 from asr_kd.labeling.load import NO_TEXT, load, select
-from asr_kd.labeling.settings import LabelSettings
+from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, one_behind, selection_of
 from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
 from asr_kd.progress import Progress
@@ -71,11 +72,13 @@ def label(settings: LabelSettings) -> None:
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     teacher = load_checkpoint(settings.teacher, device)
+    check_taps(settings, teacher)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
     claim = _claim(settings, teacher, infos)
     named = {infos.hash: settings.audio, str(claim["transcripts"]): str(settings.transcripts)}
     claim_folder(settings.output, "label", claim, ".tar", named)
     output = place(settings.output)
+    make_quantiser(settings, teacher, infos)
 
     start = time.perf_counter()
     left = missing(infos, output)
@@ -129,11 +132,12 @@ def label(settings: LabelSettings) -> None:
         }
         write_json(output / "timing.json", timing, make_folder=False)
     clear_torn(output, began)
+    beside = f", {report['hidden']['bytes_per_frame']:.2f} of hidden states" if settings.taps else ""
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
         f"{output}: {total:,} utterances in = {report['labelled']:,} labelled + {report['quarantined']:,} quarantined\n"
         f"{report['audio_hours']:.3f} audio hours, {report['frames']:,} frames ({frames / seconds:,.0f} a second), "
-        f"{report['bytes_per_frame']:.2f} bytes a frame, mass kept {report['mean_kept_mass']:.5f}{kl}"
+        f"{report['bytes_per_frame']:.2f} bytes a frame{beside}, mass kept {report['mean_kept_mass']:.5f}{kl}"
     )
 
 
@@ -170,7 +174,7 @@ class LocalEngine(Engine):
 
     def __init__(self, *common: Any) -> None:
         super().__init__(*common)
-        self.devices = {str(self.teacher.device)}
+        self.devices, self.quantiser = {str(self.teacher.device)}, quantiser_of(self.settings)
         self.behind, count = ThreadPoolExecutor(1), self.settings.loader_workers
         self.encoders = process_pool(count, "loader_workers", serve_parent) if count else None
 
@@ -185,7 +189,7 @@ class LocalEngine(Engine):
             selected = (select(settings, teacher.units, self.transcripts, info, shard) for info, shard in shards)
             try:
                 yield from one_behind(
-                    label_shard(settings, teacher, loaded, self.progress, self.behind, self.encoders)
+                    label_shard(settings, teacher, loaded, self.progress, self.behind, self.encoders, self.quantiser)
                     for loaded in selected
                 )
             except BrokenProcessPool:
@@ -215,6 +219,7 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> di
     return {
         "max_seconds": settings.max_seconds,
         **selection_of(settings).model_dump(),
+        **hidden_claim(settings),
         "teacher": teacher.fingerprint,
         "audio": infos.hash,
         "transcripts": sha256_file(settings.transcripts) if settings.transcripts else None,
@@ -241,11 +246,17 @@ def _all_finished(
 ) -> Iterator[tuple[ShardInfo, tuple[TargetMetadata, int]]]:
     """Metadata and size of every shard, in order."""
 
+    quantiser = quantiser_of(settings)
+    widths = {tap: teacher.model.taps[tap] for tap in settings.taps}
+    marks = {"codebooks": settings.codebooks if quantiser else None, "quantiser": quantiser and quantiser.fingerprint}
+    hidden = {"keep": settings.keep, "taps": widths, **marks} if settings.taps else None
+
     def read(info: ShardInfo) -> tuple[TargetMetadata, int]:
         path = place(settings.output) / info.name
         metadata = read_metadata(path)
         check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
-        if metadata.teacher != teacher.fingerprint or metadata.selection != selection_of(settings):
+        same = metadata.selection == selection_of(settings) and hidden == (metadata.hidden and metadata.hidden.kind)
+        if metadata.teacher != teacher.fingerprint or not same:
             raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
         return metadata, path.stat().st_size
 
@@ -266,6 +277,7 @@ def _account(
     finished = infos.take(_there(infos, output)) if partly else infos
     sums: dict[str, float] = dict.fromkeys(("utterances", "frames", "audio_seconds"), 0)
     weighted: Counter[str] = Counter()
+    hidden: dict[str, float] = defaultdict(float)
     worst = 0.0
     stored = 0
     bad = Quarantine(total, settings.max_bad_share, "labelled")
@@ -280,6 +292,11 @@ def _account(
                     f"{output / info.name}: {metadata.statistics.utterances} labelled + {len(metadata.quarantined)} "
                     f"quarantined are not the {info.samples} utterances of its audio; prepare the audio shards again"
                 )
+            if (held := metadata.hidden) is not None:
+                hidden["rows"] += held.rows
+                hidden["bytes"] += held.bytes_per_frame * metadata.statistics.frames
+                for tap, share in held.lost.items():
+                    hidden[tap] += held.rows * share
             statistics = metadata.statistics.model_dump(exclude_none=True)
             worst = max(worst, statistics.pop("worst_kl", 0.0))
             for name in sums:
@@ -290,7 +307,7 @@ def _account(
     advice = "fix the audio"
     if reason == NO_TEXT:
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
-    elif settings.mode == "alignment" and reason.startswith("text "):
+    elif settings.mode in OF_TEXT and reason.startswith("text "):
         advice = "fix the texts"
     bad.refuse(settings.audio, f"see {output / QUARANTINE}, {advice}")
     if partly:
@@ -299,7 +316,7 @@ def _account(
         raise UserError(f"{output}: {min(foreign)} belongs to no audio shard; remove it")
     weighted["stored_bytes_per_frame"] = stored
     frames = max(sums["frames"], 1)
-    report = {
+    report: dict[str, Any] = {
         "shards": len(infos),
         "utterances": total,
         "labelled": sums["utterances"],
@@ -309,5 +326,9 @@ def _account(
         **{name: weighted[name] / frames if name in weighted else None for name in MEANS},
         "worst_kl": worst if "mean_kl" in weighted else None,
     }
+    if settings.taps:
+        lost = {tap: hidden[tap] / max(hidden["rows"], 1) for tap in settings.taps}
+        spent = hidden["bytes"] / frames
+        report["hidden"] = {"keep": settings.keep, "rows": hidden["rows"], "bytes_per_frame": spent, "lost": lost}
     write_json(output / "report.json", report, make_folder=False)
     return report

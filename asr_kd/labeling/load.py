@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.labeling.settings import LabelSettings
+from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, load_features
 from asr_kd.targets import codec
+from asr_kd.targets.hidden import HiddenStates, encode_hidden
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.reduced import Reduced, divergence
 from asr_kd.units import Units
 
-#: why an utterance without text is quarantined in mode alignment
+#: why an utterance without text is quarantined in modes that need one
 NO_TEXT = "no text to align to"
 
 
@@ -27,7 +28,7 @@ class Loaded:
     """What can be labelled of a shard, in its order.
 
     Attributes:
-        ids: in mode alignment, the unit ids of each item's text.
+        ids: in modes alignment and occupancy, the unit ids of each item's text.
         quarantined: key → why it cannot be labelled.
     """
 
@@ -54,12 +55,12 @@ def select(
     """The utterances of a shard that can be labelled; the others are quarantined.
 
     Args:
-        transcripts: key → text in place of the text in the shard; only mode alignment needs texts.
+        transcripts: key → text in place of the text in the shard; only modes alignment and occupancy need texts.
     """
     loaded = Loaded(info, quarantined=dict(shard.bad))
     for item in shard.items:
         ids: list[int] = []
-        if settings.mode == "alignment":
+        if settings.mode in OF_TEXT:
             text = item.fields.get("text") if transcripts is None else transcripts.get(item.key)
             ids = units.encode(text) if isinstance(text, str) else []
             reason = units.misfit(text, ids, len(item.features)) if isinstance(text, str) else NO_TEXT
@@ -72,17 +73,32 @@ def select(
 
 
 @dataclass
+class HiddenAnswer:
+    """What is kept of an utterance's hidden states, and sums that tell what was lost.
+
+    Attributes:
+        sums: for each tap, float64 [2 + width]: the squared error of what is kept, the squares of what was there, and the
+            latter's sum in each dimension. Those of several utterances add up.
+    """
+
+    states: HiddenStates
+    sums: dict[str, np.ndarray]
+
+
+@dataclass
 class Answer:
     """A teacher's answer for an utterance.
 
     Attributes:
         best: int [frames], the teacher's most probable unit; empty for an alignment.
-        full: its full distribution, reduced; only in modes mass and top_k.
+        full: its full distribution, reduced; only in modes mass, top_k and hidden.
+        hidden: what is kept of its hidden states; only in mode hidden.
     """
 
     kept: SparsePosteriors
     best: np.ndarray
     full: Reduced | None = None
+    hidden: HiddenAnswer | None = None
 
 
 @dataclass
@@ -92,11 +108,13 @@ class Encoded:
     Attributes:
         top1: bool [frames], whether the best unit is the teacher's; empty for an alignment.
         divergence: float64 [frames], in nat; empty without a full distribution.
+        hidden: the bytes of the hidden states; only in mode hidden.
     """
 
     data: bytes
     top1: np.ndarray
     divergence: np.ndarray
+    hidden: bytes | None = None
 
 
 def encode(answer: Answer, draws: int | None) -> Encoded:
@@ -106,4 +124,5 @@ def encode(answer: Answer, draws: int | None) -> Encoded:
         return Encoded(data, kept.units[kept.starts][: len(answer.best)] == answer.best, np.empty(0))
     # the reported figures are of what a reader will get
     stored = codec.decode(data)
-    return Encoded(data, stored.units[stored.starts] == answer.best, divergence(answer.full, stored))
+    hidden = None if answer.hidden is None else encode_hidden(answer.hidden.states)
+    return Encoded(data, stored.units[stored.starts] == answer.best, divergence(answer.full, stored), hidden)

@@ -27,6 +27,7 @@ import torch
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.errors import UserError
 from asr_kd.files import place
+from asr_kd.labeling.hidden import quantiser_of
 from asr_kd.labeling.job import Engine
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling.shard import label_shard, load_shard
@@ -75,6 +76,7 @@ class Labeler:
                 f"{self.settings.teacher}: is teacher {self.teacher.fingerprint} on {socket.gethostname()} and "
                 f"{self.fingerprint} for the driver; give all machines the same folder"
             )
+        self.quantiser = quantiser_of(self.settings)
         return str(device)
 
     def label(self, info: ShardInfo) -> TargetMetadata:
@@ -86,7 +88,7 @@ class Labeler:
             loaded = load_shard(self.settings, self.teacher, self.transcripts, info)
         with self.network:
             unseen = Progress("label", None, "", show=False)  # the driver counts whole shards
-            published = label_shard(self.settings, self.teacher, loaded, unseen, self.behind)
+            published = label_shard(self.settings, self.teacher, loaded, unseen, self.behind, None, self.quantiser)
         return published.result()[1]
 
 

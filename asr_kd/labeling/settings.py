@@ -8,17 +8,22 @@ from pydantic import Field, model_validator
 
 from asr_kd.config.base import Count, Location, Natural, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Audio, Threads
+from asr_kd.targets.settings import Keep
 
 #: settings that decide what is kept of a teacher's distribution, and the modes they belong to
 SELECTION = {
-    "k": ("mass", "top_k"),
-    "mass": ("mass",),
-    "floor": ("mass",),
+    "k": ("mass", "top_k", "occupancy", "hidden"),
+    "mass": ("mass", "occupancy", "hidden"),
+    "floor": ("mass", "occupancy", "hidden"),
     "draws": ("sampled",),
     "seed": ("sampled",),
-    "temperature": ("mass", "top_k", "sampled"),
+    "temperature": ("mass", "top_k", "sampled", "hidden"),
     "hold_frames": ("alignment",),
 }
+#: modes that need the text of every utterance
+OF_TEXT = ("alignment", "occupancy")
+#: settings that decide what is kept of a teacher's hidden states, of mode hidden alone; and those of codes alone
+HIDDEN, CODES = ("taps", "keep", "codebooks", "quantiser_frames"), ("codebooks", "quantiser_frames")
 #: settings of the labelling engine `ray` alone
 RAY = ("ray_address", "min_workers", "max_workers", "worker_cpus", "worker_gpus")
 
@@ -29,13 +34,14 @@ class LabelSettings(Settings):
     teacher: Location = Field(description="checkpoint folder, or its URL")
     audio: Audio
     output: Location = Field(description="folder of the soft-target shards, or its URL")
-    mode: Literal["mass", "top_k", "sampled", "alignment"] = Field(
+    mode: Literal["mass", "top_k", "sampled", "alignment", "occupancy", "hidden"] = Field(
         "mass",
         description="of the teacher's distribution the fewest units that reach a mass, the k best, or draws from it; "
-        "or its forced alignment to the text",
+        "or its forced alignment to the text; or how likely each unit is in each frame given the text (occupancy, kept as in mode mass); or what "
+        "mass keeps, and hidden states (taps) beside it",
     )
     transcripts: Location | None = Field(
-        None, description="alignment: JSONL of key and text in place of the text in the shards"
+        None, description="alignment, occupancy: JSONL of key and text in place of the text in the shards"
     )
     hold_frames: Count = Field(
         1, description="alignment: frames that each unit lasts at least, where the blank follows it"
@@ -43,17 +49,29 @@ class LabelSettings(Settings):
     temperature: Positive = Field(
         1.0, description="the teacher's logits are divided by this; above 1 softens an over-confident teacher"
     )
-    k: Annotated[int, Field(ge=1, le=255)] = Field(20, description="mass, top_k: units kept a frame at most")
+    k: Annotated[int, Field(ge=1, le=255)] = Field(
+        20, description="mass, top_k, occupancy, hidden: units kept a frame at most"
+    )
     mass: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.999, description="mass: enough units are kept for this mass"
+        0.999, description="mass, occupancy, hidden: enough units are kept for this mass"
     )
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="mass: units less probable than this are not kept, the best one excepted"
+        0.0, description="mass, occupancy, hidden: units less probable than this are not kept, the best one excepted"
     )
     draws: Annotated[int, Field(ge=1, le=255)] = Field(
         20, description="sampled: units drawn a frame, with replacement; their counts are kept"
     )
     seed: Natural = Field(0, description="sampled: fixes what is drawn")
+    taps: list[str] = Field([], description="hidden: layers whose states are kept: layer.1, layer.2, …")
+    keep: Keep = Field(
+        "events",
+        description="hidden: of each spike one vector (for samples: events), of each frame one, or codes of each frame: a byte a codebook",
+    )
+    codebooks: Annotated[int, Field(ge=1, le=64)] = Field(8, description="codes: bytes a frame and layer")
+    quantiser_frames: Count = Field(
+        50_000,
+        description="codes: frames of the audio that the quantiser is trained on, before the first shard is labelled",
+    )
     batch_frames: Count = BATCH_FRAMES
     max_seconds: Positive = MAX_SECONDS
     max_bad_share: Share = MAX_BAD_SHARE
@@ -79,7 +97,12 @@ class LabelSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> LabelSettings:
-        check_owners(self, "mode", SELECTION)
+        check_owners(self, "mode", SELECTION | dict.fromkeys(HIDDEN, ("hidden",)))
+        check_owners(self, "keep", dict.fromkeys(CODES, ("codes",)))
+        if bool(self.taps) != (self.mode == "hidden"):
+            raise ValueError("mode hidden needs taps: the layers whose states are kept, such as taps=[layer.1]")
+        if twice := next((tap for tap in self.taps if self.taps.count(tap) > 1), None):
+            raise ValueError(f"taps names {twice} twice; name each layer once")
         check_owners(self, "engine", dict.fromkeys(RAY, ("ray",)))
         if self.max_workers and self.max_workers < self.min_workers:
             raise ValueError(f"max_workers {self.max_workers} must not be below min_workers {self.min_workers}")
@@ -97,7 +120,9 @@ class VerifySettings(Settings):
     teacher: Location = Field(description="checkpoint folder of the teacher, or its URL")
     shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
     seed: Natural = Field(0, description="which shards are drawn")
-    transcripts: Location | None = Field(None, description="of an alignment: the texts that it was made from")
+    transcripts: Location | None = Field(
+        None, description="of an alignment or occupancy: the texts that it was made from"
+    )
     max_difference: Share = Field(0.03, description="largest difference of a probability that still holds")
     max_top1_share: Share = Field(0.001, description="share of frames whose best unit may differ")
     report: Location | None = Field(None, description="JSON file for all that was found")

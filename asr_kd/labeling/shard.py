@@ -16,14 +16,16 @@ from torchaudio.functional import forced_align
 from asr_kd.audio.features import FRONTEND_VERSION
 from asr_kd.errors import UserError
 from asr_kd.files import place
+from asr_kd.labeling.hidden import describe_hidden, kept_hidden
 from asr_kd.labeling.load import Answer, Encoded, Loaded, encode, load, select
 from asr_kd.labeling.settings import SELECTION, LabelSettings
-from asr_kd.models.acoustic import Checkpoint, log_posterior_batches
+from asr_kd.models.acoustic import Checkpoint, hidden_batches
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo
 from asr_kd.targets import codec
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import fit_prior, gain, prior_of, to_text
+from asr_kd.targets.quantiser import Quantiser
 from asr_kd.targets.reduced import reduced
 from asr_kd.targets.store import CodecDescription, Selection, Statistics, TargetMetadata, write_target_shard
 
@@ -31,6 +33,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 #: a batch: what is kept of each utterance, and its bytes
 Work = tuple[list[Answer], Iterable[Encoded]]
+#: what the network makes of an utterance: log-probabilities float32 [frames, units], and hidden states by tap, [frames, width]
+Said = tuple[Tensor, dict[str, Tensor]]
 
 #: most batches of the teacher's answers that wait to be encoded
 QUEUED = 2
@@ -74,30 +78,37 @@ def label_shard(
     progress: Progress,
     behind: Executor,
     encoders: Executor | None = None,
+    quantiser: Quantiser | None = None,
 ) -> Future[tuple[ShardInfo, TargetMetadata]]:
     """Run the teacher over a shard; `behind` reduces its answers to what is kept, encodes them and publishes the shard.
 
     Args:
         behind: an executor with one worker, so that its tasks run in order.
         encoders: processes that encode in its place.
+        quantiser: of the codes of hidden states.
 
     Returns:
         a future of the shard and its metadata, done when it is published.
     """
     waiting: list[tuple[list[int], Future[Work]]] = []
-    for batch, rows in log_posterior_batches(teacher, loaded.features, settings.batch_frames):
-        waiting.append((batch, behind.submit(_answer, settings, loaded, batch, rows, encoders)))
+    for batch, said in hidden_batches(teacher, loaded.features, settings.batch_frames, settings.taps):
+        waiting.append((batch, behind.submit(_answer, settings, loaded, batch, said, encoders, quantiser)))
         progress.advance(len(batch), sum(loaded.items[index].seconds for index in batch))
         if len(waiting) > QUEUED:  # dense outputs are large: they must not pile up before a slow encoder
             waiting[-1 - QUEUED][1].result()
     progress.advance(len(loaded.quarantined))
-    return behind.submit(_publish, settings, teacher, loaded, waiting)
+    return behind.submit(_publish, settings, teacher, loaded, waiting, quantiser)
 
 
 def _answer(
-    settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor], encoders: Executor | None
+    settings: LabelSettings,
+    loaded: Loaded,
+    batch: list[int],
+    said: list[Said],
+    encoders: Executor | None,
+    quantiser: Quantiser | None,
 ) -> Work:
-    answers = answer_batch(settings, loaded, batch, rows)
+    answers = answer_batch(settings, loaded, batch, said, quantiser)
     encoding = functools.partial(encode, draws=selection_of(settings).draws)
     if encoders is None:
         return answers, list(map(encoding, answers))
@@ -105,7 +116,11 @@ def _answer(
 
 
 def _publish(
-    settings: LabelSettings, teacher: Checkpoint, loaded: Loaded, batches: list[tuple[list[int], Future[Work]]]
+    settings: LabelSettings,
+    teacher: Checkpoint,
+    loaded: Loaded,
+    batches: list[tuple[list[int], Future[Work]]],
+    quantiser: Quantiser | None,
 ) -> tuple[ShardInfo, TargetMetadata]:
     found: dict[int, tuple[Answer, Encoded]] = {}
     for batch, work in batches:
@@ -116,39 +131,54 @@ def _publish(
     total = functools.reduce(np.add, lefts) if lefts else None
     codes = None if total is None else fit_prior(total)
     statistics = _statistics(utterances, sum(item.seconds for item in loaded.items), total, codes)
+    keys = [item.key for item in loaded.items]
+    hidden = {key: item.hidden for key, (_, item) in zip(keys, utterances, strict=True) if item.hidden is not None}
+    kept = [answer.hidden for answer, _ in utterances if answer.hidden is not None]
+    size = sum(map(len, hidden.values()))
+    described = describe_hidden(settings, teacher, kept, size, quantiser) if settings.taps else None
     metadata = TargetMetadata(
         codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS), selection=selection_of(settings),
         teacher=teacher.fingerprint, units_hash=teacher.units.hash, num_units=teacher.units.size,
         frame_ms=teacher.frame_ms, features=teacher.features, frontend=FRONTEND_VERSION, heard="float16",
         audio_sha256=loaded.info.sha256, quarantined=loaded.quarantined,
-        tail_prior=None if codes is None else to_text(codes), statistics=statistics,
+        tail_prior=None if codes is None else to_text(codes), statistics=statistics, hidden=described,
     )  # fmt: skip
-    keys = (item.key for item in loaded.items)
     path = place(settings.output) / loaded.info.name
-    write_target_shard(path, metadata, zip(keys, (item.data for _, item in utterances), strict=True))
+    targets = zip(keys, (item.data for _, item in utterances), strict=True)
+    write_target_shard(path, metadata, targets, hidden if settings.taps else None)
     return loaded.info, metadata
 
 
 def selection_of(settings: LabelSettings) -> Selection:
+    """What is kept of the distribution; in mode hidden what mode mass keeps."""
     decisive = {name: getattr(settings, name) for name, modes in SELECTION.items() if settings.mode in modes}
-    return Selection(mode=settings.mode, **decisive)
+    return Selection(mode="mass" if settings.mode == "hidden" else settings.mode, **decisive)
 
 
-def answer_batch(settings: LabelSettings, loaded: Loaded, batch: list[int], rows: list[Tensor]) -> list[Answer]:
-    """What is kept of the teacher's log-probabilities, found on their device; a UserError when they do not make a distribution.
+def answer_batch(
+    settings: LabelSettings, loaded: Loaded, batch: list[int], said: list[Said], quantiser: Quantiser | None = None
+) -> list[Answer]:
+    """What is kept of the teacher's answers, found on their device; a UserError when they make no distribution, or no numbers.
 
     Args:
+        settings: of the job.
+        loaded: the utterances.
         batch: indices of the utterances in `loaded`.
-        rows: float32 [frames, units] of each.
+        said: of each.
+        quantiser: of the codes of hidden states.
     """
     answers = []
-    for index, log_probs in zip(batch, rows, strict=True):
+    for index, (log_probs, states) in zip(batch, said, strict=True):
         key = loaded.items[index].key
         try:
             if settings.mode == "alignment":
                 answers.append(Answer(_align(log_probs.cpu(), loaded.ids[index], settings.hold_frames), np.empty(0)))
-            else:
-                answers.append(_keep(log_probs, settings, key))
+                continue
+            if settings.mode == "occupancy":
+                log_probs = occupancy(log_probs, loaded.ids[index])
+            answers.append(_keep(log_probs, settings, key))
+            if settings.mode == "hidden":
+                answers[-1].hidden = kept_hidden(settings, states, answers[-1].kept, quantiser)
         except UserError as error:
             raise UserError(f"{loaded.info.name}: {key}: {error}") from None
     return answers
@@ -162,9 +192,38 @@ def _keep(log_probs: Tensor, settings: LabelSettings, key: str) -> Answer:
         generator = np.random.Generator(np.random.Philox(key=[settings.seed, zlib.crc32(key.encode())]))
         kept = SparsePosteriors.sampled(log_probs, settings.draws, generator)
         return Answer(kept, log_probs.argmax(1).cpu().numpy())
-    mass, floor = (settings.mass, settings.floor) if settings.mode == "mass" else (1.0, 0.0)
+    mass, floor = (1.0, 0.0) if settings.mode == "top_k" else (settings.mass, settings.floor)
     kept = SparsePosteriors.from_dense(log_probs, settings.k, mass, floor)
     return Answer(kept, kept.units[kept.starts], reduced(kept, log_probs))
+
+
+def occupancy(log_probs: Tensor, ids: list[int]) -> Tensor:
+    """Log-probability of each unit in each frame given the text: of all CTC paths of the text, the share that is there.
+
+    With s the logits, p the distribution and P the probability of the text, it is p + ∂ log P / ∂s: a soft alignment, zero for all units
+    that the text does not hold. A teacher that knows the text answers so, as the oracle teacher of Yoon et al. 2021 (arXiv 2111.03664).
+
+    Args:
+        log_probs: float32 [frames, units], normalised natural log-probabilities.
+        ids: unit ids of the text, short enough for the frames.
+
+    Returns:
+        float32 [frames, units], finite, on the same device.
+    """
+    frames, units = log_probs.shape
+    if ids:
+        logits = log_probs.double().clone().requires_grad_()  # a copy: what was made in inference mode has no gradient
+        with torch.enable_grad():
+            loss = torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1)[:, None], torch.tensor([ids]), torch.tensor([frames]), torch.tensor([len(ids)]), 0, "sum"
+            )  # fmt: skip
+        shares = log_probs.double().softmax(-1) - torch.autograd.grad(loss, logits)[0]
+    else:
+        shares = torch.nn.functional.one_hot(
+            torch.zeros(frames, dtype=torch.int64, device=log_probs.device), units
+        ).double()
+    shares = shares.clamp_min(1e-12)  # rounding; and a logarithm that is finite
+    return (shares / shares.sum(-1, keepdim=True)).log().float()
 
 
 def _align(log_probs: Tensor, ids: list[int], hold_frames: int) -> SparsePosteriors:

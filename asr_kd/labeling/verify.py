@@ -7,24 +7,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from asr_kd.audio.blas import one_thread
 from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.files import claimed_settings, names_in, place, sha256_file, write_json
+from asr_kd.labeling.hidden import hidden_rows, lost_of, lost_share
 from asr_kd.labeling.load import Loaded
-from asr_kd.labeling.settings import SELECTION, LabelSettings, VerifySettings
+from asr_kd.labeling.settings import OF_TEXT, SELECTION, LabelSettings, VerifySettings
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
-from asr_kd.models.acoustic import Checkpoint, load_checkpoint, log_posterior_batches, pick_device
+from asr_kd.models.acoustic import Checkpoint, hidden_batches, load_checkpoint, pick_device
 from asr_kd.progress import Progress
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import ShardInfo, read_index
 from asr_kd.targets import codec
+from asr_kd.targets.hidden import HiddenDescription, HiddenStates, decode_hidden
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import TargetMetadata, check_answers, read_target_shard
+from asr_kd.targets.quantiser import read_quantiser
+from asr_kd.targets.store import TargetMetadata, check_answers, read_labelled_shard
 
 #: number of findings that are printed; the report has all
 SHOWN = 20
+#: hidden states on another machine may be off by so much more than the shard says
+LOST_MORE, LOST_BESIDE = 1.1, 1e-6
 ROUNDED_LATER = (
     "the teacher of {} of these {} shards heard unrounded features (float32, as asr_kd labelled before version 3 of soft targets); it "
     "hears them rounded to float16 here, as it was trained, which small differences come from"
@@ -41,6 +47,9 @@ class Findings:
         difference: largest difference between a stored and a new probability.
         top1: frames whose best unit differs.
         rounded_later: shards whose teacher was given float32 features, as before version 3.
+        hidden: of each tap the largest squared error of a shard's hidden states, as a share of their variance.
+        events: stored.
+        moved: those of utterances whose spikes the teacher has elsewhere now.
     """
 
     shards: int = 0
@@ -49,6 +58,9 @@ class Findings:
     difference: float = 0.0
     top1: int = 0
     rounded_later: int = 0
+    hidden: dict[str, float] = field(default_factory=dict)
+    events: int = 0
+    moved: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -92,6 +104,10 @@ def verify(settings: VerifySettings) -> bool:
     if found.top1 > settings.max_top1_share * found.frames:
         off = f"the best unit is not the teacher's, more than max_top1_share {settings.max_top1_share}"
         problems.append(f"{where}: in {found.top1} of {found.frames} frames {off}")
+    if found.moved > settings.max_top1_share * found.events:
+        problems.append(
+            f"{where}: {found.moved} of {found.events} events are of utterances whose spikes the teacher has elsewhere"
+        )
     if not found.utterances and not problems:
         none = "no utterance could be labelled again, so nothing was verified"
         raise UserError(f"{where}: {none}; see their quarantine.jsonl")
@@ -106,6 +122,8 @@ def verify(settings: VerifySettings) -> bool:
         f"{found.utterances:,} utterances and {found.frames:,} frames labelled again: largest difference "
         f"{found.difference:.5f}, {found.top1} best units differ"
     )
+    for tap, share in found.hidden.items():
+        print(f"{where}: hidden states of {tap} are within {share:.3g} of their variance of the teacher's")
     if settings.report:
         write_json(settings.report, {"holds": not problems, **vars(found)})
     return not problems
@@ -117,7 +135,7 @@ def _check_claim(settings: VerifySettings) -> None:
     advice = []
     if (limit := claim.get("max_seconds", settings.max_seconds)) != settings.max_seconds:
         advice.append(f"max_seconds={limit} (not {settings.max_seconds})")
-    if claim.get("mode") == "alignment":
+    if claim.get("mode") in OF_TEXT:
         texts = claim.get("transcripts")
         if not texts and settings.transcripts:
             advice.append("no transcripts (the texts in the audio shards were used)")
@@ -134,16 +152,22 @@ def _verify_shard(
     """Verify a shard and add to `found`; returns whether it was labelled again."""
     path = place(settings.targets) / info.name
     stored: dict[str, SparsePosteriors] = {}
+    states: dict[str, HiddenStates] = {}
     try:
-        metadata, pairs = read_target_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)
+        metadata, utterances = read_labelled_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)
         check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
         if (maker := metadata.teacher) != teacher.fingerprint:
             raise UserError(f"{path}: was made by teacher {maker}, {settings.teacher} is {teacher.fingerprint}")
+        held = metadata.hidden
+        quantiser = read_quantiser(settings.targets, held.quantiser) if held and held.quantiser else None
     except UserError as error:
         found.problems.append(str(error))
         return False
     try:
-        stored.update(pairs)  # what comes before a damaged one stays
+        for key, target, data in utterances:  # what comes before a damaged one stays
+            stored[key] = target
+            if held is not None and data is not None:
+                states[key] = decode_hidden(data, held, f"{path}: {key}", quantiser)
     except UserError as error:
         found.problems.append(str(error))
     found.shards += 1
@@ -151,14 +175,19 @@ def _verify_shard(
     labelling = _labelling(settings, metadata)
     loaded = load_shard(labelling, teacher, transcripts, info)
     wrong: dict[str, str] = {}
-    for key, target in _targets(labelling, teacher, loaded):
+    hidden = _Hidden(held, str(path)) if held is not None else None
+    for key, target, said in _targets(labelling, teacher, loaded, list(held.taps) if held else []):
         if key not in stored:
-            said = f"quarantined ({metadata.quarantined[key]})" if key in metadata.quarantined else "missing"
-            wrong[key] = f"is {said}, though the teacher can label it"
+            what = f"quarantined ({metadata.quarantined[key]})" if key in metadata.quarantined else "missing"
+            wrong[key] = f"is {what}, though the teacher can label it"
         elif stored[key].frames != target.frames:
             wrong[key] = f"has {stored[key].frames} frames, the teacher gives {target.frames}"
         else:
             _compare(stored[key], target, found)
+            if hidden is not None and key in states:
+                hidden.compare(states[key], said, target, found)
+    if hidden is not None:
+        hidden.judge(found)
     for key in stored.keys() - {item.key for item in loaded.items}:
         wrong[key] = f"has a soft target, but {loaded.quarantined.get(key, 'it is not in the audio shard')}"
     for key in loaded.quarantined.keys() - stored.keys() - metadata.quarantined.keys():
@@ -176,13 +205,45 @@ def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSetti
     return build(LabelSettings, values, "metadata.json")
 
 
-def _targets(labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded) -> Iterator[tuple[str, SparsePosteriors]]:
-    """Key and new soft target of every utterance, encoded and decoded."""
-    outputs = log_posterior_batches(teacher, loaded.features, labelling.batch_frames)
+def _targets(
+    labelling: LabelSettings, teacher: Checkpoint, loaded: Loaded, taps: list[str]
+) -> Iterator[tuple[str, SparsePosteriors, dict[str, Tensor]]]:
+    """Key, new soft target, encoded and decoded, and hidden states of every utterance."""
+    outputs = hidden_batches(teacher, loaded.features, labelling.batch_frames, taps)
     draws = selection_of(labelling).draws
-    for batch, answers in ahead(lambda pair: (pair[0], answer_batch(labelling, loaded, *pair)), outputs):
-        for index, answer in zip(batch, answers, strict=True):
-            yield loaded.items[index].key, codec.decode(codec.encode(answer.kept, draws=draws))
+    for (batch, said), answers in ahead(lambda pair: (pair, answer_batch(labelling, loaded, *pair)), outputs):
+        for index, (_, states), answer in zip(batch, said, answers, strict=True):
+            yield loaded.items[index].key, codec.decode(codec.encode(answer.kept, draws=draws)), states
+
+
+class _Hidden:
+    """The hidden states of a shard against the teacher's: what is stored may be off by no more than the shard says."""
+
+    def __init__(self, held: HiddenDescription, where: str) -> None:
+        self.held, self.where, self.rows = held, where, 0
+        self.sums = {tap: np.zeros(2 + width) for tap, width in held.taps.items()}
+
+    def compare(self, stored: HiddenStates, said: dict[str, Tensor], target: SparsePosteriors, found: Findings) -> None:
+        """Count an utterance in, whose hidden states `said` the teacher has now, beside its new soft target."""
+        rows_of, edges = hidden_rows(self.held.keep, said, target)
+        if stored.edges is not None and edges is not None:
+            found.events += stored.edges.shape[1]
+            if not np.array_equal(stored.edges, edges):  # a probability beside the least of a spike
+                found.moved += stored.edges.shape[1]
+                return
+        for tap, rows in rows_of.items():
+            got = stored.taps[tap] if stored.edges is not None else stored.of_frames(tap)
+            self.sums[tap] += lost_of(rows, torch.from_numpy(got.astype(np.float32)).to(rows.device))
+        self.rows += len(rows)
+
+    def judge(self, found: Findings) -> None:
+        """Note what was lost, and whether that is more than the shard says."""
+        for tap, sums in self.sums.items():
+            share, stated = lost_share(sums, self.rows), self.held.lost[tap]
+            found.hidden[tap] = max(found.hidden.get(tap, 0.0), share)
+            if share > stated * LOST_MORE + LOST_BESIDE:
+                off = f"{share:.3g} of their variance from the teacher's, more than the {stated:.3g} that were lost"
+                found.problems.append(f"{self.where}: hidden states of {tap} are {off}")
 
 
 def _compare(stored: SparsePosteriors, anew: SparsePosteriors, found: Findings) -> None:

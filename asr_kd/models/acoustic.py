@@ -67,14 +67,17 @@ def pick_device(wanted: str) -> torch.device:
 @contextmanager
 def blank_held_back(model: AcousticModel, offset: float) -> Iterator[None]:
     """Within this context `offset` nat are subtracted from the blank's output bias; afterwards it is restored bit for bit."""
-    bias = model.output.bias
-    before = bias.detach().clone()
+    held = [model.output.bias] if model.condition is None else [model.output.bias, model.condition.held_back]
+    before = [one.detach().clone() for one in held]
     with torch.no_grad():
-        bias[Units.blank] -= offset
+        model.output.bias[Units.blank] -= offset
+        if model.condition is not None:
+            model.condition.held_back += offset
         try:
             yield
         finally:
-            bias.copy_(before)
+            for one, value in zip(held, before, strict=True):
+                one.copy_(value)
 
 
 @dataclass
@@ -228,13 +231,24 @@ def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return pad_sequence(rows, batch_first=True), lengths
 
 
-@torch.inference_mode()
 def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[Tensor]:
     """Log-probabilities of one batch of utterances, on the network's device: for features [frames, inputs], float16 or
     float32, of each utterance, float32 [frames, units], nat."""
+    return [row for row, _ in log_posteriors_and_hidden(checkpoint, features)]
+
+
+@torch.inference_mode()
+def log_posteriors_and_hidden(
+    checkpoint: Checkpoint, features: Sequence[np.ndarray], taps: Sequence[str] = ()
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """As `log_posteriors`, each with the hidden states that `taps` name, float32 [frames, width], on the same device."""
     batch, lengths = collate(features)
-    log_probs = checkpoint.model(batch.to(checkpoint.device), lengths).logits.float().log_softmax(-1)
-    return [row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True)]
+    outputs = checkpoint.model(batch.to(checkpoint.device), lengths, taps)
+    log_probs = outputs.logits.float().log_softmax(-1)
+    return [
+        (row[:length], {tap: outputs.hidden[tap][index, :length].float() for tap in taps})
+        for index, (row, length) in enumerate(zip(log_probs, lengths.tolist(), strict=True))
+    ]
 
 
 def log_posterior_batches(
@@ -247,6 +261,21 @@ def log_posterior_batches(
     """
     for batch in batches_by_length([len(item) for item in features], batch_frames):
         yield batch, log_posteriors(checkpoint, [features[index] for index in batch])
+
+
+def hidden_batches(
+    checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int, taps: Sequence[str]
+) -> Iterator[tuple[list[int], list[tuple[Tensor, dict[str, Tensor]]]]]:
+    """As `log_posterior_batches`, each with the hidden states that are asked for.
+
+    Args:
+        checkpoint: that answers.
+        features: as of `log_posteriors`.
+        batch_frames: at most, padding included.
+        taps: names of hidden states; there may be none.
+    """
+    for batch in batches_by_length([len(item) for item in features], batch_frames):
+        yield batch, log_posteriors_and_hidden(checkpoint, [features[index] for index in batch], taps)
 
 
 def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from asr_kd.models.network import AcousticModel, Outputs, within
+from asr_kd.models.network import AcousticModel, Condition, Outputs, within
 from asr_kd.models.settings import ModelSettings
 
 
@@ -22,6 +22,8 @@ class ConformerModel(AcousticModel):
         self.input = nn.Linear(inputs, size)
         self.encoder = Conformer(size, settings.heads, 4 * size, layers, settings.kernel, settings.dropout)
         self.output = nn.Linear(size, num_units)
+        self.conditioned = frozenset(settings.conditioned)
+        self.condition = Condition(num_units, size) if self.conditioned else None
         self.lookahead_frames = None
         self.taps = settings.taps
         self._within: Any = None
@@ -43,4 +45,7 @@ class ConformerModel(AcousticModel):
             hidden = layer(hidden, ~inside)
             if (tap := f"layer.{number}") in taps:
                 held[tap] = hidden.transpose(0, 1)
+            if self.condition and number in self.conditioned:
+                hidden, logits = self.condition(hidden, self.output, nn.Identity())
+                held[f"logits.{number}"] = logits.transpose(0, 1)
         return Outputs(self.output(hidden.transpose(0, 1)), lengths, held)

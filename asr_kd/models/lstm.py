@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from asr_kd.models.network import AcousticModel, Outputs, within
+from asr_kd.models.network import AcousticModel, Condition, Outputs, within
 from asr_kd.models.settings import ModelSettings
 
 
@@ -33,6 +33,8 @@ class LstmModel(AcousticModel):
         self._initialise()
         self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(width, num_units)
+        self.conditioned = frozenset(settings.conditioned)
+        self.condition = Condition(num_units, width) if self.conditioned else None
         self.lookahead_frames = None if bidirectional else self.delay
         self.streams = not bidirectional
         self.taps = settings.taps
@@ -66,6 +68,9 @@ class LstmModel(AcousticModel):
                 hidden = torch.cat([hidden, _reordered(backwards, reversed_at)], dim=-1)
             if (tap := f"layer.{layer + 1}") in taps:
                 held[tap] = hidden[:, self.delay :]
+            if self.condition and layer + 1 in self.conditioned:
+                hidden, logits = self.condition(hidden, self.output, self.dropout)
+                held[f"logits.{layer + 1}"] = logits[:, self.delay :]
         return Outputs(self.output(self.dropout(hidden[:, self.delay :])), lengths, held)
 
     def stream(
@@ -75,6 +80,8 @@ class LstmModel(AcousticModel):
         for layer, forwards in enumerate(self.forwards):
             hidden, one = forwards(self.dropout(hidden) if layer else hidden, None if state is None else state[layer])
             after.append(one)
+            if self.condition and layer + 1 in self.conditioned:
+                hidden, _ = self.condition(hidden, self.output, self.dropout)
         return self.output(self.dropout(hidden)), after
 
 

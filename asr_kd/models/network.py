@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asr_kd.units import Units
+
 
 class Outputs(NamedTuple):
     """A network's output for a batch.
@@ -15,12 +17,38 @@ class Outputs(NamedTuple):
     Attributes:
         logits: [batch, frames, units]; a row belongs to the input frame of the same index, whatever the network's delay.
         lengths: int64 [batch], those of the input.
-        hidden: for each tap that was asked for, [batch, frames, width], aligned with the logits.
+        hidden: for each tap that was asked for, [batch, frames, width], aligned with the logits; and for each conditioned layer
+            `logits.1` and so on, [batch, frames, units], what the output layer says there.
     """
 
     logits: Tensor
     lengths: Tensor
     hidden: dict[str, Tensor]
+
+
+class Condition(nn.Module):
+    """Self-conditioning (Nozaki & Komatsu 2021, arXiv 2104.02724): a layer hears what the output layer says of the layer before it.
+
+    The projection is shared by all conditioned layers, as the output layer is. It starts at 0, so that a new network begins as one without.
+
+    Attributes:
+        held_back: float32 [1], what was taken off the blank in the output layer's bias; it is for the answer alone, so here it comes back.
+    """
+
+    held_back: Tensor
+
+    def __init__(self, units: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(units, width, bias=False)
+        nn.init.zeros_(self.project.weight)
+        self.register_buffer("held_back", torch.zeros(1))
+
+    def forward(self, hidden: Tensor, output: nn.Linear, dropout: nn.Module) -> tuple[Tensor, Tensor]:
+        """For a hidden state [..., width] frame by frame: that state for the next layer, and the logits [..., units]."""
+        logits = output(dropout(hidden))
+        blank = torch.arange(logits.shape[-1], device=logits.device) == Units.blank
+        logits = logits + self.held_back * blank
+        return hidden + self.project(logits.softmax(-1)), logits
 
 
 class AcousticModel(nn.Module):
@@ -33,6 +61,7 @@ class AcousticModel(nn.Module):
         lookahead_frames: how far the output looks ahead, in frames; None for the whole utterance.
         streams: whether it can run while audio arrives: then it has `stream` and `delay`.
         output: the last, linear layer.
+        condition: tells layers what the output layer says below them; None where no layer is conditioned.
     """
 
     taps: dict[str, int]
@@ -41,6 +70,10 @@ class AcousticModel(nn.Module):
     #: number of outputs of `stream` before that of the first frame
     delay: int = 0
     output: nn.Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.condition: Condition | None = None
 
     def forward(self, features: Tensor, lengths: Tensor, taps: Sequence[str] = ()) -> Outputs:
         """Run on whole utterances.

@@ -26,6 +26,10 @@ class ModelSettings(Settings):
         5, description="convolution width in frames (`conv`: each layer; `conformer`: depthwise)"
     )
     heads: Count = Field(4, description="attention heads of a `conformer`")
+    conditioned: list[Count] = Field(
+        default_factory=list,
+        description="layers behind which what the output layer would say there is added to what the next layer hears (not for `conv`)",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
@@ -36,6 +40,12 @@ class ModelSettings(Settings):
             raise ValueError("kernel must be odd")
         if self.kind == "conformer" and self.size % self.heads:
             raise ValueError("size must be a multiple of heads")
+        if self.conditioned and self.kind == "conv":
+            raise ValueError("conditioned belongs to kinds lstm, blstm and conformer")
+        if any(layer >= self.layers for layer in self.conditioned):
+            raise ValueError("conditioned names layers before the last one; a layer must follow")
+        if len(set(self.conditioned)) < len(self.conditioned):
+            raise ValueError("conditioned names a layer twice; name each once")
         return self
 
     @property

@@ -65,9 +65,13 @@ def plan(settings: PlanSettings) -> Plan:
     shards = -(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds)))
     effort = _effort(settings, settings.hours / speed, settings.workers)
     result = Plan(settings.hours, shards, settings.hours * size / (seconds / 3600), settings.hours * stored, *effort)
+    beside = ""
+    if held := report.get("hidden"):
+        size = held["bytes_per_frame"] * report["frames"] / heard
+        beside = f", {size / 1e6:,.3f} MB an hour of it hidden states ({held['keep']}, {held['bytes_per_frame']:.2f} bytes a frame)"
     assumed = [
         f"audio: {size / (seconds / 3600) / 1e6:,.1f} MB an hour, {seconds / len(infos) / 3600:,.3f} hours a shard ({settings.audio})",
-        f"soft targets: {stored / 1e6:,.3f} MB an hour, {report['bytes_per_frame']:.2f} bytes a frame and the tar around them "
+        f"soft targets: {stored / 1e6:,.3f} MB an hour, {report['bytes_per_frame']:.2f} bytes a frame and the tar around them{beside} "
         f"({settings.targets})",
         f"labelling: {speed:,.0f} audio hours an hour and worker ({source})",
     ]

@@ -78,6 +78,7 @@ def _print_shard(path: Place, metadata: TargetMetadata, pairs: list[tuple[str, S
         "frame": f"{metadata.frame_ms} ms from {metadata.offset_ms} ms on",
         "kept": kept,
         "codec": f"version {metadata.codec.version}, {metadata.codec.levels} levels",
+        **_hidden(metadata),
         "audio": f"SHA-256 {metadata.audio_sha256}",
         **{key: f"{value:,.6g}" for key, value in statistics.items()},
         "quarantined": len(metadata.quarantined),
@@ -92,6 +93,17 @@ def _print_shard(path: Place, metadata: TargetMetadata, pairs: list[tuple[str, S
         print(f"… and {len(pairs) - rows} more; rows={len(pairs)} shows all, key=KEY one of them")
     for key, reason in list(metadata.quarantined.items())[:rows]:
         print(f"{key:<28} quarantined: {reason}")
+
+
+def _hidden(metadata: TargetMetadata) -> dict[str, str]:
+    """What there is of hidden states: what is kept, and of each tap its width and what was lost."""
+    held = metadata.hidden
+    if held is None:
+        return {}
+    codes = f", {held.codebooks} codebooks of quantiser {held.quantiser}" if held.quantiser else ""
+    kept = f"{held.keep}, {held.rows:,} rows, {held.bytes_per_frame:,.2f} bytes a frame{codes}"
+    taps = {f"  {tap}": f"width {width}, {held.lost[tap]:.3g} of its variance lost" for tap, width in held.taps.items()}
+    return {"hidden states": kept, **taps}
 
 
 def _print_utterance(

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from asr_kd.config.base import Count, Location, Positive, Settings
 
+#: what is kept of a teacher's hidden states: of each spike one vector, of each frame one, or of each frame codes
+Keep = Literal["events", "frames", "codes"]
+
 
 class CombineSettings(Settings):
     """The soft targets of several teachers as one."""

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -19,11 +19,13 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, hash_json, names_in, parse_json, place
 from asr_kd.shards.tarset import first_member, read_members, write_members
 from asr_kd.targets.codec import decode_all, encode
+from asr_kd.targets.hidden import HiddenDescription
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import from_text, prior_of
 
-VERSION = 3
-METADATA, SUFFIX = "metadata.json", ".target"
+#: of shards without hidden states, and of those with them
+PLAIN, VERSION = 3, 4
+METADATA, SUFFIX, HIDDEN_SUFFIX = "metadata.json", ".target", ".hidden"
 #: soft targets decoded in one call
 TOGETHER = 16
 
@@ -38,7 +40,7 @@ class CodecDescription(Settings):
 class Selection(Settings):
     """What was kept of the teacher's distribution; null is what its mode does not look at."""
 
-    mode: Literal["mass", "top_k", "sampled", "alignment"]
+    mode: Literal["mass", "top_k", "sampled", "alignment", "occupancy"]
     k: int | None = None
     mass: float | None = None
     floor: float | None = None
@@ -84,10 +86,11 @@ class TargetMetadata(Settings):
         tail_prior: distribution of the mass that was not kept, as of `prior.to_text`.
         members: SHA-256 over keys and soft targets in order, set by `write_target_shard`; without it two swapped soft
             targets would not be noticed.
+        hidden: what is held of the teacher's hidden states; None, and no key of the file, if nothing is.
     """
 
     format: Literal["asr_kd-targets"] = "asr_kd-targets"
-    version: int = VERSION
+    version: int = PLAIN
     codec: CodecDescription
     selection: Selection
     teacher: str
@@ -103,19 +106,45 @@ class TargetMetadata(Settings):
     tail_prior: str | None = None
     members: str | None = None
     statistics: Statistics
+    hidden: HiddenDescription | None = None
+
+
+class Labelled(NamedTuple):
+    """An utterance of a shard: its soft target, and the bytes of its hidden states, if the shard has them."""
+
+    key: str
+    target: SparsePosteriors
+    hidden: bytes | None
 
 
 def write_target_shard(
-    path: Place | str, metadata: TargetMetadata, targets: Iterable[tuple[str, SparsePosteriors | bytes]]
+    path: Place | str,
+    metadata: TargetMetadata,
+    targets: Iterable[tuple[str, SparsePosteriors | bytes]],
+    hidden: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a shard, atomically: key and soft target (or its bytes from `encode`), in the order of the audio shard."""
+    """Write a shard, atomically.
+
+    Args:
+        path: local or in an object store.
+        metadata: of the shard.
+        targets: key and soft target (or its bytes from `encode`), in the order of the audio shard.
+        hidden: key → bytes of `encode_hidden`, if the metadata describe hidden states.
+    """
     levels, draws = metadata.codec.levels, metadata.selection.draws
     members, digest = [], hashlib.sha256()
     for key, target in targets:
         data = target if isinstance(target, bytes) else encode(target, levels, draws)
         members.append((key + SUFFIX, data))
         _count_in(digest, key, data)
+        if hidden is not None:
+            members.append((key + HIDDEN_SUFFIX, hidden[key]))
+            _count_in(digest, key + HIDDEN_SUFFIX, hidden[key])
     value = metadata.model_copy(update={"members": digest.hexdigest()}).model_dump()
+    if metadata.hidden is None:  # such shards are as they were before there were hidden states
+        del value["hidden"]
+    else:
+        value["version"] = VERSION
     value["checksum"] = hash_json(value)
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     write_members(path, [(METADATA, text.encode()), *members])
@@ -129,7 +158,20 @@ def _count_in(digest: hashlib._Hash, key: str, data: bytes) -> None:
 def read_target_shard(
     path: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
 ) -> tuple[TargetMetadata, Iterator[tuple[str, SparsePosteriors]]]:
-    """Open a soft-target shard, check that it fits the reader, and return its metadata and an iterator over keys and soft targets.
+    """As `read_labelled_shard`, without hidden states: an iterator over keys and soft targets.
+
+    Args:
+        path: local or in an object store.
+        units_hash: as of `read_labelled_shard`, like `num_units` and `frame_ms`.
+    """
+    metadata, utterances = read_labelled_shard(path, units_hash, num_units, frame_ms)
+    return metadata, ((key, target) for key, target, _ in utterances)
+
+
+def read_labelled_shard(
+    path: Place | str, units_hash: str | None = None, num_units: int | None = None, frame_ms: int | None = None
+) -> tuple[TargetMetadata, Iterator[Labelled]]:
+    """Open a soft-target shard, check that it fits the reader, and return its metadata and an iterator over its utterances.
 
     Args:
         path: local or in an object store.
@@ -181,11 +223,17 @@ def tail_prior(path: Place | str, metadata: TargetMetadata) -> np.ndarray:
 
 def teacher_of(folder: Place | str) -> dict[str, Any]:
     """Who made the soft targets in a folder and how, as JSON: teacher, selection, codec; a UserError if it holds none."""
+    metadata = metadata_of(folder)
+    found = metadata.model_dump(include={"teacher", "selection", "codec"})
+    return found if metadata.hidden is None else found | {"hidden": metadata.hidden.kind}
+
+
+def metadata_of(folder: Place | str) -> TargetMetadata:
+    """The metadata of the first shard of a folder; a UserError if it holds none."""
     first = min((name for name in names_in(place(folder)) if name.endswith(".tar")), default=None)
     if first is None:
         raise UserError(f"{folder}: holds no soft-target shards; make them with `asr-kd label`")
-    metadata = read_metadata(place(folder) / first)
-    return metadata.model_dump(include={"teacher", "selection", "codec"})
+    return read_metadata(place(folder) / first)
 
 
 def with_targets(
@@ -265,29 +313,20 @@ def _metadata(path: Place | str, first: tuple[str, bytes] | None) -> TargetMetad
     return build(TargetMetadata, value, f"{path}: {METADATA}")
 
 
-def _targets(
-    path: Place | str, metadata: TargetMetadata, members: Iterator[tuple[str, bytes]]
-) -> Iterator[tuple[str, SparsePosteriors]]:
+def _targets(path: Place | str, metadata: TargetMetadata, members: Iterator[tuple[str, bytes]]) -> Iterator[Labelled]:
     seen: set[str] = set()
     frames = 0
     digest = hashlib.sha256()
-    while some := list(itertools.islice(members, TOGETHER)):
-        encoded = []
-        for name, data in some:
-            key = name.removesuffix(SUFFIX)
-            if key == name or key in seen or key in metadata.quarantined:
-                raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
-            seen.add(key)
-            _count_in(digest, key, data)
-            encoded.append((key, data))
-        targets = decode_all([(f"{path}: {key}", data) for key, data in encoded])
-        for (key, _), target in zip(encoded, targets, strict=True):
+    samples = _samples(path, metadata, members, digest, seen)
+    while some := list(itertools.islice(samples, TOGETHER)):
+        targets = decode_all([(f"{path}: {key}", data) for key, data, _ in some])
+        for (key, _, hidden), target in zip(some, targets, strict=True):
             if target.num_units != metadata.num_units:
                 raise UserError(
                     f"{path}: {key}: {target.num_units} units, its shard has {metadata.num_units}; label the audio again"
                 )
             frames += target.frames
-            yield key, target
+            yield Labelled(key, target, hidden)
     expected = metadata.statistics
     if (len(seen), frames) != (expected.utterances, expected.frames):
         raise UserError(
@@ -298,3 +337,27 @@ def _targets(
         raise UserError(
             f"{path}: damaged (soft targets that are whole are not this shard's own); label the audio again"
         )
+
+
+def _samples(
+    path: Place | str,
+    metadata: TargetMetadata,
+    members: Iterator[tuple[str, bytes]],
+    digest: hashlib._Hash,
+    seen: set[str],
+) -> Iterator[tuple[str, bytes, bytes | None]]:
+    """Key, soft target and hidden states of each utterance, counted in `digest` and noted in `seen`."""
+    for name, data in members:
+        key, hidden = name.removesuffix(SUFFIX), None
+        if key == name or key in seen or key in metadata.quarantined:
+            raise UserError(f"{path}: the member {name} is foreign or there twice; label the audio again")
+        seen.add(key)
+        _count_in(digest, key, data)
+        if metadata.hidden is not None:
+            following, hidden = next(members, ("nothing", b""))
+            if following != key + HIDDEN_SUFFIX:
+                raise UserError(
+                    f"{path}: {following} follows {name} in place of {key}{HIDDEN_SUFFIX}; label the audio again"
+                )
+            _count_in(digest, following, hidden)
+        yield key, data, hidden

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from asr_kd.distillation.answers import taught_by
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.knowledge import Task, lesson_of
 from asr_kd.models.acoustic import collate
+from asr_kd.targets.hidden import CODES
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Source
 from asr_kd.units import Units
@@ -120,6 +121,8 @@ class PhaseStream:
         plan, like = self.plan.sources[source], self.settings.features
         augment = plan.augment
         changed = [stretched(example.features, like.stack, augment, rng) for example in examples]
+        # views: all utterances, then all again, alike but for their masks
+        examples, changed = examples * plan.copies, changed * plan.copies
         features, lengths = collate([spec_augment(rows, like, augment, rng) for rows, _ in changed])
         first = torch.tensor([example.first for example in examples])
         # a stretch changes the number of frames; chunks are never stretched
@@ -137,7 +140,9 @@ class PhaseStream:
             batch.parts["text"] = Part(row, torch.tensor([len(one) for one in ids]))
         if "targets" in needs and not plan.teacher:
             # targets are stretched like the features
-            batch.parts |= _soft(examples, [origin if augment.stretch else slice(None) for _, origin in changed])
+            shown = [origin if augment.stretch else slice(None) for _, origin in changed]
+            batch.parts |= _soft(examples, shown)
+            batch.parts |= _hidden(examples, shown, self.lessons[source].taught)
         lesson = self.lessons[source]
         for kind in lesson.kinds:
             if kind not in lesson.answered:
@@ -159,4 +164,15 @@ def _soft(examples: list[Example], shown: list[Any]) -> dict[str, Part]:
         which = torch.tensor([numbers[id(example.prior)] for example in examples])
         parts["soft.prior"] = Part(which.repeat_interleave(torch.tensor([len(row[2]) for row in rows])))
         parts["soft.priors"] = Part(torch.from_numpy(np.stack(list(priors.values()))), whole=True)
+    return parts
+
+
+def _hidden(examples: list[Example], shown: list[Any], names: Sequence[str]) -> dict[str, Part]:
+    """The stored hidden states and codes of a batch; `shown` as of `_soft`."""
+    parts = {}
+    for name in names:
+        rows = [
+            example.hidden.of_frames(name)[at] for example, at in zip(examples, shown, strict=True) if example.hidden
+        ]
+        parts[name if name.startswith(CODES) else f"hidden.{name}"] = Part(torch.from_numpy(np.concatenate(rows)))
     return parts

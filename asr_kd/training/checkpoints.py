@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from asr_kd.distillation.answers import CYCLE
+from asr_kd.distillation.guard import Watch
 from asr_kd.errors import UserError
 from asr_kd.files import write_whole
 from asr_kd.training.averaging import Scored
@@ -26,7 +29,7 @@ STATE = Path("last") / "state.safetensors"
 
 
 def save_state(run: Path, learner: Learner) -> None:
-    """Write weights, their average, optimiser state, random state and position, atomically.
+    """Write weights, their averages, the run's own teachers, optimiser state, random state and position, atomically.
 
     With several processes each writes its own file; the first process writes last, and its step tells which files belong
     together.
@@ -36,6 +39,12 @@ def save_state(run: Path, learner: Learner) -> None:
     tensors = _named("model.", learner.pupil)
     if learner.average is not None:
         tensors |= _named("average.", learner.average)
+    if learner.taught_by is not None:
+        tensors |= _named("taught_by.", learner.taught_by)
+    if CYCLE in learner.teachers:
+        tensors |= _named("cycle.", learner.teachers[CYCLE])
+    for source, watch in learner.watches.items():
+        tensors[f"watch.{source}"] = torch.tensor(astuple(watch), dtype=torch.float64)
     tensors |= {f"exchange.{name}": value for name, value in learner.exchange.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -68,7 +77,7 @@ def load_state(run: Path, learner: Learner) -> dict[str, Tensor]:
     """Restore what `save_state` wrote, but for the exchange between processes, whose state is returned.
 
     If the number of processes has changed, all continue from the first one's weights and moments; state that belongs to one
-    process (gradients not yet sent, block momentum, random state) is dropped.
+    process (gradients not yet sent, block momentum, random state, what a guard has seen) is dropped.
 
     Raises:
         UserError: when a file is damaged, missing, or belongs to another network.
@@ -80,7 +89,13 @@ def load_state(run: Path, learner: Learner) -> dict[str, Tensor]:
         tensors = _read(path)[1]
     learner.position = position
     try:
-        for owner, prefix in ((learner.pupil, "model."), (learner.average, "average.")):
+        if any(name.startswith("cycle.") for name in tensors):
+            learner.teachers[CYCLE] = deepcopy(learner.pupil.student)
+        owners = {
+            "model.": learner.pupil, "average.": learner.average, "taught_by.": learner.taught_by,
+            "cycle.": learner.teachers.get(CYCLE),
+        }  # fmt: skip
+        for prefix, owner in owners.items():
             if owner is not None:
                 names = _named(prefix, owner)
                 if odd := {name for name in tensors if name.startswith(prefix)} ^ names.keys():
@@ -93,6 +108,8 @@ def load_state(run: Path, learner: Learner) -> dict[str, Tensor]:
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         if position.world != ranks.world:
             return {}
+        watched = _part(tensors, "watch.").items()
+        learner.watches = {int(source): Watch(*values.tolist()) for source, values in watched}
         torch.set_rng_state(tensors["random.cpu"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])

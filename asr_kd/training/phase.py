@@ -118,12 +118,14 @@ def run_phase(
                 )
             began, before = time.monotonic(), began
             if batch:
-                sent = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
+                said = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
+                if watch := learner.watches.get(batch.source):
+                    said["answers_left_out"] = round(watch.left_out)
                 metrics.add(
                     position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
                     audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
                     frames_per_second=round(met.seconds * 1000 / settings.features.frame_ms / max(began - before, 1e-9)),
-                    padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **sent,
+                    padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **said,
                 )  # fmt: skip
             progress.advance(round(met.seconds), met.seconds, f"loss {loss:.3f}")
             if began - checked > CHECK_SECONDS:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import DEVICE, THREADS, Threads
-from asr_kd.distillation.settings import MissingMass, SourceSettings
+from asr_kd.distillation.settings import MissingMass, SourceSettings, TogetherSettings
 from asr_kd.models.settings import ModelSettings
 
 
@@ -120,6 +120,8 @@ class PhaseSettings(Settings):
             raise ValueError("hours_at_least goes with passes; leave it out where hours say how much is heard")
         if self.hours is None and any(source.weight is not None for source in self.sources):
             raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
+        if all(isinstance(asked.settings, TogetherSettings) for source in self.sources for asked in source.knowledge()):
+            raise ValueError("learners that learn from each other alone end in silence; teach one source ctc or soft")
         if self.chunks:
             for source in self.sources:
                 for asked in source.knowledge():
@@ -178,6 +180,10 @@ class TrainSettings(Settings):
         0.0,
         description="decay a step of an exponential moving average of the weights, scored and kept in their place; 0: none",
     )
+    teacher_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="decay a step of another average, the one that answers as teacher: average; null: that of ema_decay does",
+    )
     average: AverageSettings | None = Field(None, description="checkpoints whose mean is tried at the end; null: none")
     evaluate_every: Count = Field(200, description="steps between development scores and checkpoints")
     calibrate_blank: bool = Field(
@@ -218,8 +224,28 @@ class TrainSettings(Settings):
     def _fits(self) -> TrainSettings:
         if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
             raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
-        if not self.ema_decay and any(
-            "average" in source.teachers for phase in self.phases for source in phase.sources
-        ):
-            raise ValueError("teacher: average needs ema_decay above 0, a moving average that can answer")
+        conditioned = {f"layer.{layer}" for layer in self.model.conditioned}
+        for head in (head for phase in self.phases for source in phase.sources for head in source.heads):
+            if head.shared and head.layer not in conditioned:
+                raise ValueError(
+                    f"heads: {head.layer} shares the output layer, but the network is not conditioned there; name its number in "
+                    "model.conditioned, or leave out shared"
+                )
+        asked = {name for phase in self.phases for source in phase.sources for name in source.teachers}
+        if "average" in asked and not (self.ema_decay or self.teacher_decay):
+            raise ValueError(
+                "teacher: average needs ema_decay above 0 (or teacher_decay), a moving average that can answer"
+            )
+        if self.teacher_decay is not None and "average" not in asked:
+            raise ValueError("teacher_decay is of teacher: average; no source has it")
+        if "cycle" in asked and self.cycles < 2:
+            raise ValueError("teacher: cycle needs cycles of 2 or more; in the first nobody answers")
+        if self.missing_mass != "ghost" and any(source.divergence for phase in self.phases for source in phase.sources):
+            raise ValueError("a divergence counts what was not kept as one class; set missing_mass to ghost")
+        learned = [one for phase in self.phases for source in phase.sources for one in source.knowledge()]
+        together = [(one.name, one.settings.learners) for one in learned if isinstance(one.settings, TogetherSettings)]
+        if odd := next((name for name, learners in together if learners != dict(together)[name]), None):
+            raise ValueError(
+                f"{odd} trains the same learners in all sources; give it the same settings in each, but for the weight"
+            )
         return self

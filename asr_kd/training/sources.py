@@ -18,6 +18,7 @@ import numpy as np
 
 from asr_kd.audio.noise import check_noise_files
 from asr_kd.distillation.batch import Example
+from asr_kd.distillation.stored import stored_hidden
 from asr_kd.errors import UserError
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
@@ -113,6 +114,7 @@ class Source:
         self.utterances = self.shards.samples * self.plan.repeat
         if self.plan.augment.noise and self.plan.augment.noise.folder:
             check_noise_files(self.plan.augment.noise.folder)
+        self.hidden, self.quantiser = stored_hidden(self.plan)
         if not self.utterances:
             raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
         self.steered = schedule.hours is None or (self.plan.weight is None and len(schedule.sources) > 1)
@@ -135,7 +137,7 @@ class Source:
                 cursor = replace(cursor, number=block[0].number, shard=0, item=0, block=0)
             rng = self._rng(cursor.number, 2, lane, cursor.block)
             held = [example for reading in block for example in reading.examples]
-            frames = self.plan.batch_frames or self.settings.batch_frames
+            frames = (self.plan.batch_frames or self.settings.batch_frames) // self.plan.copies
             for number, batch in enumerate(bucketed(held, lambda one: len(one.features), frames, rng), 1):
                 if number > cursor.batch:
                     seconds = sum(one.frames for one in batch) * self.settings.features.frame_ms / 1000
@@ -203,8 +205,9 @@ class Source:
             heard = heard[slice(None) if whole else slice(lane, None, lanes)]
             targets = None
             if self.plan.targets:
-                with_prior = bool(self.plan.soft) and self.settings.missing_mass == "prior"
-                targets = ShardTargets(self.plan, shard, self.units, self.settings.features.frame_ms, with_prior)
+                with_prior = "targets" in self.needs and self.settings.missing_mass == "prior"
+                period = self.settings.features.frame_ms
+                targets = ShardTargets(self.plan, shard, self.units, period, with_prior, self.hidden, self.quantiser)
             done = start.item if (number, index) == (start.number, start.shard) else 0
             for number_in_shard, (key, utterance) in enumerate(heard[done:], done):
                 reading = Reading(number, index, number_in_shard, *self._learn(utterance, targets))
@@ -251,7 +254,7 @@ class Source:
             found = targets.find(item.key, len(item.features))
             lacking = f"no soft target in {' and '.join(found.lacking)}" if found.lacking else ""
             unused, incomplete = (lacking, "") if found.target is None else ("", lacking)
-            example.targets, example.prior = found.target, found.prior
+            example.targets, example.prior, example.hidden = found.target, found.prior, found.hidden
         if unused:
             return [], unused, ""
         return cut(example, self.chunks) if self.chunks and not self.chunks.carry else [example], "", incomplete
@@ -274,8 +277,17 @@ def cut(example: Example, chunks: ChunkSettings) -> list[Example]:
         left, right = max(0, begin - chunks.left), min(total, end + chunks.right)
         clean = None if example.clean is None else example.clean[left:right]
         targets = None if example.targets is None else example.targets[begin:end]
+        hidden = None if example.hidden is None else example.hidden[begin:end]
         features = example.features[left:right]
         pieces.append(
-            replace(example, features=features, clean=clean, targets=targets, first=begin - left, last=end - left)
+            replace(
+                example,
+                features=features,
+                clean=clean,
+                targets=targets,
+                hidden=hidden,
+                first=begin - left,
+                last=end - left,
+            )
         )
     return pieces

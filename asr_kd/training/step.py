@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from asr_kd.distillation.answers import answer, prepare_answers
+from asr_kd.config.schedule import value_at
+from asr_kd.distillation.answers import CYCLE, answer, prepare_answers
 from asr_kd.distillation.batch import Batch
+from asr_kd.distillation.guard import Watch
 from asr_kd.distillation.knowledge import Lesson, Pupil, Seen
-from asr_kd.distillation.settings import value_at
 from asr_kd.models.network import within
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
+from asr_kd.units import Units
 
 
 @dataclass
@@ -70,7 +72,9 @@ class Learner:
         pupil: the student and the modules trained beside it.
         exchange: how processes synchronise.
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
+        taught_by: moving average with a decay of its own that answers as a teacher, if there is one.
         teachers: networks that answer in the step, by the names that sources have for them.
+        watches: by source, how much the run's own average speaks in this phase, where there is a guard.
         check: raises if the run's folder is gone or belongs to another job.
     """
 
@@ -79,7 +83,9 @@ class Learner:
     optimizer: torch.optim.Optimizer
     exchange: Exchange
     average: AveragedModel | None = None
+    taught_by: AveragedModel | None = None
     teachers: dict[str, nn.Module] = field(default_factory=dict)
+    watches: dict[int, Watch] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
     position: Position = field(default_factory=Position)
 
@@ -140,7 +146,7 @@ def batch_loss(seen: Seen, lesson: Lesson, frames: int, besides: dict[str, dict[
         frames: learned frames of the batch.
         besides: outputs of the modules beside the student, by kind.
     """
-    loss = seen.logits.new_zeros(())
+    loss = seen.logits.new_zeros(()) if lesson.kinds else seen.logits.sum() * 0.0
     for kind in lesson.kinds:
         own = seen._replace(beside=besides.get(kind.name, {}))
         loss = loss + value_at(kind.weight, seen.done) * kind.loss(own) / frames
@@ -148,7 +154,7 @@ def batch_loss(seen: Seen, lesson: Lesson, frames: int, besides: dict[str, dict[
 
 
 def _loss(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Tensor:
-    frames, here = batch.frames, _answered(learner, batch, lesson, done)
+    frames, (here, lesson) = batch.frames, _answered(learner, batch, lesson, done)
     with _precision(learner):
         outputs, besides = learner.exchange.network(here.features, here.lengths)
     seen = Seen(outputs.logits.float(), outputs.lengths, here.learned, here.parts, outputs.hidden, {}, done)
@@ -156,14 +162,21 @@ def _loss(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Tensor
     return loss + _touched(besides) if besides else loss
 
 
-def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Batch:
-    """The batch on the learner's device, with the answers of its teachers, if any answer in the step."""
-    here = batch.to(learner.ranks.device)
-    if lesson.source.teacher:
-        with _precision(learner):
-            here.parts |= answer(learner.teachers, here, lesson, done)
-        prepare_answers(here, lesson.answered)
-    return here
+def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> tuple[Batch, Lesson]:
+    """The batch on the learner's device, with the answers of its teachers, if any answer in the step; and what is learned of it."""
+    here, source = batch.to(learner.ranks.device), lesson.source
+    if not source.teacher:
+        return here, lesson
+    if CYCLE in source.teachers and CYCLE not in learner.teachers:  # the first cycle
+        return here, lesson.unanswered
+    with _precision(learner):
+        here.parts |= answer(learner.teachers, here, lesson, done)
+    if source.guard:
+        spoken = (here.parts["soft.units"].values[:, 0] != Units.blank).double().mean().item()
+        if not learner.watches.setdefault(batch.source, Watch()).allows(spoken, source.guard):
+            return here, lesson.unanswered
+    prepare_answers(here, lesson.answered)
+    return here, lesson
 
 
 def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
@@ -182,7 +195,7 @@ def _nothing(learner: Learner) -> Tensor:
 def _carried_steps(learner: Learner, batch: Batch, frames: int, lesson: Lesson, done: float) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
     network, device = learner.pupil.student, learner.ranks.device
-    here, total = _answered(learner, batch, lesson, done), batch.frames
+    (here, lesson), total = _answered(learner, batch, lesson, done), batch.frames
     lengths, inside = here.lengths.to(device), within(here.features, here.lengths)
     features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
     starts = (lengths.cumsum(0) - lengths)[:, None]
@@ -214,15 +227,18 @@ def _update(learner: Learner, loss: Tensor) -> None:
     loss.backward()
     learner.exchange.average_gradients()
     # clipped separately: a large gradient beside the student must not shrink the student's step
-    for part in (learner.pupil.student, *learner.pupil.beside.values()):
-        nn.utils.clip_grad_norm_(part.parameters(), learner.settings.clip)
+    for part in learner.pupil.clipped:
+        if weights := list(part.parameters()):
+            nn.utils.clip_grad_norm_(weights, learner.settings.clip)
     learner.optimizer.step()
     learner.exchange.end_step()
 
 
 def follow(learner: Learner, steps: int) -> None:
-    """Update the moving average with the common weights, `steps` steps after its last update."""
-    if learner.average:
-        learner.average.multi_avg_fn = get_ema_multi_avg_fn(learner.settings.ema_decay**steps)
-        with learner.exchange.global_weights():
-            learner.average.update_parameters(learner.pupil)
+    """Update the moving averages with the common weights, `steps` steps after their last update."""
+    settings = learner.settings
+    for average, decay in ((learner.average, settings.ema_decay), (learner.taught_by, settings.teacher_decay)):
+        if average and decay is not None:
+            average.multi_avg_fn = get_ema_multi_avg_fn(decay**steps)
+            with learner.exchange.global_weights():
+                average.update_parameters(learner.pupil)

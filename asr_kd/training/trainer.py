@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
-from asr_kd.distillation.answers import AVERAGE, answerers, check_same_input
+from asr_kd.distillation.answers import CYCLE, OWN, answerers, check_same_input
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.ending import stop_requests
 from asr_kd.errors import UserError
@@ -61,7 +62,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
     asked = {name for phase in settings.phases for source in phase.sources for name in source.teachers}
-    teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked - {AVERAGE})}
+    teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked - OWN)}
     for folder, teacher in teachers.items():
         otherwise = ", or label the audio and learn the targets with resample=true"
         check_same_input(f"teacher: {folder}", teacher, units, settings.features, otherwise)
@@ -85,7 +86,9 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         learner = Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, ranks), check=check)
         if settings.ema_decay:
             learner.average = AveragedModel(pupil)
-        learner.teachers = answerers(teachers, learner.average)
+        if settings.teacher_decay is not None:
+            learner.taught_by = AveragedModel(pupil)
+        learner.teachers = answerers(teachers, learner.taught_by or learner.average)
         torch.manual_seed(settings.seed + ranks.rank)  # the same weights on all ranks, but different dropout
         _run(learner, streams, units, run)
 
@@ -135,8 +138,13 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
                 total(torch.zeros(1), ranks)  # wait until the first process has written them
                 restore_best(learner, run)
                 learner.exchange.restart()
-                if learner.average:
-                    learner.average.n_averaged.zero_()  # the next step's weights start a new average
+                for average in filter(None, (learner.average, learner.taught_by)):
+                    average.n_averaged.zero_()  # the next step's weights start a new average
+                learner.watches.clear()
+                if not position.phase and any(
+                    CYCLE in source.plan.teachers for one in streams for source in one.sources
+                ):
+                    learner.teachers[CYCLE] = deepcopy(learner.pupil.student)
             save(learner, metrics, run)
     if ranks.first:
         print(concluded(position, settings))

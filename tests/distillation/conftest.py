@@ -1,3 +1,3 @@
-from tests.training.conftest import letters, units
+from tests.training.conftest import audio, development, job, letters, targets, units
 
-__all__ = ["letters", "units"]
+__all__ = ["audio", "development", "job", "letters", "targets", "units"]

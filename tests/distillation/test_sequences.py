@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_kd.distillation.sequences import draw_from_lists, draw_sequences
-from asr_kd.distillation.settings import SequenceSettings
+from asr_kd.distillation.knowledge import Seen, Task, lesson_of
+from asr_kd.distillation.sequences import draw_from_lists, draw_sequences, weigh_lists
+from asr_kd.distillation.settings import SequenceSettings, SourceSettings
+from asr_kd.models.settings import ModelSettings
+from asr_kd.units import Units
+from tests.training.conftest import FEATURES
 
 
 def collapsed(path: tuple[int, ...]) -> tuple[int, ...]:
@@ -99,3 +104,48 @@ def test_several_are_drawn_one_of_each_utterance_after_the_other() -> None:
     unsure = draw_from_lists([[([1], 0.0), ([2], 0.0)]] * 50, SequenceSettings(draws=2), np.random.default_rng(0))
     first, second = drawn(*unsure)[:50], drawn(*unsure)[50:]
     assert first != second
+
+
+def test_the_best_of_a_list_are_learned_together_by_their_weights(units: Units) -> None:
+    lists = [
+        [([1, 2], -1.0), ([2], -2.0), ([1, 2], -1.5), ([3], -9.0)],  # two that are spelled alike are one
+        [([2, 2], -4.0)],
+    ]
+    settings = SequenceSettings(best=2, temperature=2.0)
+    parts = weigh_lists(lists, settings)
+    text, weights = parts["sequences"], parts["sequences.weights"].values
+    assert text.lengths is not None
+    assert drawn(text.values, text.lengths) == [(1, 2), (2,), (2, 2), (2, 2)]
+    first = np.exp(-0.5) + np.exp(-0.75)
+    np.testing.assert_allclose(
+        weights, [first / (first + np.exp(-1)), np.exp(-1) / (first + np.exp(-1)), 1, 0], rtol=1e-6
+    )
+
+    logits = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([7, 6])
+    source = SourceSettings(audio="a", transcripts="t", soft=1.0, sequences=settings)
+    task = Task(units, FEATURES, ModelSettings(), "ghost")
+    learned = torch.arange(7)[None, :] < lengths[:, None]
+    loss = lesson_of(source, task).kinds[0].loss(Seen(logits, lengths, learned, parts, {}, {}))
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    expected = logits.new_zeros(())
+    for utterance, ids, weight in ((0, [1, 2], weights[0]), (0, [2], weights[1]), (1, [2, 2], 1.0)):
+        one = log_probs[: lengths[utterance], utterance : utterance + 1]
+        size = torch.tensor([len(ids)])
+        expected = expected + weight * torch.nn.functional.ctc_loss(
+            one, torch.tensor([ids]), lengths[utterance : utterance + 1], size, reduction="sum"
+        )
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"targets": "t", "sequences": {"best": 2}}, "sequences.best takes the best of n-best lists"),
+        ({"transcripts": "t", "sequences": {"best": 2, "draws": 3}}, "draws and best are two ways to learn a list"),
+    ],
+)
+def test_the_best_come_from_lists(source: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SourceSettings.model_validate({"audio": "a", "soft": 1.0} | source)

@@ -152,6 +152,19 @@ def test_alignment_spells_the_text(job: Job, tmp_path: Path) -> None:
     assert selection.model_dump(exclude_none=True) == {"mode": "alignment", "hold_frames": 1}
 
 
+def test_occupancy_spells_the_text_and_says_how_sure_it_is(job: Job, tmp_path: Path) -> None:
+    settings = job(mode="occupancy", mass=0.99)
+    label(settings)
+    label(job(output=str(tmp_path / "posteriors"), mass=0.99))
+    report = json.loads((Path(settings.output) / "report.json").read_text())
+    plain = json.loads((tmp_path / "posteriors" / "report.json").read_text())
+    assert 1.0 < report["entries_per_frame"] < plain["entries_per_frame"]  # the text rules out most of it
+    for info in read_index(Path(settings.audio)):
+        for sample, target in join(Path(settings.audio) / info.name, Path(settings.output) / info.name):
+            allowed = {0, *load_checkpoint(settings.teacher).units.encode(sample.fields["text"])}
+            assert set(target.units.tolist()) <= allowed
+
+
 def test_alignment_quarantines_missing_and_impossible_text(job: Job, tmp_path: Path) -> None:
     samples = samples_of(job().audio)[0]
     del samples[0].fields["text"]

@@ -114,3 +114,14 @@ def test_targets_of_other_audio_are_refused(job: Job, tmp_path: Path) -> None:
     write_index(tmp_path, [write_shard(tmp_path / "shard-000000.tar", samples)])
     with pytest.raises(UserError, match=r"targets: was not labelled from .*; give the audio that it was labelled from"):
         plan(settings_for(job(audio=str(tmp_path)), hours=10.0))
+
+
+def test_hidden_states_are_said_apart(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = job(mode="hidden", k=8, mass=0.99, taps=["layer.1"], keep="frames")
+    label(settings)
+    capsys.readouterr()
+    plan(settings_for(settings, hours=10.0))
+    report = json.loads((Path(settings.output) / "report.json").read_text())
+    hidden, hour = report["hidden"]["bytes_per_frame"], report["frames"] / report["audio_hours"] / 1e6
+    said = capsys.readouterr().out
+    assert f"{hidden * hour:,.3f} MB an hour of it hidden states (frames, {hidden:.2f} bytes a frame)" in said

@@ -17,11 +17,19 @@ from asr_kd.labeling.settings import LabelSettings, VerifySettings
 from asr_kd.labeling.verify import verify
 from asr_kd.models.acoustic import load_checkpoint, save_checkpoint
 from asr_kd.shards.tarset import read_members, write_members
+from asr_kd.targets.hidden import decode_hidden, encode_hidden
 from asr_kd.targets.posteriors import SparsePosteriors
-from asr_kd.targets.store import read_target_shard, write_target_shard
+from asr_kd.targets.quantiser import read_quantiser, write_bytes
+from asr_kd.targets.store import read_labelled_shard, read_target_shard, write_target_shard
 
 Job = Callable[..., LabelSettings]
-MODES = ({"k": 8, "mass": 0.99}, {"mode": "top_k", "k": 3}, {"mode": "sampled", "draws": 9}, {"mode": "alignment"})
+MODES = (
+    {"k": 8, "mass": 0.99},
+    {"mode": "top_k", "k": 3},
+    {"mode": "sampled", "draws": 9},
+    {"mode": "alignment"},
+    {"mode": "occupancy"},
+)
 
 
 def check(job: LabelSettings, **changes: object) -> bool:
@@ -52,6 +60,64 @@ def test_what_was_just_labelled_holds(
     assert "holds; 3 of 3 shards, 12 utterances" in capsys.readouterr().out
     report = json.loads((tmp_path / "found.json").read_text())
     assert report["holds"] and report["difference"] == 0 and report["top1"] == 0 and report["utterances"] == 12
+
+
+HIDDEN: tuple[dict[str, object], ...] = (
+    {"keep": "events"},
+    {"keep": "frames"},
+    {"keep": "codes", "codebooks": 2, "quantiser_frames": 300},
+)
+
+
+@pytest.mark.parametrize("keep", HIDDEN, ids=lambda keep: keep["keep"])
+def test_hidden_states_are_compared_with_the_teacher_s(
+    job: Job, keep: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = job(mode="hidden", k=8, mass=0.99, taps=["layer.1"], **keep)
+    label(settings)
+    capsys.readouterr()
+    assert check(settings, report=str(tmp_path / "found.json"))
+    assert "hidden states of layer.1 are within" in capsys.readouterr().out
+    path = tmp_path / "targets" / "shard-000001.tar"
+    metadata, utterances = read_labelled_shard(path)
+    assert metadata.hidden is not None
+    kept = list(utterances)
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert report["hidden"]["layer.1"] >= metadata.hidden.lost["layer.1"] * 0.99
+    assert report["moved"] == 0 and bool(report["events"]) == (keep["keep"] == "events")
+    # what belongs to other frames
+    states = {one.key: decode_hidden(one.hidden or b"", metadata.hidden) for one in kept}
+    for one in states.values():
+        one.taps["layer.1"] = one.taps["layer.1"][::-1]
+    changed = {key: encode_hidden(one) for key, one in states.items()}
+    write_target_shard(path, metadata, [(one.key, one.target) for one in kept], changed)
+    assert re.search(r"shard-000001\.tar: hidden states of layer\.1 are .* more than the", problems(settings, tmp_path))
+
+
+def test_events_elsewhere_and_another_quantiser(job: Job, tmp_path: Path) -> None:
+    settings = job(mode="hidden", k=8, mass=0.99, taps=["layer.1"])
+    label(settings)
+    path = tmp_path / "targets" / "shard-000000.tar"
+    metadata, utterances = read_labelled_shard(path)
+    assert metadata.hidden is not None
+    kept = list(utterances)
+    states = {one.key: decode_hidden(one.hidden or b"", metadata.hidden) for one in kept}
+    for one in states.values():
+        assert one.edges is not None
+        one.edges[1, -1:] = one.frames
+        one.edges[0, -1:] = one.frames - 1
+    changed = {key: encode_hidden(one) for key, one in states.items()}
+    write_target_shard(path, metadata, [(one.key, one.target) for one in kept], changed)
+    assert "events are of utterances whose spikes the teacher has elsewhere" in problems(settings, tmp_path)
+    codes = job(
+        mode="hidden", k=8, mass=0.99, taps=["layer.1"], keep="codes", codebooks=1, quantiser_frames=300,
+        output=str(tmp_path / "codes"),
+    )  # fmt: skip
+    label(codes)
+    other = read_quantiser(codes.output)
+    other.tables["layer.1"][0, 0, 0] += 1
+    (tmp_path / "codes" / "quantiser.safetensors").write_bytes(write_bytes(other))
+    assert "the codes are of" in problems(codes, tmp_path)
 
 
 def test_a_sample_of_the_shards(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

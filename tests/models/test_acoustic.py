@@ -35,6 +35,9 @@ KINDS = {
     "blstm": ModelSettings(kind="blstm", layers=2, size=12),
     "conv": ModelSettings(kind="conv", layers=3, size=12, kernel=5),
     "conformer": ModelSettings(kind="conformer", layers=2, size=12, kernel=5, heads=2),
+    "lstm-conditioned": ModelSettings(kind="lstm", layers=3, size=12, delay_frames=3, conditioned=[1, 2]),
+    "blstm-conditioned": ModelSettings(kind="blstm", layers=2, size=12, conditioned=[1]),
+    "conformer-conditioned": ModelSettings(kind="conformer", layers=2, size=12, kernel=5, heads=2, conditioned=[1]),
 }
 
 
@@ -45,6 +48,8 @@ def lively(settings: ModelSettings, units: Units, seed: int = 0) -> torch.nn.Mod
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(2.0)
+        if model.condition is not None:
+            model.condition.project.weight.normal_()  # it starts at 0
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer.copy_(torch.rand(buffer.shape) + 0.5)
@@ -118,6 +123,51 @@ def test_padding_may_hold_anything(kind: str, units: Units) -> None:
     torch.testing.assert_close(logits[1, :5], expected[1, :5], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("pieces", [[1] * 15, [4, 7, 4], [15]])
+@pytest.mark.parametrize("kind", ["lstm", "lstm-conditioned"])
+def test_piece_by_piece_it_says_what_it_says_of_the_whole(kind: str, pieces: list[int], units: Units) -> None:
+    model, frames = lively(KINDS[kind], units), 12
+    features, lengths = collate([noise(frames)])
+    whole = model(features, lengths).logits
+    heard, state = [], None
+    for piece in torch.nn.functional.pad(features, (0, 0, 0, model.delay)).split(pieces, 1):
+        logits, state = model.stream(piece, state)
+        heard.append(logits)
+    torch.testing.assert_close(torch.cat(heard, 1)[:, model.delay :], whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lstm-conditioned", "blstm-conditioned", "conformer-conditioned"])
+def test_a_conditioned_layer_hears_what_the_output_layer_says(kind: str, units: Units) -> None:
+    model, settings = lively(KINDS[kind], units), KINDS[kind]
+    features, lengths = collate([noise(9), noise(4)])
+    taps = [f"layer.{layer}" for layer in settings.conditioned]
+    logits, _, hidden = model(features, lengths, taps)
+    assert model.condition is not None
+    for layer in settings.conditioned:
+        torch.testing.assert_close(hidden[f"logits.{layer}"], model.output(hidden[f"layer.{layer}"]))
+    plain = build_model(settings.model_copy(update={"conditioned": []}), FEATURES.dimension, units.size).eval()
+    left = plain.load_state_dict(model.state_dict(), strict=False)
+    assert (left.missing_keys, left.unexpected_keys) == ([], ["condition.held_back", "condition.project.weight"])
+    without = plain(features, lengths).logits
+    assert (without - logits)[0].abs().max() > 1e-3
+    model.condition.project.weight.data.zero_()  # as at the start
+    torch.testing.assert_close(model(features, lengths).logits, without)
+    assert parameters(model) - parameters(plain) == model.condition.project.weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conditioned": [2]}, "a layer must follow"),
+        ({"conditioned": [1, 1], "layers": 3}, "names a layer twice"),
+        ({"kind": "conv", "conditioned": [1]}, "conditioned belongs to kinds lstm, blstm and conformer"),
+    ],
+)
+def test_layers_that_cannot_be_conditioned(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelSettings.model_validate(settings)
+
+
 def reach(checkpoint: Checkpoint, frames: int, changed: int) -> list[int]:
     """The frames whose output changes with one frame of input, taken bit by bit."""
     features = noise(frames)
@@ -127,9 +177,11 @@ def reach(checkpoint: Checkpoint, frames: int, changed: int) -> list[int]:
     return np.flatnonzero((before != after).any(1)).tolist()
 
 
+@pytest.mark.parametrize("conditioned", [[], [1]])
 @pytest.mark.parametrize("delay", [0, 1, 6])
-def test_lstm_hears_no_further_than_its_delay(delay: int, units: Units) -> None:
-    checkpoint = make_checkpoint(ModelSettings(layers=2, size=12, delay_frames=delay), units)
+def test_lstm_hears_no_further_than_its_delay(delay: int, conditioned: list[int], units: Units) -> None:
+    settings = ModelSettings(layers=2, size=12, delay_frames=delay, conditioned=conditioned)
+    checkpoint = make_checkpoint(settings, units)
     for changed in (0, 8, 19):
         assert min(reach(checkpoint, 20, changed)) == max(0, changed - delay)
     # all the future at once, as a stream would have it

@@ -62,6 +62,15 @@ def test_a_shard_is_described_and_listed(shard: Path, capsys: pytest.CaptureFixt
     assert "… and 1 more" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("keep", ["events", "codes"])
+def test_hidden_states_are_described(keep: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show(Path(__file__).parent.parent / "golden" / "targets-v4" / f"{keep}.tar")
+    text = capsys.readouterr().out
+    rows = {"events": "hidden states      events, 2 rows", "codes": "1 codebooks of quantiser f53b5ad50f3bd160"}
+    assert rows[keep] in text
+    assert f"  layer.1          width 2, {'1e-07' if keep == 'events' else '0.25'} of its variance lost" in text
+
+
 def test_an_utterance_is_a_table_with_names_of_units(
     shard: Path, units: Units, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

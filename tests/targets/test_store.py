@@ -158,7 +158,7 @@ def test_shards_that_were_tampered_with(shard: Path, audio: Path, change: Any, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 4, "something": "new"}, "soft targets of version 4, this program reads 3; use a newer asr_kd"),
+        ({"version": 5, "something": "new"}, "soft targets of version 5, this program reads 4; use a newer asr_kd"),
         ({"version": "x"}, "soft targets of version x"),
         ({"num_units": "many"}, "num_units: "),
         ({"surplus": 1}, "unknown key surplus"),

@@ -15,10 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from asr_kd.config.schedule import ScheduleSettings, value_at
 from asr_kd.distillation.answers import answer, prepare_answers, taught_by
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.knowledge import Knowledge, Lesson, Seen, Task, lesson_of
-from asr_kd.distillation.settings import ScheduleSettings, SourceSettings, value_at
+from asr_kd.distillation.settings import SourceSettings
 from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
