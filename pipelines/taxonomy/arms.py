@@ -31,6 +31,7 @@ class Arm:
 
     name: str
     source: dict[str, Any] = field(default_factory=dict)
+    labelled: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     key: str = ""
     values: Sequence[Any] = (None,)
@@ -52,7 +53,7 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
         UserError: when an entry has a key that arms do not have, or a baseline that is not there with its start.
     """
     arms: dict[str, Arm] = {}
-    known = {"source", "train", "grid", "starts", "baseline", "stages", "tasks"}
+    known = {"source", "labelled", "train", "grid", "starts", "baseline", "stages", "tasks"}
     for name, entry in load_yaml(file).items():
         if wrong := set(entry) - known:
             raise UserError(f"{file}: {name}: {min(wrong)} is no key of an arm; they are {', '.join(sorted(known))}")
@@ -63,10 +64,11 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
         for start in entry.get("starts", ["supervised"]):
             fresh = start == "fresh"
             base = entry.get("baseline", "soft" if name != "soft" else None)
-            arms[name + "-fresh" * fresh] = Arm(
-                name + "-fresh" * fresh, entry.get("source", {}), entry.get("train", {}), key, values, fresh,
-                base and base + "-fresh" * fresh, entry.get("stages", {}), entry.get("tasks", TASKS),
+            arm = Arm(
+                name + "-fresh" * fresh, key=key, values=values, fresh=fresh, baseline=base and base + "-fresh" * fresh,
+                **{part: entry[part] for part in ("source", "labelled", "train", "stages", "tasks") if part in entry},
             )  # fmt: skip
+            arms[arm.name] = arm
     for arm in arms.values():
         if arm.baseline and arm.baseline not in arms:
             raise UserError(f"{file}: {arm.name}: there is no arm {arm.baseline} to compare it with; add that start")
@@ -121,7 +123,8 @@ def student_of(stages: Mapping[str, Any], arm: Arm, value: Any) -> dict[str, Any
     for key, change in copy.deepcopy(arm.train).items():
         settings[key] = {**settings[key], **change} if isinstance(change, dict) else change
     phase = settings["phases"][0]
-    phase["sources"][0] |= copy.deepcopy(arm.source)
+    for source, changes in zip(phase["sources"], (arm.source, arm.labelled), strict=True):
+        source |= copy.deepcopy(changes)
     if arm.passes:
         phase["passes"] = arm.passes
     if value is not None:

@@ -1,4 +1,4 @@
-"""What a step of each arm costs against the baseline's, and how much memory its training needs."""
+"""What training an arm costs against the baseline, step by step, and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from torch.optim.swa_utils import AveragedModel
 
 from asr_kd.config.load import build
-from asr_kd.distillation.answers import AVERAGE, answerers
+from asr_kd.distillation.answers import OWN, answerers
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json, read_json, write_json
@@ -41,29 +41,32 @@ class Timed:
         units = load_units(settings.units)
         self.stream = PhaseStream(settings, 0, units)
         asked = {name for source in settings.phases[0].sources for name in source.teachers}
-        teachers = {name: load_checkpoint(name) for name in sorted(asked - {AVERAGE})}
+        teachers = {name: load_checkpoint(name) for name in sorted(asked - OWN)}
         torch.manual_seed(settings.seed)
         student = build_model(settings.model, settings.features.dimension, units.size)
         pupil = Pupil(student, [kind for lesson in self.stream.lessons for kind in lesson.kinds])
         self.learner = Learner(settings, pupil, make_optimizer(pupil, settings), Exchange(pupil, Ranks()))
         if settings.ema_decay:
             self.learner.average = AveragedModel(pupil)
-        self.learner.teachers = answerers(teachers, self.learner.average)
+        if settings.teacher_decay is not None:
+            self.learner.taught_by = AveragedModel(pupil)
+        self.learner.teachers = answerers(teachers, self.learner.taught_by or self.learner.average)
 
     def seconds(self, turn: int) -> float:
-        """What the steps of a turn take, with the making of their batches."""
+        """What the steps of a turn take for a second of audio, with the making of their batches."""
         batches = self.stream.batches(self.stream.start(), turn)
         next(batches)  # opening the stream stays out of it
-        began = time.perf_counter()
+        began, heard = time.perf_counter(), 0.0
         for batch in itertools.islice(batches, STEPS):
             assert batch is not None
             step(self.learner, batch, self.stream.lessons, 1e-4)
             follow(self.learner, 1)
-        return time.perf_counter() - began
+            heard += batch.seconds
+        return (time.perf_counter() - began) / heard
 
 
 def ratios(settings: Mapping[str, TrainSettings], baseline: str) -> dict[str, float]:
-    """Time of a step of each arm in units of the baseline's: the median over turns, in which all learn the same batches."""
+    """Time that each arm needs for the same audio, in units of the baseline's: the median over turns."""
     arms = {name: Timed(one) for name, one in settings.items()}
     taken: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(ROUNDS + 1):  # the first pays for what is set up once
@@ -100,7 +103,7 @@ def peak_memory(settings: Mapping[str, Any]) -> int:
 
 
 def measure_costs(file: Path, settings: Mapping[str, Any], baseline: str) -> dict[str, dict[str, float]]:
-    """`ratio` (time of a step) and `memory` (bytes) of each arm, from `file` or measured now beside the baseline.
+    """`ratio` (time for the same audio) and `memory` (bytes) of each arm, from `file` or measured now beside the baseline.
 
     Args:
         file: JSON that keeps what was measured.

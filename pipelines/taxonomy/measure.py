@@ -28,7 +28,7 @@ from tables import print_tables
 from asr_kd.ending import Status
 from asr_kd.errors import UserError
 
-#: arms whose steps take this much longer than their baseline's are compared with a longer baseline too (--equal-time)
+#: arms that take this much longer for the same audio than their baseline are compared with a longer baseline too (--equal-time)
 DEARER = 1.1
 
 
@@ -127,7 +127,7 @@ def costs_of(plan: Plan) -> dict[str, dict[str, float]]:
 
 
 def longer(plan: Plan, costs: Mapping[str, Mapping[str, float]]) -> dict[str, Arm]:
-    """For each arm that costs more a step than its baseline, that baseline with as many more passes as take the same time."""
+    """For each arm that costs more time than its baseline, that baseline with as many more passes as take the same time."""
     arms = {arm.name: arm for arm in plan.arms}
     found: dict[str, Arm] = {}
     for arm in plan.arms:

@@ -106,7 +106,7 @@ def print_quiet(
     reach = float(values["reach"])
     print(
         f"\n| {plan.task}: arm | KL from the teacher, nat a frame | difference | KL on spikes, nat | difference | agreement on spikes % | "
-        f"steps to {100 * reach:g} % | delay, median ms | churn % | step × | memory, MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        f"steps to {100 * reach:g} % | delay, median ms | churn % | time × | memory, MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for name, folder in students.items():
         cells = [name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +16,11 @@ import pytest
 import torch
 import yaml
 
-from asr_kd import cli
 from asr_kd.distillation.spikes import AFTER_MS, BEFORE_MS, find_spikes
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, save_checkpoint
 from asr_kd.models.settings import ModelSettings
 from asr_kd.pipeline import load_pipeline
-from asr_kd.shards.manifest import write_transcripts
-from asr_kd.shards.tarset import read_index, read_shard
 from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 from tests.training.conftest import FEATURES, audio, development, job, letters, targets, units
@@ -46,13 +42,10 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def made(script: SimpleNamespace, task: str, seeds: int = 1) -> dict[str, Any]:
+def made(script: SimpleNamespace, task: str) -> dict[str, Any]:
     """The stages of a task with every arm and value that the settings take."""
     arms = [arm for arm in script.arms.read_arms().values() if not script.arms.refusal(task, arm, {})]
-    stages: dict[str, Any] = {}
-    for seed in range(seeds):
-        stages |= script.arms.stages_of(task, seed, [(arm, value) for arm in arms for value in arm.values], {})
-    return stages
+    return dict(script.arms.stages_of(task, 0, [(arm, value) for arm in arms for value in arm.values], {}))
 
 
 def heard(settings: dict[str, Any]) -> Counter[str]:
@@ -68,7 +61,7 @@ def heard(settings: dict[str, Any]) -> Counter[str]:
 def test_pipelines_are_sound_and_all_arms_hear_the_same(
     at_root: None, script: SimpleNamespace, tmp_path: Path, task: str
 ) -> None:
-    stages = made(script, task, seeds=2)
+    stages = made(script, task)
     pipeline = {"variables": {"run": str(tmp_path), "jobs": 2}, "stages": stages}
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     _, loaded = load_pipeline(tmp_path / "pipeline.yaml", [])
@@ -83,7 +76,10 @@ def test_pipelines_are_sound_and_all_arms_hear_the_same(
     ]
     first, *others = map(heard, students)
     assert len(others) > 20 and all(other == first for other in others)
-    assert {stage["settings"]["seed"] for name, stage in stages.items() if f"{task}-1-student-" in name} == {1}
+    other = script.arms.stages_of(task, 1, [(script.arms.Arm("soft"), None)], {})
+    assert other[f"{task}-1-student-soft"]["settings"]["seed"] == 1
+    shared = [name for name in other if name in stages]
+    assert shared and all(other[name] == stages[name] for name in shared)  # the data
 
 
 @pytest.mark.parametrize("task", ["strong", "weak", "real"])
@@ -294,77 +290,3 @@ def test_costs_are_measured_once(
     monkeypatch.setattr(script.costs, "peak_memory", lambda settings: 1)
     both = script.costs.measure_costs(file, {"soft": soft, "average": average}, "soft")
     assert both["soft"] == found["soft"] and both["average"]["memory"] == 1 and both["average"]["ratio"] > 0
-
-
-def tiny(root: Path, audio: str, development: str) -> None:
-    """The task strong on tones in place of digits, with small networks and few passes; data and task files in `root`."""
-    task = yaml.safe_load((ROOT / "pipelines" / "taxonomy" / "strong.yaml").read_text())
-    task["variables"] |= {"passes": 2, "reach": 0.9}
-    del task["stages"]["data"]
-    for stage in task["stages"].values():
-        if stage["verb"] == "units":
-            stage["settings"] |= {"kind": "char", "size": 10}
-        if stage["verb"] == "train":
-            settings = stage["settings"]
-            model = {"kind": settings["model"]["kind"], "layers": 2, "size": 12}
-            settings |= {"features": FEATURES.model_dump(), "model": model, "batch_frames": 100, "evaluate_every": 4}
-            for phase in settings["phases"]:
-                phase["passes"] = phase["passes"] if isinstance(phase["passes"], str) else 12
-                for source in phase["sources"]:
-                    source["augment"] = {}
-    (root / "strong.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
-    data = root / "runs" / "strong" / "data"
-    for name in ("labelled", "unlabelled", "unlabelled-quarter"):
-        shutil.copytree(audio, data / name)
-    for name in ("development", "test"):
-        shutil.copytree(development, data / name)
-    samples = [sample for info in read_index(Path(audio)) for sample in read_shard(Path(audio) / info.name)]
-    write_transcripts(data / "unlabelled-oracle.jsonl", [(sample.key, sample.fields["text"]) for sample in samples])
-
-
-def in_this_process(root: Path, stages: dict[str, Any], jobs: int) -> set[str]:
-    """Runs stages as a pipeline does, without a process for each."""
-    for stage in stages.values():
-        settings = filled_in(stage["settings"], str(root))
-        (root / "settings.yaml").write_text(yaml.safe_dump(settings))
-        done = cli.main([stage["verb"], str(root / "settings.yaml")]) if not Path(settings["output"]).exists() else 0
-        assert not done, settings["output"]
-    return set()
-
-
-def filled_in(settings: dict[str, Any], run: str) -> Any:
-    return yaml.safe_load(yaml.safe_dump(settings).replace("${run}", run))
-
-
-def test_from_data_to_tables(
-    script: SimpleNamespace,
-    audio: str,
-    development: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    tiny(tmp_path, audio, development)
-    monkeypatch.setattr(script.arms, "HERE", tmp_path)
-    monkeypatch.setattr(script.measure, "run_stages", in_this_process)
-    monkeypatch.setattr(script.costs, "peak_memory", lambda settings: 10**8)
-    monkeypatch.setattr(script.costs, "STEPS", 2)
-    command = ["measure.py", "--tasks", "strong", "--arms", "spikes", "online", "--seeds", "2", "--output", str(tmp_path / "runs")]  # fmt: skip
-    monkeypatch.setattr("sys.argv", command)
-    script.measure.main()
-    said = capsys.readouterr().out
-    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
-    names = [row[0].removeprefix("| ") for row in rows]
-    assert names == [
-        "strong: arm", "spikes",
-        "strong: arm", "teacher", "student-supervised", "soft", "spikes", "online",
-        "strong: arm", "student-supervised", "soft", "spikes", "online",
-    ]  # fmt: skip
-    scores, quiet = rows[3:8], rows[9:]
-    assert [row[3] for row in scores] == ["–", "–", "–", "soft", "soft"] and all("±" in row[4] for row in scores[3:])
-    assert all(row[2].count("/") == 1 for row in scores) and "1.00" in quiet[1][-2] and "100" in quiet[1][-1]
-    assert all(len({len(row) for row in table}) == 1 for table in (rows[2:8], rows[8:]))
-    script.measure.main()  # nothing is run or measured again
-    again = capsys.readouterr().out
-    assert [line for line in again.splitlines() if line.startswith("| ")] == [line for line in said.splitlines() if line.startswith("| ")]  # fmt: skip
-    assert "cost of" in said and "cost of" not in again
