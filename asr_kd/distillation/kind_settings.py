@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -74,6 +74,61 @@ class FeatureMatchSettings(HiddenSettings):
     def tag(self) -> str:
         """The layers, and how they are compared."""
         return f"{super().tag}:{self.match}:{self.samples}"
+
+
+#: kinds of relations between the frames of an utterance
+OVER_TIME = ("gram", "flow", "attention")
+
+
+class RelationSettings(HiddenSettings):
+    """How samples lie to each other in a layer of the student, as in one of the teacher, which may be of another width."""
+
+    make = "asr_kd.distillation.relations:Relations"
+
+    kind: Literal["similarity", "distance", "angle", "probability", "correlation", "gram", "flow", "classes", "attention"] = Field(
+        description="what is alike. Between samples: similarity (inner products), distance, angle, probability (a distribution over "
+        "neighbours), correlation (a kernel). Over the frames of an utterance: gram (cosines of frames up to 3 s apart, those of no blank), "
+        "flow (products of two layers of the same width, whenever they come), attention (of two Conformers). classes: which units are taken "
+        "for which others, by the outputs alone"
+    )  # fmt: skip
+    student: str = Field(
+        "", description="layer of the student: layer.1, layer.2, …; attention.1, … for attention; none for classes"
+    )
+    teacher: str = Field("", description="layer of who answers")
+    student_to: str = Field("", description="flow: to which layer of the student it goes")
+    teacher_to: str = Field("", description="flow: to which layer of who answers it goes")
+    centre: bool = Field(
+        False, description="similarity, probability, correlation: subtract the mean of a batch's samples first"
+    )
+    heads: Count = Field(4, description="attention: parts of queries, keys and values that are compared each by itself")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_time(cls, values: Any) -> Any:
+        over_time = isinstance(values, dict) and values.get("kind") in OVER_TIME
+        return {"samples": "frames"} | values if over_time else values
+
+    @model_validator(mode="after")
+    def _fits(self) -> RelationSettings:
+        if self.kind in OVER_TIME and self.samples == "events":
+            raise ValueError(f"{self.kind} compares the frames of an utterance; leave out samples")
+        if self.kind == "classes" and (self.student or self.teacher):
+            raise ValueError("classes compares outputs; leave out student and teacher")
+        if self.kind != "classes" and not (self.student and self.teacher):
+            raise ValueError(f"{self.kind} needs student and teacher, a layer of each")
+        if (self.kind == "flow", self.kind == "flow") != (bool(self.student_to), bool(self.teacher_to)):
+            raise ValueError("student_to and teacher_to belong to flow, which needs both: its second layers")
+        if self.kind == "attention" and not all(tap.startswith("attention.") for tap in (self.student, self.teacher)):
+            raise ValueError("attention compares attention.1, attention.2, … of two Conformers; name one of each")
+        if self.centre and self.kind not in ("similarity", "probability", "correlation"):
+            raise ValueError("centre belongs to similarity, probability and correlation; leave it out")
+        return self
+
+    @property
+    def tag(self) -> str:
+        """The kind and the layers."""
+        layers = [self.student, self.student_to, self.teacher, self.teacher_to]
+        return ":".join(["", self.kind, *filter(None, layers)]).replace(".", "-")
 
 
 class TogetherSettings(WeighedSettings):

@@ -21,6 +21,7 @@ from asr_kd.distillation.kind_settings import (
     KnowledgeSettings,
     MutualSettings,
     MwerSettings,
+    RelationSettings,
     SequenceSettings,
     SoftSettings,
     SpikeSettings,
@@ -167,6 +168,9 @@ class SourceSettings(Settings):
         description="hear every utterance twice, under different masks, and agree with oneself (a batch holds half as many); null hears it once",
     )
     codes: list[CodesSettings] = Field([], description="guess stored codes of the teacher's hidden states")
+    relations: list[RelationSettings] = Field(
+        default_factory=list, description="how samples lie to each other in the layers of who answers: a list of kinds"
+    )
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -253,6 +257,8 @@ class SourceSettings(Settings):
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
             if twice := next((folder for folder in several if several.count(folder) > 1), None):
                 raise ValueError(f"{name} names {twice} twice; name each once, and weigh it by combine.weights")
+        if len(self.teachers) > 1 and any(one.kind == "attention" for one in self.relations):
+            raise ValueError("attention relations need one teacher; give one, or take another kind of relations")
         several, weights = self.target_sets or self.teachers, self.combine.weights
         if len(several) < 2 and self.combine != CombineSettings():
             raise ValueError("combine needs a list of two or more targets (or teachers)")
@@ -309,6 +315,8 @@ class SourceSettings(Settings):
         return [Asked(*one, self._needs(one[2])) for one in asked]
 
     def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
+        if isinstance(kind, RelationSettings) and kind.kind == "classes":
+            return kind.needs - {"hidden"}
         if isinstance(kind, HeadSettings):
             return frozenset({"text", "whole"} if kind.ctc else ()) | frozenset({"targets"} if kind.soft else ())
         if isinstance(kind, SequenceSettings) and self.transcripts:

@@ -42,10 +42,22 @@ class ConformerModel(AcousticModel):
         hidden = self.input(features).transpose(0, 1)
         # layer by layer, as the encoder itself does, which returns only the last
         for number, layer in enumerate(self.encoder.conformer_layers, 1):
-            hidden = layer(hidden, ~inside)
+            if (tap := f"attention.{number}") in taps:
+                hidden, asked = _with_attention(layer, hidden, ~inside)
+                held[tap] = asked.transpose(0, 1)
+            else:
+                hidden = layer(hidden, ~inside)
             if (tap := f"layer.{number}") in taps:
                 held[tap] = hidden.transpose(0, 1)
             if self.condition and number in self.conditioned:
                 hidden, logits = self.condition(hidden, self.output, nn.Identity())
                 held[f"logits.{number}"] = logits.transpose(0, 1)
         return Outputs(self.output(hidden.transpose(0, 1)), lengths, held)
+
+
+def _with_attention(layer: Any, hidden: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output, and the queries, keys and values of its attention, [frames, batch, 3 × size]."""
+    heard: list[Tensor] = []
+    with layer.self_attn_layer_norm.register_forward_hook(lambda module, inputs, output: heard.append(output)):
+        hidden = layer(hidden, outside)
+    return hidden, nn.functional.linear(heard[0], layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias)

@@ -50,9 +50,13 @@ class ModelSettings(Settings):
 
     @property
     def taps(self) -> dict[str, int]:
-        """Hidden states that can be asked for, with their widths: `layer.1` after the first layer, and so on."""
-        width = self.size * (2 if self.kind == "blstm" else 1)
-        return {f"layer.{layer}": width for layer in range(1, self.layers + 1)}
+        """Hidden states that can be asked for, with their widths: `layer.1` after the first layer, and so on.
+
+        Of a Conformer also `attention.1`, …: queries, keys and values of a layer, one beside the other, all heads together.
+        """
+        width, layers = self.size * (2 if self.kind == "blstm" else 1), range(1, self.layers + 1)
+        found = {f"layer.{layer}": width for layer in layers}
+        return found | {f"attention.{layer}": 3 * width for layer in layers if self.kind == "conformer"}
 
     def in_frames(self, features: FeatureSettings) -> ModelSettings:
         """The network with its delay in frames of these features.

@@ -50,6 +50,12 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "mutual": ({"mutual": {"peers": 2}}, True),
     "branches": ({"branches": {}}, True),
     "views": ({"views": {"weight": 1.0}, "augment": {"time_masks": 1, "mel_masks": 1}}, False),  # masks are drawn by batch
+    **{
+        kind: ({"relations": [{"kind": kind, **more}]}, False)
+        for kind, more in {
+            "similarity": PAIR, "distance": PAIR, "angle": PAIR, "probability": PAIR, "correlation": PAIR, "gram": PAIR, "classes": {},
+        }.items()
+    },
 }  # fmt: skip
 
 

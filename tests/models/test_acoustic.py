@@ -168,6 +168,44 @@ def test_layers_that_cannot_be_conditioned(settings: dict[str, object], message:
         ModelSettings.model_validate(settings)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_have_the_widths_that_are_promised(kind: str, units: Units) -> None:
+    model = lively(KINDS[kind], units)
+    features, lengths = collate([noise(9), noise(4)])
+    outputs = model(features, lengths, list(model.taps))
+    assert {tap: value.shape for tap, value in outputs.hidden.items()} == {
+        tap: (2, 9, width) for tap, width in KINDS[kind].taps.items()
+    }
+    torch.testing.assert_close(outputs.logits, model(features, lengths).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_queries_keys_and_values_are_those_of_the_attention(units: Units, training: bool) -> None:
+    model = lively(KINDS["conformer"], units).train(training)
+    features, lengths = collate([noise(9), noise(4)])
+    inside = torch.arange(9) < lengths[:, None]
+    said: list[torch.Tensor] = []
+    layer = model.encoder.conformer_layers[1].self_attn
+    layer.dropout = 0.0  # of its weights; that before it stays
+    layer.register_forward_hook(lambda module, inputs, output: said.append(output[0].transpose(0, 1)))
+    asked = model(features, lengths, ["attention.2"]).hidden["attention.2"]
+    query, key, value = asked.unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)  # [batch, heads, frames, width of a head]
+    scores = (query @ key.mT / 6**0.5).masked_fill(~inside[:, None, None], -torch.inf)
+    heads = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.out_proj(heads)[inside], said[0][inside], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_that_looks_at_attention_draws_what_it_would_draw_without(units: Units) -> None:
+    model = lively(KINDS["conformer"], units).train()
+    features, lengths = collate([noise(9), noise(4)])
+    logits = []
+    for taps in ([], ["attention.1", "layer.2"]):
+        torch.manual_seed(3)
+        logits.append(model(features, lengths, taps).logits)
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+    assert not model.encoder.conformer_layers[0].self_attn_layer_norm._forward_hooks
+
+
 def reach(checkpoint: Checkpoint, frames: int, changed: int) -> list[int]:
     """The frames whose output changes with one frame of input, taken bit by bit."""
     features = noise(frames)
