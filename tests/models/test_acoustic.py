@@ -173,9 +173,8 @@ def test_hidden_states_have_the_widths_that_are_promised(kind: str, units: Units
     model = lively(KINDS[kind], units)
     features, lengths = collate([noise(9), noise(4)])
     outputs = model(features, lengths, list(model.taps))
-    assert {tap: value.shape for tap, value in outputs.hidden.items()} == {
-        tap: (2, 9, width) for tap, width in KINDS[kind].taps.items()
-    }
+    for tap, width in KINDS[kind].taps.items():
+        assert outputs.hidden[tap].shape == (2, 9, width)
     torch.testing.assert_close(outputs.logits, model(features, lengths).logits, rtol=0, atol=0)
 
 
