@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from asr_kd.config.schedule import value_at
 from asr_kd.distillation.knowledge import Seen, Task
-from asr_kd.distillation.mutual import Together, divergence
+from asr_kd.distillation.mutual import Together
+from asr_kd.distillation.response import divergence_from
 from asr_kd.distillation.settings import Asked
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model
@@ -47,10 +48,9 @@ class Branches(Together):
         mixture = mixed(gate, branches)
         loss = sum((self.taught_loss(seen, logits) for logits in (*said.values(), mixture)), seen.logits.new_zeros(()))
         temperature = self.settings.temperature
-        answer = mixture[seen.learned] / temperature
-        each = torch.stack([divergence(answer, branch[seen.learned] / temperature) for branch in branches])
-        # gradients by logits at a temperature are smaller by its square
-        return loss + value_at(self.share, seen.done) * temperature**2 * each.sum()
+        answer = mixture[seen.learned]
+        each = torch.stack([divergence_from(answer, branch[seen.learned], temperature) for branch in branches])
+        return loss + value_at(self.share, seen.done) * each.sum()
 
 
 class Upper(nn.Module):

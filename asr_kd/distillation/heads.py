@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from asr_kd.config.schedule import value_at
 from asr_kd.distillation.ctc import ctc_loss
 from asr_kd.distillation.knowledge import Seen
-from asr_kd.distillation.response import Soft
+from asr_kd.distillation.response import Soft, divergence_from
 from asr_kd.models.network import Outputs
 
 
@@ -72,12 +72,5 @@ class Head(Soft):
         if soft:
             loss = loss + soft * self.of_frames(seen, rows).sum()
         if top:
-            loss = loss + top * top_divergence(rows, seen.rows, settings.temperature)
+            loss = loss + top * divergence_from(seen.rows, rows, settings.temperature)
         return loss
-
-
-def top_divergence(rows: Tensor, top: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(top ‖ rows) in nat at a temperature, times its square, summed over frames; logits [frames, units], `top` gets no gradient."""
-    told = (top.detach() / temperature).log_softmax(-1)
-    said = (rows / temperature).log_softmax(-1)
-    return (told.exp() * (told - said)).sum() * temperature**2

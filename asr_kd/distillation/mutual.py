@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asr_kd.config.schedule import value_at
 from asr_kd.distillation.knowledge import Knowledge, Seen, Task
+from asr_kd.distillation.response import divergence_from
 from asr_kd.distillation.settings import Asked
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model
@@ -52,12 +53,6 @@ class Together(Knowledge):
         for other in self.others:
             loss = loss + value_at(other.weight, seen.done) * other.loss(seen._replace(logits=logits))
         return loss
-
-
-def divergence(answer: Tensor, own: Tensor) -> Tensor:
-    """Sum over frames of KL(p of `answer` ‖ p of `own`), nat; both are logits [frames, units], and `answer` gets no gradient."""
-    theirs = answer.detach().log_softmax(-1)
-    return (theirs.exp() * (theirs - own.log_softmax(-1))).sum()
 
 
 class Mutual(Together):
@@ -103,7 +98,7 @@ def mutual_loss(learners: Sequence[Tensor]) -> Tensor:
         learners: logits [frames, units] of two or more.
     """
     pairs = [
-        divergence(other, own)
+        divergence_from(other, own)
         for index, own in enumerate(learners)
         for number, other in enumerate(learners)
         if number != index

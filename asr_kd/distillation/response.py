@@ -49,6 +49,16 @@ class Soft(Knowledge):
         return soft_cross_entropy(rows, units, probs, tail, self.task.missing_mass, priors, prior)
 
 
+def divergence_from(answer: Tensor, own: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p of `answer` ‖ p of `own`) in nat at a temperature, times its square, summed over frames; `answer` gets no gradient.
+
+    Both are logits [frames, units], of networks that are there in the step.
+    """
+    told = (answer.detach() / temperature).log_softmax(-1)
+    said = (own / temperature).log_softmax(-1)
+    return (told.exp() * (told - said)).sum() * temperature**2
+
+
 def soft_cross_entropy(
     logits: Tensor,
     units: Tensor,

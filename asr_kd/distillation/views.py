@@ -10,17 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from asr_kd.distillation.knowledge import Knowledge, Seen
+from asr_kd.distillation.response import divergence_from
 
 
 class Views(Knowledge):
     """`views`: KL(other view ‖ this view) in nat, a sum over the learned frames of both views, so that the mean over them is that of the two."""
 
     def loss(self, seen: Seen) -> Tensor:
-        return view_divergence(seen.rows)
-
-
-def view_divergence(rows: Tensor) -> Tensor:
-    """KL of each frame from the same frame in the other view, summed; logits [frames, units], the second half those of the second view."""
-    said = rows.log_softmax(-1)
-    told = said.detach().roll(len(rows) // 2, 0)
-    return (told.exp() * (told - said)).sum()
+        return divergence_from(seen.rows.roll(len(seen.rows) // 2, 0), seen.rows)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Part
-from asr_kd.distillation.heads import Head, top_divergence
+from asr_kd.distillation.heads import Head
 from asr_kd.distillation.knowledge import Pupil, Seen, Task, lesson_of
+from asr_kd.distillation.response import divergence_from
 from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model
@@ -56,20 +57,20 @@ def test_the_divergence_is_that_of_the_definition(seed: int, frames: int, temper
         q = [math.exp(value / temperature) for value in own]
         for a, b in zip(p, q, strict=True):
             expected += temperature**2 * a / sum(p) * math.log(a / sum(p) / (b / sum(q)))
-    found = top_divergence(rows, top, temperature)
+    found = divergence_from(top, rows, temperature)
     assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert found >= -1e-12
-    assert top_divergence(rows, rows, temperature).item() == pytest.approx(0.0, abs=1e-12)
-    assert top_divergence(rows, rows + 5.0, temperature).item() == pytest.approx(0.0, abs=1e-9)
+    assert divergence_from(rows, rows, temperature).item() == pytest.approx(0.0, abs=1e-12)
+    assert divergence_from(rows + 5.0, rows, temperature).item() == pytest.approx(0.0, abs=1e-9)
 
 
 def test_the_top_gets_no_gradient_and_the_head_a_right_one() -> None:
     rows, top = noise(3, 5).requires_grad_(), noise(3, 5, seed=1).requires_grad_()
-    top_divergence(rows, top).backward()
+    divergence_from(top, rows).backward()
     assert top.grad is None and rows.grad is not None and rows.grad.abs().sum() > 0
     # minimised by the head that says what the top says: the gradient is the difference of the two distributions
     torch.testing.assert_close(rows.grad, rows.softmax(-1) - top.softmax(-1))
-    assert torch.autograd.gradcheck(lambda values: top_divergence(values, top.detach(), 2.0), (rows,))
+    assert torch.autograd.gradcheck(lambda values: divergence_from(top.detach(), values, 2.0), (rows,))
 
 
 def test_each_loss_has_its_weight_and_they_add_up(units: Units) -> None:
@@ -87,7 +88,7 @@ def test_each_loss_has_its_weight_and_they_add_up(units: Units) -> None:
 
     ctc, soft, own = loss(ctc=1.0), loss(soft=1.0), loss(top=1.0)
     torch.testing.assert_close(loss(ctc=0.3, soft=2.0, top=0.5), 0.3 * ctc + 2.0 * soft + 0.5 * own)
-    torch.testing.assert_close(own, top_divergence(logits[seen.learned], top[seen.learned]))
+    torch.testing.assert_close(own, divergence_from(top[seen.learned], logits[seen.learned]))
     torch.testing.assert_close(
         ctc,
         torch.nn.functional.ctc_loss(

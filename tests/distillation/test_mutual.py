@@ -12,7 +12,8 @@ from torch import Tensor
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Part
 from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen, Task, lesson_of
-from asr_kd.distillation.mutual import Mutual, divergence, mutual_loss
+from asr_kd.distillation.mutual import Mutual, mutual_loss
+from asr_kd.distillation.response import divergence_from
 from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, parameters
@@ -76,10 +77,10 @@ def test_equals_have_nothing_to_learn() -> None:
 
 def test_each_learns_and_answers_without_a_gradient() -> None:
     own, other = drawn(0, 4, 5).requires_grad_(), drawn(1, 4, 5).requires_grad_()
-    divergence(other, own).backward()
+    divergence_from(other, own).backward()
     assert other.grad is None and own.grad is not None
     torch.testing.assert_close(own.grad, (own.softmax(-1) - other.softmax(-1)).detach())
-    torch.autograd.gradcheck(lambda logits: divergence(other, logits), (own,))
+    torch.autograd.gradcheck(lambda logits: divergence_from(other, logits), (own,))
 
 
 def source(**changes: Any) -> SourceSettings:
