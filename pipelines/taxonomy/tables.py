@@ -54,6 +54,8 @@ def print_tables(plan: Plan, costs: Mapping[str, Mapping[str, float]], against: 
     reports = [read_json(run / "report" / "report.json")["systems"] for run in runs]
     rows = {"teacher": "teacher", "student-supervised": "student-supervised", **stage}
     rows = {name: folder for name, folder in rows.items() if all(folder in report for report in reports)}
+    students = [folder for name, folder in rows.items() if name != "teacher"]
+    near = [read_fidelity(run, students, plan.root / plan.task / "data" / "development") for run in runs]
     print_grid(plan)
     wers = {name: [report[folder]["wer"] for report in reports] for name, folder in rows.items()}
     print(
@@ -71,7 +73,7 @@ def print_tables(plan: Plan, costs: Mapping[str, Mapping[str, float]], against: 
                 shown = verdict(mean, half, statistics.mean(wers[base]))
             print(f"| {' | '.join(cells)} | {base or '–'} | {points} | {shown} | {counts} |")
             cells, counts = [f"{name}, same time", "", ""], ""
-    print_quiet(plan, rows, reports, costs, against)
+    print_quiet(plan, rows, reports, near, costs, against)
 
 
 def print_grid(plan: Plan) -> None:
@@ -88,20 +90,20 @@ def print_grid(plan: Plan) -> None:
 
 
 def print_quiet(
-    plan: Plan, rows: Mapping[str, str], reports: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]],
-    against: Mapping[str, Sequence[str]],
+    plan: Plan, rows: Mapping[str, str], reports: Sequence[Mapping[str, Any]], near: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, float]], against: Mapping[str, Sequence[str]],
 ) -> None:  # fmt: skip
     """Divergence from the teacher on development audio, its spikes agreed on, steps, delay, churn, and cost.
 
     Args:
         rows: folder of each row.
         reports: systems of each seed's report.
+        near: `read_fidelity` of each seed.
         costs: see `print_tables`.
         against: see `print_tables`.
     """
     runs, values = [plan.run(seed) for seed in plan.seeds], task_of(plan.task, 0, plan.variables)["values"]
     students = {name: folder for name, folder in rows.items() if name != "teacher"}
-    near = [read_fidelity(run, list(students.values()), plan.root / plan.task / "data" / "development") for run in runs]
     heard = [hypotheses(run / "report") for run in runs]
     reach = float(values["reach"])
     print(

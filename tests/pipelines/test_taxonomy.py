@@ -122,7 +122,7 @@ def test_a_value_lands_in_its_place_and_baselines_come_along(at_root: None, scri
     assert source["features"][0]["weight"] == 3.0 and settings["init"] is None and source["targets"] is None
     assert "weight" not in arms["hint-fresh"].source["features"][0] and stages["student"]["settings"]["init"]
     assert settings["output"] == "${run}/student-hint-fresh-3"
-    model = script.arms.student_of(stages, arms["conditioned-fresh"], None)["model"]
+    model = script.arms.student_of(stages, arms["conditioned-fresh"], 0.3)["model"]
     assert model["conditioned"] == [1] and model["size"] == 96
     assert script.arms.student_of(stages, script.arms.Arm("long", passes=99), None)["phases"][0]["passes"] == 99
 
