@@ -266,7 +266,7 @@ def test_pairs_are_told_apart_by_layers_and_by_how_they_are_compared() -> None:
     [
         ([{"match": "energy"}], {}, "match energy compares the frames of an utterance; set samples to frames"),
         ([{}, {}], {}, "features:layer-1:layer-2:hint:events is asked for twice"),
-        ([{}], {"teacher": None}, "targets .or a teacher. go together"),
+        ([{}], {"teacher": None}, "learns what somebody answers; give targets or a teacher"),
     ],
 )
 def test_what_does_not_go_together(pairs: list[dict[str, Any]], changes: dict[str, Any], message: str) -> None:

@@ -168,7 +168,7 @@ def test_it_needs_what_its_weights_need() -> None:
     ("source", "message"),
     [
         ({"heads": [{"layer": "layer.1"}]}, "set ctc, soft or top above 0"),
-        ({"heads": [{"layer": "layer.1", "soft": 1.0}]}, r"targets \(or a teacher\) go together"),
+        ({"heads": [{"layer": "layer.1", "soft": 1.0}]}, "learns what somebody answers; give targets or a teacher"),
         ({"heads": [{"layer": "layer.1", "top": 1.0}] * 2}, "heads:layer-1 is asked for twice"),
         (
             {"teacher": "x", "temperature": 2.0, "heads": [{"layer": "layer.1", "soft": 1.0}]},
