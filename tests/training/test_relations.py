@@ -1,4 +1,4 @@
-"""Relations learned in the loop: of a checkpoint that answers in the step, resumed, and by two processes."""
+"""Relations learned in the loop: of a checkpoint that answers in the step, and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from asr_kd.units import load_units
 from tests.training.conftest import FEATURES
-from tests.training.test_processes import launched
 
 Job = Callable[..., TrainSettings]
 BETWEEN = {"student": "layer.2", "teacher": "layer.1"}
@@ -118,16 +117,3 @@ def test_all_at_once_with_a_schedule_and_the_average_as_teacher(
     train(job(source=source, ema_decay=0.9))
     assert all(loss == loss and loss < 1e3 for loss in losses(tmp_path / "run"))
     assert all(weight.isfinite().all() for weight in load_checkpoint(tmp_path / "run").model.parameters())
-
-
-def test_two_processes_of_which_one_dies(job: Job, teachers: dict[str, str], tmp_path: Path) -> None:
-    """A layer below the last is compared alone: those above have no other gradient than zeros."""
-    found = {}
-    for how in ("lives", "dies"):
-        (tmp_path / how).mkdir()
-        settings = learning(
-            job, teachers, "distance", output=str(tmp_path / how / "run"), lanes=2, batch_frames=60, bucket_utterances=3,
-            source={"relations": [{"kind": "distance", "student": "layer.1", "teacher": "layer.2"}]}, phase={"passes": 3},
-        )  # fmt: skip
-        found[how] = state(launched(settings, tmp_path / how, 2, how))
-    assert found["lives"] == found["dies"]
