@@ -124,16 +124,19 @@ TYPING = (
 )
 
 
-def _keys(kind: type[Settings], indent: str = "  ") -> list[str]:
-    """A line for each setting, with those of a group below it."""
-    lines = []
+def _keys(kind: type[Settings], indent: str = "  ", told: set[type[Settings]] | None = None) -> list[str]:
+    """A line for each setting, with those of a group below it, the first time that the group is met."""
+    lines, told = [], set() if told is None else told
     for name, field in kind.model_fields.items():
         group = group_of(field.annotation)
         value = field.get_default(call_default_factory=True)
         default = "a group" if isinstance(value, Settings) else f"default {value!r}"
         what = field.description or (" ".join((group.__doc__ or "").split()).rstrip(".") if group else None)
-        lines.append(f"{indent}{name}: {what} ({'required' if field.is_required() else default})")
-        lines += _keys(group, indent + "    ") if group else []
+        again = f"; {', '.join(group.model_fields)} as above" if group in told and group else ""
+        lines.append(f"{indent}{name}: {what} ({'required' if field.is_required() else default}{again})")
+        if group and not again:
+            told.add(group)
+            lines += _keys(group, indent + "    ", told)
     return lines
 
 

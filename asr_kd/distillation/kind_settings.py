@@ -212,7 +212,10 @@ class DivergenceSettings(SoftSettings):
     make = "asr_kd.distillation.divergence:Divergent"
 
     kind: Literal["forward", "reverse", "jensen", "skewed", "skewed_reverse", "variation", "decoupled", "pearson"] = (
-        Field(description="which")
+        Field(
+            description="which: forward, reverse, jensen, skewed, skewed_reverse, variation (half the sum of differences), decoupled, or pearson "
+            "(correlations)"
+        )
     )
     alpha: Scheduled = Field(
         1.0,
