@@ -29,6 +29,10 @@ class Branches(Together):
         super().__init__(asked, task)
         if task.model.layers < 2:
             raise UserError(f"{self.name}: share the layers below the student's last; give model.layers 2 or more")
+        if task.model.conditioned:
+            raise UserError(
+                f"{self.name}: cannot share layers of a network that is conditioned; leave out model.conditioned"
+            )
         self.taps = (f"layer.{task.model.layers - 1}",)
 
     def beside(self) -> nn.Module:

@@ -13,6 +13,7 @@ from asr_kd.distillation.knowledge import Knowledge, Seen
 from asr_kd.models.network import Outputs
 from asr_kd.targets.hidden import CODES
 from asr_kd.targets.quantiser import CENTRES
+from asr_kd.targets.store import metadata_of
 
 
 class CodeHead(nn.Linear):
@@ -33,6 +34,11 @@ class Codes(Knowledge):
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.taps, self.taught = (self.settings.student,), (CODES + self.settings.teacher,)
+        if (
+            self.task.source
+        ):  # heads beside the student are shared by name: codes of another quantiser are other classes
+            held = metadata_of(self.task.source.target_sets[0]).hidden
+            self.name += f":{held.quantiser if held else None}"
 
     def beside(self) -> nn.Module:
         """See `Knowledge`."""

@@ -50,7 +50,7 @@ class Head(Soft):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
-        self.taps = (self.settings.layer,)
+        self.taps, self.alone = (self.settings.layer,), bool(self.settings.ctc or self.settings.top)
 
     def beside(self) -> nn.Module:
         if self.settings.shared:
@@ -64,12 +64,11 @@ class Head(Soft):
         logits = seen.beside["logits"].to(seen.logits.dtype)
         rows = logits[seen.learned]
         ctc, soft, top = (value_at(weight, seen.done) for weight in (settings.ctc, settings.soft, settings.top))
-        # the gradient of every weight is 0 and not missing, whatever the weights are now and whatever lies above the head
-        loss = (rows.sum() + seen.logits.sum()) * 0.0
+        loss = rows.sum() * 0.0  # a graph, whatever the weights are now
         # what has a weight at some time has its parts in every batch, what has none may lack them
         if ctc:
             loss = loss + ctc * ctc_loss(logits.log_softmax(-1), seen.lengths, seen.parts["text"])
-        if soft:
+        if soft and "soft.units" in seen.parts:  # else nobody has answered
             loss = loss + soft * self.of_frames(seen, rows).sum()
         if top:
             loss = loss + top * divergence_from(seen.rows, rows, settings.temperature)

@@ -30,6 +30,11 @@ class WeighedSettings(KnowledgeSettings):
     weight: Scheduled = Field(1.0, description="of its loss")
 
     @property
+    def of_oneself(self) -> bool:
+        """Whether it is learned from what is trained alone: then silence is as good an answer as any."""
+        return False
+
+    @property
     def tag(self) -> str:
         """What its name has behind that of its setting, where a source may have several."""
         return ""
@@ -128,13 +133,18 @@ class RelationSettings(HiddenSettings):
     def tag(self) -> str:
         """The kind and the layers."""
         layers = [self.student, self.student_to, self.teacher, self.teacher_to]
-        return ":".join(["", self.kind, *filter(None, layers)]).replace(".", "-")
+        return ":".join(["", self.kind, *filter(None, layers), self.samples]).replace(".", "-")
 
 
 class TogetherSettings(WeighedSettings):
     """Base of the kinds that train further learners beside the student, which learn what the source teaches, and from each other."""
 
     needs = frozenset()
+
+    @property
+    def of_oneself(self) -> bool:
+        """See `WeighedSettings`."""
+        return True
 
     @property
     def learners(self) -> Settings:
@@ -310,6 +320,11 @@ class HeadSettings(WeighedSettings):
         return self
 
     @property
+    def of_oneself(self) -> bool:
+        """See `WeighedSettings`."""
+        return not (self.ctc or self.soft)
+
+    @property
     def tag(self) -> str:
         """The layer: a source may have a head on each."""
         return f":{self.layer}{':shared' if self.shared else ''}".replace(".", "-")
@@ -324,3 +339,8 @@ class ViewSettings(WeighedSettings):
     weight: Scheduled = Field(
         0.2, description="of the divergence between the two; best rising from 0 at the start of a phase"
     )
+
+    @property
+    def of_oneself(self) -> bool:
+        """See `WeighedSettings`."""
+        return True

@@ -81,10 +81,12 @@ class Knowledge:
         taps: hidden states of the student that its loss, or its module beside the student, uses.
         taught: hidden states of who answers that it uses; they come as parts, `hidden.` and the name, a row per learned frame.
             Of stored codes also `codes.` and the name, which is the name of their part.
+        alone: whether it learns something too where nobody answers.
     """
 
     taps: Sequence[str] = ()
     taught: Sequence[str] = ()
+    alone: bool = False
 
     def __init__(self, asked: Asked, task: Task) -> None:
         self.name, self.weight, self.task = asked.name, asked.weight, task
@@ -134,7 +136,7 @@ class Lesson:
     @property
     def unanswered(self) -> Lesson:
         """The lesson when nobody answers in the step."""
-        return replace(self, kinds=[kind for kind in self.kinds if kind not in self.answered])
+        return replace(self, kinds=[kind for kind in self.kinds if kind.alone or kind not in self.answered])
 
 
 def lesson_of(source: SourceSettings, task: Task) -> Lesson:

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from asr_kd.config.schedule import value_at
-from asr_kd.distillation.knowledge import Knowledge, Seen
-from asr_kd.distillation.settings import MissingMass
+from asr_kd.distillation.knowledge import Knowledge, Seen, Task
+from asr_kd.distillation.settings import Asked, MissingMass
 from asr_kd.distillation.timing import best_delay, later, near_speech
+from asr_kd.errors import UserError
 
 
 class Soft(Knowledge):
     """`soft`: each learned frame's distribution."""
+
+    def __init__(self, asked: Asked, task: Task) -> None:
+        super().__init__(asked, task)
+        delays = task.source and task.source.delays
+        if delays and round(delays.most_ms / task.features.frame_ms) < 1:
+            raise UserError(
+                f"delays.most_ms: {delays.most_ms:g} is no whole frame of {task.features.frame_ms} ms; raise it"
+            )
 
     def loss(self, seen: Seen) -> Tensor:
         source = self.task.source

@@ -62,7 +62,8 @@ class RunSettings(Settings):
     every: Count = Field(
         200, description="at each multiple of so many steps: learn from what the other run was so many steps before"
     )
-    wait: Positive = Field(600.0, description="seconds to wait for it, at most")
+    # what is learned does not depend on it: a run that waited in vain may go on with a longer one
+    wait: Positive = Field(600.0, exclude=True, description="seconds to wait for it, at most")
 
     @property
     def name(self) -> str:
@@ -203,7 +204,7 @@ class SourceSettings(Settings):
                 "sequences are drawn from targets (or a teacher) or from transcripts (n-best lists); give one of the two"
             )
         if self.views and not (self.augment.time_masks or self.augment.mel_masks):
-            raise ValueError("views teach nothing where both are equal; set augment.time_masks or augment.mel_masks")
+            raise ValueError("views are to differ by their masks; set augment.time_masks or augment.mel_masks")
         self._check_answers()
         names = [asked.name for asked in self.knowledge()]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -230,21 +231,29 @@ class SourceSettings(Settings):
             raise ValueError(f"{asked.name} learns from stored targets alone; give targets of that teacher")
         if self.runs and (asked := next((one for one in self.knowledge() if "hidden" in one.needs), None)):
             raise ValueError(f"{asked.name} needs hidden states, and another run gives its logits alone")
-        if self.runs and (
-            asked := next((one for one in self.knowledge() if isinstance(one.settings, TogetherSettings)), None)
-        ):
+        silent = "another run" if self.runs else "cycle" if "cycle" in self.teachers else "guard" if self.guard else ""
+        together = next((one for one in self.knowledge() if isinstance(one.settings, TogetherSettings)), None)
+        if silent and together:
             raise ValueError(
-                f"{asked.name} trains its learners in this run; leave it out where another run is the teacher"
+                f"{together.name} needs an answer in every batch, and with {silent} there are some without; leave one of the two out"
             )
         if self.temperature != 1.0:
             if not self.teacher:
                 raise ValueError("temperature needs a teacher in the step; stored targets have that of their labelling")
             if value_at(self.temperature, 0.0) <= 0 or value_at(self.temperature, 1.0) <= 0:
                 raise ValueError("temperature must be above 0")
-            if any(head.soft for head in self.heads):
-                raise ValueError("heads learn soft targets as they are; leave out temperature, or the head's soft")
-        if self.guard and "average" not in self.teachers:
-            raise ValueError("guard watches teacher: average; leave it out for teachers that do not change")
+            classes = "relations of classes" if any(one.kind == "classes" for one in self.relations) else None
+            if name := classes or next((name for name in ("spikes", "sequences") if getattr(self, name)), None):
+                raise ValueError(
+                    f"temperature is for soft targets that are learned frame by frame; leave it out with {name}"
+                )
+        changed = (
+            "temperature" if self.temperature != 1.0 else "select" if self.select else "delays" if self.delays else ""
+        )
+        if changed and any(head.soft for head in self.heads):
+            raise ValueError(f"heads learn soft targets as they are; leave out {changed}, or the head's soft")
+        if self.guard and self.teachers != ["average"]:
+            raise ValueError("guard watches teacher: average, alone; leave it out for other teachers")
         if "cycle" in self.teachers and len(self.teachers) > 1:
             raise ValueError("teacher: cycle answers alone, and not in the first cycle; give it without others")
         if self.resample and not self.targets:

@@ -175,7 +175,7 @@ def answer_batch(
                 answers.append(Answer(_align(log_probs.cpu(), loaded.ids[index], settings.hold_frames), np.empty(0)))
                 continue
             if settings.mode == "occupancy":
-                log_probs = occupancy(log_probs, loaded.ids[index])
+                log_probs = occupancy(log_probs.cpu(), loaded.ids[index])
             answers.append(_keep(log_probs, settings, key))
             if settings.mode == "hidden":
                 answers[-1].hidden = kept_hidden(settings, states, answers[-1].kept, quantiser)
@@ -204,11 +204,11 @@ def occupancy(log_probs: Tensor, ids: list[int]) -> Tensor:
     that the text does not hold. A teacher that knows the text answers so, as the oracle teacher of Yoon et al. 2021 (arXiv 2111.03664).
 
     Args:
-        log_probs: float32 [frames, units], normalised natural log-probabilities.
+        log_probs: float32 [frames, units], normalised natural log-probabilities, in host memory.
         ids: unit ids of the text, short enough for the frames.
 
     Returns:
-        float32 [frames, units], finite, on the same device.
+        float32 [frames, units], finite.
     """
     frames, units = log_probs.shape
     if ids:

@@ -103,6 +103,10 @@ def _awaited(one: RunSettings, step: int, learner: Learner, stop_asked: Callable
     while True:
         if (last := place(one.name) / LAST).exists():
             step = min(step, int(read_json(last)["step"]))
+            if not step:
+                raise UserError(
+                    f"teacher: {one.run} has ended before it shared anything; train it longer, or lower its share.every"
+                )
         if (_shared(place(one.name), step) / "checkpoint.json").exists():
             return _shared(place(one.name), step)
         if stop_asked():

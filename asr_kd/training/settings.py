@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings, Share, check_owners
 from asr_kd.config.knobs import DEVICE, THREADS, Threads
-from asr_kd.distillation.kind_settings import TogetherSettings
+from asr_kd.distillation.kind_settings import TogetherSettings, WeighedSettings
 from asr_kd.distillation.settings import MissingMass, SourceSettings
 from asr_kd.models.settings import ModelSettings
 
@@ -121,8 +121,11 @@ class PhaseSettings(Settings):
             raise ValueError("hours_at_least goes with passes; leave it out where hours say how much is heard")
         if self.hours is None and any(source.weight is not None for source in self.sources):
             raise ValueError("weight needs hours: in a pass each source is read whole; use repeat")
-        if all(isinstance(asked.settings, TogetherSettings) for source in self.sources for asked in source.knowledge()):
-            raise ValueError("learners that learn from each other alone end in silence; teach one source ctc or soft")
+        learned = [asked.settings for source in self.sources for asked in source.knowledge()]
+        if all(isinstance(one, WeighedSettings) and one.of_oneself for one in learned):
+            raise ValueError(
+                "who learns from himself or from his like alone ends in silence; teach one source ctc or soft"
+            )
         if self.chunks:
             for source in self.sources:
                 for asked in source.knowledge():

@@ -148,7 +148,8 @@ def batch_loss(seen: Seen, lesson: Lesson, frames: int, besides: dict[str, dict[
         frames: learned frames of the batch.
         besides: outputs of the modules beside the student, by kind.
     """
-    loss = seen.logits.new_zeros(()) if lesson.kinds else seen.logits.sum() * 0.0
+    # a 0 that depends on all of the student: a layer above all that is learned gets gradients of 0, as DDP expects
+    loss = seen.logits.sum() * 0.0
     for kind in lesson.kinds:
         own = seen._replace(beside=besides.get(kind.name, {}))
         loss = loss + value_at(kind.weight, seen.done) * kind.loss(own) / frames
@@ -174,11 +175,12 @@ def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> tu
     ):  # the first cycle, or a run that has shared nothing yet
         return here, lesson.unanswered
     with _precision(learner):
-        here.parts |= answer(learner.teachers, here, lesson, done)
+        said = answer(learner.teachers, here, lesson, done)
     if source.guard:
-        spoken = (here.parts["soft.units"].values[:, 0] != Units.blank).double().mean().item()
+        spoken = (said["soft.units"].values[:, 0] != Units.blank).double().mean().item()
         if not learner.watches.setdefault(batch.source, Watch()).allows(spoken, source.guard):
             return here, lesson.unanswered
+    here.parts |= said
     prepare_answers(here, lesson.answered)
     return here, lesson
 
@@ -190,8 +192,9 @@ def _touched(besides: dict[str, dict[str, Tensor]]) -> Tensor:
 
 def _nothing(learner: Learner) -> Tensor:
     """A loss of 0 that depends on every weight: the others wait for this process's gradient."""
-    frames = torch.zeros(1, 1, learner.settings.features.dimension, device=learner.ranks.device)
-    outputs, besides = learner.exchange.network(frames, torch.ones(1, dtype=torch.int64))
+    # two frames: what normalises over a batch refuses a single one
+    frames = torch.zeros(1, 2, learner.settings.features.dimension, device=learner.ranks.device)
+    outputs, besides = learner.exchange.network(frames, torch.tensor([2]))
     nothing: Tensor = outputs.logits.float().sum() * 0.0
     return nothing + _touched(besides) if besides else nothing
 

@@ -145,7 +145,8 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
                 restore_best(learner, run)
                 learner.exchange.restart()
                 for average in filter(None, (learner.average, learner.taught_by)):
-                    average.n_averaged.zero_()  # the next step's weights start a new average
+                    average.n_averaged.zero_()  # the next step's weights start a new average, and till then these answer
+                    average.module.load_state_dict(learner.pupil.state_dict())
                 learner.watches.clear()
                 if not position.phase and any(
                     CYCLE in source.plan.teachers for one in streams for source in one.sources
