@@ -217,7 +217,11 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
             {"audio": "a", "soft": 1.0, "targets": 3},
             r"targets: input should be a valid string \(given: 3\)",
         ),
-        (SourceSettings, {"audio": "a", "ctc": 1.0, "ctc_within_targets": True}, "ctc_within_targets learns what somebody answers"),
+        (
+            SourceSettings,
+            {"audio": "a", "ctc": 1.0, "ctc_within_targets": True},
+            "ctc_within_targets learns what somebody answers",
+        ),
         (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "ctc_within_targets": True}, "needs a ctc weight"),
         (SourceSettings, {"audio": "a", "targets": "t", "soft": 1.0, "mwer": {}}, "mwer needs a ctc weight above 0"),
         (SourceSettings, {"audio": "a", "ctc": 1.0, "mwer": {"hypotheses": 1}}, "mwer.hypotheses: .* equal to 2"),

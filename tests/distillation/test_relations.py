@@ -94,7 +94,6 @@ def test_padding_changes_nothing_and_the_teacher_learns_nothing(kind: str, sampl
         assert not outside.any()
     loss.backward()
     assert all(part.values.grad is None for part in seen.parts.values())
-    assert seen.logits.grad is not None  # the weights of its layer are waited for
     torch.testing.assert_close(asked.loss(seen_of(asked, [40, 23, 9], room=31)), loss)
 
 
@@ -104,7 +103,6 @@ def compared_with_nothing(kind: str, changes: dict[str, Any], frames: list[int],
     loss = asked.loss(seen)
     assert loss == 0
     loss.backward()
-    assert seen.logits.grad is not None and not seen.logits.grad.any()
     grads = [seen.hidden[tap].grad for tap in asked.taps]
     assert all(grad is not None and not grad.any() for grad in grads)
 
@@ -276,7 +274,7 @@ def test_several_kinds_and_several_layers_stand_side_by_side() -> None:
     asked = [{"kind": kind, **layers} for kind, layers in ASKED.items()]
     source = SourceSettings.model_validate({"audio": "a", "teacher": "b", "relations": asked})
     names = [one.name for one in source.knowledge()]
-    assert len(set(names)) == len(ASKED) and "relations:flow:layer-1:layer-2:layer-2:layer-2" in names
+    assert len(set(names)) == len(ASKED) and "relations:flow:layer-1:layer-2:layer-2:layer-2:frames" in names
     assert SourceSettings.model_validate(source.model_dump()) == source
     with pytest.raises(ValueError, match="is asked for twice"):
         SourceSettings.model_validate({"audio": "a", "teacher": "b", "relations": [asked[0], asked[0]]})

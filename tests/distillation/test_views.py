@@ -68,7 +68,7 @@ def test_nothing_to_learn_is_0_with_a_graph() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"views": {}}, "views teach nothing where both are equal"),
+        ({"views": {}}, "views are to differ by their masks"),
         ({"views": {}, "augment": {"mel_warp": 0.1}}, "set augment.time_masks or augment.mel_masks"),
     ],
 )
