@@ -190,6 +190,24 @@ def test_what_a_schedule_is_at_a_time(shape: Any, middle: float) -> None:
     assert value_at(schedule, 0.25 if shape == "linear" else 0.125) == pytest.approx(middle)
 
 
+def test_the_average_that_answers_first_in_a_phase_is_of_the_weights_it_begins_with(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = online(job, "average", output=str(tmp_path / "run"), ema_decay=0.9, source={"ctc": 1.0})
+    settings = settings.model_copy(update={"phases": settings.phases * 2})
+    apart: dict[int, float] = {}
+    real = phase.step
+
+    def step(learner: Any, *arguments: Any) -> float:
+        now, average = learner.pupil.state_dict(), learner.average.module.state_dict()
+        apart.setdefault(learner.position.phase, max(float((now[name] - average[name]).abs().max()) for name in now))
+        return real(learner, *arguments)
+
+    monkeypatch.setattr(phase, "step", step)
+    train(settings)
+    assert apart == {0: 0.0, 1: 0.0}
+
+
 def test_it_hears_neither_noise_nor_masks_nor_another_vocal_tract(job: Job, teacher: str, units: Units) -> None:
     augment = {
         "time_masks": 2,
@@ -320,6 +338,21 @@ def test_another_checkpoint_in_its_place_is_noticed(job: Job, teacher: str, lett
         ({"combine": {"mode": "log_mean"}}, "combine needs a list of two or more targets"),
         ({"temperature": {"start": 2.0, "end": 0.0}}, "temperature must be above 0"),
         ({"teacher": None, "targets": "somewhere", "temperature": 2.0}, "temperature needs a teacher in the step"),
+        (
+            {"spikes": {}, "temperature": 2.0},
+            "temperature is for soft targets that are learned frame by frame; leave it out with spikes",
+        ),
+        ({"teacher": ["average", "other"], "guard": 0.5}, "guard watches teacher: average, alone"),
+        (
+            {"teacher": "cycle", "mutual": {}},
+            "mutual needs an answer in every batch, and with cycle there are some without",
+        ),
+        (
+            {"teacher": "average", "guard": 0.5, "branches": {}},
+            "branches needs an answer in every batch, and with guard",
+        ),
+        ({"soft": 0.0, "teacher": None, "views": {}, "augment": {"time_masks": 1}}, "ends in silence"),
+        ({"soft": 0.0, "teacher": None, "heads": [{"layer": "layer.1", "top": 1.0}]}, "ends in silence"),
         ({"soft": 0.0, "ctc": 1.0}, "nothing is learned from teacher; set soft above 0"),
         ({"teacher": "average"}, "teacher: average needs ema_decay above 0"),
     ],

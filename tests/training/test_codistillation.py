@@ -183,6 +183,13 @@ def test_one_that_does_not_come_is_named(job: Job, tmp_path: Path, units: Units)
     assert not heard(learner, units, stop=15) and not learner.teachers
 
 
+def test_one_that_ended_before_it_shared_is_not_waited_for(job: Job, tmp_path: Path, units: Units) -> None:
+    learner = learner_at(job, tmp_path, units, 3 * EVERY)
+    write_json(tmp_path / "other" / "shared" / "last.json", {"step": 0})
+    with pytest.raises(UserError, match="has ended before it shared anything; train it longer"):
+        heard(learner, units)
+
+
 def test_before_anything_can_be_there_nobody_waits(job: Job, tmp_path: Path, units: Units) -> None:
     for step in range(2 * EVERY):
         learner = learner_at(job, tmp_path, units, step)
@@ -217,7 +224,7 @@ def test_one_with_other_features_is_refused(job: Job, tmp_path: Path, units: Uni
 @pytest.mark.parametrize(
     ("source", "changes", "message"),
     [
-        ({"mutual": {}}, {}, "mutual trains its learners in this run"),
+        ({"mutual": {}}, {}, "mutual needs an answer in every batch, and with another run"),
         ({}, {"distributed": {"method": "bmuf"}}, r"need distributed\.method=ddp"),
         ({}, {"phase": {"chunks": {"frames": 5, "carry": True}}}, r"chunks\.carry cannot learn from another run"),
         ({"teacher": [{"run": "x"}, {"run": "x", "every": 3}]}, {}, "teacher names x/shared twice"),

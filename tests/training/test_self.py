@@ -240,3 +240,9 @@ def test_two_processes_of_which_one_dies(job: Job, tmp_path: Path) -> None:
         )  # fmt: skip
         found[how] = state(launched(settings, tmp_path / how, 2, how))
     assert found["lives"] == found["dies"]
+
+
+def test_what_a_head_learns_of_the_text_it_learns_where_nobody_answers(job: Job, tmp_path: Path) -> None:
+    head = {"heads": [{"layer": "layer.1", "ctc": 1.0, "soft": 1.0}]}
+    train(job(output=str(tmp_path / "run"), source={"targets": None, "teacher": "cycle", "soft": 0.0} | head, **CYCLES))
+    assert all(row["loss"] > 0.1 for row in rows(tmp_path / "run"))
