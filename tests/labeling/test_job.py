@@ -271,7 +271,7 @@ def test_finished_work_is_not_redone(job: Job, monkeypatch: pytest.MonkeyPatch) 
     label(settings)
     before = published(settings.output)
     timing = (Path(settings.output) / "timing.json").read_text()
-    monkeypatch.setattr(acoustic, "log_posteriors", lambda *_: pytest.fail("the teacher ran again"))
+    monkeypatch.setattr(acoustic, "log_posteriors_and_hidden", lambda *_: pytest.fail("the teacher ran again"))
     label(settings)
     assert published(settings.output) == before
     assert (Path(settings.output) / "timing.json").read_text() == timing
@@ -321,11 +321,11 @@ import sys, time
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.labeling import job
 from asr_kd.models import acoustic
-infer = acoustic.log_posteriors
+infer = acoustic.log_posteriors_and_hidden
 def slow(*arguments):
     time.sleep(0.1)
     return infer(*arguments)
-acoustic.log_posteriors = slow
+acoustic.log_posteriors_and_hidden = slow
 job.label(LabelSettings.model_validate_json(sys.argv[1]))
 """
 

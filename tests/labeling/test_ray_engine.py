@@ -169,11 +169,11 @@ import sys, ray
 def slow():
     import time
     from asr_kd.models import acoustic
-    infer = acoustic.log_posteriors
+    infer = acoustic.log_posteriors_and_hidden
     def slowly(*arguments):
         time.sleep(0.2)
         return infer(*arguments)
-    acoustic.log_posteriors = slowly
+    acoustic.log_posteriors_and_hidden = slowly
 
 ray.init(address=sys.argv[1], runtime_env={"worker_process_setup_hook": slow})
 from asr_kd.labeling.settings import LabelSettings
