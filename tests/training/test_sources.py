@@ -230,7 +230,7 @@ def test_phases_that_make_no_sense_are_refused(job: Job, phase: dict[str, Any], 
         ),
         ({"sequences": {}, "spikes": {}}, {}, "two ways to learn soft targets"),
         ({"sequences": {}, "soft": 0.0, "ctc": 1.0}, {}, "sequences needs a soft weight"),
-        ({"sequences": {}, "transcripts": "lists.jsonl"}, {}, "from targets or from transcripts"),
+        ({"sequences": {}, "transcripts": "lists.jsonl"}, {}, "from targets .or a teacher. or from transcripts"),
         ({"augment": {"stretch": 0.1}}, {"chunks": {"frames": 5}}, "chunks cannot be stretched"),
     ],
 )
