@@ -127,7 +127,7 @@ def test_exchanging_student_and_peer_exchanges_what_they_become(job: Job, units:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ([{"targets": None, "soft": 0.0, "mutual": {}}], "end in silence; teach one source ctc or soft"),
+        ([{"targets": None, "soft": 0.0, "mutual": {}}], "ends in silence; teach one source ctc or soft"),
         ([{"mutual": {}}, {"mutual": {"peers": 2}}], "mutual trains the same learners in all sources"),
     ],
 )
