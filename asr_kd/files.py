@@ -18,7 +18,8 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 from asr_kd.errors import UserError
-from asr_kd.objects import FULL, URL, ObjectPath
+from asr_kd.objects import URL, ObjectPath
+from asr_kd.temporary import FULL
 
 #: path of a file or folder, on a local disk or in an object store
 Place = Path | ObjectPath
@@ -155,6 +156,9 @@ def clear_errors(path: Place) -> Iterator[None]:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); choose a folder you may write to"
             ) from error
+        folder = path.parent
+        if error.errno == errno.EEXIST and isinstance(folder, Path) and folder.is_symlink() and not folder.exists():
+            raise UserError(f"{folder}: is a link to a folder that is not there; make that, or remove the link") from error  # fmt: skip
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{path.parent}: is a file, not a folder; choose another output folder") from error
         if error.errno == errno.EISDIR:
@@ -256,6 +260,19 @@ def sha256_file(path: Place | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_state(folder: Path, below: bool = True) -> str:
+    """A hash of the names, sizes and times of change of all files in a folder, and in those below it; links to folders are not followed."""
+    digest = hashlib.sha256()
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(folders) if below else []
+        for path in (Path(above, name) for name in sorted(names)):
+            with contextlib.suppress(OSError):  # a link to nowhere
+                found = path.stat()
+                line = f"{path.relative_to(folder)}\0{found.st_size}\0{found.st_mtime_ns}\n"
+                digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def hash_json(value: Any) -> str:
     """A short stable hash (16 hexadecimal digits) of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -268,6 +285,7 @@ def claim_folder(
     settings: dict[str, Any],
     product: str | None = None,
     named: dict[str, str] | None = None,
+    take: bool = True,
 ) -> None:
     """Mark `folder` as the output of this job with these settings, or refuse it if it belongs to others.
 
@@ -278,6 +296,7 @@ def claim_folder(
         settings: everything that the output depends on; valid JSON.
         product: extension of the job's output files; if there are none yet, the message says so.
         named: hash → the file or folder with that content, to name it in messages.
+        take: whether a folder that is free is marked; else it is only looked at.
 
     Raises:
         UserError: when the folder holds another job's output, other settings' output, or foreign files.
@@ -289,6 +308,8 @@ def claim_folder(
         filled = folder.is_dir() and any(not name.startswith(".") for name in names_in(folder))
         if filled and not claim.exists():  # checked again: another process of this job may have been faster
             raise UserError(f"{folder}: is not empty and was not written by `asr-kd {job}`; choose another folder")
+        if not take:
+            return
         with clear_errors(claim):
             folder.mkdir(parents=True, exist_ok=True)
             if create(claim, json.dumps(mine, indent=2, ensure_ascii=False) + "\n"):

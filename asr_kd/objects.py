@@ -10,7 +10,6 @@ import errno
 import posixpath
 import random
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from asr_kd.errors import UserError
+from asr_kd.temporary import FULL, room_for, temporary
 
 A = TypeVar("A")
 
@@ -26,8 +26,6 @@ ATTEMPTS, PAUSE, MAX_PAUSE = 10, 0.1, 30.0
 #: stores that write atomically and can refuse to replace an object; others (http, sftp, …) are only read
 WRITABLE = ("s3", "s3a", "gs", "gcs", "memory")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-#: errors of a full local disk
-FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOST = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
 _TRANSIENT = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.EAGAIN, *_LOST)
 
@@ -124,9 +122,10 @@ class ObjectPath:
     def rmdir(self) -> None:
         """Nothing: a store has no folders."""
 
-    def read_bytes(self, size: int | None = None) -> bytes:
-        """The object's first `size` bytes, or all."""
-        return self._request(lambda store: store.cat_file(str(self), start=None, end=size))
+    def read_bytes(self, size: int | None = None, start: int = 0) -> bytes:
+        """The object's bytes from `start` on, `size` of them or all."""
+        end = None if size is None else start + size
+        return self._request(lambda store: store.cat_file(str(self), start=start or None, end=end))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The object as text."""
@@ -135,27 +134,29 @@ class ObjectPath:
     @contextlib.contextmanager
     def fetched(self) -> Iterator[Path]:
         """A local copy within the context."""
-        with _temporary(self, "w+b") as file:
-            self._request(lambda store: store.get_file(str(self), file.name))
-            yield Path(file.name)
+        with contextlib.ExitStack() as stack:
+            with room_for(f"a copy of {self}"):
+                _, copy = stack.enter_context(temporary())
+                self._request(lambda store: store.get_file(str(self), str(copy)))
+            yield copy
 
     @contextlib.contextmanager
     def written(self, mode: str) -> Iterator[IO[Any]]:
         """A local temporary file that is uploaded when the block ends without an error."""
-        self._check_writable()
-        with _temporary(self, mode) as file:
+        self.check_writable()
+        with room_for(f"a copy of {self}"), temporary(mode) as (file, path):
             yield file
             file.flush()
-            self._request(lambda store: store.put_file(file.name, str(self)))
+            self._request(lambda store: store.put_file(str(path), str(self)))
 
     def write(self, data: bytes) -> None:
         """Write `data`, replacing any object here."""
-        self._check_writable()
+        self.check_writable()
         self._request(lambda store: store.pipe_file(str(self), data))
 
     def create(self, data: bytes) -> bool:
         """Write `data` unless there is an object; returns whether it is `data` now: of several with other data, one succeeds."""
-        self._check_writable()
+        self.check_writable()
         try:
             self._request(lambda store: store.pipe_file(str(self), data, mode="create"))
             return True
@@ -167,14 +168,15 @@ class ObjectPath:
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""
-        self._check_writable()
+        self.check_writable()
         try:
             self._request(lambda store: store.rm_file(str(self)))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raise UserError when such a store is only read here."""
         if self.protocol not in WRITABLE:
             raise UserError(f"{self}: {self.protocol}:// is only read here; write to a local folder, s3:// or gs://")
 
@@ -207,20 +209,6 @@ class ObjectPath:
                     ) from error
             time.sleep(random.uniform(0.5, 1.0) * min(MAX_PAUSE, PAUSE * 2 ** (attempt - 1)))
         raise AssertionError("the last attempt returns or raises")
-
-
-@contextlib.contextmanager
-def _temporary(path: ObjectPath, mode: str) -> Iterator[IO[Any]]:
-    """A local temporary file for the bytes of `path`."""
-    try:
-        with tempfile.NamedTemporaryFile(mode, prefix="asr-kd-", encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-    except OSError as error:
-        if error.errno in FULL:
-            raise UserError(
-                f"{tempfile.gettempdir()}: no space left for a copy of {path}; free some, or set TMPDIR to a larger disk"
-            ) from error
-        raise
 
 
 def _store(path: ObjectPath) -> Any:

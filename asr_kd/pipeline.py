@@ -25,9 +25,21 @@ from asr_kd.config.load import build, load_yaml, override
 from asr_kd.config.verbs import STAGES, VERBS
 from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
-from asr_kd.files import CLAIM, clear_errors, hash_json, local, place, read_json, sha256_file, write_json, write_whole
+from asr_kd.files import (
+    CLAIM,
+    clear_errors,
+    folder_state,
+    hash_json,
+    local,
+    place,
+    read_json,
+    sha256_file,
+    write_json,
+    write_whole,
+)
 from asr_kd.models.origin import won_nothing
 from asr_kd.shards.leases import check_unused, sole_writer
+from asr_kd.shards.manifests import open_manifest
 from asr_kd.typed import Typed, read
 
 
@@ -136,7 +148,8 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
     for name, plan in pipeline.stages.items():
         where = f"{file}: stages.{name}"
         given = _mapped(plan.settings, functools.partial(_substitute, variables=variables, where=where))
-        values = build(VERBS[plan.verb].kind(), given, where).model_dump()
+        built = build(VERBS[plan.verb].kind(), given, where)
+        values = built.model_dump()
         if not values.get("output"):
             raise UserError(f"{where}: the key output is missing; set it, so that later stages can read it")
         output = Path(values["output"])
@@ -146,8 +159,20 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         needs = [stage for stage in stages if any(_within(Path(text), stage.output) for text in strings)]
         outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
         inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
-        # the output does not depend on the pipeline's folder and the number of threads
-        settings = _mapped(values, lambda text: text.replace(variables["run"], "${run}"), ("threads", "feature_cache"))
+        listed = values.get("manifest")  # of `prepare`, which takes folders too
+        if listed in outside and listed not in inputs and Path(listed).is_dir():
+            inputs[listed] = folder_state(Path(listed))
+        if plan.verb == "prepare" and isinstance(listed, str) and listed in inputs and Path(listed).is_file():
+            beside = (str(file) for file in open_manifest(listed).files())  # such as the recordings of supervisions
+            inputs |= {file: mark for file in beside if file != listed and (mark := _content(Path(file)))}
+        tars = values.get("audio") if plan.verb == "index" else None
+        if isinstance(tars, str) and tars in outside and tars not in inputs and Path(tars).is_dir():
+            inputs[tars] = folder_state(Path(tars), below=False)  # the index may lie below
+        # the output does not depend on the pipeline's folder, the number of threads and who works
+        deciding = {name: value for name, value in values.items() if name not in built.sharing}
+        settings = _mapped(
+            deciding, lambda text: text.replace(variables["run"], "${run}"), ("threads", "feature_cache")
+        )
         identity = [plan.verb, settings, [stage.fingerprint for stage in needs], inputs]
         upstream = sorted(stage.name for stage in needs)
         record = Path(variables["run"]) / "stages" / f"{name}.json"

@@ -57,6 +57,8 @@ class _TypedLoader(_Loader):
 
 
 _TAG = "tag:yaml.org,2002:"
+#: how YAML writes nothing
+NULLS = ("null", "Null", "NULL", "~")
 #: numbers of YAML 1.1, without base 60 (12:30) and base 8 (0012)
 _NUMBERS = {
     "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$",
@@ -109,8 +111,8 @@ def read(word: Typed) -> Any:
 def landed(value: Any, annotation: Any) -> Any:
     """`value` as read by a setting of this type: words as text for a text setting, else as YAML reads them, or a UserError.
 
-    An optional text is None for an empty value, and in a file for YAML's `null`. What does not fit the type is returned
-    unchanged, and the validation reports it.
+    An optional text is None for an empty value, and in a file for YAML's `null`; an optional choice of words for both in both. What does not fit
+    the type is returned unchanged, and the validation reports it.
     """
     arms = list(_arms(annotation))
     if Any in arms:
@@ -119,7 +121,7 @@ def landed(value: Any, annotation: Any) -> Any:
         opening = value.strip()[:1] if value.source else ""
         groups = any(_is_mapping(arm) for arm in arms) and opening == "{"
         if str in arms and not groups and not (opening == "[" and any(get_origin(arm) is list for arm in arms)):
-            return _text(value, arms)
+            return _text(value, arms, _chooses(annotation))
         value = read(value)
     if isinstance(value, dict) and (arm := next(filter(_is_mapping, arms), None)):
         return {str(key): landed(item, _inside(arm, key)) for key, item in value.items()}
@@ -128,12 +130,22 @@ def landed(value: Any, annotation: Any) -> Any:
     return value
 
 
-def _text(word: Typed, arms: list[Any]) -> Any:
-    if types.NoneType in arms and (word.value is None if word.source is None else not word):
+def _text(word: Typed, arms: list[Any], chosen: bool) -> Any:
+    if types.NoneType in arms and (
+        word.value is None if word.source is None else not word or (chosen and word in NULLS)
+    ):
         return None
     # if a number is allowed too, it is taken if its spelling is kept
     value = read(word) if {int, float} & set(arms) and not word.strip().startswith(("[", "{")) else None
     return value if type(value) in arms and str(value) == word else str(word)
+
+
+def _chooses(annotation: Any) -> bool:
+    """Whether a setting takes no text but words of a choice, of which null is none."""
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        arms = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+        return all(map(_chooses, arms))
+    return annotation is not str
 
 
 def _is_mapping(arm: Any) -> bool:

@@ -33,10 +33,12 @@ hypothesis.settings.load_profile("anywhere")
 #: what `make quick` leaves out (as `slow`), by the beginning of its name below this folder: whole jobs, processes, clusters, disks that fail
 SLOW = (
     "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_sharing",
-    "labeling/", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
-    "training/test_codistillation.py::test_two", "training/test_codistillation.py::test_whoever", "training/test_mutual.py::test_two",
-    "training/test_features.py::test_two", "training/test_self.py::test_two", "training/test_relations.py::test_two",
-    "training/test_knowledge", "training/test_processes", "training/test_stored", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_stream",
+    "export/test_job.py::test_the_same", "export/test_streaming.py::test_a_minute", "export/test_streaming.py::test_a_long",
+    "labeling/", "models/outside/test_huggingface", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
+    "training/test_codistillation.py::test_two", "training/test_families", "training/test_codistillation.py::test_whoever", "training/test_mutual.py::test_two",
+    "training/test_features.py::test_two", "training/test_generated.py::test_two", "training/test_generated.py::test_processes", "training/test_self.py::test_two", "training/test_relations.py::test_two",
+    "training/test_knowledge", "training/test_quantised.py::test_processes", "training/test_processes", "training/test_stored", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_pool.py::test_processes", "shards/test_cut_sources", "shards/test_cutting.py::test_killed", "shards/test_cutting.py::test_workers",
+    "shards/test_ranges.py::test_memory", "shards/test_ray_crew", "shards/test_sharing", "shards/test_stream",
 )  # fmt: skip
 NEEDS = "is not installed; `pip install -r requirements-dev.lock` does it"
 
@@ -200,3 +202,19 @@ def _proxy(s3: S3, port: int) -> type[BaseHTTPRequestHandler]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are tried again at once."""
     monkeypatch.setattr("asr_kd.objects.PAUSE", 0.001)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many utterances torch has made the features, batch by batch."""
+    from asr_kd.audio.batched import BatchedFrontend  # imports torch, which few tests need
+
+    found: list[int] = []
+    real = BatchedFrontend.forward
+
+    def forward(self: Any, waveforms: Any, lengths: Any) -> Any:
+        found.append(len(lengths))
+        return real(self, waveforms, lengths)
+
+    monkeypatch.setattr(BatchedFrontend, "forward", forward)
+    return found

@@ -30,6 +30,9 @@ CALLS = ("mkdir", "rmdir", "open", "fchmod", "fsync", "link", "rename", "replace
 #: files whose content is of the run and not of the work
 OF_THE_RUN = {"timing.json"}
 
+#: folders that are gone when a job is done
+OF_THE_WORK = (".leases/", ".writer/", ".ending/", ".plan/")
+
 Step = Callable[[str], None]
 Disturb = Callable[[], object]
 
@@ -118,7 +121,7 @@ class Job:
     def check_whole(self, output: Path) -> dict[str, tuple[int, int]]:
         """Whatever has its final name has its final content; what is finished, as inode and time of writing."""
         for name, data in tree(output).items():
-            if not name.rpartition("/")[2].startswith(".") and not name.startswith((".leases/", ".writer/")):
+            if not name.rpartition("/")[2].startswith(".") and not name.startswith(OF_THE_WORK):
                 assert self.expected[name] == data, f"{name} is torn"
         return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in self.finished(output)}
 
@@ -152,6 +155,16 @@ def killed_at(number: int) -> Disturb:
 
     def step(name: str) -> None:
         if name != "fsync" and next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return lambda: through(step)
+
+
+def killed_with(file: Path) -> Disturb:
+    """Dies before the system call that follows when the file is there."""
+
+    def step(_: str) -> None:
+        if file.exists():
             os.kill(os.getpid(), signal.SIGKILL)
 
     return lambda: through(step)
@@ -228,7 +241,7 @@ def check_vanishing(job: Job, folder: Path, calls: Iterable[int]) -> None:
             whole = (
                 output if output.exists() else Path(f"{output}.elsewhere")
             )  # it vanished when all was done but the lease
-            found = {name: content for name, content in tree(whole).items() if not name.startswith(".writer/")}
+            found = {name: content for name, content in tree(whole).items() if not name.startswith(OF_THE_WORK)}
             assert found == job.expected, "it says that all is well, and is not"
 
 

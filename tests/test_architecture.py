@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "asr_kd"
 #: rooms from the lowest up: each imports from those before its own line alone
 ORDER = """
 errors
-ending typed
+ending typed temporary
 objects
 files
 progress allocator config
@@ -21,7 +21,7 @@ shards
 targets models
 decoding
 distillation
-labeling training evaluation
+labeling training evaluation selection export
 pipeline plan
 cli
 __main__

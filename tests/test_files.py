@@ -115,6 +115,12 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
             pass
 
 
+def test_a_link_to_nothing_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="a: is a link to a folder that is not there; make that, or remove the link"), write_whole(tmp_path / "a" / "b"):  # fmt: skip
+        pass
+
+
 def test_json_goes_round(tmp_path: Path) -> None:
     value = {"text": "häßlich", "list": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", value)

@@ -7,6 +7,7 @@ checkpoints of version 1, the others by the program of the day on which they wer
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from asr_kd.targets.store import read_labelled_shard, read_metadata, read_target
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.checkpoints import STATE, load_state
+from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor
 from asr_kd.training.step import Position
 from tests.learning import learner_of
@@ -117,3 +119,9 @@ def test_a_training_state(tmp_path: Path) -> None:
             "step": {40.0}, "exp_avg": {0.125}, "exp_avg_sq": {0.0625},
         }  # fmt: skip
     torch.testing.assert_close(torch.rand(2), torch.tensor([0.5349, 0.1988]), atol=1e-4, rtol=0)
+
+
+def test_settings_that_came_later_are_not_written_where_they_are_not_used() -> None:
+    """Or a run begun before them would be refused as one of other settings. The file holds what 84445df made of these settings."""
+    said = json.loads((GOLDEN / "train-settings.json").read_text())
+    assert TrainSettings.model_validate(said["given"]).model_dump(mode="json") == said["dump"]

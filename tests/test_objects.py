@@ -268,7 +268,7 @@ def test_a_full_local_disk_is_named(s3: S3, monkeypatch: pytest.MonkeyPatch) -> 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(UserError, match=r"no space left for a copy of s3://.*/a; free some, or set TMPDIR"):
         write_json(f"{s3.url}/a", 1)
 

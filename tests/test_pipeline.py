@@ -125,6 +125,50 @@ def test_an_input_that_changes_runs_everything_behind_it_again(write: Write, ran
     assert ran() == ["text", "units", "copy"], "the script is an input too"
 
 
+def test_a_folder_is_an_input_of_prepare(write: Write, tmp_path: Path) -> None:
+    for name in ("wav.scp", "text"):
+        (tmp_path / "kaldi" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "kaldi" / name).write_text("u1 a.wav\n")
+    write({"data": {"verb": "prepare", "settings": {"manifest": "kaldi", "output": "${run}/data"}}})
+
+    def fingerprint() -> str:
+        return load_pipeline(Path("pipeline.yaml"), [])[1][0].fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (tmp_path / "kaldi" / "text").write_text("u1 another\n")
+    assert fingerprint() != before
+
+
+def test_what_a_manifest_is_joined_with_is_an_input_of_prepare(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "supervisions.jsonl").write_text('{"id": "s", "recording_id": "r", "start": 0, "duration": 1}\n')
+    (tmp_path / "recordings.jsonl").write_text("{}\n")
+    write({"data": {"verb": "prepare", "settings": {"manifest": "supervisions.jsonl", "output": "${run}/data"}}})
+
+    def fingerprint() -> str:
+        return load_pipeline(Path("pipeline.yaml"), [])[1][0].fingerprint
+
+    before = fingerprint()
+    (tmp_path / "recordings.jsonl").write_text("{} \n")
+    assert fingerprint() != before
+
+
+def test_a_folder_of_tars_is_an_input_of_index(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(b"a")
+    write({"data": {"verb": "index", "settings": {"audio": "tars", "output": "${run}/data"}}})
+
+    def fingerprint() -> str:
+        return load_pipeline(Path("pipeline.yaml"), [])[1][0].fingerprint
+
+    before = fingerprint()
+    (tmp_path / "tars" / "index").mkdir()
+    (tmp_path / "tars" / "index" / "index.json").write_text("{}")
+    assert fingerprint() == before, "an index may lie in the folder"
+    (tmp_path / "tars" / "b.tar").write_bytes(b"b")
+    assert fingerprint() != before
+
+
 def test_a_deleted_output_is_made_again(write: Write, ran: Ran, tmp_path: Path) -> None:
     ran()
     (tmp_path / "out" / "text.txt").unlink()

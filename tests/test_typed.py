@@ -14,7 +14,7 @@ from asr_kd.config.load import build, load_yaml, override
 from asr_kd.errors import UserError
 from asr_kd.pipeline import ScriptSettings
 from asr_kd.shards.settings import UnitsSettings
-from asr_kd.targets.settings import InspectSettings
+from asr_kd.targets.settings import CombineSettings, InspectSettings
 from asr_kd.typed import parse_yaml
 
 #: what YAML makes something else of, or nothing
@@ -52,6 +52,18 @@ def test_a_text_on_the_command_line_is_what_was_typed(word: str) -> None:
     assert settings.inner
     assert [settings.text, settings.maybe, settings.inner.text] == [word] * 3
     assert type(settings.text) is str
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("null", None), ("~", None), ("", None), ("development", "development"), ("[1, 2.5]", [1, 2.5])]
+)
+def test_null_is_no_word_of_a_choice(word: str, value: Any, tmp_path: Path) -> None:
+    """Of an optional choice it means none, on the command line as in a file."""
+    assert build(CombineSettings, override({}, [f"weights={word}"]), "here", [f"weights={word}"]).weights == value
+    (tmp_path / "a.yaml").write_text(f"weights: {word}")
+    assert build(CombineSettings, load_yaml(tmp_path / "a.yaml", as_typed=True), "a.yaml").weights == value
+    with pytest.raises(UserError, match=r"command line: weights: .*'none'"):
+        build(CombineSettings, override({}, ["weights=none"]), "here", ["weights=none"])
 
 
 @given(st.text(min_size=1))

@@ -127,8 +127,13 @@ def test_labelled_text_of_every_source(tmp_path: Path) -> None:
     unlabelled = Sample("u", b"", "wav", {"seconds": 1.0})
     write_index(shards, [write_shard(shards / "shard-000000.tar", [*samples, unlabelled])])
     hashes = {trained(tmp_path, lines, output=str(tmp_path / "0")).hash}
-    for number, source in enumerate((manifest, shards), 1):
-        hashes.add(trained(tmp_path, source=str(source), output=str(tmp_path / str(number))).hash)
+    apart = []
+    for one in samples:
+        (tmp_path / f"of-{one.key}").mkdir()
+        write_index(tmp_path / f"of-{one.key}", [write_shard(tmp_path / f"of-{one.key}" / "shard-000000.tar", [one])])
+        apart.append(str(tmp_path / f"of-{one.key}"))
+    for number, source in enumerate((str(manifest), str(shards), apart), 1):
+        hashes.add(trained(tmp_path, source=source, output=str(tmp_path / str(number))).hash)
     assert len(hashes) == 1
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from asr_kd.audio import flac, mpeg, ogg, wav
+from asr_kd.audio import flac, mpeg, ogg, stated, wav
 from asr_kd.audio.parts import Buffer, Container, behind_tags, convert, keep
 from asr_kd.errors import AudioError
 
@@ -28,6 +28,8 @@ _SOUND: list[tuple[int, bytes, str, str]] = [
     (0, b" paf", "PARIS", "paf"), (0, b"fap ", "PARIS", "paf"), (0, b"PVF1\n", "PVF", "pvf"), (0, b"2BIT", "AVR", "avr"), (0, b"ALawSoundFile", "Psion WVE", "wve"),
     (0, b"FORM", "IFF", "iff"),
 ]  # fmt: skip
+#: of those in _SOUND, what libsndfile reads
+_READERS = {"AIFF": stated.aiff, "AU": stated.au, "NIST SPHERE": stated.sphere, "Wave64 (W64)": stated.wave64}
 _OTHER: list[tuple[int, bytes, str]] = [
     (0, b"\x1f\x8b\x08", "gzip; unpack it first: gunzip"), (0, b"PK\3\4", "a zip archive; unpack it first: unzip"), (0, b"BZh", "bzip2; unpack it first: bunzip2"),
     (0, bytes.fromhex("fd377a585a00"), "xz; unpack it first: unxz"), (0, bytes.fromhex("28b52ffd"), "Zstandard; unpack it first: unzstd"), (257, b"ustar", "a tar; unpack it first: tar xf"),
@@ -69,7 +71,7 @@ def recognise(head: bytes) -> Found | None:
         return Found(f"Ogg with {ogg.codec(head)[0]}", "ogg", ogg.examine)
     for at, mark, what, ending in _SOUND:
         if head[at : at + len(mark)] == mark and (at != 8 or head[:4] in (b"FORM", b"RIFF")):
-            return Found(what, ending)
+            return Found(what, ending, _READERS.get(what))
     if head[:4] == b"RIFF" and len(head) >= 12:
         return Found("RIFF without WAVE", "riff")
     for at, mark, what in _OTHER:
@@ -135,7 +137,5 @@ def examine(data: Buffer) -> Container:
     if found.reason:
         raise AudioError(found.reason)
     if found.reader is None:
-        shorten = b"shorten" in data[start : start + 1024]
-        command = "sph2pipe -f wav bad.sph good.wav" if shorten else convert(found.ending)
-        raise AudioError(f"{found.what} is not read here; give {READ}, e.g. by {command}")
+        raise AudioError(f"{found.what} is not read here; give {READ}, e.g. by {convert(found.ending)}")
     return found.reader(data, start, end)

@@ -21,6 +21,7 @@ from asr_kd.audio.waveform import converted, mixed, streamed
 from asr_kd.errors import AudioError
 from asr_kd.files import clear_errors
 
+#: kinds of files that shards hold; the others that are read become FLAC
 EXTENSIONS = ("wav", "flac", "ogg", "opus", "mp3")
 MP3_SLACK = 2304  # samples by which an MP3's stated length may be wrong, due to encoder and decoder delay
 BLOCK_SLACK = 4096  # most samples after the end of the sound in the last block of a codec in WAV
@@ -49,7 +50,7 @@ class Audio:
 
 
 def decode(data: bytes, name: str, sample_rate: int | None, max_seconds: float) -> tuple[np.ndarray, int]:
-    """Decode a WAV, FLAC, MP3, Ogg Vorbis or Opus file of any rate and number of channels.
+    """Decode a WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU, Wave64 or SPHERE file of any rate and number of channels.
 
     Concatenated files are read completely, and so is the sound after a header that was never finished.
 
@@ -148,14 +149,25 @@ def seconds_of(path: Path, name: str) -> float:
 
 
 def measure(path: Path, name: str) -> tuple[float, int, str]:
-    """Length in seconds, rate in Hz and kind (one of EXTENSIONS) of a local file, not decoded; AudioError as `decode`."""
+    """Length in seconds, rate in Hz and kind (its usual extension) of a local file, not decoded; AudioError as `decode`."""
     with _opened(path, name) as source:
-        total, rate = 0, 0
-        for part in source.container.parts:
-            with _open(part, source) as one:
-                rate = _one_rate([one], rate)
-                total += one.length
-        return total / max(rate, 1), rate, source.container.extension
+        return *_measured(source), source.container.extension
+
+
+def length_of(data: bytes, name: str) -> float:
+    """Length in seconds of an audio file's bytes, not decoded; AudioError as `decode`."""
+    with named(name):
+        return _measured(_Source(name, examine(data), lambda start, end: data[start:end], None, len(data)))[0]
+
+
+def _measured(source: _Source) -> tuple[float, int]:
+    """Length in seconds and rate in Hz."""
+    total, rate = 0, 0
+    for part in source.container.parts:
+        with _open(part, source) as one:
+            rate = _one_rate([one], rate)
+            total += one.length
+    return total / max(rate, 1), rate
 
 
 @dataclass
@@ -251,6 +263,13 @@ def encode(waveform: np.ndarray, rate: int, container: str, subtype: str | None 
         soundfile.write(file.fileno(), waveform, rate, format=container, subtype=subtype, closefd=False)
         file.seek(0)
         return file.read()
+
+
+def to_flac(waveform: np.ndarray, rate: int) -> bytes:
+    """A waveform [samples] as FLAC with 16 bits; one that goes beyond full scale is turned down, not clipped."""
+    peak = max(float(np.abs(waveform).max()), 1.0)
+    samples = np.clip(np.rint(waveform.astype(np.float64) / peak * 32768), -32768, 32767).astype(np.int16)
+    return encode(samples, rate, "FLAC", "PCM_16")
 
 
 @contextmanager

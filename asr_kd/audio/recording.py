@@ -19,17 +19,17 @@ FRAME = 0.1  # seconds by which segments may exceed a recording: other tools rou
 class Recording:
     """A local recording. Memory holds a segment and a block; segments in the order of their starts need one decoding pass.
 
-    `channels`: the most of them in what was decoded so far. It raises AudioError as `measure`.
+    `name`: for messages; `seconds`, `rate` in Hz: as its header states them; `channels`: the most of them in what was decoded so far. It raises AudioError as `measure`.
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        self.path, self._name = path, name
-        self.seconds, rate, extension = measure(path, name)
-        self.slack = max(FRAME, MP3_SLACK / max(rate, 1)) if extension == "mp3" else FRAME
+        self.path, self.name = path, name
+        self.seconds, self.rate, extension = measure(path, name)
+        self.slack = max(FRAME, MP3_SLACK / max(self.rate, 1)) if extension == "mp3" else FRAME
         self._begin()
 
     def _begin(self) -> None:
-        self._blocks: Iterator[tuple[int, np.ndarray]] = native_blocks(self.path, self._name, BLOCK)
+        self._blocks: Iterator[tuple[int, np.ndarray]] = native_blocks(self.path, self.name, BLOCK)
         self._failed: AudioError | None = None
         self._rate, self.channels, self._at = 0, 0, 0  # `_at`: the first sample that is held
         self._held = np.empty((0, 1), np.float32)
@@ -37,7 +37,9 @@ class Recording:
     def bounds(self, start: float, end: float | None) -> tuple[float, float]:
         """The bounds in seconds of a segment, limited to the recording; `end` None: its end. AudioError when it lies outside."""
         stop = self.seconds if end is None else end
-        segment = f"{self._name}: the segment from {start:g} to {stop:g} s"
+        if not self.seconds:
+            raise AudioError(f"{self.name}: holds no samples (zero length); leave it out")
+        segment = f"{self.name}: the segment from {start:g} to {stop:g} s"
         if stop <= start:
             raise AudioError(f"{segment} is empty; it must end after it starts")
         if start < -self.slack or stop > self.seconds + self.slack or start >= self.seconds:
@@ -50,7 +52,7 @@ class Recording:
             self._begin()
         samples = self._samples(start, end)
         wanted = sample_rate or self._rate
-        with named(f"{self._name}, {start:g} to {end:g} s"):
+        with named(f"{self.name}, {start:g} to {end:g} s"):
             return converted(mixed([samples]), self._rate, wanted), wanted
 
     def _samples(self, start: float, end: float) -> np.ndarray:

@@ -16,9 +16,11 @@ class Settings(BaseModel):
 
     Attributes:
         removed: settings of earlier versions, which files may still name.
+        sharing: settings that say who does the work, and change nothing of what comes out.
     """
 
     removed: ClassVar[frozenset[str]] = frozenset()
+    sharing: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -39,6 +41,25 @@ def _spelled(text: str) -> str:
 
 #: name of a file or folder: `~` in front is the home folder; a URL is recognised by its scheme, and refused if misspelt
 Location = Annotated[str, AfterValidator(_spelled)]
+
+
+class Several(list[str]):
+    """Folders of several sets of shards, which are read as one."""
+
+    def __str__(self) -> str:
+        return " + ".join(self)
+
+    def __hash__(self) -> int:  # type: ignore[override]  # settings are immutable
+        return hash(tuple(self))
+
+
+#: folder of a set of shards, or those of several
+Sets = Location | Annotated[list[Location], Field(min_length=1), AfterValidator(Several)]
+
+
+def folders_of(sets: str | list[str]) -> list[str]:
+    """The folders that such a setting names."""
+    return [sets] if isinstance(sets, str) else sets
 
 
 def is_default(settings: Settings, name: str) -> bool:

@@ -34,17 +34,30 @@ Search = GreedySearch | BeamSearch
 class Decoder:
     """Log-probabilities of one utterance → its best hypotheses. It can be sent to another process.
 
+    Args:
+        settings: of the search.
+        units: of the log-probabilities.
+        frame_seconds: period of a frame.
+        first_seconds: start of the first frame in the audio.
+
     A UserError when a language model or lexicon of the settings cannot be used.
     """
 
-    def __init__(self, settings: DecodingSettings, units: Units, frame_seconds: float) -> None:
-        self.settings, self.units, self.frame_seconds = settings, units, frame_seconds
+    def __init__(
+        self, settings: DecodingSettings, units: Units, frame_seconds: float, first_seconds: float = 0.0
+    ) -> None:
+        self.settings, self.units, self.frame_seconds, self.first_seconds = (
+            settings,
+            units,
+            frame_seconds,
+            first_seconds,
+        )
         lexicon = read_lexicon(settings.lexicon, units) if settings.lexicon else None
         lm = _language_model(settings.lm, units, lexicon) if settings.lm else None
         self.grammar = Grammar(units, lm, lexicon, settings.lm_weight, settings.word_bonus) if lm or lexicon else None
 
-    def __reduce__(self) -> tuple[type[Decoder], tuple[DecodingSettings, Units, float]]:
-        return type(self), (self.settings, self.units, self.frame_seconds)
+    def __reduce__(self) -> tuple[type[Decoder], tuple[DecodingSettings, Units, float, float]]:
+        return type(self), (self.settings, self.units, self.frame_seconds, self.first_seconds)
 
     def __call__(self, log_probs: np.ndarray) -> list[Hypothesis]:
         """The best hypotheses for float [frames, units], best first: at most `nbest`, at least one, which may be empty."""
@@ -70,6 +83,9 @@ class Decoder:
                 break
         return list(found.values()) or [Hypothesis("", -math.inf)]
 
+    def _seconds(self, frame: int) -> float:
+        return max(0.0, self.first_seconds + frame * self.frame_seconds)
+
     def words(self, spikes: Sequence[Spike]) -> list[Word]:
         """The words of a unit sequence, each with its tokens, times and confidence."""
         words = []
@@ -78,7 +94,7 @@ class Decoder:
             text = self.grammar.spell(ids) if self.grammar else self.units.decode(ids).strip()
             if text:  # a lone space is not a word
                 tokens = tuple(
-                    Token(self.units.piece(unit), start * self.frame_seconds, end * self.frame_seconds, probability)
+                    Token(self.units.piece(unit), self._seconds(start), self._seconds(end), probability)
                     for unit, start, end, probability in group
                 )
                 confidence = math.prod(token.confidence for token in tokens)
@@ -107,7 +123,7 @@ def _language_model(name: str, units: Units, lexicon: Lexicon | None) -> Languag
 
 def make_decoder(settings: DecodingSettings, checkpoint: Checkpoint) -> Decoder:
     """The decoder of a checkpoint's output; words of the language model that do not fit are counted on standard error, or refused."""
-    decoder = Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000)
+    decoder = Decoder(settings, checkpoint.units, checkpoint.frame_ms / 1000, checkpoint.offset_ms / 1000)
     if settings.lm and decoder.grammar and (lm := decoder.grammar.lm):
         _say(compare_words(settings.lm, lm, decoder.units, decoder.grammar.lexicon))
     return decoder

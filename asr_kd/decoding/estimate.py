@@ -15,7 +15,7 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, write_whole
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.texts import read_texts
-from asr_kd.units import load_units
+from asr_kd.units import Units, load_units
 
 #: files of the output: the model, and the vocabulary
 MODEL, WORDS = "lm.arpa", "words.txt"
@@ -23,14 +23,16 @@ Gram = tuple[str, ...]
 
 
 def estimate(settings: LmSettings) -> None:
-    """Write the vocabulary of the labelled text of `settings.source`, and a word n-gram model of it, to `settings.output`.
+    """Write the vocabulary of the labelled text of `settings.source`, and an n-gram model of its words (or pieces), to `settings.output`.
 
     A UserError when there is no text, or no word of it can be spelt by the units.
     """
     texts = list(read_texts(settings.source))
     units = load_units(settings.units) if settings.units else None
+    strange = [text for text in texts if settings.pieces and units and units.unwritable(text)]
     if units:
-        texts = [*map(units.written, texts)]
+        texts = [text for text in texts if text not in set(strange)]
+        texts = [_pieces(units, text) if settings.pieces else units.written(text) for text in texts]
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{settings.source}: holds no text; give labelled audio shards, a manifest or a text file")
@@ -39,15 +41,24 @@ def estimate(settings: LmSettings) -> None:
     if reserved := {START, END, UNKNOWN, UNKNOWN_TOO} & set(words):
         raise UserError(f"{settings.source}: a text holds {min(reserved)}, which language models reserve; leave it out")
     vocabulary = Ngrams(1, {(word,): (0.0, 0.0) for word in words})
-    remark = compare_words(settings.source, vocabulary, units, None) if units else ""
+    remark = compare_words(str(settings.source), vocabulary, units, None) if units and not settings.pieces else ""
     claim_folder(settings.output, "lm", {**settings.model_dump(), "text": text_hash})
     with sole_writer(settings.output):
         with write_whole(place(settings.output) / WORDS, "w") as file:
             file.writelines(f"{word}\n" for word in words)
         write_arpa(place(settings.output) / MODEL, texts, settings.order)
+    if strange:
+        assert units is not None
+        what = f"{len(strange):,} texts hold what no unit covers ({units.unwritable(strange[0])[0]!r} and others)"
+        remark = f"{settings.source}: {what} and are left out"
     if remark:
         print(remark, file=sys.stderr)
-    print(f"{settings.output}: {len(words):,} words and their {settings.order}-grams from {len(texts):,} utterances")
+    kind = "pieces" if settings.pieces else "words"
+    print(f"{settings.output}: {len(words):,} {kind} and their {settings.order}-grams from {len(texts):,} utterances")
+
+
+def _pieces(units: Units, text: str) -> str:
+    return " ".join(map(units.piece, units.encode(text)))
 
 
 def write_arpa(path: Place | str, sentences: Iterable[str], order: int) -> None:

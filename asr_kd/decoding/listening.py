@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr_kd.audio.features import Frontend
+from asr_kd.audio.features import frontend_of
 from asr_kd.decoding.decoder import Decoder, checked
 from asr_kd.decoding.words import Spike, Word, group_words
 from asr_kd.errors import AudioError
@@ -19,23 +19,26 @@ SEAM_MARGIN = 5
 
 
 class Network(ABC):
-    """A front end and a network that process one recording; `frames`: how many they have processed."""
+    """A front end and a network that process one recording; `rows`: how many of the network's input they have processed."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint, self._features = checkpoint, Frontend(checkpoint.features).start()
-        self.frames = 0
+        self._checkpoint, self._features = checkpoint, frontend_of(checkpoint.features).start()
+        self.rows = 0
 
     def push(self, waveform: np.ndarray) -> np.ndarray:
         """Process the next samples, float32 [samples]; returns new log-probabilities, float32 [frames, units]."""
-        features = self._features.push(waveform)
-        self.frames += len(features)
-        return self._hear(features)
+        return self._next(self._features.push(waveform))
 
     def finish(self) -> np.ndarray:
         """End the recording; returns the remaining log-probabilities, or raises AudioError when it is shorter than one frame."""
-        if not self.frames:
+        log_probs = self._next(self._features.finish())
+        if self._checkpoint.model.frames(self.rows) < 1:
             raise AudioError("too short: the sound does not fill one frame")
-        return self._end()
+        return np.concatenate([log_probs, self._end()])
+
+    def _next(self, features: np.ndarray) -> np.ndarray:
+        self.rows += len(features)
+        return self._hear(features)
 
     @abstractmethod
     def _hear(self, features: np.ndarray) -> np.ndarray:
@@ -47,7 +50,7 @@ class Network(ABC):
 
 
 class StreamingNetwork(Network):
-    """A unidirectional LSTM, run frame by frame.
+    """A network that streams, run frame by frame.
 
     It always gets one frame, since a matrix product of another shape rounds differently: so the same audio gives the same
     bits, whatever the pieces.
@@ -57,21 +60,22 @@ class StreamingNetwork(Network):
         super().__init__(checkpoint)
         self._model = checkpoint.model
         self._state: Any = None
-        self._early = self._model.delay  # number of further outputs that belong to no frame
+        self._answered = -self._model.delay  # frames that were answered for; the first answers belong to none
 
     @torch.inference_mode()
     def _hear(self, features: np.ndarray) -> np.ndarray:
         rows = []
         for frame in torch.from_numpy(features.astype(np.float32)).to(self._checkpoint.device):
             logits, self._state = self._model.stream(frame[None, None], self._state)
-            if self._early:
-                self._early -= 1
-            else:
-                rows.append(logits[0].float().log_softmax(-1).cpu().numpy())
+            # nor do those behind the end
+            own = slice(max(0, -self._answered), max(0, self.rows - self._answered))
+            self._answered += logits.shape[1]
+            rows.append(logits[0, own].float().log_softmax(-1).cpu().numpy())
         return np.concatenate(rows) if rows else np.empty((0, self._checkpoint.units.size), np.float32)
 
     def _end(self) -> np.ndarray:
-        return self._hear(np.zeros((self._model.delay, self._checkpoint.features.dimension), np.float16))
+        assert self._model.lookahead_frames is not None  # it streams
+        return self._hear(np.zeros((self._model.lookahead_frames, self._checkpoint.features.dimension), np.float16))
 
 
 class WindowedNetwork(Network):
@@ -83,23 +87,27 @@ class WindowedNetwork(Network):
 
     def __init__(self, checkpoint: Checkpoint, window: float, overlap: float) -> None:
         super().__init__(checkpoint)
-        self._window = max(1, round(window * 1000 / checkpoint.frame_ms))
+        self._window = max(1, round(window * 1000 / checkpoint.frame_ms))  # in output frames, like the overlap
         self._overlap = min(round(overlap * 1000 / checkpoint.frame_ms), self._window // 2)
-        self._heard = np.empty((0, checkpoint.features.dimension), np.float16)  # features from the window's start on
+        self._per_frame = checkpoint.features.rows_per_frame
+        self._heard: list[np.ndarray] = []  # the input from the window's start on, in pieces
+        self._waiting = 0  # rows of it
         self._before: np.ndarray | None = None  # the previous window's output in the overlap
 
     def _hear(self, features: np.ndarray) -> np.ndarray:
-        self._heard = np.concatenate([self._heard, features])
+        self._heard.append(features)
+        self._waiting += len(features)
         parts = [np.empty((0, self._checkpoint.units.size), np.float32)]
-        while len(self._heard) > self._window:
-            step = self._window - self._overlap
-            log_probs = self._join(infer(self._checkpoint, [self._heard[: self._window]])[0])
+        while self._waiting > self._window * self._per_frame:
+            heard, step = np.concatenate(self._heard), self._window - self._overlap
+            log_probs = self._join(infer(self._checkpoint, [heard[: self._window * self._per_frame]])[0])
             parts.append(log_probs[:step])
-            self._before, self._heard = log_probs[step:], self._heard[step:].copy()
+            self._before, self._heard = log_probs[step:], [heard[step * self._per_frame :].copy()]
+            self._waiting -= step * self._per_frame
         return np.concatenate(parts)
 
     def _end(self) -> np.ndarray:
-        return self._join(infer(self._checkpoint, [self._heard])[0])
+        return self._join(infer(self._checkpoint, [np.concatenate(self._heard)])[0])
 
     def _join(self, log_probs: np.ndarray) -> np.ndarray:
         if self._before is None or not len(self._before):

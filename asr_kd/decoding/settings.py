@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, Share, is_default
-from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, THREADS, Texts, Threads
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Sets, Settings, Share, is_default
+from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, PRECISION, THREADS, Precision, Texts, Threads
+from asr_kd.decoding.whisper_settings import WhisperSettings
 
 
 class LmSettings(Settings):
@@ -18,7 +19,18 @@ class LmSettings(Settings):
     units: Location | None = Field(
         None, description="folder of units: words are written as these write them; without: as they are"
     )
+    pieces: bool = Field(
+        False,
+        description="n-grams of the units' pieces in place of words, for a source's opinion in training",
+        exclude_if=lambda value: not value,
+    )
     order: Annotated[int, Field(ge=1, le=6)] = Field(2, description="words of an n-gram at most")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LmSettings:
+        if self.pieces and not self.units:
+            raise ValueError("pieces are those of units; give units")
+        return self
 
 
 class DecodingSettings(Settings):
@@ -69,8 +81,10 @@ class DecodingSettings(Settings):
 class TranscribeSettings(DecodingSettings):
     """Audio → text, with any checkpoint: of files given on the command line, of sound as it arrives, or of a whole set of shards."""
 
-    checkpoint: Location = Field(description="checkpoint or run folder, or its URL")
-    audio: Location | None = Field(None, description="folder of audio shards (or its URL), in place of files")
+    checkpoint: Location = Field(
+        description="checkpoint or run folder, or its URL; or a Whisper or Moonshine model: its folder, or hf:owner/name@revision"
+    )
+    audio: Sets | None = Field(None, description="folder of audio shards (or its URL, or a list), in place of files")
     output: Location | None = Field(None, description="JSONL of key and text, for a set of shards")
     details: bool = Field(
         False,
@@ -79,7 +93,7 @@ class TranscribeSettings(DecodingSettings):
     stream: bool = Field(
         False,
         description="(or --stream) print words as sound arrives from a file, standard input (-: WAV or raw 16-bit mono) or "
-        "the microphone; needs a model of kind lstm",
+        "the microphone; needs a model of a kind that streams",
     )
     piece_ms: Annotated[int, Field(ge=1, le=60_000)] = Field(
         100, description="stream: sound that is heard at once, in milliseconds"
@@ -89,14 +103,16 @@ class TranscribeSettings(DecodingSettings):
     )
     window_seconds: Annotated[float, Field(ge=5)] = Field(
         60.0,
-        description="longer files are decoded in bounded memory: by an lstm as it hears them, by others in overlapping windows of "
+        description="longer files are decoded in bounded memory: as they are heard by a model that streams, by others in overlapping windows of "
         "this length",
     )
     batch_frames: Count = BATCH_FRAMES
     max_seconds: Positive = Field(3600.0, description="of a set of shards: longer audio is left out")
     max_bad_share: Share = Field(0.01, description="a set fails when more than this share could not be read")
+    precision: Precision = PRECISION
     device: str = DEVICE
     threads: Threads = THREADS
+    whisper: WhisperSettings = Field(WhisperSettings(), exclude_if=lambda value: value == WhisperSettings())
 
     @model_validator(mode="after")
     def _fits(self) -> TranscribeSettings:

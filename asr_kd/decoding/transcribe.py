@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,23 @@ import numpy as np
 import torch
 
 from asr_kd.audio.decode import decode, read_blocks, seconds_of
-from asr_kd.audio.features import Frontend
+from asr_kd.audio.features import frontend_of
 from asr_kd.audio.live import microphone_sound, pipe_sound
 from asr_kd.audio.waveform import from_array
+from asr_kd.config.base import folders_of
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork
+from asr_kd.decoding.pseudo_labels import label_texts, transcribe_file, transcriber_of
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import Place, local_copy, place, write_whole
-from asr_kd.models.acoustic import Checkpoint, infer, infer_batches, load_checkpoint, pick_device
+from asr_kd.models.acoustic import Checkpoint, infer, infer_batches, pick_device
+from asr_kd.models.settings import STREAMING
+from asr_kd.models.teachers import load_teacher
 from asr_kd.progress import Progress
+from asr_kd.shards.index import ShardList
+from asr_kd.shards.keys import check_keys
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import INDEX, read_index
@@ -59,7 +66,7 @@ def transcribe(
         if checkpoint.model.streams:  # the same bits as when audio arrives in pieces
             network = StreamingNetwork(checkpoint)
             return decoder(np.concatenate([network.push(waveform), network.finish()]))
-        features = Frontend(checkpoint.features).compute(waveform)
+        features = frontend_of(checkpoint.features).compute(waveform)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from None
     return decoder(infer(checkpoint, [features])[0])
@@ -88,20 +95,21 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
 
     A UserError for files that cannot be used follows the texts of the others.
     """
-    checkpoint, decoder = _load(settings)
+    hear = _hearer(settings)
     failed: list[UserError] = []
     for file in files:
         try:
-            found = _transcribe_file(settings, checkpoint, decoder, file)
+            with _fetched(file) as path:
+                found = hear(path, file)
         except UserError as error:
             failed.append(error)
             if len(files) > 1:
                 print(error, file=sys.stderr)
             continue
         if settings.details:
-            print(_json({"file": file, **details(found)}), flush=True)
+            print(_json({"file": file, **found}), flush=True)
         else:
-            print(f"{file}\t{found[0].text}" if len(files) > 1 else found[0].text, flush=True)
+            print(f"{file}\t{found['text']}" if len(files) > 1 else found["text"], flush=True)
 
     if failed and len(files) > 1:
         raise UserError(f"{len(failed)} of {len(files)} files could not be transcribed; their reasons stand above")
@@ -109,14 +117,19 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
         raise failed[0]
 
 
-def _transcribe_file(
-    settings: TranscribeSettings, checkpoint: Checkpoint, decoder: Decoder, file: str
-) -> list[Hypothesis]:
-    with _fetched(file) as path:
-        if seconds_of(path, file) <= settings.window_seconds:
-            return transcribe(checkpoint, decoder, path.read_bytes(), file, settings.window_seconds)
-        words = list(transcribe_long(checkpoint, decoder, path, file, settings.window_seconds))
-        return [Hypothesis(" ".join(word.text for word in words), float("nan"), words)]
+def _hearer(settings: TranscribeSettings) -> Callable[[Path, str], dict[str, Any]]:
+    """What hears a local file, of some name: its text and what else is known, as a JSON value."""
+    if transcriber := transcriber_of(settings):
+        return functools.partial(transcribe_file, transcriber)
+    checkpoint, decoder = _load(settings)
+
+    def hear(path: Path, name: str) -> dict[str, Any]:
+        if seconds_of(path, name) <= settings.window_seconds:
+            return details(transcribe(checkpoint, decoder, path.read_bytes(), name, settings.window_seconds))
+        words = list(transcribe_long(checkpoint, decoder, path, name, settings.window_seconds))
+        return details([Hypothesis(" ".join(word.text for word in words), float("nan"), words)])
+
+    return hear
 
 
 def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
@@ -124,6 +137,7 @@ def transcribe_stream(settings: TranscribeSettings, source: str) -> None:
 
     A line for each word as soon as it is recognised, and again when it changes; with `details`, JSON lines.
     """
+    transcriber_of(settings)  # those that cannot stream say so
     checkpoint, decoder = _load(settings, stream=True)
     rate, piece = checkpoint.features.sample_rate, settings.piece_ms / 1000
     if settings.raw_rate and source != "-":
@@ -236,17 +250,15 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     """Write key and text of every utterance of a set of shards as JSON lines, atomically.
 
     Utterances that cannot be read are left out and listed on stderr with their reason; a UserError when they are more than
-    `max_bad_share`.
+    `max_bad_share`. A Whisper or Moonshine model writes more, see `label_texts`.
     """
+    if transcriber := transcriber_of(settings):
+        label_texts(settings, transcriber, *_set_and_output(settings))
+        return
     checkpoint, decoder = _load(settings)
-    assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
-    shards = read_index(settings.audio)
-    output = place(settings.output)
-    if output.exists() and any(_same(output, place(settings.audio) / name) for name in (INDEX, *shards.names)):
-        raise UserError(f"output: {output} belongs to the audio set; name another file")
+    shards, output = _set_and_output(settings)
+    assert settings.audio is not None
     total = shards.samples
-    if not total:
-        raise UserError(f"{settings.audio}: holds no utterances; prepare audio shards with some")
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad = Quarantine(total, settings.max_bad_share, "read")
 
@@ -269,6 +281,21 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                     file.write(_json({"key": item.key, **(details(found[index]) if settings.details else best)}) + "\n")
         bad.refuse(str(settings.audio))
     print(f"{settings.output}: {total - bad.count:,} texts, {bad.count:,} utterances left out")
+
+
+def _set_and_output(settings: TranscribeSettings) -> tuple[ShardList, Place]:
+    """The shards, which hold something, and a file that is none of theirs."""
+    assert settings.audio is not None and settings.output is not None  # the settings hold both or neither
+    shards = read_index(settings.audio)
+    output = place(settings.output)
+    indexes = [place(folder) / INDEX for folder in folders_of(settings.audio)]
+    files = (*indexes, *(shard.at(settings.audio) for shard in shards))
+    if output.exists() and any(_same(output, one) for one in files):
+        raise UserError(f"output: {output} belongs to the audio set; name another file")
+    if not shards.samples:
+        raise UserError(f"{settings.audio}: holds no utterances; prepare audio shards with some")
+    check_keys(settings.audio, shards, f"output {output}")
+    return shards, output
 
 
 def _same(one: Place, other: Place) -> bool:
@@ -314,9 +341,10 @@ def _fetched(file: str) -> Iterator[Path]:
 
 def _load(settings: TranscribeSettings, stream: bool = False) -> tuple[Checkpoint, Decoder]:
     torch.set_num_threads(settings.threads)
-    checkpoint = load_checkpoint(settings.checkpoint, pick_device(settings.device))
+    checkpoint = load_teacher(settings.checkpoint, pick_device(settings.device), settings.precision)
     if stream and not checkpoint.model.streams:  # before a language model is read
         raise UserError(
-            f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind lstm"
+            f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind "
+            + ", ".join(STREAMING)
         )
     return checkpoint, make_decoder(settings, checkpoint)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr_kd.targets.hidden import HiddenStates
+from asr_kd.audio.batched import Input
+from asr_kd.targets.hidden import HiddenStates, SideBySide
 from asr_kd.targets.posteriors import SparsePosteriors
 
 
@@ -18,23 +19,25 @@ class Example:
     """An utterance, or a chunk of one: features, and what the kinds of knowledge need besides.
 
     Attributes:
-        features: float16 [frames, dimension]; frames `first` to before `last` are learned, the others are context.
+        features: float16 [frames, dimension], or `Deferred` of a whole utterance; frames `first` to before `last` are learned, the others are context.
         ids: unit ids of the text; None if no kind needs it.
         choices: transcripts to draw from, each as unit ids with a score in nat.
         targets: soft targets of the learned frames.
         prior: float32 [units], the proportions in which the targets' tail is spread; None unless `missing_mass` is prior.
         clean: `features` before noise was added; None: they are clean.
-        hidden: what is stored of the teacher's hidden states of the learned frames; None if no kind needs them.
+        sound: float32 [samples], the clean sound; None unless a teacher from outside answers in the step.
+        hidden: what is stored of the teachers' hidden states of the learned frames; None if no kind needs them.
     """
 
     key: str
-    features: np.ndarray
+    features: Any
     ids: list[int] | None = None
     choices: list[tuple[list[int], float]] = field(default_factory=list)
     targets: SparsePosteriors | None = None
     prior: np.ndarray | None = None
-    clean: np.ndarray | None = None
-    hidden: HiddenStates | None = None
+    clean: Any = None
+    sound: np.ndarray | None = None
+    hidden: HiddenStates | SideBySide | None = None
     first: int = 0
     last: int = 0
 
@@ -76,12 +79,13 @@ class Batch:
             [learned frames]; `soft.priors` [shards, units], whole, the proportions in which tails are spread, and
             `soft.prior` [learned frames], the row of it for each frame. Hidden states of who answers: `hidden.` and a tap,
             float32 [learned frames, width] (of stored events, the event of the spike that a frame is in), or `codes.` and a
-            tap, int64 [learned frames, codebooks]. And what kinds of knowledge add.
+            tap, int64 [learned frames, codebooks]. `sound`: samples, ragged, for teachers from outside. And what kinds of knowledge add.
         seconds: audio to learn, before any stretch.
         lane: index of its lane.
         after: position of the lane after this batch.
         clean: `features` without noise, masks and another vocal tract; None unless somebody answers in the step.
         draws: seeds what is drawn from answers that are given in the step.
+        coming: what `to` makes `features` and `clean` of, on its device; until then `features` have no inputs. None: they are there.
     """
 
     features: Tensor
@@ -95,6 +99,7 @@ class Batch:
     after: Any = None
     clean: Tensor | None = None
     draws: tuple[int, ...] = ()
+    coming: Input | None = None
 
     @property
     def frames(self) -> int:
@@ -109,12 +114,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on the device; lengths stay in host memory."""
-        tensors = {name: getattr(self, name) for name in ("features", "first", "last", "clean")}
-        moved = {name: one.to(device, non_blocking=True) for name, one in tensors.items() if one is not None}
+        features, clean = (self.features, self.clean) if self.coming is None else self.coming.made(device)
+        tensors = {"features": features, "first": self.first, "last": self.last, "clean": clean}
+        moved: dict[str, Any] = {
+            name: one.to(device, non_blocking=True) for name, one in tensors.items() if one is not None
+        }
         parts = {
             name: part._replace(values=part.values.to(device, non_blocking=True)) for name, part in self.parts.items()
         }
-        return replace(self, **moved, parts=parts)
+        return replace(self, **moved, parts=parts, coming=None)
 
     def of_rows(self, rows: Tensor) -> dict[str, Part]:
         """The parts of some learned frames, int64 [rows], and of the whole batch, without those of utterances."""

@@ -29,7 +29,7 @@ class CodeHead(nn.Linear):
 
 
 class Codes(Knowledge):
-    """`codes`: the codes of the teacher's layer `teacher`, from the student's layer `student`."""
+    """`codes`: the codes of the teacher's layer `teacher`, or of those of several teachers, from the student's layer `student`."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -37,8 +37,8 @@ class Codes(Knowledge):
         if (
             self.task.source
         ):  # heads beside the student are shared by name: codes of another quantiser are other classes
-            held = metadata_of(self.task.source.target_sets[0]).hidden
-            self.name += f":{held.quantiser if held else None}"
+            held = [metadata_of(folder).hidden for folder in self.task.source.target_sets]
+            self.name += ":" + "-".join(str(one and one.quantiser) for one in held)
 
     def beside(self) -> nn.Module:
         """See `Knowledge`."""

@@ -1,7 +1,8 @@
 """Feature knowledge: hidden states of the student that resemble those of who answers, on frames or on events (`hidden.py`).
 
 What is compared passes a linear projection on the student's side, trained beside it and left behind at export. A trained projection of the
-teacher would collapse: both sides could become one constant, at no loss.
+teacher would collapse: both sides could become one constant, at no loss. A student that was cut from its teacher has the teacher's space, and
+needs none (`projection: false`, as in DistilBERT, Sanh et al. 2019, arXiv 1910.01108).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from asr_kd.distillation.hidden import Hidden
 from asr_kd.distillation.knowledge import Seen
+from asr_kd.errors import UserError
 from asr_kd.models.network import Outputs
 
 #: norms below it count as this: near 0 the cosine's gradient would grow without bound
@@ -27,13 +29,20 @@ class Features(Hidden):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
+        self.projected = self.settings.projection and self.settings.match != "energy"
         # modules beside the student are shared by name: a projection to states of another width is another one
         if width := self.task.taught.get(self.settings.teacher):
             self.name += f":{width}"
+        own = self.task.model.taps.get(self.settings.student)
+        if width and own and own != width and not self.settings.projection:
+            raise UserError(
+                f"{self.name}: the student's {self.settings.student} is {own} wide and the teacher's {self.settings.teacher} {width}; leave out "
+                "projection: false"
+            )
 
     def beside(self) -> nn.Module | None:
         """See `Knowledge`."""
-        return None if self.settings.match == "energy" else Projection(self.settings.student, *self.widths)
+        return Projection(self.settings.student, *self.widths) if self.projected else None
 
     def loss(self, seen: Seen) -> Tensor:
         """See `Knowledge`; the mean over samples counts for each learned frame."""
@@ -41,7 +50,7 @@ class Features(Hidden):
             pairs = self.pairs(seen)
             return energy(pairs.student, pairs.teacher, seen.learned).sum()
         # an event is a mean with weights that add up to 1, so projected frames give the projected event
-        pairs = self.pairs(seen._replace(hidden=seen.beside))
+        pairs = self.pairs(seen._replace(hidden=seen.beside) if self.projected else seen)
         apart = (hint if self.settings.match == "hint" else cosine)(pairs.student, pairs.teacher)
         return apart.sum() * (len(seen.utterances) / max(len(apart), 1))
 

@@ -59,8 +59,8 @@ class Hidden(Knowledge):
 
     def pairs(self, seen: Seen) -> Pairs:
         """The samples of a batch, of all its learned frames or of all spikes of the teacher; there may be none."""
-        student = _exact(seen.hidden[self.settings.student][seen.learned])
-        teacher = _exact(seen.parts[f"hidden.{self.settings.teacher}"].values.detach())
+        student = exact(seen.hidden[self.settings.student][seen.learned])
+        teacher = exact(seen.parts[f"hidden.{self.settings.teacher}"].values.detach())
         units, probs = (seen.parts[f"soft.{name}"].values for name in ("units", "probs"))
         if self.settings.samples == "frames":
             return Pairs(student, teacher, seen.utterances, units[:, 0])
@@ -80,7 +80,8 @@ class Hidden(Knowledge):
         return Pairs((weights[..., None] * student[at]).sum(1), theirs, seen.utterances[start], unit)
 
 
-def _exact(states: Tensor) -> Tensor:
+def exact(states: Tensor) -> Tensor:
+    """In float32, or float64 if they are."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from asr_kd.config.base import Count, Positive, Settings, check_owners
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings, check_owners
 from asr_kd.config.schedule import Scheduled, value_at
 from asr_kd.models.settings import ModelSettings
 
@@ -68,9 +68,19 @@ class FeatureMatchSettings(HiddenSettings):
         description="squared error to the normalised state, absolute error and cosine (both after a projection that is trained beside the "
         "student), or where in the utterance the energy lies (frames alone)",
     )
+    projection: bool = Field(
+        True, description="hint, cosine: false compares the states as they are, which are as wide as each other"
+    )
+
+    @model_serializer(mode="wrap")
+    def _used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is not used, so that runs of earlier versions go on."""
+        return {name: value for name, value in write(self).items() if name != "projection" or not value}
 
     @model_validator(mode="after")
-    def _samples_fit(self) -> FeatureMatchSettings:
+    def _fits(self) -> FeatureMatchSettings:
+        if self.match == "energy" and not self.projection:
+            raise ValueError("match energy has no projection; leave it out")
         if self.match == "energy" and self.samples == "events":
             raise ValueError("match energy compares the frames of an utterance; set samples to frames")
         return self
@@ -78,7 +88,7 @@ class FeatureMatchSettings(HiddenSettings):
     @property
     def tag(self) -> str:
         """The layers, and how they are compared."""
-        return f"{super().tag}:{self.match}:{self.samples}"
+        return f"{super().tag}:{self.match}:{self.samples}" + ("" if self.projection else ":as-it-is")
 
 
 #: kinds of relations between the frames of an utterance
@@ -136,6 +146,81 @@ class RelationSettings(HiddenSettings):
         return ":".join(["", self.kind, *filter(None, layers), self.samples]).replace(".", "-")
 
 
+class CriticSettings(HiddenSettings):
+    """A critic beside the student that tells the teacher's answers from the student's, which learns to be taken for the teacher."""
+
+    make = "asr_kd.distillation.critic:Critic"
+
+    weight: Scheduled = Field(
+        0.1,
+        description="of what the student learns against the critic, beside what else the source teaches; the critic learns at full rate",
+    )
+    student: str = Field("", description="layer of the student: layer.1, …; without layers outputs are judged")
+    teacher: str = Field("", description="layer of who answers")
+    samples: Literal["events", "frames"] = Field(
+        "events",
+        description="what is judged: what is said in each spike of the teacher, whenever it is said, or each frame near the teacher's speech",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> CriticSettings:
+        if bool(self.student) != bool(self.teacher):
+            raise ValueError("critics judge a layer of each, student and teacher, or without both the outputs")
+        return self
+
+    @property
+    def tag(self) -> str:
+        """The layers, or that it judges outputs, and the samples."""
+        return f"{super().tag if self.student else ':outputs'}:{self.samples}"
+
+
+class GeneratedSettings(KnowledgeSettings):
+    """Features that are made of noise, in place of those of audio; a teacher in the step says what they are."""
+
+    make = "asr_kd.distillation.generator:Generated"
+    needs = frozenset({"targets", "whole"})
+
+    kind: Literal["noise", "adversarial"] = Field(
+        description="noise as it is drawn; or made of it by a network beside the student, which seeks what student and teacher say differently"
+    )
+    utterances: Count = Field(description="in a pass; every pass draws others")
+    seconds: Positive = Field(3.0, description="length of each")
+    moments: Location | None = Field(
+        None,
+        description="what the features are to resemble, of the same teacher (asr-kd moments); null, for noise alone: white, of variance 1",
+    )
+    disagreement: NotNegative = Field(
+        0.1, description="adversarial: weight with which the network raises the divergence that the student lowers"
+    )
+    likeness: NotNegative = Field(
+        1.0, description="adversarial: weight of the distance of what it makes from the moments"
+    )
+    speech: NotNegative = Field(
+        1.0, description="adversarial: weight of what the teacher speaks too little or too much of it, in nat"
+    )
+    speech_least: Positive = Field(
+        0.5, description="adversarial: too little is less than so many times its share of speech in the moments"
+    )
+    speech_most: Positive = Field(2.0, description="adversarial: too much is more than so many times that share")
+
+    @model_validator(mode="after")
+    def _fits(self) -> GeneratedSettings:
+        own = ("disagreement", "likeness", "speech", "speech_least", "speech_most")
+        check_owners(self, "kind", dict.fromkeys(own, ("adversarial",)))
+        if self.kind == "adversarial" and not self.moments:
+            raise ValueError(
+                "adversarial needs moments, or its features become garbage; make them with `asr-kd moments`"
+            )
+        if self.speech_most < self.speech_least:
+            raise ValueError(f"speech_most {self.speech_most:g} is below speech_least {self.speech_least:g}")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether a network makes them."""
+        return self.kind == "adversarial"
+
+
 class TogetherSettings(WeighedSettings):
     """Base of the kinds that train further learners beside the student, which learn what the source teaches, and from each other."""
 
@@ -162,6 +247,16 @@ class MutualSettings(TogetherSettings):
     model: ModelSettings | None = Field(
         None, description="their shape; null is the student's, with other first weights"
     )
+    critic: Scheduled = Field(
+        0.0,
+        description="weight of what each learns against a critic that tells its events from those of the next; 0 trains no critics",
+        exclude_if=lambda value: value == 0.0,
+    )
+
+    @property
+    def learners(self) -> Settings:
+        """See `TogetherSettings`."""
+        return self.model_copy(update={"weight": 1.0, "critic": 1.0 if self.critic else 0.0})
 
 
 class BranchesSettings(TogetherSettings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from asr_kd.errors import UserError
 from asr_kd.models.network import AcousticModel, Outputs
 from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
+
+#: name of the kind whose module makes features, and of these among what it puts out
+GENERATED, MADE = "generated", "features"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Seen(NamedTuple):
         hidden: for each tap, [batch, frames, width].
         beside: outputs of this kind's module beside the student.
         done: share of the phase's audio that was heard.
+        note: takes the name and the value of what a kind measures beside its loss, for the metrics of the step.
     """
 
     logits: Tensor
@@ -58,6 +62,7 @@ class Seen(NamedTuple):
     hidden: dict[str, Tensor]
     beside: dict[str, Tensor]
     done: float = 0.0
+    note: Callable[[str, Tensor], None] = lambda name, value: None
 
     @property
     def rows(self) -> Tensor:
@@ -155,7 +160,7 @@ def lesson_of(source: SourceSettings, task: Task) -> Lesson:
         ):
             if missing := next((tap for tap in asked if tap not in there), None):
                 raise UserError(
-                    f"{source.audio}: {kind.name}: {whose} has no {missing}; it has {', '.join(there) or 'none'}"
+                    f"{source.name}: {kind.name}: {whose} has no {missing}; it has {', '.join(there) or 'none'}"
                 )
     return Lesson(source, kinds)
 
@@ -186,10 +191,20 @@ class Pupil(nn.Module):
         besides = [list(one) if isinstance(one, nn.ModuleList) else [one] for one in self.beside.values()]
         return [self.student, *(module for modules in besides for module in modules)]
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Outputs, dict[str, dict[str, Tensor]]]:
+    def forward(
+        self, features: Tensor, lengths: Tensor, drawn: bool = False
+    ) -> tuple[Outputs, dict[str, dict[str, Tensor]]]:
         """Outputs of the student, and by kind those of the modules beside it.
 
         All modules run on every batch, whatever is learned from it: DDP expects every weight to be used.
+
+        Args:
+            features: float32 [batch, frames, inputs].
+            lengths: int64 [batch].
+            drawn: whether they are noise, of which the generator makes what the others hear.
         """
-        outputs = self.student(features, lengths, self.taps)
-        return outputs, {name: module(outputs, features, lengths) for name, module in self.beside.items()}
+        made = {GENERATED: self.beside[GENERATED].make(features)} if drawn else {}  # type: ignore[operator]
+        heard = made[GENERATED]["heard"] if drawn else features
+        outputs = self.student(heard, lengths, self.taps)
+        others = {name: module for name, module in self.beside.items() if name not in made}
+        return outputs, made | {name: module(outputs, heard, lengths) for name, module in others.items()}

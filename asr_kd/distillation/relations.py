@@ -87,8 +87,8 @@ class Relations(Hidden):
         start, end, first, last = seen.parts["spikes.edges"].values
         if not len(start):
             return own[:0], theirs[:0], units[:0, 0]
-        theirs = _of_stretches(theirs, start, end)
-        return _of_stretches(own, first, last), theirs, theirs.argmax(1)
+        theirs = of_stretches(theirs, start, end)
+        return of_stretches(own, first, last), theirs, theirs.argmax(1)
 
     def _over_time(self, seen: Seen) -> Tensor:
         """The loss of each utterance times its learned frames, of all together."""
@@ -133,7 +133,7 @@ def _packed(rows: list[Tensor], kept: Tensor) -> tuple[Tensor, list[Tensor]]:
     return inside, packed
 
 
-def _of_stretches(rows: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def of_stretches(rows: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Distributions [stretches, units]: sums of rows [frames, units] over stretches of frames, without the blank."""
     inside, at = frames_of(first, last)
     stretch = torch.arange(len(first), device=rows.device)[:, None].expand_as(at)[inside]

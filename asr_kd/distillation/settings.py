@@ -13,10 +13,12 @@ from asr_kd.config.schedule import Scheduled, ScheduleSettings, value_at
 from asr_kd.distillation.kind_settings import (
     BranchesSettings,
     CodesSettings,
+    CriticSettings,
     CtcSettings,
     CtcWithinTargetsSettings,
     DivergenceSettings,
     FeatureMatchSettings,
+    GeneratedSettings,
     HeadSettings,
     KnowledgeSettings,
     MutualSettings,
@@ -29,7 +31,7 @@ from asr_kd.distillation.kind_settings import (
     ViewSettings,
     WeighedSettings,
 )
-from asr_kd.targets.settings import CombineSettings
+from asr_kd.targets.settings import DEVELOPMENT, CombineSettings
 
 #: what somebody must answer, of the needs of kinds
 ANSWERED = frozenset({"targets", "hidden"})
@@ -52,6 +54,15 @@ class DelaySettings(Settings):
     most_ms: Positive = Field(120.0, description="longest delay")
     sharpness: NotNegative = Field(
         0.0, description="0 learns the best delay alone; above, nat a frame within which others count too"
+    )
+
+
+class OpinionSettings(Settings):
+    """What a language model thinks of each spike of stored targets, by the units left and right of it, has a say in them."""
+
+    lm: Location = Field(description="ARPA model of the units' pieces (lm pieces=true)")
+    weight: NotNegative = Field(
+        0.2, description="exponent of its probabilities; much more teaches what it expects, not what was said"
     )
 
 
@@ -100,9 +111,28 @@ class Asked(NamedTuple):
 class SourceSettings(Settings):
     """One stream of utterances to learn from, and what is learned from it."""
 
-    audio: Audio
+    audio: Audio | None = Field(
+        None,
+        description="folder of audio shards, or its URL (s3://…, gs://…); or a list of them, which are read as one set",
+    )
+    generated: GeneratedSettings | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="in place of audio, features made of noise, for the teacher in the step to answer; beside sources of audio, or alone",
+    )
+    only: Location | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="list of the utterances to learn from, as `asr-kd select` writes it; null learns from all",
+    )
     targets: Location | list[Location] | None = Field(
         None, description="folder (or URL) of soft-target shards beside it; a list of them, one a teacher, is combined"
+    )
+    pairs: Location | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="where the targets answer other recordings of the same moments (close-talk, clean, another rate): which, and how far "
+        "these are behind, as `asr-kd pair` writes it; null: they answer this audio",
     )
     teacher: Answerers | None = Field(
         None,
@@ -124,6 +154,11 @@ class SourceSettings(Settings):
     resample: bool = Field(
         False,
         description="lay targets of another frame period or offset on the learner's frames, by the time they share",
+    )
+    opinion: OpinionSettings | None = Field(
+        None,
+        description="a language model has a say in the spikes of the targets; null leaves them as they are",
+        exclude_if=lambda value: value is None,
     )
     transcripts: Location | None = Field(None, description="JSONL of key and text, in place of the text in the shards")
     ctc: Scheduled = Field(0.0, description="weight of the CTC loss on the text")
@@ -172,6 +207,11 @@ class SourceSettings(Settings):
     relations: list[RelationSettings] = Field(
         default_factory=list, description="how samples lie to each other in the layers of who answers: a list of kinds"
     )
+    critics: list[CriticSettings] = Field(
+        default_factory=list,
+        description="critics that tell the teacher's answers from the student's, which learns to be taken for the teacher",
+        exclude_if=lambda value: not value,
+    )
     repeat: Count = Field(1, description="times it is read in a pass")
     weight: Positive | None = Field(
         None,
@@ -182,6 +222,10 @@ class SourceSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> SourceSettings:
+        if bool(self.audio) == bool(self.generated):
+            raise ValueError("give audio, or generated features in its place")
+        if self.generated:
+            self._check_generated(self.generated)
         if not self.knowledge():
             raise ValueError("set ctc or soft (or both) above 0")
         if self.ctc_within_targets and not self.ctc:
@@ -210,6 +254,33 @@ class SourceSettings(Settings):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{twice} is asked for twice; name each once, and weigh it by its weight")
         return self
+
+    def _check_generated(self, generated: GeneratedSettings) -> None:
+        """Refuse what features without audio cannot have."""
+        given = ("only", "targets", "pairs", "resample", "opinion", "transcripts")
+        if name := next((name for name in given if getattr(self, name)), None):
+            raise ValueError(f"{name} belongs to audio, and generated features have none; leave it out")
+        if self.augment != AugmentSettings():
+            raise ValueError("augment changes audio; leave it out with generated features")
+        if not isinstance(self.teacher, str) or self.teacher in ("average", "cycle"):
+            raise ValueError("generated features are answered by one checkpoint in the step; set teacher to its folder")
+        if asked := next((one for one in self.knowledge() if one.needs & {"text", "lists"}), None):
+            raise ValueError(f"{asked.name} learns text, and generated features have none; learn soft from them")
+        if generated.trained:
+            names = [asked.name for asked in self.knowledge() if asked.name != "generated"]
+            if odd := next((name for name in names if name != "soft"), None):
+                raise ValueError(
+                    f"generated: adversarial features teach soft, frame by frame, and no {odd}; leave it out"
+                )
+            for name in ("select", "delays"):
+                if getattr(self, name):
+                    raise ValueError(f"generated: adversarial features teach every frame; leave out {name}")
+            if self.temperature != 1.0:
+                raise ValueError(
+                    "generated: adversarial features are learned as the teacher says them; leave out temperature"
+                )
+            if not self.soft:
+                raise ValueError("generated: adversarial features teach soft; set it above 0")
 
     def _check_answers(self) -> None:
         """Refuse what does not fit who answers: stored targets, or teachers in the step."""
@@ -243,7 +314,12 @@ class SourceSettings(Settings):
             if value_at(self.temperature, 0.0) <= 0 or value_at(self.temperature, 1.0) <= 0:
                 raise ValueError("temperature must be above 0")
             classes = "relations of classes" if any(one.kind == "classes" for one in self.relations) else None
-            if name := classes or next((name for name in ("spikes", "sequences") if getattr(self, name)), None):
+            judged = "critics of outputs" if any(not one.student for one in self.critics) else None
+            if (
+                name := classes
+                or judged
+                or next((name for name in ("spikes", "sequences") if getattr(self, name)), None)
+            ):
                 raise ValueError(
                     f"temperature is for soft targets that are learned frame by frame; leave it out with {name}"
                 )
@@ -256,25 +332,61 @@ class SourceSettings(Settings):
             raise ValueError("guard watches teacher: average, alone; leave it out for other teachers")
         if "cycle" in self.teachers and len(self.teachers) > 1:
             raise ValueError("teacher: cycle answers alone, and not in the first cycle; give it without others")
-        if self.resample and not self.targets:
-            raise ValueError("resample needs targets")
-        if "hidden" in self.needs and (self.resample or len(self.target_sets) > 1):
-            what = "resample changes" if self.resample else "a list of targets combines"
+        for name in ("resample", "opinion"):
+            if getattr(self, name) and not self.targets:
+                raise ValueError(f"{name} needs targets")
+        if self.pairs and not self.targets:
+            raise ValueError("pairs say which other recordings the targets answer; give targets")
+        if self.pairs and self.only:
+            raise ValueError("pairs already name the utterances to learn from; leave out only, and set kept in pairs")
+        changing = {"resample changes": self.resample, "opinion changes": self.opinion, "pairs move": self.pairs}
+        if "hidden" in self.needs and any(changing.values()):
+            what = next(name for name, changes in changing.items() if changes)
+            raise ValueError(f"{what} soft targets alone, not hidden states; give targets with the student's frames")
+        if (self.resample or self.opinion or len(self.target_sets) > 1) and any(
+            not one.student for one in self.critics
+        ):
+            what = (
+                "resample changes"
+                if self.resample
+                else "opinion changes"
+                if self.opinion
+                else "a list of targets combines"
+            )
             raise ValueError(
-                f"{what} soft targets alone, not hidden states; give the targets of one teacher with the student's frames"
+                f"{what} stored targets, and critics of outputs need them as they were stored; give the targets of one teacher with the student's "
+                "frames, or let it answer in the step"
             )
         for name, several in (("targets", self.target_sets), ("teacher", self.teachers)):
             if twice := next((folder for folder in several if several.count(folder) > 1), None):
                 raise ValueError(f"{name} names {twice} twice; name each once, and weigh it by combine.weights")
-        if len(self.teachers) > 1 and any(one.kind == "attention" for one in self.relations):
+        if max(len(self.teachers), len(self.target_sets)) > 1 and any(
+            one.kind == "attention" for one in self.relations
+        ):
             raise ValueError("attention relations need one teacher; give one, or take another kind of relations")
         several, weights = self.target_sets or self.teachers, self.combine.weights
         if len(several) < 2 and self.combine != CombineSettings():
             raise ValueError("combine needs a list of two or more targets (or teachers)")
-        if weights is not None and len(weights) != len(several):
+        if weights == DEVELOPMENT:
+            unscored = [name for name in ("average", "cycle") if name in self.teachers] + [one.run for one in self.runs]
+            if unscored:
+                raise ValueError(
+                    f"combine.weights: development takes scores from before the run, and {unscored[0]} has none; give weights as numbers"
+                )
+        elif weights is not None and len(weights) != len(several):
             raise ValueError(
                 f"combine.weights has {len(weights)} weights for {len(several)} targets; give one for each"
             )
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages: the folder of its audio, or that it has none."""
+        return str(self.audio or "generated")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a network makes its features of noise in the step."""
+        return bool(self.generated and self.generated.trained)
 
     @property
     def copies(self) -> int:
@@ -285,6 +397,11 @@ class SourceSettings(Settings):
     def target_sets(self) -> list[str]:
         """Folders of soft-target shards, one a teacher."""
         return [self.targets] if isinstance(self.targets, str) else self.targets or []
+
+    @property
+    def texts(self) -> list[str]:
+        """Files of text, or made of text, that it reads beside the shards."""
+        return [name for name in (self.transcripts, self.opinion and self.opinion.lm) if name]
 
     @property
     def teachers(self) -> list[str]:
@@ -316,6 +433,8 @@ class SourceSettings(Settings):
             asked.append(("spikes", self.soft, self.spikes))
         elif self.soft:
             asked.append(("soft", self.soft, SoftSettings()))
+        if self.generated and self.generated.trained:
+            asked.append(("generated", 1.0, self.generated))
         for name in type(self).model_fields:
             value = getattr(self, name)
             for one in value if isinstance(value, list) else [value]:
@@ -324,7 +443,8 @@ class SourceSettings(Settings):
         return [Asked(*one, self._needs(one[2])) for one in asked]
 
     def _needs(self, kind: KnowledgeSettings) -> frozenset[str]:
-        if isinstance(kind, RelationSettings) and kind.kind == "classes":
+        outputs = isinstance(kind, RelationSettings) and kind.kind == "classes"
+        if outputs or (isinstance(kind, CriticSettings) and not kind.student):
             return kind.needs - {"hidden"}
         if isinstance(kind, HeadSettings):
             return frozenset({"text", "whole"} if kind.ctc else ()) | frozenset({"targets"} if kind.soft else ())

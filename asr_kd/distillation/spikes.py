@@ -74,8 +74,12 @@ class Spikes:
 def stretches(batch: Batch, frame_ms: int) -> Spikes:
     """The spikes in the soft targets of a batch on the CPU, and where a student may answer them."""
     units, probs = batch.parts["soft.units"].values, batch.parts["soft.probs"].values
-    before, after = (round(span / frame_ms) for span in (BEFORE_MS, AFTER_MS))
-    return find_spikes(units, probs, batch.last - batch.first, before, after)
+    return find_spikes(units, probs, batch.last - batch.first, *reach(frame_ms))
+
+
+def reach(frame_ms: int) -> tuple[int, int]:
+    """How many frames before a spike, and from its start on, a student may answer it."""
+    return round(BEFORE_MS / frame_ms), round(AFTER_MS / frame_ms)
 
 
 def find_spikes(units: Tensor, probs: Tensor, lengths: Tensor, before: int, after: int) -> Spikes:

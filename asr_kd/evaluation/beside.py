@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.audio.settings import FeatureSettings
+from asr_kd.audio.settings import InputSettings
 from asr_kd.decoding.decoder import Decoder
 from asr_kd.decoding.words import Hypothesis
 from asr_kd.errors import UserError
@@ -19,7 +19,7 @@ from asr_kd.shards.stream import ShardInput, load_features
 
 @dataclass
 class Utterance:
-    """A test utterance: features float16 [frames, inputs] by front end, its text, what its shard says, its seconds."""
+    """A test utterance: network input by front end, its text, what its shard says, its seconds."""
 
     key: str
     features: dict[str, np.ndarray]
@@ -47,7 +47,7 @@ class Posteriors:
     log_probs: list[np.ndarray]  # float32 [frames, units] of each
 
 
-def load_shard(frontends: dict[str, FeatureSettings], max_seconds: float, shard: Shard) -> Inputs:
+def load_shard(frontends: dict[str, InputSettings], max_seconds: float, shard: Shard) -> Inputs:
     """Decode a shard's audio and compute its features, once for every front end.
 
     Raises:

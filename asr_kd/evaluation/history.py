@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from asr_kd.config.base import Several, folders_of
 from asr_kd.errors import UserError
 from asr_kd.evaluation.schema import CurvePoint
 from asr_kd.files import Place, read_json
@@ -34,14 +35,14 @@ def unlabelled_hours(folder: Place) -> float | None:
     try:
         settings = read_json(claim)["settings"]
         unlabelled = {
-            source["audio"]
+            str(Several(folders_of(source["audio"]))): source["audio"]
             for phase in settings["phases"]
             for source in phase["sources"]
-            if source.get("transcripts") is not None or not source.get("ctc")
+            if source["audio"] and (source.get("transcripts") is not None or not source.get("ctc"))
         }
-        for audio in unlabelled:
+        for name, audio in unlabelled.items():
             shards = read_index(audio)
-            if shards.hash != settings["data"][audio]:
+            if shards.hash != settings["data"][name]:
                 return None
             hours += sum(shard.seconds for shard in shards) / 3600
     except (UserError, KeyError, TypeError, AttributeError):
@@ -50,4 +51,5 @@ def unlabelled_hours(folder: Place) -> float | None:
 
 
 def _of_run(folder: Place, name: str) -> Place | None:
-    return next((one / name for one in (folder, folder.parent) if (one / name).is_file()), None)
+    places = (folder, folder.parent) if folder.is_dir() else ()  # a teacher from outside may be no folder but a name
+    return next((one / name for one in places if (one / name).is_file()), None)

@@ -21,7 +21,8 @@ from asr_kd.evaluation.sharing import DECIDING, Work, score_all
 from asr_kd.evaluation.summary import summarise
 from asr_kd.evaluation.texts import check_texts
 from asr_kd.files import Place, claim_folder, claimed_settings, place, write_whole
-from asr_kd.models.acoustic import load_checkpoint, pick_device
+from asr_kd.models.acoustic import pick_device
+from asr_kd.models.teachers import in_precision, load_teacher
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.tarset import read_index
 
@@ -50,7 +51,10 @@ def evaluate(settings: EvalSettings) -> Report:
     device = pick_device(settings.device)
     if device == torch.device("cuda"):  # started by torchrun, each process takes the GPU of its place
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    systems = [System(name, place(path), load_checkpoint(path, device)) for name, path in settings.systems.items()]
+    loaded = in_precision(
+        {name: load_teacher(path, device) for name, path in settings.systems.items()}, settings.precision
+    )
+    systems = [System(name, place(path), loaded[name]) for name, path in settings.systems.items()]
     check_texts(settings, systems, sets)
     output = place(settings.output)
     if not claimed_settings(output):  # a language model that does not fit is refused before the folder is its
@@ -88,9 +92,11 @@ def _sum_up(settings: EvalSettings, shards: Iterable[Shard], output: Place) -> S
         # raised inside: nothing is published
         for name, folder in settings.sets.items():
             of_set[name].total = scores.sets[name].utterances + of_set[name].count
-            of_set[name].refuse(folder)
+            of_set[name].refuse(str(folder))
         bad.total = len(scores.words) + bad.count
-        bad.refuse(", ".join(settings.sets.values()))
+        bad.refuse(", ".join(map(str, settings.sets.values())))
         if not sum(scores.words):
-            raise UserError(f"{', '.join(settings.sets.values())}: the texts hold no words; a WER needs labelled audio")
+            raise UserError(
+                f"{', '.join(map(str, settings.sets.values()))}: the texts hold no words; a WER needs labelled audio"
+            )
     return scores

@@ -46,11 +46,11 @@ class Shard:
     """A test shard: the set that it belongs to by name, that set's folder, what its index says."""
 
     set: str
-    folder: str
+    folder: str | list[str]
     info: ShardInfo
 
     def __str__(self) -> str:
-        return f"{self.folder}/{self.info.name}"
+        return str(self.info.at(self.folder))
 
     def part(self, output: Place) -> Place:
         """Where its scores belong."""

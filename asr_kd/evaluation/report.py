@@ -7,7 +7,7 @@ from functools import partial
 from asr_kd.evaluation import formats
 from asr_kd.evaluation.page import drawn, render_html, searchable
 from asr_kd.evaluation.samples import gather
-from asr_kd.evaluation.schema import Pair, Report
+from asr_kd.evaluation.schema import Interval, Pair, Report
 from asr_kd.evaluation.utterances import pack, read_lines
 from asr_kd.evaluation.verdict import below_it
 from asr_kd.files import Place, write_json, write_whole
@@ -18,8 +18,8 @@ def write_report(folder: Place, report: Report) -> None:
 
     Reads `utterances.jsonl` of the folder for the table of the page and, for a few utterances, audio and checkpoints.
     """
-    read, wanted = partial(read_lines, folder / "utterances.jsonl"), [(one.set, one.key) for one in report.samples]
-    packed = pack(read, list(report.systems), searchable(report), set(wanted), report.data.utterances)
+    read, wanted = partial(read_lines, folder / "utterances.jsonl"), {one.identity for one in report.samples}
+    packed = pack(read, list(report.systems), searchable(report), wanted, report.data.utterances)
     with write_whole(folder / "report.md", "w", make_folder=False) as file:
         file.write(render_markdown(report))
     with write_whole(folder / "report.html", "w", make_folder=False) as file:
@@ -42,6 +42,9 @@ def render_markdown(report: Report) -> str:
     parts = ["# WER report", f"**{_escaped(report.verdict)}**", *below, system_table(report)]
     if len(report.sets) > 1:
         parts += ["WER by set, and the mean of the sets:", set_table(report)]
+        if report.baseline is not None and len(report.systems) > 1:
+            base = _escaped(report.baseline)
+            parts += [f"Change on each set against {base}, points, with its 95 % interval:", change_table(report)]
     if report.pairs:
         parts.append("Differences in WER, points (*p* of the paired bootstrap and of MAPSSWE):")
         parts.append("\n".join(f"- {_pair(pair)}" for pair in report.pairs))
@@ -52,10 +55,14 @@ def render_markdown(report: Report) -> str:
 
 
 def _pair(pair: Pair) -> str:
-    bounds = f" ({formats.points(pair.interval[0])} to {formats.points(pair.interval[1])})" if pair.interval else ""
     tests = f"*p* {formats.p_value(pair.p_bootstrap)}, {formats.p_value(pair.mapsswe.p)}"
     names = _escaped(f"{pair.a} − {pair.b}")
-    return f"{names}: {formats.points(pair.difference)}{bounds}, {tests}: {_escaped(formats.said_of_pair(pair))}"
+    return f"{names}: {_points(pair.difference, pair.interval)}, {tests}: {_escaped(formats.said_of_pair(pair))}"
+
+
+def _points(difference: float | None, bounds: Interval | None) -> str:
+    within = f" ({formats.points(bounds[0])} to {formats.points(bounds[1])})" if bounds else ""
+    return f"{formats.points(difference)}{within}"
 
 
 def _escaped(text: str) -> str:
@@ -87,4 +94,17 @@ def set_table(report: Report) -> str:
     for name, system in report.systems.items():
         rates = [*(system.sets[one].wer for one in report.sets), system.mean_of_sets_wer]
         rows.append([_escaped(name), *(formats.known(rate, formats.percent) for rate in rates)])
+    return formats.table(rows)
+
+
+def change_table(report: Report) -> str:
+    """Change of the WER on each set against the baseline as a Markdown table."""
+    rows = [["system", *map(_escaped, report.sets)]]
+    for name, system in report.systems.items():
+        if name != report.baseline:
+            changes = [
+                (system.sets[one].change_to_baseline, system.sets[one].change_to_baseline_interval)
+                for one in report.sets
+            ]
+            rows.append([_escaped(name), *(_points(change, bounds) for change, bounds in changes)])
     return formats.table(rows)

@@ -10,16 +10,16 @@ import matplotlib.image
 import numpy as np
 
 from asr_kd.audio.decode import decode, encode
-from asr_kd.audio.features import Frontend
+from asr_kd.audio.features import Frontend, frontend_of
 from asr_kd.errors import AudioError, UserError
 from asr_kd.evaluation.charts import Heat
 from asr_kd.evaluation.schema import Report
 from asr_kd.evaluation.schema import Sample as Listed
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.utterances import Identity
-from asr_kd.files import place
-from asr_kd.models.acoustic import infer, load_checkpoint, pick_device
-from asr_kd.shards.tarset import Sample, read_shard
+from asr_kd.models.acoustic import infer, pick_device
+from asr_kd.models.teachers import load_teacher
+from asr_kd.shards.tarset import Sample, read_index, read_listed
 
 CLIP_BYTES = 3_500_000  # of all clips together, in base64
 CLIP_RATE = 16_000  # Hz; for listening, more adds bytes alone
@@ -40,7 +40,7 @@ class Clip:
 
 @dataclass
 class Evidence:
-    """Clips by set and key, and pictures of one of these utterances: its spectrogram, then posteriors."""
+    """Clips by identity, and pictures of one of these utterances: its spectrogram, then posteriors."""
 
     clips: dict[Identity, Clip] = field(default_factory=dict)
     shown: Identity | None = None
@@ -55,7 +55,7 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
     evidence, left = Evidence(), CLIP_BYTES
     heard: dict[Identity, Sample] = {}
     for one in report.samples:
-        identity = one.set, one.key
+        identity = one.identity
         try:
             sample = _fetch(report.settings.audio, one)
             waveform, rate = decode(sample.audio, one.key, None, report.settings.max_seconds)
@@ -77,31 +77,34 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
     return evidence
 
 
-def _fetch(audio: str | dict[str, str], one: Listed) -> Sample:
-    shard = place(audio if isinstance(audio, str) else audio[one.set]) / one.shard
-    for sample in read_shard(shard):
+def _fetch(audio: str | list[str] | dict[str, str | list[str]], one: Listed) -> Sample:
+    folder = audio[one.set] if isinstance(audio, dict) else audio
+    shard = next((info for info in read_index(folder) if info.name == one.shard), None)
+    for sample in read_listed(folder, shard) if shard else ():
         if sample.key == one.key:
             return sample
-    raise UserError(f"{shard}: {one.key} is not there any more; make the report again")
+    raise UserError(f"{folder}/{one.shard}: {one.key} is not there any more; make the report again")
 
 
 def _pictures(settings: EvalSettings, sample: Sample, drawn: list[str]) -> list[Heat]:
     """Spectrogram and posteriors of one utterance, all with the same time axis; posteriors with the same rows."""
     spectrum, posteriors = None, []
     for name in drawn:
-        checkpoint = load_checkpoint(place(settings.systems[name]), pick_device("cpu"))
+        checkpoint = load_teacher(settings.systems[name], pick_device("cpu"))
         waveform, _ = decode(sample.audio, sample.key, checkpoint.features.sample_rate, settings.max_seconds)
         frames = round(1000 * PICTURE_SECONDS / checkpoint.frame_ms)
         # rounded as in training and in scoring
-        features = Frontend(checkpoint.features).compute(waveform)
+        features = frontend_of(checkpoint.features).compute(waveform)
         probs = np.exp(infer(checkpoint, [features])[0][:frames])
         seconds = len(probs) * checkpoint.frame_ms / 1000
         posteriors.append((name, probs, [checkpoint.units.piece(unit) for unit in range(probs.shape[1])], seconds))
         if spectrum is None:
-            mels = features[:frames].astype(np.float32).reshape(-1, checkpoint.features.mels)
+            like = checkpoint.features.shown
+            shown = Frontend(like).compute(waveform)[: round(1000 * PICTURE_SECONDS / like.frame_ms)]
+            mels = shown.astype(np.float32).reshape(-1, like.mels)
             low, high = np.percentile(mels, [2, 99.8])
             picture = _png(mels.T[::-1], "magma", low, max(high, low + 1e-3))
-            spectrum = Heat("Spectrogram", picture, ["high mel", "low mel"], seconds)
+            spectrum = Heat("Spectrogram", picture, ["high mel", "low mel"], len(shown) * like.frame_ms / 1000)
     rows = _rows([(probs, pieces) for _, probs, pieces, _ in posteriors])
     pictures = [spectrum] if spectrum else []
     for name, probs, pieces, seconds in posteriors:

@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from asr_kd.audio.settings import FeatureSettings
+from asr_kd.audio.settings import InputSettings
 from asr_kd.evaluation.settings import EvalSettings
 from asr_kd.evaluation.wer import Edit
-from asr_kd.models.settings import ModelSettings
+from asr_kd.models.settings import ModelSettings, OutsideSettings
 
 FORMAT, VERSION = "asr_kd-report", 3
 
@@ -46,6 +46,12 @@ class SetErrors(SpeakerErrors):
     """Errors on one test set."""
 
     interval: Interval | None = Field(description="95 % interval of `wer`")
+    change_to_baseline: float | None = Field(
+        None,
+        description="wer − wer of the baseline on this set; of a network that went on learning elsewhere, its backward transfer; null "
+        "without a baseline, for itself, and without reference words",
+    )
+    change_to_baseline_interval: Interval | None = Field(None, description="95 % interval of the change, paired")
 
 
 class Data(Figures):
@@ -193,8 +199,8 @@ class SystemFigures(Counts):
     started_from: Start | None = Field(description="what its training started from; null for fresh weights")
     units: int = Field(description="how many, the blank included")
     units_hash: str = Field(description="of the units")
-    model: ModelSettings = Field(description="settings of the network")
-    features: FeatureSettings = Field(description="settings of the front end")
+    model: ModelSettings | OutsideSettings = Field(description="settings of the network")
+    features: InputSettings = Field(description="settings of the front end")
     speakers: dict[str, SpeakerErrors] = Field(description="errors by speaker")
     confusions: Confusions = Field(description="the most frequent errors")
     worst: list[WorstUtterance] = Field(description="the utterances with the most errors")
@@ -286,6 +292,11 @@ class Sample(Figures):
     set: str = Field(description="its test set")
     shard: str = Field(description="its shard")
     why: str = Field(description="what is told of it")
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Which it is: a set of several joined ones may have its key in two shards."""
+        return self.set, self.key, self.shard
 
 
 class Report(Figures):

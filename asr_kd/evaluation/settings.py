@@ -7,8 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from asr_kd.config.base import Count, Location, Natural, Positive, Share
-from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Normalizing, Threads
+from asr_kd.config.base import Count, Location, Natural, Positive, Sets, Share, folders_of
+from asr_kd.config.knobs import (
+    BATCH_FRAMES,
+    DEVICE,
+    MAX_BAD_SHARE,
+    MAX_SECONDS,
+    PRECISION,
+    THREADS,
+    Normalizing,
+    Precision,
+    Threads,
+)
 from asr_kd.decoding.settings import DecodingSettings
 
 SET_NAME = r"[A-Za-z0-9_-]{1,100}"  # of a set of shards; it names a folder too
@@ -18,8 +28,8 @@ class EvalSettings(DecodingSettings):
     """Checkpoints over test shards → WER report."""
 
     systems: dict[str, Location] = Field(min_length=1, description="name: checkpoint folder, or its URL")
-    audio: Location | dict[str, Location] = Field(
-        description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder"
+    audio: Sets | dict[str, Sets] = Field(
+        description="folder of labelled audio shards, or its URL (s3://…, gs://…); or of several, as name: folder; a list of folders is read as one"
     )
     output: Location = Field(description="folder of the report")
     baseline: str | None = Field(None, description="system that changes are counted from")
@@ -33,6 +43,7 @@ class EvalSettings(DecodingSettings):
     batch_frames: Count = BATCH_FRAMES
     max_seconds: Positive = MAX_SECONDS
     max_bad_share: Share = MAX_BAD_SHARE
+    precision: Precision = PRECISION
     seed: Natural = Field(0, description="fixes the resampling")
     device: str = DEVICE
     threads: Threads = THREADS
@@ -44,7 +55,7 @@ class EvalSettings(DecodingSettings):
     @field_validator("audio", mode="before")
     @classmethod
     def _names_sets(cls, value: Any) -> Any:
-        if not isinstance(value, str | dict) or not value:
+        if not isinstance(value, str | list | dict) or not value:
             raise ValueError("give a folder of audio shards, or of several as {name: folder}")
         for name in value if isinstance(value, dict) else ():
             if not re.fullmatch(SET_NAME, str(name)):
@@ -53,9 +64,9 @@ class EvalSettings(DecodingSettings):
         return value
 
     @property
-    def sets(self) -> dict[str, str]:
+    def sets(self) -> dict[str, str | list[str]]:
         """Folders of audio shards by the name of the set; a single folder is named by itself."""
         if isinstance(self.audio, dict):
             return self.audio
-        folder = self.audio.rstrip("/").rpartition("/")[2]
+        folder = "-".join(one.rstrip("/").rpartition("/")[2] for one in folders_of(self.audio))[:100]
         return {re.sub(r"[^A-Za-z0-9_-]+", "-", folder).strip("-") or "test": self.audio}

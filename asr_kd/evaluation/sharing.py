@@ -19,7 +19,9 @@ from asr_kd.shards.quarantine import Quarantine
 from asr_kd.text import NORMALIZERS
 
 #: settings that decide the scores of a shard, beside its audio and the checkpoints
-DECIDING = {*DecodingSettings.model_fields, "teacher", "normalizer", "batch_frames", "max_seconds", "device", "threads"}
+DECIDING = {
+    *DecodingSettings.model_fields, "teacher", "normalizer", "batch_frames", "max_seconds", "precision", "device", "threads",
+}  # fmt: skip
 READERS = 16  # parts that are looked at at a time
 
 

@@ -24,7 +24,7 @@ from asr_kd.evaluation.significance import CONFIDENCE, blocks_of, compared, inte
 from asr_kd.evaluation.verdict import student_of, verdict
 from asr_kd.evaluation.wer import Edit, ErrorCounts, counts_of
 from asr_kd.files import hash_json
-from asr_kd.models.acoustic import parameters
+from asr_kd.models.acoustic import parameters, stored_weights
 from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.text import NORMALIZERS
 
@@ -34,7 +34,7 @@ ALIGNMENT = "sclite: substitution 4, deletion 3, insertion 3"
 def summarise(
     settings: EvalSettings,
     systems: Mapping[str, System],
-    sets: Mapping[str, tuple[str, ShardList]],
+    sets: Mapping[str, tuple[str | list[str], ShardList]],
     scores: Scores,
     costs: Mapping[str, Costs],
     device: torch.device,
@@ -56,12 +56,12 @@ def summarise(
     student = student_of(settings, rates)
     slices, worst, changed = sliced(resampler, student)
     blocks, number, _ = blocks_of(resampler.speakers)
-    described = {name: _data(folder, shards, [scores.sets[name]]) for name, (folder, shards) in sets.items()}
+    described = {name: _data(str(folder), shards, [scores.sets[name]]) for name, (folder, shards) in sets.items()}
     every = [shard for _, shards in sets.values() for shard in shards]
     report = schema.Report(
         verdict="", baseline=settings.baseline, teacher=settings.teacher, student=settings.student,
         normalizer=NORMALIZERS[settings.normalizer].name, alignment=ALIGNMENT,
-        data=_data(", ".join(settings.sets.values()), every, list(scores.sets.values())), sets=described,
+        data=_data(", ".join(map(str, settings.sets.values())), every, list(scores.sets.values())), sets=described,
         bootstrap=schema.Bootstrap(resamples=settings.bootstrap, confidence=CONFIDENCE, blocks=blocks, number=number),
         systems={name: figures.of(system, in_sets) for name, system in systems.items()},
         pairs=[
@@ -102,11 +102,8 @@ class Summary:
         tally, costs = self.scores.tallies[name], self.costs[name]
         utterances, characters = len(self.scores.words), sum(self.scores.characters)
         character_errors = sum(tally.character_errors)
-        weights = checkpoint.model.state_dict().values()
-        sets = {
-            one: schema.SetErrors(interval=interval(drawn[name]), **_errors(tally.sets.get(one, ErrorCounts())))
-            for one, drawn in in_sets.items()
-        }
+        weights = stored_weights(checkpoint.model, checkpoint.settings).values()
+        sets = {one: self._on(name, one, drawn) for one, drawn in in_sets.items()}
         rates = [one.wer for one in sets.values() if one.wer is not None]
         to_baseline, to_baseline_interval = self._relative(name, self.settings.baseline)
         to_teacher, to_teacher_interval = self._relative(name, teacher)
@@ -138,6 +135,19 @@ class Summary:
             confusions=schema.Confusions(**{f"{kind}s": tally.most_frequent(kind) for kind in tally.confusions}),
             worst=[_worst(line, edits) for *_, line, edits in sorted(tally.worst, reverse=True)],
             curve=learning_curve(system.folder), unlabelled_hours=unlabelled_hours(system.folder),
+        )  # fmt: skip
+
+    def _on(self, name: str, one: str, drawn: Mapping[str, np.ndarray]) -> schema.SetErrors:
+        """A system's errors on one set; `drawn`: WERs of its resamples, by system."""
+        mine, baseline = self.scores.tallies[name].sets.get(one, ErrorCounts()), self.settings.baseline
+        change, within = math.nan, None
+        if baseline is not None and baseline != name:
+            change = mine.rate - self.scores.tallies[baseline].sets.get(one, ErrorCounts()).rate
+            with np.errstate(invalid="ignore"):
+                within = interval(drawn[name] - drawn[baseline])
+        return schema.SetErrors(
+            interval=interval(drawn[name]), change_to_baseline=change if math.isfinite(change) else None,
+            change_to_baseline_interval=within, **_errors(mine),
         )  # fmt: skip
 
     def _relative(self, name: str, other: str | None) -> tuple[float | None, schema.Interval | None]:

@@ -10,16 +10,17 @@ from asr_kd.decoding.grammar import read_lexicon
 from asr_kd.errors import UserError
 from asr_kd.evaluation.score import System
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.files import place
 from asr_kd.shards.index import ShardList
-from asr_kd.shards.tarset import read_shard
+from asr_kd.shards.tarset import read_listed
 from asr_kd.text import NORMALIZERS
 from asr_kd.units import Units
 
 NAMED = 10  # characters that a message names at most
 
 
-def check_texts(settings: EvalSettings, systems: Sequence[System], sets: Mapping[str, tuple[str, ShardList]]) -> None:
+def check_texts(
+    settings: EvalSettings, systems: Sequence[System], sets: Mapping[str, tuple[str | list[str], ShardList]]
+) -> None:
     """Compare the texts with what each system can write, both normalised; print a sentence where some of them hold other letters.
 
     Raises:
@@ -28,7 +29,7 @@ def check_texts(settings: EvalSettings, systems: Sequence[System], sets: Mapping
     said = set()
     for folder, infos in sets.values():
         first = infos.filled[0]
-        read = read_shard(place(folder) / first.name)
+        read = read_listed(folder, first)
         texts = [(one.key, one.fields["text"]) for one in read if "text" in one.fields]
         for system in systems:
             known = letters(settings, system.checkpoint.units)

@@ -13,7 +13,7 @@ import collections
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from asr_kd.files import Place, local_copy
 ROWS = 100_000  # rows of the page at most; beyond it the utterances with the most errors are kept
 
 Group = dict[str, Line]  # of one utterance: its lines, by system
-Identity = tuple[str | None, str]  # set and key
+Identity = tuple[str | None, str, str | None]  # set, key and shard
 
 
 @dataclass
@@ -57,7 +57,7 @@ def pack(
     read: Callable[[], Iterable[Line]],
     systems: list[str],
     fields: list[str],
-    wanted: set[Identity],
+    wanted: Set[Identity],
     utterances: int,
     limit: int = ROWS,
 ) -> Packed:
@@ -83,7 +83,7 @@ def pack(
     found: dict[Identity, Group] = {}
     for group in by_utterance(read()):
         first = next(iter(group.values()))
-        identity = first.get("set"), first["key"]
+        identity = first.get("set"), first["key"], first.get("shard")
         if identity in wanted:
             found[identity] = group
         errors = _most_errors(group)

@@ -14,7 +14,7 @@ from asr_kd.distillation.hidden import of_spikes
 from asr_kd.distillation.spikes import find_spikes
 from asr_kd.errors import UserError
 from asr_kd.files import place, write_whole
-from asr_kd.labeling.load import HiddenAnswer, load
+from asr_kd.labeling.load import HiddenAnswer, deferred, load
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import Checkpoint, hidden_batches
 from asr_kd.shards.index import ShardList
@@ -172,10 +172,11 @@ def make_quantiser(settings: LabelSettings, teacher: Checkpoint, infos: ShardLis
 def _sample(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> dict[str, np.ndarray]:
     """Hidden states float32 [frames, width] of utterances drawn from a few shards."""
     rng = np.random.default_rng(0)
+    on_device = deferred(settings, teacher)
     drawn = np.sort(rng.choice(len(infos), min(SHARDS, len(infos)), replace=False))
     found: dict[str, list[np.ndarray]] = {tap: [] for tap in settings.taps}
     for number in drawn:
-        items = load(settings, teacher.features, infos[int(number)])[1].items
+        items = load(settings, teacher.features, on_device, infos[int(number)])[1].items
         wanted, chosen = -(-settings.quantiser_frames // len(drawn)), []
         for index in rng.permutation(len(items)):
             if wanted <= 0:

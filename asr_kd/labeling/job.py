@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import sys
 import time
 from abc import abstractmethod
 from collections import Counter, defaultdict
@@ -19,16 +20,20 @@ import torch
 
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
-from asr_kd.audio.features import FRONTEND_VERSION
+from asr_kd.audio.features import version_of
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, clear_torn, names_in, place, sha256_file, write_json, write_whole
 from asr_kd.labeling.hidden import check_taps, hidden_claim, make_quantiser, quantiser_of
-from asr_kd.labeling.load import NO_TEXT, load, select
+from asr_kd.labeling.load import NO_TEXT, deferred, load, select
 from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, one_behind, selection_of
-from asr_kd.models.acoustic import Checkpoint, load_checkpoint, pick_device
+from asr_kd.models.acoustic import Checkpoint, pick_device
+from asr_kd.models.origin import score_of
+from asr_kd.models.outside.vocabulary import unreached
+from asr_kd.models.teachers import load_teacher
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardInfo, ShardList
+from asr_kd.shards.keys import check_keys
 from asr_kd.shards.leases import Leases
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.quarantine import Quarantine
@@ -36,9 +41,12 @@ from asr_kd.shards.stream import LoadedShard, killed, map_ordered, process_pool,
 from asr_kd.shards.tarset import read_index
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
+from asr_kd.units import MODEL_FILE
 
 #: written when a job finishes or gives up: a line for each utterance that was not labelled
 QUARANTINE = "quarantine.jsonl"
+#: of a teacher from outside: its outputs, and the unit that each stands for; the units are beside it
+VOCABULARY = "vocabulary.json"
 #: threads that read the metadata of finished shards
 READERS = 16
 #: fewer shards than this are looked up one by one, more by listing the folder
@@ -71,13 +79,25 @@ def label(settings: LabelSettings) -> None:
     total = infos.samples
     if not total:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
-    teacher = load_checkpoint(settings.teacher, device)
+    teacher = load_teacher(settings.teacher, device, settings.precision)
     check_taps(settings, teacher)
+    if settings.features_on == "device" and teacher.model.hears_sound:
+        raise UserError(
+            f"features_on: {settings.teacher} hears the sound itself, and no features are made of it; leave it out"
+        )
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
+    if transcripts is not None:
+        check_keys(settings.audio, infos, f"transcripts {settings.transcripts}", transcripts.__contains__)
     claim = _claim(settings, teacher, infos)
-    named = {infos.hash: settings.audio, str(claim["transcripts"]): str(settings.transcripts)}
+    named = {infos.hash: str(settings.audio), str(claim["transcripts"]): str(settings.transcripts)}
     claim_folder(settings.output, "label", claim, ".tar", named)
     output = place(settings.output)
+    if teacher.vocabulary:  # a student of these targets takes its units from here
+        with write_whole(output / MODEL_FILE, make_folder=False) as file:
+            file.write(teacher.units.model)
+        write_json(output / VOCABULARY, teacher.vocabulary, make_folder=False)
+        if lost := unreached(teacher.vocabulary):
+            print(f"{settings.teacher}: {lost}", file=sys.stderr)
     make_quantiser(settings, teacher, infos)
 
     start = time.perf_counter()
@@ -186,7 +206,7 @@ class LocalEngine(Engine):
     def run(self, free: Iterator[ShardInfo]) -> Iterator[tuple[ShardInfo, TargetMetadata]]:
         settings, teacher = self.settings, self.teacher
         with closing(self._loaded(free)) as shards:  # an error ends the loaders at once
-            selected = (select(settings, teacher.units, self.transcripts, info, shard) for info, shard in shards)
+            selected = (select(settings, teacher, self.transcripts, info, shard) for info, shard in shards)
             try:
                 yield from one_behind(
                     label_shard(settings, teacher, loaded, self.progress, self.behind, self.encoders, self.quantiser)
@@ -196,7 +216,8 @@ class LocalEngine(Engine):
                 raise UserError(killed(settings.loader_workers)) from None
 
     def _loaded(self, free: Iterator[ShardInfo]) -> Generator[tuple[ShardInfo, LoadedShard]]:
-        read, count = functools.partial(load, self.settings, self.teacher.features), self.settings.loader_workers
+        settings, teacher, count = self.settings, self.teacher, self.settings.loader_workers
+        read = functools.partial(load, settings, teacher.features, deferred(settings, teacher))
         if not count:
             yield from ahead(read, free)
             return
@@ -220,11 +241,14 @@ def _claim(settings: LabelSettings, teacher: Checkpoint, infos: ShardList) -> di
         "max_seconds": settings.max_seconds,
         **selection_of(settings).model_dump(),
         **hidden_claim(settings),
+        **settings.model_dump(include={"precision"}),
         "teacher": teacher.fingerprint,
         "audio": infos.hash,
         "transcripts": sha256_file(settings.transcripts) if settings.transcripts else None,
         "codec": {"version": codec.VERSION, "levels": codec.LEVELS},
-        "heard": f"float16 features of version {FRONTEND_VERSION}",
+        "heard": "sound"
+        if teacher.features.heard == "sound"
+        else f"float16 features of version {version_of(teacher.features)}",
     }
 
 
@@ -254,7 +278,7 @@ def _all_finished(
     def read(info: ShardInfo) -> tuple[TargetMetadata, int]:
         path = place(settings.output) / info.name
         metadata = read_metadata(path)
-        check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
+        check_answers(path, metadata, info.at(settings.audio), info.sha256)
         same = metadata.selection == selection_of(settings) and hidden == (metadata.hidden and metadata.hidden.kind)
         if metadata.teacher != teacher.fingerprint or not same:
             raise UserError(f"{path}: was made by teacher {metadata.teacher} or with other settings; remove this file")
@@ -309,7 +333,7 @@ def _account(
         advice = f"add them to {settings.transcripts}" if settings.transcripts else "give the texts with transcripts="
     elif settings.mode in OF_TEXT and reason.startswith("text "):
         advice = "fix the texts"
-    bad.refuse(settings.audio, f"see {output / QUARANTINE}, {advice}")
+    bad.refuse(str(settings.audio), f"see {output / QUARANTINE}, {advice}")
     if partly:
         return {}
     if foreign := {name for name in names_in(output) if name.endswith(".tar")} - set(infos.names):
@@ -330,5 +354,7 @@ def _account(
         lost = {tap: hidden[tap] / max(hidden["rows"], 1) for tap in settings.taps}
         spent = hidden["bytes"] / frames
         report["hidden"] = {"keep": settings.keep, "rows": hidden["rows"], "bytes_per_frame": spent, "lost": lost}
+    if (score := score_of(teacher.training)) is not None:
+        report["teacher"] = {"development_wer": score.wer, "development": score.audio}
     write_json(output / "report.json", report, make_folder=False)
     return report

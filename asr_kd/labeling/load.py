@@ -6,10 +6,13 @@ Without torch, so that a process that does either starts in a second.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asr_kd.audio.settings import FeatureSettings
+from asr_kd.audio.features import Features
+from asr_kd.audio.settings import InputSettings
+from asr_kd.config.knobs import made_on_device
 from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.stream import Item, LoadedShard, ShardInput, load_features
@@ -17,7 +20,9 @@ from asr_kd.targets import codec
 from asr_kd.targets.hidden import HiddenStates, encode_hidden
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.reduced import Reduced, divergence
-from asr_kd.units import Units
+
+if TYPE_CHECKING:  # no torch here
+    from asr_kd.models.acoustic import Checkpoint
 
 #: why an utterance without text is quarantined in modes that need one
 NO_TEXT = "no text to align to"
@@ -38,32 +43,55 @@ class Loaded:
     quarantined: dict[str, str] = field(default_factory=dict)
 
     @property
-    def features(self) -> list[np.ndarray]:
-        """Of each item, float16 [frames, inputs]."""
+    def features(self) -> list[Features]:
+        """Of each item, as of `Item`."""
         return [item.features for item in self.items]
 
 
-def load(settings: LabelSettings, features: FeatureSettings, info: ShardInfo) -> tuple[ShardInfo, LoadedShard]:
-    """A shard and its utterances as the teacher's input."""
-    wanted = ShardInput(folder=settings.audio, features=features, max_seconds=settings.max_seconds)
+def deferred(settings: LabelSettings, teacher: Checkpoint) -> bool:
+    """Whether the teacher's features are made on its device; one that hears sound has none."""
+    return made_on_device(settings.features_on, teacher.device.type) and not teacher.model.hears_sound
+
+
+def load(
+    settings: LabelSettings, features: InputSettings, deferred: bool, info: ShardInfo
+) -> tuple[ShardInfo, LoadedShard]:
+    """A shard and its utterances as the teacher's input.
+
+    Args:
+        settings: of the job.
+        features: of the teacher.
+        deferred: whether its device makes them.
+        info: which shard.
+    """
+    wanted = ShardInput(folder=settings.audio, features=features, max_seconds=settings.max_seconds, deferred=deferred)
     return info, load_features(wanted, info)
 
 
 def select(
-    settings: LabelSettings, units: Units, transcripts: dict[str, str] | None, info: ShardInfo, shard: LoadedShard
+    settings: LabelSettings,
+    teacher: Checkpoint,
+    transcripts: dict[str, str] | None,
+    info: ShardInfo,
+    shard: LoadedShard,
 ) -> Loaded:
     """The utterances of a shard that can be labelled; the others are quarantined.
 
     Args:
+        settings: of the job.
+        teacher: whose units count, and whose output frames.
         transcripts: key → text in place of the text in the shard; only modes alignment and occupancy need texts.
+        info: which shard.
+        shard: its utterances.
     """
+    units, frames = teacher.units, teacher.model.frames
     loaded = Loaded(info, quarantined=dict(shard.bad))
     for item in shard.items:
         ids: list[int] = []
         if settings.mode in OF_TEXT:
             text = item.fields.get("text") if transcripts is None else transcripts.get(item.key)
             ids = units.encode(text) if isinstance(text, str) else []
-            reason = units.misfit(text, ids, len(item.features)) if isinstance(text, str) else NO_TEXT
+            reason = units.misfit(text, ids, frames(len(item.features))) if isinstance(text, str) else NO_TEXT
             if reason:
                 loaded.quarantined[item.key] = reason
                 continue

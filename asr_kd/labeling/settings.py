@@ -1,4 +1,4 @@
-"""Settings of `label` and `verify`."""
+"""Settings of `label`, `verify` and `moments`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from asr_kd.config.base import Count, Location, Natural, Positive, Settings, Share, check_owners
-from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, MAX_BAD_SHARE, MAX_SECONDS, THREADS, Audio, Threads
+from asr_kd.config.base import Count, Location, Natural, Positive, Sets, Settings, Share, check_owners
+from asr_kd.config.knobs import (
+    BATCH_FRAMES,
+    DEVICE,
+    FEATURES_ON,
+    MAX_BAD_SHARE,
+    MAX_SECONDS,
+    MAX_WORKERS,
+    MIN_WORKERS,
+    PRECISION,
+    RAY_ADDRESS,
+    THREADS,
+    WORKER_CPUS,
+    Audio,
+    FeaturesOn,
+    Precision,
+    Threads,
+    check_workers,
+)
 from asr_kd.targets.settings import Keep
 
 #: settings that decide what is kept of a teacher's distribution, and the modes they belong to
@@ -75,7 +92,9 @@ class LabelSettings(Settings):
     batch_frames: Count = BATCH_FRAMES
     max_seconds: Positive = MAX_SECONDS
     max_bad_share: Share = MAX_BAD_SHARE
+    precision: Precision = PRECISION
     device: str = DEVICE
+    features_on: FeaturesOn = FEATURES_ON
     threads: Threads = THREADS
     loader_workers: Natural = Field(
         0,
@@ -84,15 +103,10 @@ class LabelSettings(Settings):
     engine: Literal["local", "ray"] = Field(
         "local", description="who works: this process, or a pool of workers on a Ray cluster (asr-kd[ray])"
     )
-    ray_address: str | None = Field(
-        None,
-        description="ray: auto or host:port of the cluster; without it RAY_ADDRESS, or Ray is started on this machine",
-    )
-    min_workers: Count = Field(1, description="ray: workers asked for at once, and kept to the end")
-    max_workers: Count | None = Field(
-        None, description="ray: workers at most while shards wait; null takes all that the cluster has room for"
-    )
-    worker_cpus: Count = Field(1, description="ray: CPUs of the cluster that a worker takes up")
+    ray_address: str | None = RAY_ADDRESS
+    min_workers: Count = MIN_WORKERS
+    max_workers: Count | None = MAX_WORKERS
+    worker_cpus: Count = WORKER_CPUS
     worker_gpus: Share = Field(0.0, description="ray: share of a GPU that a worker takes up; 0 labels on CPUs")
 
     @model_validator(mode="after")
@@ -104,8 +118,7 @@ class LabelSettings(Settings):
         if twice := next((tap for tap in self.taps if self.taps.count(tap) > 1), None):
             raise ValueError(f"taps names {twice} twice; name each layer once")
         check_owners(self, "engine", dict.fromkeys(RAY, ("ray",)))
-        if self.max_workers and self.max_workers < self.min_workers:
-            raise ValueError(f"max_workers {self.max_workers} must not be below min_workers {self.min_workers}")
+        check_workers(self.min_workers, self.max_workers)
         check_owners(self, "engine", {"loader_workers": ("local",)})
         if self.engine == "ray" and self.device.startswith("cuda") and not self.worker_gpus:
             raise ValueError(f"device {self.device} needs worker_gpus above 0 with engine ray")
@@ -116,7 +129,7 @@ class VerifySettings(Settings):
     """Soft targets against their audio and their teacher."""
 
     targets: Location = Field(description="folder of the soft-target shards, or its URL")
-    audio: Location = Field(description="folder of the audio shards that they answer, or its URL")
+    audio: Sets = Field(description="folder of the audio shards that they answer, or its URL, or a list as of label")
     teacher: Location = Field(description="checkpoint folder of the teacher, or its URL")
     shards: Count | None = Field(10, description="shards that are read whole and labelled again; null takes all")
     seed: Natural = Field(0, description="which shards are drawn")
@@ -128,5 +141,19 @@ class VerifySettings(Settings):
     report: Location | None = Field(None, description="JSON file for all that was found")
     batch_frames: Count = BATCH_FRAMES
     max_seconds: Positive = Field(60.0, description="of the labelling: longer audio is quarantined")
+    precision: Precision = PRECISION
+    device: str = DEVICE
+    threads: Threads = THREADS
+
+
+class MomentsSettings(Settings):
+    """Audio that a teacher knows → moments of its features, which stand for the audio where students have none."""
+
+    teacher: Location = Field(description="checkpoint folder, or its URL")
+    audio: Audio
+    output: Location = Field(description="file of the moments (.safetensors)")
+    batch_frames: Count = BATCH_FRAMES
+    max_seconds: Positive = MAX_SECONDS
+    max_bad_share: Share = MAX_BAD_SHARE
     device: str = DEVICE
     threads: Threads = THREADS

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torchaudio.functional import forced_align
 
-from asr_kd.audio.features import FRONTEND_VERSION
+from asr_kd.audio.features import version_of
 from asr_kd.errors import UserError
 from asr_kd.files import place
 from asr_kd.labeling.hidden import describe_hidden, kept_hidden
-from asr_kd.labeling.load import Answer, Encoded, Loaded, encode, load, select
+from asr_kd.labeling.load import Answer, Encoded, Loaded, deferred, encode, load, select
 from asr_kd.labeling.settings import SELECTION, LabelSettings
 from asr_kd.models.acoustic import Checkpoint, hidden_batches
 from asr_kd.progress import Progress
@@ -68,7 +68,7 @@ def load_shard(
         transcripts: key → text in place of the text in the shard, for an alignment.
         info: which shard.
     """
-    return select(settings, teacher.units, transcripts, *load(settings, teacher.features, info))
+    return select(settings, teacher, transcripts, *load(settings, teacher.features, deferred(settings, teacher), info))
 
 
 def label_shard(
@@ -130,7 +130,7 @@ def _publish(
     lefts = [answer.full.leftover for answer, _ in utterances if answer.full is not None]
     total = functools.reduce(np.add, lefts) if lefts else None
     codes = None if total is None else fit_prior(total)
-    statistics = _statistics(utterances, sum(item.seconds for item in loaded.items), total, codes)
+    statistics = statistics_of(utterances, sum(item.seconds for item in loaded.items), total, codes)
     keys = [item.key for item in loaded.items]
     hidden = {key: item.hidden for key, (_, item) in zip(keys, utterances, strict=True) if item.hidden is not None}
     kept = [answer.hidden for answer, _ in utterances if answer.hidden is not None]
@@ -139,7 +139,7 @@ def _publish(
     metadata = TargetMetadata(
         codec=CodecDescription(version=codec.VERSION, levels=codec.LEVELS), selection=selection_of(settings),
         teacher=teacher.fingerprint, units_hash=teacher.units.hash, num_units=teacher.units.size,
-        frame_ms=teacher.frame_ms, features=teacher.features, frontend=FRONTEND_VERSION, heard="float16",
+        frame_ms=teacher.frame_ms, features=teacher.features, frontend=version_of(teacher.features), heard=teacher.features.heard, offset_ms=teacher.offset_ms,
         audio_sha256=loaded.info.sha256, quarantined=loaded.quarantined,
         tail_prior=None if codes is None else to_text(codes), statistics=statistics, hidden=described,
     )  # fmt: skip
@@ -249,9 +249,17 @@ def hold(path: np.ndarray, frames: int) -> np.ndarray:
     return held
 
 
-def _statistics(
+def statistics_of(
     utterances: list[tuple[Answer, Encoded]], seconds: float, total: np.ndarray | None, codes: np.ndarray | None
 ) -> Statistics:
+    """What a shard of these utterances holds and what it lost.
+
+    Args:
+        utterances: each as it was answered, and as it is stored.
+        seconds: of their audio.
+        total: sum of `Reduced.leftover` of all; None without full distributions.
+        codes: of the tail prior that was fitted to it.
+    """
     kept = [answer.kept for answer, _ in utterances]
     count = sum(one.frames for one in kept)
     frames = max(count, 1)

@@ -17,8 +17,10 @@ from asr_kd.labeling.hidden import hidden_rows, lost_of, lost_share
 from asr_kd.labeling.load import Loaded
 from asr_kd.labeling.settings import OF_TEXT, SELECTION, LabelSettings, VerifySettings
 from asr_kd.labeling.shard import ahead, answer_batch, load_shard, selection_of
-from asr_kd.models.acoustic import Checkpoint, hidden_batches, load_checkpoint, pick_device
+from asr_kd.models.acoustic import Checkpoint, hidden_batches, pick_device
+from asr_kd.models.teachers import load_teacher
 from asr_kd.progress import Progress
+from asr_kd.shards.keys import check_keys
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import ShardInfo, read_index
 from asr_kd.targets import codec
@@ -81,8 +83,10 @@ def verify(settings: VerifySettings) -> bool:
     if not place(where).is_dir():
         raise UserError(f"{where}: no such folder of soft targets; check the path")
     _check_claim(settings)
-    teacher = load_checkpoint(settings.teacher, device)
+    teacher = load_teacher(settings.teacher, device, settings.precision)
     transcripts = read_transcripts(settings.transcripts) if settings.transcripts else None
+    if transcripts is not None:
+        check_keys(settings.audio, infos, f"transcripts {settings.transcripts}", transcripts.__contains__)
     found = Findings()
     problems = found.problems
     there = {name for name in names_in(place(where)) if name.endswith(".tar")}
@@ -135,6 +139,8 @@ def _check_claim(settings: VerifySettings) -> None:
     advice = []
     if (limit := claim.get("max_seconds", settings.max_seconds)) != settings.max_seconds:
         advice.append(f"max_seconds={limit} (not {settings.max_seconds})")
+    if claim and (precision := claim.get("precision", "float32")) != settings.precision:
+        advice.append(f"precision={precision} (not {settings.precision})")
     if claim.get("mode") in OF_TEXT:
         texts = claim.get("transcripts")
         if not texts and settings.transcripts:
@@ -155,7 +161,7 @@ def _verify_shard(
     states: dict[str, HiddenStates] = {}
     try:
         metadata, utterances = read_labelled_shard(path, teacher.units.hash, teacher.units.size, teacher.frame_ms)
-        check_answers(path, metadata, f"{settings.audio}/{info.name}", info.sha256)
+        check_answers(path, metadata, info.at(settings.audio), info.sha256)
         if (maker := metadata.teacher) != teacher.fingerprint:
             raise UserError(f"{path}: was made by teacher {maker}, {settings.teacher} is {teacher.fingerprint}")
         held = metadata.hidden
@@ -202,6 +208,7 @@ def _labelling(settings: VerifySettings, metadata: TargetMetadata) -> LabelSetti
     kept = {name: value for name, value in selection if value is not None and selection.mode in modes[name]}
     values = {"teacher": settings.teacher, "audio": settings.audio, "output": settings.targets, **kept}
     values |= {"max_seconds": settings.max_seconds, "batch_frames": settings.batch_frames}
+    values |= settings.model_dump(include={"precision"})
     return build(LabelSettings, values, "metadata.json")
 
 

@@ -16,16 +16,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from asr_kd.audio.features import FRONTEND_VERSION, Frontend, versioned
-from asr_kd.audio.settings import FeatureSettings
+from asr_kd.audio.batched import Sounds
+from asr_kd.audio.features import Deferred, Features, frontend_of, version_of, versioned
+from asr_kd.audio.settings import FeatureSettings, InputSettings
 from asr_kd.config.load import build
 from asr_kd.errors import UserError
 from asr_kd.files import Place, hash_json, place, read_json, write_json, write_whole
+from asr_kd.models.chunked_conformer import ChunkedConformerModel
 from asr_kd.models.conformer import ConformerModel
 from asr_kd.models.conv import ConvModel
+from asr_kd.models.emformer import EmformerModel
 from asr_kd.models.lstm import LstmModel
 from asr_kd.models.network import AcousticModel
-from asr_kd.models.settings import ModelSettings
+from asr_kd.models.rounded import packed, quantised, shaped, unpacked
+from asr_kd.models.separable import SeparableModel
+from asr_kd.models.settings import ModelSettings, OutsideSettings
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.units import MODEL_FILE, Units, load_units
 
@@ -34,13 +39,15 @@ FORMAT, VERSION = "asr_kd-checkpoint", 1
 
 #: for each kind, what makes a network from settings, number of inputs and number of units
 NETWORKS: dict[str, Callable[[ModelSettings, int, int], AcousticModel]] = {
-    "lstm": LstmModel, "blstm": LstmModel, "conv": ConvModel, "conformer": ConformerModel
+    "lstm": LstmModel, "separable": SeparableModel, "chunked_conformer": ChunkedConformerModel, "emformer": EmformerModel,
+    "blstm": LstmModel, "conv": ConvModel, "conformer": ConformerModel,
 }  # fmt: skip
 
 
 def build_model(settings: ModelSettings, inputs: int, num_units: int) -> AcousticModel:
-    """A network with new random weights, from `inputs` features to `num_units` logits a frame."""
-    return NETWORKS[settings.kind](settings, inputs, num_units)
+    """A network with new random weights, from `inputs` features to `num_units` logits a frame; with `bits` it runs on rounded ones."""
+    network = NETWORKS[settings.kind](settings, inputs, num_units)
+    return quantised(network, settings.bits) if settings.bits else network
 
 
 def parameters(model: nn.Module) -> int:
@@ -85,16 +92,20 @@ class Checkpoint:
     """A model with everything needed to rebuild it and its input.
 
     Attributes:
+        features: its front end, or for a network from outside what sound it is given.
         fingerprint: hash of the weights and of every setting that changes the output.
         training: how it was made (steps, scores, settings), for people; never needed to run the model.
+        vocabulary: of a teacher from outside: the token of each of its outputs, and the unit that it stands for.
+        model: of a quantised network, one of float32 that holds the rounded weights.
     """
 
     model: AcousticModel
     units: Units
-    features: FeatureSettings
-    settings: ModelSettings
+    features: InputSettings
+    settings: ModelSettings | OutsideSettings
     fingerprint: str
     training: dict[str, Any] = field(default_factory=dict)
+    vocabulary: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def frame_ms(self) -> int:
@@ -102,15 +113,35 @@ class Checkpoint:
         return self.features.frame_ms
 
     @property
+    def offset_ms(self) -> int:
+        """Start of the first output frame in the audio, in milliseconds."""
+        return self.features.offset_ms
+
+    @property
     def lookahead_ms(self) -> int | None:
         """How much audio after the end of a frame its output depends on, in milliseconds; None: all of it."""
         frames = self.model.lookahead_frames
-        return None if frames is None else frames * self.frame_ms + Frontend(self.features).overhang_ms
+        return None if frames is None else frames * self.frame_ms + frontend_of(self.features).overhang_ms
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+
+@dataclass
+class OwnCheckpoint(Checkpoint):
+    """A checkpoint that asr_kd has trained."""
+
+    features: FeatureSettings
+    settings: ModelSettings
+
+
+def stored_weights(model: nn.Module, settings: ModelSettings | OutsideSettings) -> dict[str, Tensor]:
+    """What a checkpoint's file of weights holds."""
+    if settings.bits:
+        return packed(model, settings.bits)
+    return {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
 
 
 def _fingerprint(weights: dict[str, Tensor], units: Units, features: dict[str, Any], model: dict[str, Any]) -> str:
@@ -139,15 +170,16 @@ def save_checkpoint(
         training: see `Checkpoint`; must be valid JSON.
     """
     folder = place(folder)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+    weights = stored_weights(model, settings)
     with write_whole(folder / MODEL_FILE) as file:
         file.write(units.model)
     with write_whole(folder / "model.safetensors") as file:
         file.write(safetensors.torch.save(weights))
-    mark = _fingerprint(weights, units, versioned(features), settings.model_dump())
+    run = shaped(unpacked(weights, settings.bits), model, settings.bits) if settings.bits else weights
+    mark = _fingerprint(run, units, versioned(features), settings.model_dump())
     description = {
         "format": FORMAT, "version": VERSION, "fingerprint": mark, "units_hash": units.hash, "num_units": units.size,
-        "model": settings.model_dump(), "features": features.model_dump(), "frontend": FRONTEND_VERSION, "parameters": parameters(model),
+        "model": settings.model_dump(), "features": features.model_dump(), "frontend": version_of(features), "parameters": parameters(model),
         "training": training or {},
     }  # fmt: skip
     write_json(folder / "checkpoint.json", description)
@@ -176,7 +208,12 @@ def read_model_settings(folder: Place | str) -> ModelSettings:
     return build(ModelSettings, description.get("model", {}), str(where))
 
 
-def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> Checkpoint:
+def read_training(folder: Place | str) -> Any:
+    """What a checkpoint says of its training, without its weights; a UserError as of `load_checkpoint`."""
+    return _described(place(folder))[1].get("training")
+
+
+def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> OwnCheckpoint:
     """Load a checkpoint; given the folder of a run, its best one. Nothing in the files is executed.
 
     Raises:
@@ -184,28 +221,33 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
     """
     where, description = _described(place(folder))
     folder = where.parent
-    if (frontend := description.get("frontend", 1)) != FRONTEND_VERSION:  # the first checkpoints do not name it
+    inputs, network = description.get("features", {}), description.get("model", {})
+    features = build(FeatureSettings, inputs, str(where))
+    if (frontend := description.get("frontend", 1)) != version_of(features):  # the first checkpoints do not name it
         raise UserError(
-            f"{where}: was trained on features of version {frontend}, this program makes version {FRONTEND_VERSION}; use the asr_kd "
+            f"{where}: was trained on features of version {frontend}, this program makes version {version_of(features)}; use the asr_kd "
             "that trained it, or train it again"
         )
-    inputs, network = description.get("features", {}), description.get("model", {})
-    features, settings = build(FeatureSettings, inputs, str(where)), build(ModelSettings, network, str(where))
+    settings = build(ModelSettings, network, str(where))
     units = load_units(folder)
     try:
         weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}/model.safetensors: cannot be read ({error}); copy the checkpoint again") from None
     misfit = UserError(f"{folder}: the weights do not fit the settings in checkpoint.json; copy the checkpoint again")
+    try:
+        weights = unpacked(weights, settings.bits) if settings.bits else weights
+    except ValueError:
+        raise misfit from None
     # damaged settings may ask for more memory than there is; torch's meta device would show it, but imports 100 MB
     dimensions = [dimension for weight in weights.values() for dimension in weight.shape]
     asked = max(settings.size, features.dimension, units.size)
     if settings.layers > len(weights) or asked > max(dimensions, default=0):
         raise misfit
-    model = build_model(settings, features.dimension, units.size)
+    model = build_model(settings.model_copy(update={"bits": None}), features.dimension, units.size)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError:
+        model.load_state_dict(shaped(weights, model, settings.bits) if settings.bits else weights)
+    except (RuntimeError, ValueError):
         raise misfit from None
     # a setting that came later is not in the file, and was not hashed when it was written
     known = {name: value for name, value in versioned(features).items() if name in (*inputs, "frontend")}
@@ -220,7 +262,7 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
         )
     model.to(device).eval()
     training = description.get("training")
-    return Checkpoint(model, units, features, settings, mark, training if isinstance(training, dict) else {})
+    return OwnCheckpoint(model, units, features, settings, mark, training if isinstance(training, dict) else {})
 
 
 def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -231,40 +273,50 @@ def collate(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return pad_sequence(rows, batch_first=True), lengths
 
 
-def log_posteriors(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[Tensor]:
-    """Log-probabilities of one batch of utterances, on the network's device: for features [frames, inputs], float16 or
-    float32, of each utterance, float32 [frames, units], nat."""
+def _input(checkpoint: Checkpoint, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+    """As `collate`, on the network's device; features that are still sound are made there."""
+    deferred = [one for one in features if isinstance(one, Deferred)]
+    if not deferred:
+        batch, lengths = collate([one for one in features if not isinstance(one, Deferred)])
+        return batch.to(checkpoint.device), lengths
+    assert len(deferred) == len(features) and isinstance(checkpoint.features, FeatureSettings)
+    return Sounds.of(deferred).features(checkpoint.features, checkpoint.device), torch.tensor(list(map(len, deferred)))
+
+
+def log_posteriors(checkpoint: Checkpoint, features: Sequence[Features]) -> list[Tensor]:
+    """Log-probabilities of one batch of utterances, on the network's device: for features [rows, inputs], float16 or
+    float32, of each utterance, or the sound that they are made of there, float32 [frames, units], nat."""
     return [row for row, _ in log_posteriors_and_hidden(checkpoint, features)]
 
 
 @torch.inference_mode()
 def log_posteriors_and_hidden(
-    checkpoint: Checkpoint, features: Sequence[np.ndarray], taps: Sequence[str] = ()
+    checkpoint: Checkpoint, features: Sequence[Features], taps: Sequence[str] = ()
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """As `log_posteriors`, each with the hidden states that `taps` name, float32 [frames, width], on the same device."""
-    batch, lengths = collate(features)
-    outputs = checkpoint.model(batch.to(checkpoint.device), lengths, taps)
+    batch, lengths = _input(checkpoint, features)
+    outputs = checkpoint.model(batch, lengths, taps)
     log_probs = outputs.logits.float().log_softmax(-1)
     return [
         (row[:length], {tap: outputs.hidden[tap][index, :length].float() for tap in taps})
-        for index, (row, length) in enumerate(zip(log_probs, lengths.tolist(), strict=True))
+        for index, (row, length) in enumerate(zip(log_probs, outputs.lengths.tolist(), strict=True))
     ]
 
 
 def log_posterior_batches(
-    checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int
+    checkpoint: Checkpoint, features: Sequence[Features], batch_frames: int
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """As `log_posteriors` of any number of utterances, in batches of at most `batch_frames` frames, padding included.
+    """As `log_posteriors` of any number of utterances, in batches of at most `batch_frames` output frames, padding included.
 
     Yields:
         positions in `features` of a batch, and the log-probabilities of each.
     """
-    for batch in batches_by_length([len(item) for item in features], batch_frames):
+    for batch in batches_by_length([checkpoint.model.frames(len(item)) for item in features], batch_frames):
         yield batch, log_posteriors(checkpoint, [features[index] for index in batch])
 
 
 def hidden_batches(
-    checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int, taps: Sequence[str]
+    checkpoint: Checkpoint, features: Sequence[Features], batch_frames: int, taps: Sequence[str]
 ) -> Iterator[tuple[list[int], list[tuple[Tensor, dict[str, Tensor]]]]]:
     """As `log_posterior_batches`, each with the hidden states that are asked for.
 
@@ -274,17 +326,17 @@ def hidden_batches(
         batch_frames: at most, padding included.
         taps: names of hidden states; there may be none.
     """
-    for batch in batches_by_length([len(item) for item in features], batch_frames):
+    for batch in batches_by_length([checkpoint.model.frames(len(item)) for item in features], batch_frames):
         yield batch, log_posteriors_and_hidden(checkpoint, [features[index] for index in batch], taps)
 
 
-def infer(checkpoint: Checkpoint, features: Sequence[np.ndarray]) -> list[np.ndarray]:
+def infer(checkpoint: Checkpoint, features: Sequence[Features]) -> list[np.ndarray]:
     """As `log_posteriors`, in host memory."""
     return [row.cpu().numpy() for row in log_posteriors(checkpoint, features)]
 
 
 def infer_batches(
-    checkpoint: Checkpoint, features: Sequence[np.ndarray], batch_frames: int
+    checkpoint: Checkpoint, features: Sequence[Features], batch_frames: int
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """As `log_posterior_batches`, in host memory."""
     for batch, rows in log_posterior_batches(checkpoint, features, batch_frames):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from asr_kd.models.factored import FactoredLstm, ProjectedLstm, apart, jointly
 from asr_kd.models.network import AcousticModel, Condition, Outputs, within
 from asr_kd.models.settings import ModelSettings
 
@@ -22,14 +23,21 @@ class LstmModel(AcousticModel):
         super().__init__()
         layers, size, bidirectional = settings.layers, settings.size, settings.kind == "blstm"
         self.delay = settings.delay_frames
-        width = size * (2 if bidirectional else 1)
+        width = settings.width
         widths = [inputs] + [width] * (layers - 1)
+        self.projection, self.rank = settings.projection or 0, settings.rank or 0
+
+        def layer(inputs: int) -> nn.Module:
+            if self.rank:
+                return FactoredLstm(inputs, size, self.rank)
+            if self.projection:
+                return ProjectedLstm(inputs, size, self.projection)
+            return nn.LSTM(inputs, size, batch_first=True)
+
         # A second LSTM over the reversed utterance, in place of torch's bidirectional layer: that needs packed sequences
         # to keep padding out, which train at a third of the speed on a CPU.
-        self.forwards = nn.ModuleList(nn.LSTM(inputs, size, batch_first=True) for inputs in widths)
-        self.backwards = nn.ModuleList(
-            nn.LSTM(inputs, size, batch_first=True) for inputs in (widths if bidirectional else [])
-        )
+        self.forwards = nn.ModuleList(layer(inputs) for inputs in widths)
+        self.backwards = nn.ModuleList(layer(inputs) for inputs in (widths if bidirectional else []))
         self._initialise()
         self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(width, num_units)
@@ -42,8 +50,11 @@ class LstmModel(AcousticModel):
     def _initialise(self) -> None:
         """Forget gates open at the start: with torch's default, CTC predicts only blanks for hundreds of steps more."""
         for lstm in [*self.forwards, *self.backwards]:
+            if isinstance(lstm, FactoredLstm):
+                lstm.initialise()
+                continue
             for name, weight in lstm.named_parameters():
-                if "weight_ih" in name:
+                if "weight_ih" in name or "weight_hr" in name:
                     nn.init.xavier_uniform_(weight)
                 elif "weight_hh" in name:
                     for gate in weight.data.chunk(4):
@@ -83,6 +94,19 @@ class LstmModel(AcousticModel):
             if self.condition and layer + 1 in self.conditioned:
                 hidden, _ = self.condition(hidden, self.output, self.dropout)
         return self.output(self.dropout(hidden)), after
+
+    def begin_as(self, other: AcousticModel, layers: Sequence[int] | None = None) -> None:
+        """Take the weights of another LSTM, as any network; one of full rank, without a projection, is thinned to this network's.
+
+        Raises:
+            RuntimeError: it is another network.
+        """
+        weights = other.weights_of(layers)
+        if self.rank:
+            weights = apart(weights, self.rank)
+        if self.projection:
+            weights = jointly(weights, self.projection)
+        self.load_state_dict(weights)
 
 
 def _reordered(values: Tensor, at: Tensor) -> Tensor:

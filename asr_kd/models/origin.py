@@ -1,8 +1,25 @@
-"""What a checkpoint says about the one its training started from."""
+"""What a checkpoint says of its training: the one it started from, and how it did on development audio."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+from asr_kd.config.base import folders_of
+
+
+class Score(NamedTuple):
+    """Of a checkpoint on development audio, whose folder (or several, joined by +) is `audio`."""
+
+    wer: float
+    audio: str
+
+
+def score_of(training: Any) -> Score | None:
+    """How the weights did that a run kept, from the `training` of their checkpoint; None if it does not say."""
+    match training:
+        case {"development_wer": float(wer), "settings": {"development": (str() | list()) as audio}}:
+            return Score(wer, " + ".join(folders_of(audio)))
+    return None
 
 
 def won_nothing(training: Any) -> str | None:

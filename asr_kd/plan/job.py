@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from asr_kd.allocator import keep_freed_memory
+from asr_kd.config.base import folders_of
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claimed_settings, parse_json, place, read_json, read_text, write_json
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
 from asr_kd.plan.settings import PlanSettings
+from asr_kd.shards.cutting import Account
+from asr_kd.shards.records import OUTCOME, RECORDS, Outcome
+from asr_kd.shards.settings import TIMING
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.speed import made_up_batch, step_speed
 
@@ -26,8 +30,11 @@ class Plan:
     """The figures of a plan; costs are in the currency of the prices.
 
     Attributes:
+        audio_hours: as they lie in shards.
         shards: of audio, and as many of soft targets.
         label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time. The training's likewise.
+        prepare_worker_hours: of one worker, a core of a machine; not priced. None: not known, as `train_…` without a training.
+        recording_hours: that become these audio hours, pauses and all; None: recordings are not cut, or it is not known.
     """
 
     audio_hours: float
@@ -37,9 +44,27 @@ class Plan:
     label_device_hours: float
     label_wall_hours: float
     label_cost: float | None
+    prepare_worker_hours: float | None = None
+    prepare_wall_hours: float | None = None
     train_device_hours: float | None = None
     train_wall_hours: float | None = None
     train_cost: float | None = None
+    recording_hours: float | None = None
+
+
+@dataclass
+class Prepared:
+    """How audio was prepared.
+
+    Attributes:
+        seconds: of audio in shards.
+        heard: seconds of what they were made from, pauses and all.
+        worker_seconds: that one worker needs for them; None: not known.
+    """
+
+    seconds: float = 0.0
+    heard: float = 0.0
+    worker_seconds: float | None = 0.0
 
 
 def plan(settings: PlanSettings) -> Plan:
@@ -61,23 +86,27 @@ def plan(settings: PlanSettings) -> Plan:
         raise UserError(f"{settings.audio}: holds no audio that could be measured; label a few shards first")
     heard = report["audio_hours"]
     stored = report["stored_bytes_per_frame"] * report["frames"] / heard
+    prepared = _prepared(settings)
+    share = _written_share(settings, prepared)
+    hours = settings.hours or (settings.recording_hours or 0.0) * share
     speed, source = _label_speed(settings)
-    shards = -(-int(settings.hours * 3600 * len(infos)) // max(1, int(seconds)))
-    effort = _effort(settings, settings.hours / speed, settings.workers)
-    result = Plan(settings.hours, shards, settings.hours * size / (seconds / 3600), settings.hours * stored, *effort)
+    shards = -(-int(hours * 3600 * len(infos)) // max(1, int(seconds)))
+    effort = _effort(settings, hours / speed, settings.workers)
+    result = Plan(hours, shards, hours * size / (seconds / 3600), hours * stored, *effort)
     beside = ""
     if held := report.get("hidden"):
-        size = held["bytes_per_frame"] * report["frames"] / heard
-        beside = f", {size / 1e6:,.3f} MB an hour of it hidden states ({held['keep']}, {held['bytes_per_frame']:.2f} bytes a frame)"
+        hidden = held["bytes_per_frame"] * report["frames"] / heard
+        beside = f", {hidden / 1e6:,.3f} MB an hour of it hidden states ({held['keep']}, {held['bytes_per_frame']:.2f} bytes a frame)"
     assumed = [
         f"audio: {size / (seconds / 3600) / 1e6:,.1f} MB an hour, {seconds / len(infos) / 3600:,.3f} hours a shard ({settings.audio})",
         f"soft targets: {stored / 1e6:,.3f} MB an hour, {report['bytes_per_frame']:.2f} bytes a frame and the tar around them{beside} "
         f"({settings.targets})",
         f"labelling: {speed:,.0f} audio hours an hour and worker ({source})",
     ]
+    assumed[1:1] = _add_preparing(settings, result, prepared, share)
     if settings.student or settings.train_speed or settings.train_model:
         speed, source = _training_speed(settings)
-        effort = _effort(settings, settings.hours * settings.passes / speed, settings.train_workers)
+        effort = _effort(settings, hours * settings.passes / speed, settings.train_workers)
         result.train_device_hours, result.train_wall_hours, result.train_cost = effort
         assumed.append(
             f"training: {speed:,.0f} audio hours an hour and worker ({source}), {settings.passes} passes, "
@@ -87,6 +116,57 @@ def plan(settings: PlanSettings) -> Plan:
     if settings.report:
         write_json(settings.report, vars(result))
     return result
+
+
+def _prepared(settings: PlanSettings) -> Prepared:
+    """How the measured audio was prepared, as far as it is known."""
+    every = Prepared()
+    for folder in map(place, folders_of(settings.audio)):
+        seconds, outcome, timing = read_index(folder).seconds, folder / RECORDS / OUTCOME, folder / TIMING
+        cut = Account(**Outcome(**read_json(outcome)).segments) if outcome.exists() else Account()
+        every.seconds += seconds
+        every.heard += seconds - cut.written + cut.heard
+        took = read_json(timing) if timing.exists() else None  # of an earlier version, or of no `prepare`
+        if took is None or not took["audio_hours_per_hour"]:
+            every.worker_seconds = None
+        elif every.worker_seconds is not None:
+            every.worker_seconds += seconds * took["workers"] / took["audio_hours_per_hour"]
+    return every
+
+
+def _written_share(settings: PlanSettings, prepared: Prepared) -> float:
+    """Seconds in shards for each that `prepare` hears."""
+    if settings.written_share:
+        return settings.written_share
+    if settings.recording_hours and prepared.heard == prepared.seconds:
+        raise UserError(
+            f"{settings.audio}: was not cut from recordings (asr-kd prepare segment=…), so how much of them is written is not known; give "
+            "written_share="
+        )
+    return prepared.seconds / prepared.heard
+
+
+def _add_preparing(settings: PlanSettings, result: Plan, prepared: Prepared, share: float) -> list[str]:
+    """Add what is known of preparing to a plan; returns what is assumed for it, in words."""
+    heard, unit, measured = (
+        settings.recording_hours or result.audio_hours / share,
+        "audio hours",
+        f"measured, {settings.audio}",
+    )
+    said = []
+    if share < 1:
+        result.recording_hours, unit = heard, "hours of recordings"
+        said.append(
+            f"cutting: {share:.1%} of recordings are written ({'given' if settings.written_share else measured})"
+        )
+    speed = settings.prepare_speed or (prepared.worker_seconds and prepared.heard / prepared.worker_seconds)
+    if speed:
+        result.prepare_worker_hours = heard / speed
+        result.prepare_wall_hours = result.prepare_worker_hours / settings.prepare_workers
+        said.append(
+            f"preparing: {speed:,.0f} {unit} an hour and worker ({'given' if settings.prepare_speed else measured})"
+        )
+    return said
 
 
 def _label_speed(settings: PlanSettings) -> tuple[float, str]:
@@ -139,10 +219,19 @@ def _effort(settings: PlanSettings, hours: float, workers: int) -> tuple[float, 
 
 
 def _print(settings: PlanSettings, result: Plan, assumed: list[str]) -> None:
+    cut = f", cut from {result.recording_hours:,.0f} hours of recordings" if result.recording_hours else ""
     rows = [
-        ("audio", f"{result.audio_hours:,.0f} hours, {result.shards:,} shards, {_size(result.audio_bytes)}"),
+        ("audio", f"{result.audio_hours:,.0f} hours, {result.shards:,} shards, {_size(result.audio_bytes)}{cut}"),
         ("soft targets", f"{result.shards:,} shards, {_size(result.target_bytes)}"),
     ]
+    if result.prepare_worker_hours is not None:
+        hours, wall_hours = result.prepare_worker_hours, result.prepare_wall_hours
+        rows.append(
+            (
+                "preparing",
+                f"{hours:,.1f} worker-hours, {wall_hours:,.1f} hours with {settings.prepare_workers:,} workers",
+            )
+        )
     for name, job, workers in (("labelling", "label", settings.workers), ("training", "train", settings.train_workers)):
         hours, wall_hours, cost = (getattr(result, f"{job}_{of}") for of in ("device_hours", "wall_hours", "cost"))
         if hours is not None:

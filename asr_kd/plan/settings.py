@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.config.base import Count, Location, NotNegative, Positive, Settings
+from asr_kd.config.base import Count, Location, NotNegative, Positive, Sets, Settings
 from asr_kd.config.knobs import Threads
 from asr_kd.models.settings import ModelSettings
 
@@ -13,9 +15,22 @@ from asr_kd.models.settings import ModelSettings
 class PlanSettings(Settings):
     """What a large job will take, from a small one that was measured."""
 
-    hours: Positive = Field(description="hours of audio to plan for")
-    audio: Location = Field(description="folder of audio shards like those to come")
+    hours: Positive | None = Field(None, description="hours of audio to plan for, as it lies in shards")
+    recording_hours: Positive | None = Field(
+        None, description="in place of hours: hours of recordings that prepare is to cut (segment), with their pauses"
+    )
+    written_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="share of what prepare hears that it writes where it cuts recordings; null takes the measured",
+    )
+    audio: Sets = Field(description="folder of audio shards like those to come, or a list of them")
     targets: Location = Field(description="folder of a finished label job over them, on a machine like those to come")
+    prepare_speed: Positive | None = Field(
+        None,
+        description="audio hours an hour that one worker prepares, of recordings that are cut their pauses too; null takes the measured, where "
+        "audio was prepared",
+    )
+    prepare_workers: Count = Field(1, description="workers that prepare at the same time")
     workers: Count = Field(1, description="devices that label at the same time")
     label_speed: Positive | None = Field(
         None, description="audio hours an hour that one worker labels; null takes the measured"
@@ -44,6 +59,8 @@ class PlanSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> PlanSettings:
+        if bool(self.hours) == bool(self.recording_hours):
+            raise ValueError("hours are of audio in shards, recording_hours of what is cut first; give one of the two")
         if bool(self.train_model) != bool(self.train_units):
             raise ValueError("train_model and train_units go together")
         if sum(map(bool, (self.student, self.train_speed, self.train_model))) > 1:

@@ -31,8 +31,8 @@ PATIENCE = 60.0
 REFUSALS = 16
 #: seconds between looks at items that other processes are working on
 WAIT = 0.5
-#: folders of leases in an output folder: of the one process that may write there, and of those that share the work
-WRITER, SHARED = ".writer", ".leases"
+#: folders of leases in an output folder: of the one process that may write there, of those that share the work, and of the one of them that ends it
+WRITER, SHARED, ENDING = ".writer", ".leases", ".ending"
 A = TypeVar("A")
 Items = TypeVar("Items", bound=Sequence[Any])
 
@@ -265,11 +265,25 @@ def sole_writer(folder: Place | str, patience: float = PATIENCE) -> Iterator[Cal
                     leases.clear()
 
 
+def clear_leases(folder: Place) -> None:
+    """Remove what killed processes left of the work that is shared in a folder, when all of it is done."""
+    for name in (SHARED, ENDING):
+        if (folder / name).exists():
+            with Leases(folder / name) as leases:
+                leases.clear()
+
+
+def check_unowned(folder: Place) -> None:
+    """Refuse to share the work in a folder that one process has to itself, with a UserError that names it."""
+    if (folder / WRITER).exists():
+        Leases(folder / WRITER).wait_for_death("writer", f"{folder}: is being written by")
+
+
 def check_unused(folder: Place) -> None:
     """Refuse to touch a folder that processes share the work in, with a UserError that names one of them."""
-    leases = Leases(folder / SHARED)
-    for name in sorted(name for name in names_in(leases.folder) if not name.startswith(".")):
-        leases.wait_for_death(name, f"{folder}: is being written by")
+    for leases in (Leases(folder / SHARED), Leases(folder / ENDING)):
+        for name in sorted(name for name in names_in(leases.folder) if not name.startswith(".")):
+            leases.wait_for_death(name, f"{folder}: is being written by")
 
 
 def _started(pid: int) -> str | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 import json
 import os
+import posixpath
 import re
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from asr_kd.errors import UserError
 from asr_kd.files import Place, local_copy, parse_json, place, readable, write_whole
+from asr_kd.objects import ObjectPath
 
 KEY_BYTES = 200
 #: fields that say, in seconds, where in a recording an utterance begins and ends, and how long it is: as NeMo, Lhotse, Kaldi's users and others name them
@@ -37,9 +41,15 @@ OTHER_NAMES = (
     "audio_filepath", "audio_file", "audio_path", "wav", "wav_path", "wav_filename", "path", "file", "filename", "file_name", "recording", "recording_id",
 )  # fmt: skip
 _WANTED = 'this wants a JSON object on each line, such as {"audio": "a.wav", "text": "one two"}'
+#: how texts begin that stand in the place of a file, and what they are
+_OTHERS = {
+    "version https://git-lfs": "a Git LFS pointer; fetch the file: git lfs pull",
+    **dict.fromkeys(("<!doctype", "<html", "<?xml", "<error"), "a web page or XML, perhaps a server's error; fetch the file again"),
+}  # fmt: skip
 #: the first bytes of files that must be unpacked, what packed them, and what unpacks them
+GZIP = b"\x1f\x8b"
 _PACKED = (
-    (b"\x1f\x8b", "gzip", "gunzip <"), (b"PK\3\4", "zip", "unzip -p"), (b"BZh", "bzip2", "bunzip2 <"), (b"\xfd7zXZ", "xz", "unxz <"), (b"(\xb5/\xfd", "Zstandard", "unzstd <"),
+    (GZIP, "gzip", "gunzip <"), (b"PK\3\4", "zip", "unzip -p"), (b"BZh", "bzip2", "bunzip2 <"), (b"\xfd7zXZ", "xz", "unxz <"), (b"(\xb5/\xfd", "Zstandard", "unzstd <"),
 )  # fmt: skip
 
 
@@ -69,7 +79,7 @@ def check_key(key: object, where: str) -> str:
     """
     if not isinstance(key, str) or not key:
         raise UserError(f"{where}: the key must be text that is not empty, not {shown(key)}")
-    if any(map(_forbidden, key)) or key != key.strip():
+    if any(map(forbidden, key)) or key != key.strip():
         raise UserError(
             f"{where}: the key {shown(key)} has a dot, a slash, an outer space or a control character; use letters, digits, - and _"
         )
@@ -78,9 +88,10 @@ def check_key(key: object, where: str) -> str:
     return key
 
 
-def read_manifest(path: Place | str) -> Iterator[Utterance]:
+def read_manifest(path: Place | str, audio_field: str = "audio") -> Iterator[Utterance]:
     """Read a manifest: on each line a JSON object with `audio` (a path from the manifest's folder), and optionally `key`
     (else one is made, see `made_key`), `text`, the bounds of a segment (`span_of`) and anything else. Empty lines are passed over.
+    The file may be packed by gzip; `audio_field` is what it calls `audio`.
 
     Raises:
         UserError: naming the file and the line: not JSON, a key or path that is missing or wrong, a key that was there
@@ -88,24 +99,40 @@ def read_manifest(path: Place | str) -> Iterator[Utterance]:
     """
     path = place(path)
     found = False
-    for where, value, key in _unique(path, "manifest"):
+    for where, value, key in unique_lines(path, "manifest", audio_field):
         found, labelled = True, "text" in value
         audio, text = value.pop("audio", None), value.pop("text", None)
         if not isinstance(audio, str) or not audio or "\0" in audio:
-            raise UserError(f"{where}: `audio` must be the path of a file, not {shown(audio)}{_hint(value, audio)}")
+            raise UserError(
+                f"{where}: `{audio_field}` must be the path of a file, not {shown(audio)}{_hint(value, audio)}"
+            )
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: `text` must be text, not {shown(text)}; leave it out when it is unknown")
         if not labelled:
             _refuse_other_text(value, where)
         span = span_of(value, where)
-        try:
-            named = place(audio)
-        except UserError as error:
-            raise UserError(f"{where}: `audio`: {error}") from None
-        # a path counts from the manifest's folder, also one in a store
-        yield Utterance(key, path.parent / audio if named == Path(audio) else named, text, value, span)
+        yield Utterance(key, audio_place(path.parent, audio, f"{where}: `{audio_field}`"), text, value, span)
     if not found:
         raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio and key")
+
+
+def audio_place(folder: Place, audio: str, where: str) -> Place:
+    """The place of an audio file that a list names: a path counts from the list's folder, also one in a store.
+
+    It raises UserError, which `where` opens, when it is a misspelt URL.
+    """
+    try:
+        named = place(audio)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if named != Path(audio):
+        return named
+    if isinstance(folder, Path) or not {".", ".."} & set(audio.split("/")):
+        return folder / audio
+    path = posixpath.normpath(f"{folder.path}/{audio}")  # a store knows no `..`
+    if path.startswith(".."):
+        raise UserError(f"{where}: {audio} leads out of the store, counted from {folder}; name it by its URL")
+    return ObjectPath(folder.protocol, path)
 
 
 def read_transcripts(path: Place | str) -> dict[str, str]:
@@ -120,12 +147,15 @@ class Transcripts:
     """As `read_transcripts`, for as many utterances as there may be: a temporary database that spills to the disk."""
 
     def __init__(self, path: Place | str) -> None:
-        self._texts = _database("texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT)").cursor()
-        with _spilling():
+        self._texts = database("texts (key TEXT PRIMARY KEY, text TEXT, nbest TEXT)").cursor()
+        with spilling():
             self._texts.executemany(
                 "INSERT INTO texts VALUES (?, ?, ?)",
                 ((key, value["text"], _nbest(value, where)) for where, value, key in _lines_with_text(place(path))),
             )
+
+    def __contains__(self, key: str) -> bool:
+        return self.get(key) is not None
 
     def get(self, key: str) -> str | None:
         """The text of an utterance, if there is one."""
@@ -138,6 +168,11 @@ class Transcripts:
         if found is None:
             return []
         return [(text, score) for text, score in json.loads(found[1])] if found[1] else [(found[0], 0.0)]
+
+    @property
+    def lists(self) -> bool:
+        """Whether every utterance has an n-best list."""
+        return self._texts.execute("SELECT 1 FROM texts WHERE nbest IS NULL LIMIT 1").fetchone() is None
 
 
 def _nbest(value: dict[str, Any], where: str) -> str | None:
@@ -156,22 +191,22 @@ def _nbest(value: dict[str, Any], where: str) -> str | None:
 
 
 def _lines_with_text(path: Place) -> Iterator[tuple[str, dict[str, Any], str]]:
-    for where, value, key in _unique(path, "file of transcripts"):
+    for where, value, key in unique_lines(path, "file of transcripts"):
         if not isinstance(value.get("text"), str):
             raise UserError(f"{where}: `text` must be text, not {shown(value.get('text'))}")
         yield where, value, key
 
 
-def _database(table: str) -> sqlite3.Connection:
+def database(table: str) -> sqlite3.Connection:
     """A temporary one with a table, in memory while it is small."""
-    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode = OFF")
-    database.execute(f"CREATE TABLE {table} WITHOUT ROWID")
-    return database
+    made = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    made.execute("PRAGMA journal_mode = OFF")
+    made.execute(f"CREATE TABLE {table} WITHOUT ROWID")
+    return made
 
 
 @contextlib.contextmanager
-def _spilling() -> Iterator[None]:
+def spilling() -> Iterator[None]:
     """Name the disk that a temporary database fills."""
     try:
         yield
@@ -256,29 +291,43 @@ def made_key(fields: dict[str, Any], where: str, folders: bool = False) -> str:
     span = span_of(fields, where)
     if span != Span() and any(fields.get(name) is not None for name in (*STARTS, *ENDS)):
         key += "".join(f"-{round(1000 * bound)}" for bound in (span.start, span.end) if bound is not None)
-    return "".join("_" if _forbidden(character) else character for character in key).strip()
+    return cleaned(key)
 
 
-def _forbidden(character: str) -> bool:
+def cleaned(key: str) -> str:
+    """A text as a key: what that may not hold becomes `_`."""
+    return "".join("_" if forbidden(character) else character for character in key).strip()
+
+
+def forbidden(character: str) -> bool:
     """Whether a key cannot hold it."""
     return character in "./\\" or not character.isprintable()
 
 
-def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Where, object without its key, and key of every line."""
+def unique_lines(path: Place, what: str, audio_field: str = "audio") -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Of every line of a list of utterances: the words that name it, its object without the key, and the key.
+
+    It raises UserError as `read_manifest`; `what` names the role of the file, `audio_field` is what it calls `audio`.
+    """
     # the keys seen so far lie in a temporary database that spills to the disk: a manifest may have any length
-    with contextlib.closing(_database("lines (key TEXT PRIMARY KEY, line INTEGER)")) as seen, _spilling():
+    with contextlib.closing(database("lines (key TEXT PRIMARY KEY, line INTEGER)")) as seen, spilling():
         counted = False
-        for number, where, value in _lines(path, what):
+        for number, where, value in _lines(path, what, audio_field):
             audio = value.get("audio")
-            if "key" not in value and not (isinstance(audio, str) and audio):
+            if "key" not in value and audio is None:
                 hint = _hint(value, audio)
-                raise UserError(f"{where}: has neither `audio` nor `key`{hint or '; add them, or remove the line'}")
+                raise UserError(
+                    f"{where}: has neither `{audio_field}` nor `key`{hint or '; add them, or remove the line'}"
+                )
+            if "key" not in value and not (isinstance(audio, str) and audio):
+                raise UserError(
+                    f"{where}: `{audio_field}` must be the path of a file, not {shown(audio)}{_hint(value, audio)}"
+                )
             if "key" in value:
                 key = check_key(value.pop("key"), where)
             else:
                 if not counted:
-                    _count_keys(seen, path, what)
+                    _count_keys(seen, path, what, audio_field)
                 counted, key = True, made_key(value, where)
                 if seen.execute("SELECT 1 FROM keys WHERE key = ? AND lines > 1", (key,)).fetchone():
                     key = made_key(value, where, folders=True)
@@ -291,10 +340,10 @@ def _unique(path: Place, what: str) -> Iterator[tuple[str, dict[str, Any], str]]
             yield where, value, key
 
 
-def _count_keys(seen: sqlite3.Connection, path: Place, what: str) -> None:
+def _count_keys(seen: sqlite3.Connection, path: Place, what: str, audio_field: str) -> None:
     """In how many lines each key stands or would be made: the whole file is read for it, before the first key is made."""
     seen.execute("CREATE TABLE keys (key TEXT PRIMARY KEY, lines INTEGER) WITHOUT ROWID")
-    for _, where, value in _lines(path, what):
+    for _, where, value in _lines(path, what, audio_field):
         key, audio = value.get("key"), value.get("audio")
         if key is None and isinstance(audio, str) and audio:
             key = made_key(value, where)
@@ -313,34 +362,79 @@ def _hint(fields: dict[str, Any], audio: object) -> str:
     return f"; the audio file is called {name} there: call it audio" if name else ""
 
 
-def _lines(path: Place, what: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """The number of each line that is not empty, the words that name it, and its object."""
-    with readable(path, what), local_copy(path) as copy, open(copy, "rb") as file:
-        check_unpacked(file.read(6), path)
-        file.seek(0)
+def _lines(path: Place, what: str, audio_field: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The number of each line that is not empty, the words that name it, and its object, `audio` called so."""
+    first = True
+    for number, where, line in text_lines(path, what):
+        text = line.strip()
+        if first and (
+            what_else := next((name for start, name in _OTHERS.items() if text.lower().startswith(start)), "")
+        ):
+            raise UserError(f"{where}: not JSON but {what_else}")
+        if first and text[0] not in '{["':
+            marks = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+            columns = next((marks[mark] for mark in marks if mark in text), "")
+            kind = f"a table, with {columns} between its columns" if columns else "plain text"
+            raise UserError(f"{where}: not JSON but {kind}; {_WANTED}")
+        if first and text[0] == "[":
+            raise UserError(f"{where}: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
+        value, first = json_object(text, where), False
+        if audio_field in value:
+            value["audio"] = value.pop(audio_field)
+        yield number, where, value
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """A JSON object that can be written as JSON again; UserError, which `where` begins, when it is none."""
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be a JSON object {{…}}, not {shown(value)}")
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
+        raise UserError(f"{where}: holds NaN, half a character or too deep JSON; fix or remove it") from None
+    return value
+
+
+def text_lines(path: Place, what: str) -> Iterator[tuple[int, str, str]]:
+    """The number of each line that is not empty, the words that name it, and its text, of a file that gzip may have packed.
+
+    It raises UserError when the file is missing, packed otherwise, damaged, or no UTF-8 text.
+    """
+    with _unpacked(path, what) as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
                 raise UserError(f"{where}: not UTF-8 text; convert the file to UTF-8") from None
-            if not text:
-                continue
-            if number == 1 and text[0] not in '{["':
-                marks = {"\t": "tabs", ",": "commas", ";": "semicolons"}
-                columns = next((marks[mark] for mark in marks if mark in text), "")
-                kind = f"a table, with {columns} between its columns" if columns else "plain text"
-                raise UserError(f"{where}: not JSON but {kind}; {_WANTED}")
-            if number == 1 and text[0] == "[":
-                raise UserError(f"{where}: a list of JSON; {_WANTED}: jq -c '.[]' {path} > list.jsonl")
-            value = parse_json(text, where)
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: must be a JSON object {{…}}, not {shown(value)}")
-            try:
-                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-            except (ValueError, RecursionError):  # NaN, half a character (a lone surrogate), too deep
-                raise UserError(f"{where}: holds NaN, half a character or too deep JSON; fix or remove it") from None
-            yield number, where, value
+            if text.strip():
+                yield number, where, text.rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def _unpacked(path: Place, what: str) -> Iterator[IO[bytes]]:
+    check_plain(path, what)
+    with readable(path, what), local_copy(path) as copy, open(copy, "rb") as file:
+        head = file.read(6)
+        file.seek(0)
+        if not head.startswith(GZIP):
+            check_unpacked(head, path)
+            yield file
+            return
+        try:
+            with gzip.open(file) as unpacked:
+                if unpacked.peek(2).startswith(GZIP):
+                    raise UserError(f"{path}: is packed by gzip twice; unpack it first: gunzip < {path.name} > NEW.gz")
+                yield unpacked  # type: ignore[misc]
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: truncated or damaged gzip ({error}); fetch the file again") from None
+
+
+def check_plain(path: Place, what: str) -> None:
+    """Refuse a pipe or a device, which would be read but once, or without end; `what` names the role of the file."""
+    if isinstance(path, Path) and os.path.exists(path) and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is a pipe or a device where a {what} was expected; write it to a file first")
 
 
 def check_unpacked(head: bytes, path: Place, remedy: str = "") -> None:

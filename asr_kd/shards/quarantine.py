@@ -17,6 +17,7 @@ class Quarantine:
         done: what is done to the others: used, labelled, read.
         first: key and reason of the first one.
         all_may: whether all may be bad, if `share` says so.
+        excused: how many of `count` may be, whatever the share is, unless nothing else is there.
     """
 
     total: int
@@ -25,16 +26,19 @@ class Quarantine:
     count: int = 0
     first: tuple[str, str] = ("", "")
     all_may: bool = False
+    excused: int = 0
 
-    def add(self, key: str, reason: str) -> None:
+    def add(self, key: str, reason: str, excused: bool = False) -> None:
         """Count an utterance."""
-        self.first = self.first if self.count else (key, reason)
+        if not self.count or (self.count == self.excused and not excused):
+            self.first = key, reason
         self.count += 1
+        self.excused += excused
 
     @property
     def too_many(self) -> bool:
         """Whether more than the share are bad."""
-        return self.count > self.share * self.total
+        return self.count - self.excused > self.share * self.total
 
     @property
     def example(self) -> str:
@@ -48,6 +52,6 @@ class Quarantine:
             raise UserError(f"{where}: none of {self.total} utterances can be {self.done} {self.example}; {advice}")
         if self.too_many:
             raise UserError(
-                f"{where}: {self.count} of {self.total} utterances cannot be {self.done}, more than max_bad_share "
+                f"{where}: {self.count - self.excused} of {self.total} utterances cannot be {self.done}, more than max_bad_share "
                 f"{self.share} {self.example}; {advice}, or raise max_bad_share"
             )

@@ -30,7 +30,7 @@ class Position(NamedTuple):
 
 
 def dataset(
-    folder: Place | str,
+    folder: Place | str | list[str],
     *,
     seed: int | None = None,
     passes: int | None = 1,
@@ -50,7 +50,7 @@ def dataset(
     workers of a torch `DataLoader` share the shards; positions are then of each worker's own, so build a `lane` for each.
 
     Args:
-        folder: a folder or the URL of one, made by `asr-kd prepare`.
+        folder: a folder or the URL of one, made by `asr-kd prepare` or `index`; or several, which are read as one.
         seed: of the order of the shards, which every pass draws anew; None: as the index lists them.
         passes: how often all is read; None: without end.
         start: `after` of the last sample that was used; with the same folder, seed and lanes, what follows is the same.
@@ -68,7 +68,7 @@ def dataset(
     """
     import webdataset  # here, because it loads torch
 
-    folder, start = place(folder), Position(*start)
+    folder, start = folder if isinstance(folder, list) else place(folder), Position(*start)
     if features and sample_rate not in (None, features.sample_rate):
         raise UserError(f"sample_rate: {sample_rate}, but features.sample_rate is {features.sample_rate}; leave it out")
     if not 0 <= lane < lanes:
@@ -109,11 +109,11 @@ def _turns(
             yield Position(number, turn, done), shards[int(index)]
 
 
-def _read(folder: Place, turns: Iterable[tuple[Position, ShardInfo]]) -> Iterator[dict[str, Any]]:
+def _read(folder: Place | list[str], turns: Iterable[tuple[Position, ShardInfo]]) -> Iterator[dict[str, Any]]:
     for at, info in turns:
         for item, sample in enumerate(read_checked(folder, info), 1):
             if item > at.item:
-                about = {"__key__": sample.key, "__url__": str(folder / info.name), "__shard__": info}
+                about = {"__key__": sample.key, "__url__": str(info.at(folder)), "__shard__": info}
                 yield {**about, "sample": sample, "after": at._replace(item=item)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import multiprocessing.context
 import os
@@ -20,14 +21,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from asr_kd.audio.decode import decode
-from asr_kd.audio.features import Frontend, versioned
+from asr_kd.audio.features import Frontend, frontend_of, versioned
 from asr_kd.audio.noise import Corruption, Voice, generator, noise_files, read_noise
-from asr_kd.audio.settings import FeatureSettings, NoiseSettings
-from asr_kd.config.base import Settings
+from asr_kd.audio.settings import InputSettings, NoiseSettings, SoundSettings
+from asr_kd.config.base import Sets, Settings
 from asr_kd.ending import stop_if_asked
 from asr_kd.errors import AudioError, UserError
 from asr_kd.files import hash_json, local, read_json, write_json, write_whole
-from asr_kd.shards.index import ShardInfo
+from asr_kd.shards.index import ShardElsewhere, ShardInfo
 from asr_kd.shards.tarset import Sample, read_checked
 
 # What a shard's noises are made of is drawn shard by shard, so that memory does not grow with shards or noise files.
@@ -42,16 +43,18 @@ B = TypeVar("B")
 
 @dataclass
 class Item:
-    """An utterance as network input: features float16 [frames, dimension], what its shard says about it, and its length.
+    """An utterance as network input: features float16 [frames, dimension] (or sound, float32 [samples, 1]; or `Deferred`), what its shard says about it, and its length.
 
-    `clean`: the features without noise, if there is noise and they were asked for.
+    `clean`: the features without noise, if there is noise and they were asked for. `sound`: float32 [samples], without noise, if it was asked
+    for.
     """
 
     key: str
-    features: np.ndarray
+    features: Any  # np.ndarray or Deferred
     fields: dict[str, Any]
     seconds: float
-    clean: np.ndarray | None = None
+    clean: Any = None
+    sound: np.ndarray | None = None
 
 
 @dataclass
@@ -67,16 +70,21 @@ class ShardInput(Settings):
     """How shards of audio become features.
 
     With `noise` the sound is corrupted first, by what `noise_seed` and an utterance's key draw; such features are not cached.
-    With `keep_clean` the features of the sound as it was are kept beside them.
+    With `keep_clean` the features of the sound as it was are kept beside them, with `sound` that sound itself, as such a network hears it; such features are
+    not cached either. `deferred` leaves the features to the device that the network is on, and caches nothing. With `only` the other utterances are passed over
+    (a cache holds them all).
     """
 
-    folder: str
-    features: FeatureSettings
+    folder: Sets
+    features: InputSettings
     max_seconds: float
     cache: str | None = None
     noise: NoiseSettings | None = None
     noise_seed: tuple[int, ...] = ()
     keep_clean: bool = False
+    sound: SoundSettings | None = None
+    deferred: bool = False
+    only: frozenset[str] | None = None
 
 
 def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
@@ -85,34 +93,51 @@ def load_features(wanted: ShardInput, shard: ShardInfo) -> LoadedShard:
     A cache changes no bit of what is learned: features are kept as the front end gives them.
     """
     stem = None
-    if wanted.cache is not None and wanted.noise is None:
-        name = hash_json([shard.sha256, versioned(wanted.features), wanted.max_seconds, CACHE_VERSION])
+    if wanted.cache is not None and wanted.noise is None and wanted.sound is None and not wanted.deferred:
+        identity = [shard.sha256, versioned(wanted.features), wanted.max_seconds, CACHE_VERSION]
+        if isinstance(shard, ShardElsewhere) and shard.reading is not None:
+            identity.append(dataclasses.asdict(shard.reading))  # texts and keys depend on it
+        name = hash_json(identity)
         stem = local(wanted.cache, "feature_cache") / name
         if stem.with_suffix(".json").exists():
-            return _read_cached(stem)
-    frontend = Frontend(wanted.features)
+            return _part(_read_cached(stem), wanted.only)
+    frontend = frontend_of(wanted.features)
+    compute = frontend.defer if wanted.deferred and isinstance(frontend, Frontend) else frontend.compute
     loaded = LoadedShard([], [])
     samples: Iterable[Sample] = read_checked(wanted.folder, shard)
-    corruption = clean = None
+    corruption = clean = sound = None
     if wanted.noise:
         samples = list(samples)  # what is heard in one is made of the others
         corruption = _corruption(wanted, wanted.noise, shard, samples)
     for sample in samples:
         stop_if_asked()
+        if wanted.only is not None and stem is None and sample.key not in wanted.only:
+            continue
         try:
             waveform, rate = decode(sample.audio, sample.key, wanted.features.sample_rate, wanted.max_seconds)
+            if wanted.sound is not None:
+                theirs = wanted.sound.sample_rate
+                sound = waveform if theirs == rate else decode(sample.audio, sample.key, theirs, wanted.max_seconds)[0]
+                sound = frontend_of(wanted.sound).compute(sound)[:, 0]
             if corruption:
-                clean = frontend.compute(waveform) if wanted.keep_clean else None
+                clean = compute(waveform) if wanted.keep_clean else None
                 waveform = corruption.apply(waveform, sample.key, sample.fields.get("speaker"))
             began = time.perf_counter()
-            features = frontend.compute(waveform)
+            features = compute(waveform)
             loaded.frontend_seconds += time.perf_counter() - began
-            loaded.items.append(Item(sample.key, features, sample.fields, len(waveform) / rate, clean))
+            loaded.items.append(Item(sample.key, features, sample.fields, len(waveform) / rate, clean, sound))
         except AudioError as error:
             loaded.bad.append((sample.key, str(error)))
     if stem is not None:
         _write_cached(stem, loaded, wanted.features.dimension)
-    return loaded
+    return _part(loaded, wanted.only)
+
+
+def _part(loaded: LoadedShard, only: frozenset[str] | None) -> LoadedShard:
+    if only is None:
+        return loaded
+    items, bad = [one for one in loaded.items if one.key in only], [one for one in loaded.bad if one[0] in only]
+    return LoadedShard(items, bad, loaded.frontend_seconds)
 
 
 def _corruption(wanted: ShardInput, noise: NoiseSettings, shard: ShardInfo, samples: Sequence[Sample]) -> Corruption:
@@ -120,7 +145,7 @@ def _corruption(wanted: ShardInput, noise: NoiseSettings, shard: ShardInfo, samp
     rate = wanted.features.sample_rate
     corruption = Corruption(noise, rate, wanted.noise_seed)
     if "babble" in noise.kinds and noise.share:
-        every = max(1, -(-shard.samples // MAX_VOICES))
+        every = max(1, -(-len(samples) // MAX_VOICES))
         for sample in samples[::every]:
             # what cannot be decoded is reported as an utterance, and is no voice
             with contextlib.suppress(AudioError):
@@ -258,11 +283,11 @@ def _apply(argument: Any) -> Any:
     return _function(argument)
 
 
-def serve_parent() -> None:
+def serve_parent(niceness: int = NICE) -> None:
     """Leave Ctrl-C and SIGTERM, which terminals and schedulers send to all processes, to the parent; end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(NICE)
+    os.nice(niceness)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

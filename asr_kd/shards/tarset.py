@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
+import gzip
 import hashlib
 import io
 import json
 import math
+import posixpath
 import re
+import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from pydantic import ValidationError
-
 from asr_kd.audio.decode import EXTENSIONS
 from asr_kd.errors import UserError
-from asr_kd.files import Place, local_copy, parse_json, place, read_json, readable, sha256_file, write_whole
-from asr_kd.shards.index import ShardInfo, ShardList, read_pieces
+from asr_kd.files import (
+    Place,
+    clear_errors,
+    local_copy,
+    parse_json,
+    place,
+    readable,
+    sha256_file,
+    write_whole,
+)
+from asr_kd.shards.foreign import Account, foreign_key, foreign_samples, parts_of
+from asr_kd.shards.index import ShardElsewhere, ShardInfo
+from asr_kd.shards.index_file import INDEX as INDEX
+from asr_kd.shards.index_file import read_index as read_index
+from asr_kd.shards.index_file import write_index as write_index
 from asr_kd.shards.light import webdataset
 from asr_kd.shards.manifest import KEY_BYTES, LATEST, check_key, check_unpacked, shown
 
-FORMAT, VERSION, INDEX = "asr_kd-shards", 1, "index.json"
 BLOCK = tarfile.BLOCKSIZE
+_REMEDY = "fetch or make this shard again"
+#: the first bytes of a file packed by gzip
+GZIP = b"\x1f\x8b"
 #: where a header says that it is one
 _MAGIC = 257
 #: header of a plain file in which nothing is unusual: name, size and checksum, and fields that do not matter here
@@ -35,7 +52,7 @@ _EXTENSION = re.compile(r"[A-Za-z0-9]+(\.[A-Za-z0-9]+)*")
 _NAME = re.compile(rf"([A-Za-z0-9_-]{{1,{KEY_BYTES}}})\.({_EXTENSION.pattern})")
 
 #: what macOS puts into a tar beside the files: their attributes, and how a folder was looked at
-_OF_MACOS = re.compile(r"\._|\.DS_Store$")
+OF_MACOS = re.compile(r"\._|\.DS_Store$")
 
 
 @dataclass
@@ -55,16 +72,40 @@ class Sample:
 HEAD = 1 << 16
 
 
-def read_members(path: Place | str, copy: Path | None = None) -> Iterator[tuple[str, bytes]]:
+def read_members(path: Place | str, copy: Path | None = None, foreign: bool = False) -> Iterator[tuple[str, bytes]]:
     """The members of a tar, in order: name and content; `copy` is where its bytes lie if they were fetched already.
 
+    With `foreign`, for tars that others wrote, names are whatever they are, and a tar packed by gzip is unpacked on the way.
+
     Raises:
-        UserError: when the file is missing, not a tar, truncated or damaged, or a member is not a plain file or its name
-            is not `<key>.<extension>`.
+        UserError: when the file is missing, not a tar, truncated or damaged, or a member is not a plain file or (unless `foreign`)
+            its name is not `<key>.<extension>`.
     """
     path = place(path)
-    with _readable(path), local_copy(copy or path) as bytes_of, open(bytes_of, "rb") as file:
-        yield from _members(path, file, bytes_of.stat().st_size)
+    with _opened(path, copy, foreign) as file:
+        yield from ((name, file.read(length)) for name, length in _members(path, file, foreign))
+
+
+@contextmanager
+def _opened(path: Place, copy: Path | None, foreign: bool) -> Iterator[IO[bytes]]:
+    with ExitStack() as stack:
+        stack.enter_context(_readable(path))
+        file: IO[bytes] = stack.enter_context(open(stack.enter_context(local_copy(copy or path)), "rb"))
+        if foreign and file.read(2) == GZIP:
+            file = stack.enter_context(_unpacked(path, file))
+        yield file
+
+
+@contextmanager
+def _unpacked(path: Place, file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file packed by gzip, unpacked into a temporary one."""
+    file.seek(0)
+    with clear_errors(Path(tempfile.gettempdir()) / path.name), tempfile.TemporaryFile() as whole:
+        try:
+            shutil.copyfileobj(gzip.GzipFile(fileobj=file), whole)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: truncated or damaged gzip file ({error}); fetch it again") from None
+        yield whole
 
 
 def _readable(path: Place) -> AbstractContextManager[None]:
@@ -80,37 +121,50 @@ def first_member(path: Place | str) -> tuple[str, bytes] | None:
     while True:
         with _readable(path):
             data = path.read_bytes(size)
+        file = io.BytesIO(data)
         try:
-            return next(iter(_members(path, io.BytesIO(data), len(data))), None)
+            return next(((name, file.read(length)) for name, length in _members(path, file)), None)
         except UserError:
             if len(data) < size:  # that was all of it
                 raise
         size *= 16
 
 
-def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, bytes]]:
-    damaged = f"{path}: truncated or damaged tar"
-    remedy = "fetch or make this shard again"
-    end = 0
-    try:
-        check_unpacked(file.read(6), path, f", and write its bytes and SHA-256 into {INDEX}")
-        file.seek(0)
-        for name, length, plain in _headers(file):
-            start = file.tell()
-            end = start + -(-length // BLOCK) * BLOCK
-            name = name.removeprefix("./")  # as `tar cf x.tar .` writes them
-            if (plain is None and "." not in name.strip("./")) or _OF_MACOS.match(name):
-                file.seek(end)
-                continue
+def _members(path: Place, file: IO[bytes], foreign: bool = False) -> Iterator[tuple[str, int]]:
+    """The name and the size of each member; the file stands where its content begins when this yields."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    check_unpacked(
+        file.read(6), path, ", and index it anew" if foreign else f", and write its bytes and SHA-256 into {INDEX}"
+    )
+    for name, length, plain in scan(path, file, size):
+        folder = plain is None and (foreign or "." not in name.strip("./"))
+        if folder or OF_MACOS.match(posixpath.basename(name) if foreign else name):
+            continue
+        if not foreign:
             check_name(name, f"{path}: the member")
-            if not plain:
-                raise UserError(f"{path}: the member {name} is not a plain file; {remedy}")
+        if not plain:
+            raise UserError(f"{path}: the member {name} is not a plain file; {_REMEDY}")
+        yield name, length
+
+
+def scan(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, int, bool | None]]:
+    """Of each member of a tar of `size` bytes its name, its size and whether it is a plain file; None for a folder.
+
+    The file stands where the member's content begins when this yields. UserError when it is no whole tar.
+    """
+    damaged = f"{path}: truncated or damaged tar"
+    end = 0
+    file.seek(0)
+    try:
+        for name, length, plain in _headers(file):
+            end = file.tell() + -(-length // BLOCK) * BLOCK
             if end > size:
-                raise UserError(f"{damaged} ({name} needs {end - size} bytes more); {remedy}")
-            yield name, file.read(length)
+                raise UserError(f"{damaged} ({name} needs {end - size} bytes more); {_REMEDY}")
+            yield name.removeprefix("./"), length, plain  # as `tar cf x.tar .` writes them
             file.seek(end)
     except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError, EOFError) as error:
-        raise UserError(f"{damaged} ({error}); {remedy}") from None
+        raise UserError(f"{damaged} ({error}); {_REMEDY}") from None
     # tarfile takes a damaged header or a cut for the end; a whole tar ends in two blocks of zeros, and nothing else
     file.seek(end)
     zeros = 0
@@ -121,9 +175,9 @@ def _members(path: Place, file: IO[bytes], size: int) -> Iterator[tuple[str, byt
                 raise UserError(
                     f"{path}: several tars joined into one (the second begins at byte {file.tell() - len(rest)}); make each a shard of its own"
                 )
-            raise UserError(f"{damaged} (what follows byte {end} is not a member); {remedy}")
+            raise UserError(f"{damaged} (what follows byte {end} is not a member); {_REMEDY}")
     if zeros < 2 * BLOCK or size % BLOCK:
-        raise UserError(f"{damaged} (the end of the archive is missing); {remedy}")
+        raise UserError(f"{damaged} (the end of the archive is missing); {_REMEDY}")
 
 
 def _headers(file: IO[bytes]) -> Iterator[tuple[str, int, bool | None]]:
@@ -269,59 +323,50 @@ def write_shard(path: Place | str, samples: Iterable[Sample]) -> ShardInfo:
     return ShardInfo(path.name, len(seconds), round(math.fsum(seconds), 6), size, sha256)
 
 
-def read_index(folder: Place | str) -> ShardList:
-    """The shards of a set, as its index lists them; UserError when it is missing, damaged or of a newer version."""
-    folder = place(folder)
-    path = folder / INDEX
-    if not path.exists():
-        what = "no such folder of shards" if not folder.is_dir() else f"holds no shards ({INDEX} is missing)"
-        raise UserError(f"{folder}: {what}; check the path, or finish `asr-kd prepare`")
-    shards = None
-    with suppress(OSError), local_copy(path) as copy, open(copy, "rb") as file:
-        shards = read_pieces(file)
-    if shards is None:  # laid out otherwise, or damaged: as a whole it takes more memory, and shows what is wrong
-        shards = _read_whole(path)
-    if not shards.distinct:
-        raise UserError(f"{path}: lists a shard twice; make the shards again")
-    return shards
-
-
-def _read_whole(path: Place) -> ShardList:
-    value = read_json(path, "index of shards")
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{path}: not an index of audio shards; make it with `asr-kd prepare`")
-    version = value.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise UserError(f"{path}: of version {version}, this program reads {VERSION}; use a newer asr_kd")
-    try:
-        return ShardList.parse(json.dumps(value.get("shards")))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(["shards", *map(str, first["loc"])])
-        raise UserError(f"{path}: {where}: {first['msg'].lower()}; make the shards again") from None
-
-
 def shard_name(number: int) -> str:
     """File name of a shard of a set."""
-    return f"shard-{number:06d}.tar"
+    return f"{shard_stem(number)}.tar"
 
 
-def write_index(folder: Place | str, infos: Iterable[ShardInfo]) -> None:
-    """Publish the index of a set of shards, a line each; this comes last and makes the set whole."""
-    with write_whole(place(folder) / INDEX, "w", make_folder=False) as file:
-        file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "shards": [')
-        for number, info in enumerate(infos):
-            file.write((",\n" if number else "\n") + json.dumps(dataclasses.asdict(info)))
-        file.write("\n]}\n")
+def shard_stem(number: int) -> str:
+    """The same without its ending."""
+    return f"shard-{number:06d}"
 
 
-def read_checked(folder: Place | str, info: ShardInfo) -> Iterator[Sample]:
+def read_listed(folder: Place | str | Sequence[str], info: ShardInfo, copy: Path | None = None) -> Iterator[Sample]:
+    """The utterances of a shard of an index, in order, not compared with it; `folder` and UserError as of `read_checked`, `copy` as of `read_members`."""
+    path = info.at(folder)
+    if isinstance(info, ShardElsewhere) and info.reading is not None:
+        members = read_members(path, copy, foreign=True)
+        yield from (Sample(*one) for one in foreign_samples(path, members, info.reading, Account()))
+    else:
+        yield from read_shard(path, copy)
+
+
+def read_keys(folder: Place | str | Sequence[str], info: ShardInfo) -> Iterator[str]:
+    """The keys of a shard's utterances, in order, from the headers of its tar alone; `folder` and UserError as of `read_checked`.
+
+    The shard is not compared with its index; one in a store is fetched whole.
+    """
+    path, foreign = info.at(folder), isinstance(info, ShardElsewhere) and info.reading is not None
+    with _opened(path, None, foreign) as file:
+        for name, _ in _members(path, file, foreign):
+            _, stem, ending = parts_of(name)
+            if stem and ending in EXTENSIONS:
+                yield foreign_key(path, name) if foreign else stem
+
+
+def read_checked(folder: Place | str | Sequence[str], info: ShardInfo) -> Iterator[Sample]:
     """The utterances of a shard, in order, once it was compared with what the index says; from a store it is fetched once.
 
     It raises UserError when it is missing, its size or SHA-256 differs, and as `read_shard`.
+
+    Args:
+        folder: what the index was read from.
     """
-    path = place(folder) / info.name
-    remedy = "fetch it again, or remove it and run `asr-kd prepare` again"
+    path = info.at(folder)
+    verb = "index" if isinstance(info, ShardElsewhere) and info.reading is not None else "prepare"
+    remedy = f"fetch it again, or remove it and run `asr-kd {verb}` again"
     with ExitStack() as stack:
         try:
             copy = stack.enter_context(local_copy(path))
@@ -334,4 +379,4 @@ def read_checked(folder: Place | str, info: ShardInfo) -> Iterator[Sample]:
             raise UserError(f"{path}: has {size} bytes, {INDEX} says {info.bytes}; {remedy}")
         if sha256_file(copy) != info.sha256:
             raise UserError(f"{path}: its SHA-256 differs from {INDEX}; {remedy}")
-        yield from read_shard(path, copy)
+        yield from read_listed(folder, info, copy)

@@ -13,7 +13,7 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, read_text, write_whole
 from asr_kd.shards.manifest import OTHER_NAMES, OTHER_TEXTS, read_manifest
 from asr_kd.shards.settings import UnitsSettings
-from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.shards.tarset import read_index, read_listed
 from asr_kd.text import APOSTROPHES
 from asr_kd.units import MODEL_FILE, Units, learn_units
 
@@ -39,12 +39,13 @@ def train_units(settings: UnitsSettings) -> Units:
 
     It raises UserError when there is no text, or too little of it for the wanted number of pieces.
     """
+    assert settings.source is not None  # the settings have it, or a teacher
     texts = [text for text in read_texts(settings.source) if text.strip()]
     if not texts:
         raise UserError(
             f"{settings.source}: holds no text to make units from; give labelled audio shards, a manifest or a text file"
         )
-    units = learn_units(texts, settings.kind, settings.size, settings.normalizer, settings.source)
+    units = learn_units(texts, settings.kind, settings.size, settings.normalizer, str(settings.source))
     # units of plain texts are claimed as they were before there was a choice
     claim = settings.model_dump(exclude={"normalizer"} if settings.normalizer == "none" else None)
     claim_folder(settings.output, "units", {**claim, "text": hashlib.sha256("\n".join(texts).encode()).hexdigest()})
@@ -95,15 +96,15 @@ def _share(part: int, whole: int) -> str:
     return f"{percent:.0f} %" if percent >= 1 else f"{percent:.2g} %"
 
 
-def read_texts(source: str) -> Iterator[str]:
+def read_texts(source: str | list[str]) -> Iterator[str]:
     """The texts of audio shards, of a manifest, or of a text file with a line an utterance: a file is what it holds, whatever
     its name ends in. It raises UserError when it cannot be read, or holds a table or JSON of another kind.
     """
-    path = place(source)
-    if path.is_dir():
-        for shard in read_index(path):
-            yield from (sample.fields["text"] for sample in read_shard(path / shard.name) if "text" in sample.fields)
+    if not isinstance(source, str) or place(source).is_dir():
+        for shard in read_index(source):
+            yield from (sample.fields["text"] for sample in read_listed(source, shard) if "text" in sample.fields)
         return
+    path = place(source)
     text = "" if path.suffix == ".jsonl" else read_text(path, "text file").removeprefix("\ufeff")
     is_json = path.suffix == ".jsonl" or _holds_json(path, text.lstrip())
     lines = [] if is_json else text.splitlines()

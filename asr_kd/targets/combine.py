@@ -15,7 +15,7 @@ import numpy as np
 from asr_kd.errors import UserError
 from asr_kd.targets.posteriors import MAX_KEPT, SparsePosteriors
 
-CombineMode = Literal["mean", "log_mean", "confidence"]
+CombineMode = Literal["mean", "log_mean", "confidence", "surest"]
 
 #: least mass of a prior on the units that were not kept; less is lost in rounding
 EPSILON = np.finfo(np.float64).eps
@@ -31,7 +31,8 @@ def combine(
 
     - `mean`: Σ w_i q_i;
     - `log_mean`: Π q_i^w_i, normalised over all units, kept or not;
-    - `confidence`: Σ w_i c_i q_i / Σ w_i c_i with the `certainty` c_i of each in the frame.
+    - `confidence`: Σ w_i c_i q_i / Σ w_i c_i with the `certainty` c_i of each in the frame;
+    - `surest`: the q_i with the largest w_i c_i, the first of equal ones.
 
     Kept are the units that any teacher with a weight above 0 kept, the best MAX_KEPT of a frame. A single teacher is
     returned unchanged.
@@ -60,8 +61,11 @@ def combine(
     if mode == "log_mean":
         return _log_mean(targets, fixed, every)
     by_frame = np.repeat(fixed[:, None], first.frames, axis=1)
-    if mode == "confidence":
+    if mode in ("confidence", "surest"):
         by_frame *= [certainty(target, prior) for target, prior in zip(targets, every, strict=True)]
+    if mode == "surest":
+        by_frame = (np.arange(len(targets))[:, None] == by_frame.argmax(0)).astype(np.float64)
+    elif mode == "confidence":
         by_frame /= by_frame.sum(0)
     return _mean(targets, by_frame, every)
 
@@ -113,6 +117,7 @@ def resample(
     frames: int,
     wanted_ms: int,
     prior: np.ndarray | None = None,
+    anywhere: bool = False,
 ) -> SparsePosteriors:
     """Soft targets on another grid of frames, averaged by overlap in time.
 
@@ -127,14 +132,15 @@ def resample(
         frames: number of wanted frames.
         wanted_ms: p.
         prior: as of `combine`.
+        anywhere: starts and ends may differ by any time.
 
     Raises:
-        UserError: when starts or ends differ by at least one frame of each grid together.
+        UserError: when starts or ends differ by at least one frame of each grid together, unless they may.
     """
     if (frame_ms, offset_ms, target.frames) == (wanted_ms, 0, frames):
         return target
     end, wanted_end = offset_ms + target.frames * frame_ms, frames * wanted_ms
-    if max(abs(offset_ms), abs(end - wanted_end)) >= frame_ms + wanted_ms:
+    if not anywhere and max(abs(offset_ms), abs(end - wanted_end)) >= frame_ms + wanted_ms:
         raise UserError(
             f"its {target.frames} frames of {frame_ms} ms cover {offset_ms} to {end} ms, the {frames} wanted ones of "
             f"{wanted_ms} ms cover 0 to {wanted_end} ms; label this audio again"

@@ -98,6 +98,21 @@ class HiddenStates:
         return replace(self, frames=len(range(*frames.indices(self.frames))), taps=taps)
 
 
+@dataclass
+class SideBySide:
+    """What is stored of an utterance by several teachers: a row holds their states one beside the other."""
+
+    of: list[HiddenStates]
+
+    def of_frames(self, name: str) -> np.ndarray:
+        """As of `HiddenStates`, as wide as those of all teachers together."""
+        return np.concatenate([one.of_frames(name) for one in self.of], 1)
+
+    def __getitem__(self, frames: slice) -> SideBySide:
+        """As of `HiddenStates`."""
+        return SideBySide([one[frames] for one in self.of])
+
+
 def encode_hidden(states: HiddenStates) -> bytes:
     """The bytes of an utterance's hidden states."""
     columns = [] if states.edges is None else [states.edges.astype("<u4")]

@@ -11,7 +11,7 @@ from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, names_in, place, write_whole
-from asr_kd.shards.tarset import read_shard
+from asr_kd.shards.tarset import read_index, read_listed
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.settings import InspectSettings
 from asr_kd.targets.store import TargetMetadata, read_target_shard
@@ -45,8 +45,9 @@ def inspect(settings: InspectSettings) -> None:
         raise UserError(f"{path}: {settings.key} {why}")
     _print_utterance(settings.key, metadata, target, name, settings.rows)
     if settings.png:
-        audio = place(settings.audio) / path.name if settings.audio else None
-        spectrum = _spectrum(audio, settings.key, metadata.features) if audio else None
+        spectrum = (
+            _spectrum(settings.audio, path.name, settings.key, metadata.features.shown) if settings.audio else None
+        )
         draw(settings.png, settings.key, target, metadata.frame_ms, name, spectrum)
         print(settings.png)
 
@@ -124,13 +125,14 @@ def _print_utterance(
         print(f"… and {target.frames - rows} more; rows={target.frames} shows all")
 
 
-def _spectrum(path: Place, key: str, features: FeatureSettings) -> np.ndarray:
-    """float16 [hops, mels], the features of an utterance before stacking."""
-    for sample in read_shard(path):
+def _spectrum(folder: str | list[str], shard: str, key: str, features: FeatureSettings) -> np.ndarray:
+    """float16 [hops, mels], the features of an utterance of a shard before stacking."""
+    found = next((info for info in read_index(folder) if info.name == shard), None)
+    for sample in read_listed(folder, found) if found else ():
         if sample.key == key:
             waveform, _ = decode_audio(sample.audio, key, features.sample_rate, MAX_SECONDS)
             return Frontend(features).compute(waveform).reshape(-1, features.mels)
-    raise UserError(f"{path}: {key} is not there; give the audio that these targets answer")
+    raise UserError(f"{folder}/{shard}: {key} is not there; give the audio that these targets answer")
 
 
 def draw(

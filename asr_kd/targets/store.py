@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from asr_kd.audio.settings import FeatureSettings
+from asr_kd.audio.settings import InputSettings
 from asr_kd.config.base import Settings
 from asr_kd.config.load import build
 from asr_kd.errors import UserError
@@ -77,10 +77,10 @@ class TargetMetadata(Settings):
         teacher: fingerprint of the checkpoint.
         units_hash: of the teacher's vocabulary.
         offset_ms: start of the first frame in the audio.
-        features: the teacher's front end.
-        frontend: version of the front end.
-        heard: how the teacher's features were rounded. None in shards before version 3, whose teachers were given float32
-            features though they were trained on float16.
+        features: the teacher's front end, or what sound it is given.
+        frontend: version of our front end.
+        heard: how the teacher's features were rounded, or that it was given sound. None in shards before version 3, whose teachers
+            were given float32 features though they were trained on float16.
         audio_sha256: of the audio shard that it belongs to.
         quarantined: key → reason, utterances of the audio shard without a target.
         tail_prior: distribution of the mass that was not kept, as of `prior.to_text`.
@@ -98,9 +98,9 @@ class TargetMetadata(Settings):
     num_units: int
     frame_ms: Annotated[int, Field(ge=1, le=10_000)]
     offset_ms: int = 0
-    features: FeatureSettings
+    features: InputSettings
     frontend: int = 1
-    heard: Literal["float16"] | None = None
+    heard: Literal["float16", "sound"] | None = None
     audio_sha256: str
     quarantined: dict[str, str]
     tail_prior: str | None = None
@@ -186,8 +186,12 @@ def read_labelled_shard(
     members = read_members(path)
     metadata = _metadata(path, next(iter(members), None))
     same = "label with a teacher that has the same"
+    other = (
+        f"{same} units, or give the student the teacher's (asr-kd units teacher=…); a student of other units learns from texts "
+        "(transcribe) or hidden features of that teacher, not from its posteriors"
+    )
     for name, theirs, mine, remedy in (
-        ("units", metadata.units_hash, units_hash, f"{same} units"),
+        ("units", metadata.units_hash, units_hash, other),
         ("number of units", metadata.num_units, num_units, f"{same} units"),
         (
             "frame period in ms",
@@ -284,7 +288,7 @@ def check_answers(targets: Place | str, metadata: TargetMetadata, audio: Place |
     if metadata.audio_sha256 != audio_sha256:
         raise UserError(
             f"{targets}: answers an audio shard with SHA-256 {metadata.audio_sha256[:16]}…, {audio} has "
-            f"{audio_sha256[:16]}…; label this audio again"
+            f"{audio_sha256[:16]}…; label this audio again (or give `pairs` of `asr-kd pair`, where it is another recording of the same moments)"
         )
 
 

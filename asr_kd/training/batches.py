@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from asr_kd.audio.augment import in_time, spec_augment, stretched
-from asr_kd.distillation.answers import taught_by
+from asr_kd.audio.augment import Masks, Stretch, draw_masks, draw_stretch, in_time, masked, stretched
+from asr_kd.audio.batched import Input, Sounds
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.distillation.answers import NO_ONE, Foreign, taught_by
 from asr_kd.distillation.batch import Batch, Example, Part
 from asr_kd.distillation.knowledge import Task, lesson_of
 from asr_kd.models.acoustic import collate
 from asr_kd.targets.hidden import CODES
+from asr_kd.training.generated import GeneratedSource
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Cursor, Source
 from asr_kd.units import Units
@@ -40,6 +44,8 @@ class PhaseStream:
     Args:
         phase: index of the phase in the settings.
         units: vocabulary of the learner; soft targets over another vocabulary are refused.
+        foreign: teachers from outside that answer in the step.
+        on_device: whether the features are made where the network is, as far as that can be (`Source.deferred`).
 
     Attributes:
         lessons: for each source, what is learned from it.
@@ -47,13 +53,24 @@ class PhaseStream:
         seconds: audio in one cycle of the phase, all lanes together.
     """
 
-    def __init__(self, settings: TrainSettings, phase: int, units: Units) -> None:
-        self.settings, self.phase, self.units = settings, phase, units
-        self.plan = settings.phases[phase]
-        self.sources = [Source(settings, phase, index, units) for index in range(len(self.plan.sources))]
+    def __init__(
+        self,
+        settings: TrainSettings,
+        phase: int,
+        units: Units,
+        foreign: Mapping[str, Foreign] = NO_ONE,
+        on_device: bool = False,
+    ) -> None:
+        self.settings, self.phase, self.units, self.foreign = settings, phase, units, dict(foreign)
+        self.plan, self.on_device = settings.phases[phase], on_device
+        self.sources = [
+            (GeneratedSource if source.generated else Source)(settings, phase, index, units, foreign, on_device)
+            for index, source in enumerate(self.plan.sources)
+        ]
         task = Task(units, settings.features, settings.model, settings.missing_mass)
         self.lessons = [
-            lesson_of(source, replace(task, taught=taught_by(source, settings.model))) for source in self.plan.sources
+            lesson_of(source, replace(task, taught=taught_by(source, settings.model, foreign)))
+            for source in self.plan.sources
         ]
         self.passes = self.plan.passes
         if self.plan.hours is not None:
@@ -120,19 +137,26 @@ class PhaseStream:
     def _collate(self, examples: list[Example], source: int, rng: np.random.Generator) -> Batch:
         plan, like = self.plan.sources[source], self.settings.features
         augment = plan.augment
-        changed = [stretched(example.features, like.stack, augment, rng) for example in examples]
+        drawn = [draw_stretch(len(example.features), augment, rng) for example in examples]
         # views: all utterances, then all again, alike but for their masks
-        examples, changed = examples * plan.copies, changed * plan.copies
-        features, lengths = collate([spec_augment(rows, like, augment, rng) for rows, _ in changed])
+        masks = [draw_masks(one.frames, like, augment, rng) for one in drawn * plan.copies]
+        coming = None
+        if self.sources[source].deferred:
+            coming = _coming(examples, like, drawn, masks, bool(plan.teacher))
+            features = torch.empty(len(masks), max(one.frames for one in drawn), 0)
+        else:
+            features = _heard(examples, like, drawn, masks)
+        examples, drawn = examples * plan.copies, drawn * plan.copies
+        lengths = torch.tensor([one.frames for one in drawn])
         first = torch.tensor([example.first for example in examples])
         # a stretch changes the number of frames; chunks are never stretched
         last = lengths if augment.stretch else torch.tensor([example.last for example in examples])
-        batch = Batch(features, lengths, first, last, source)
-        if plan.teacher:
-            clean = [example.features if example.clean is None else example.clean for example in examples]
-            if augment.stretch:
-                clean = [in_time(rows, like.stack, int(size)) for rows, size in zip(clean, lengths, strict=True)]
-            batch.clean = collate(clean)[0]
+        batch = Batch(features, lengths, first, last, source, coming=coming)
+        if plan.teacher and coming is None:
+            batch.clean = _clean(examples, like, drawn)
+        sounds = [torch.from_numpy(example.sound) for example in examples if example.sound is not None]
+        if sounds:
+            batch.parts["sound"] = Part(torch.cat(sounds), torch.tensor([len(one) for one in sounds]))
         needs = plan.needs
         if "text" in needs:
             ids: list[list[int]] = [example.ids or [] for example in examples]
@@ -140,7 +164,7 @@ class PhaseStream:
             batch.parts["text"] = Part(row, torch.tensor([len(one) for one in ids]))
         if "targets" in needs and not plan.teacher:
             # targets are stretched like the features
-            shown = [origin if augment.stretch else slice(None) for _, origin in changed]
+            shown = [one.origin if augment.stretch else slice(None) for one in drawn]
             batch.parts |= _soft(examples, shown)
             batch.parts |= _hidden(examples, shown, self.lessons[source].taught)
         lesson = self.lessons[source]
@@ -148,6 +172,28 @@ class PhaseStream:
             if kind not in lesson.answered:
                 kind.prepare(examples, batch, rng)
         return batch
+
+
+def _heard(examples: list[Example], like: FeatureSettings, drawn: list[Stretch], masks: list[Masks]) -> Tensor:
+    """Features of all copies of a batch, changed as was drawn."""
+    copies = len(masks) // len(examples)
+    rows = [stretched(one.features, like.stack, how) for one, how in zip(examples, drawn, strict=True)] * copies
+    return collate([masked(one, like.stack, hidden) for one, hidden in zip(rows, masks, strict=True)])[0]
+
+
+def _clean(examples: list[Example], like: FeatureSettings, drawn: list[Stretch]) -> Tensor:
+    """Features of a batch without noise, masks and another vocal tract."""
+    clean = [example.features if example.clean is None else example.clean for example in examples]
+    return collate([in_time(rows, like.stack, how) for rows, how in zip(clean, drawn, strict=True)])[0]
+
+
+def _coming(
+    examples: list[Any], like: FeatureSettings, drawn: list[Stretch], masks: list[Masks], with_clean: bool
+) -> Input:
+    """What `_heard` and `_clean` are made of, where the sound is heard by the network's device."""
+    clean = [example.clean for example in examples if example.clean is not None]
+    sounds = Sounds.of([example.features for example in examples])
+    return Input(like, sounds, drawn, masks, with_clean, Sounds.of(clean) if clean else None)
 
 
 def _soft(examples: list[Example], shown: list[Any]) -> dict[str, Part]:

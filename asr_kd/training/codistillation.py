@@ -23,6 +23,7 @@ from asr_kd.distillation.settings import SHARED, RunSettings
 from asr_kd.errors import UserError
 from asr_kd.files import Place, place, read_json, write_json
 from asr_kd.models.acoustic import load_checkpoint, save_checkpoint
+from asr_kd.training.distributed.ranks import total
 from asr_kd.training.settings import PhaseSettings
 from asr_kd.training.step import Learner
 from asr_kd.units import Units
@@ -60,17 +61,20 @@ def share_no_more(learner: Learner, run: Path) -> None:
         write_json(run / SHARED / LAST, {"step": step - step % every})
 
 
-def hear(learner: Learner, plan: PhaseSettings, units: Units, stop_asked: Callable[[], int]) -> bool:
-    """Before a step: load what the runs that teach in this phase have shared, if it is time; waits for it.
+def hear(
+    learner: Learner, plan: PhaseSettings, units: Units, stop_asked: Callable[[], int], ended: bool = False
+) -> bool:
+    """Before a step of all processes: load what the runs that teach in this phase have shared, if it is time; waits for it.
 
     Args:
         learner: before a step; takes the networks and what they are.
         plan: of the phase.
         units: of the learner.
-        stop_asked: the signal that asked the run to stop; 0 if none did.
+        stop_asked: the signal that asked this process to stop; 0 if none did.
+        ended: whether this process has no more batches in this phase; where none has, nothing is waited for.
 
     Returns:
-        False if the wait has ended because the run was asked to stop.
+        False if the wait has ended, for all processes, because one was asked to stop.
 
     Raises:
         UserError: when it does not come in time, has other units or features, or is not what the run has learned from before.
@@ -81,9 +85,9 @@ def hear(learner: Learner, plan: PhaseSettings, units: Units, stop_asked: Callab
         held = position.heard.get(one.name)
         if wanted <= 0 or (held and held[0] == wanted and one.name in learner.teachers):
             continue
-        folder = _awaited(one, wanted, learner, stop_asked)
+        folder, going = _awaited(one, wanted, learner, stop_asked, ended)
         if folder is None:
-            return False
+            return going
         # a network is made with random weights first: how often one is loaded must not move the run's own draws
         with torch.random.fork_rng(devices=[]):
             checkpoint = load_checkpoint(folder, learner.ranks.device)
@@ -97,30 +101,45 @@ def hear(learner: Learner, plan: PhaseSettings, units: Units, stop_asked: Callab
     return True
 
 
-def _awaited(one: RunSettings, step: int, learner: Learner, stop_asked: Callable[[], int]) -> Place | None:
-    """The folder of what a run shared at a step, or last if it ended before; None if asked to stop."""
+def _awaited(
+    one: RunSettings, step: int, learner: Learner, stop_asked: Callable[[], int], ended: bool
+) -> tuple[Place | None, bool]:
+    """The folder of what a run shared at a step, or last if it ended before; None if none is needed, and False if a process was asked to stop.
+
+    All processes wait together.
+    """
     began, said = monotonic(), not learner.ranks.first
     while True:
         if (last := place(one.name) / LAST).exists():
-            step = min(step, int(read_json(last)["step"]))
+            step = min(step, _ended_at(last))
             if not step:
                 raise UserError(
                     f"teacher: {one.run} has ended before it shared anything; train it longer, or lower its share.every"
                 )
-        if (_shared(place(one.name), step) / "checkpoint.json").exists():
-            return _shared(place(one.name), step)
-        if stop_asked():
-            return None
-        if monotonic() - began > one.wait:
+        folder = _shared(place(one.name), step)
+        own = [not (folder / "checkpoint.json").exists(), bool(stop_asked()), monotonic() - began > one.wait, not ended]
+        missing, asked, late, needed = total(torch.tensor(own, dtype=torch.float32), learner.ranks).tolist()
+        if not missing:
+            return folder, True
+        if asked or not needed:
+            return None, not asked
+        if late:
             raise UserError(
-                f"teacher: {_shared(place(one.name), step)} has not come in {one.wait:g} s; start that run, with share.every={one.every}, or "
+                f"teacher: {folder} has not come in {one.wait:g} s; start that run, with share.every={one.every}, or "
                 "wait for it longer (teacher.wait)"
             )
         if not said:
-            print(f"{learner.settings.output}: waiting for {_shared(place(one.name), step)}", file=sys.stderr)
+            print(f"{learner.settings.output}: waiting for {folder}", file=sys.stderr)
             said = True
         learner.check()
         sleep(min(LOOK_SECONDS, one.wait))
+
+
+def _ended_at(last: Place) -> int:
+    try:
+        return int(read_json(last)["step"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{last}: does not say when that run ended; copy it again, or train that run again") from None
 
 
 def _shared(folder: Place, step: int) -> Place:

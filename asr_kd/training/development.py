@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from asr_kd.models.acoustic import Checkpoint, infer_batches
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
 from asr_kd.training.blank import OFFSETS, BlankCurve
-from asr_kd.training.settings import TrainSettings
 from asr_kd.units import Units
 
 
@@ -38,7 +38,22 @@ class Development:
     blank_share: float = 0.0
 
 
-def score_development(settings: TrainSettings, learner: Checkpoint) -> Development:
+class Scoring(Protocol):
+    """Settings of a job that scores on a development set."""
+
+    @property
+    def development(self) -> str | list[str] | None: ...
+    @property
+    def feature_cache(self) -> str | None: ...
+    @property
+    def max_seconds(self) -> float: ...
+    @property
+    def batch_frames(self) -> int: ...
+    @property
+    def calibrate_blank(self) -> bool: ...
+
+
+def score_development(settings: Scoring, learner: Checkpoint) -> Development:
     """WER by greedy decoding, and CTC loss a frame, on the development shards.
 
     References are compared as the vocabulary spells them: a spelling that it changes is no error of the network.
@@ -65,10 +80,11 @@ def score_development(settings: TrainSettings, learner: Checkpoint) -> Developme
     return Development(wer, loss / curve.frames, offset, substitutions, deletions, insertions, blanks)
 
 
-def _posteriors(settings: TrainSettings, learner: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+def _posteriors(settings: Scoring, learner: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     """Text and log-probabilities, float32 [frames, units], of every utterance of the development set."""
     folder, cache = settings.development, settings.feature_cache
-    wanted = ShardInput(folder=folder, features=settings.features, max_seconds=settings.max_seconds, cache=cache)
+    assert folder is not None
+    wanted = ShardInput(folder=folder, features=learner.features, max_seconds=settings.max_seconds, cache=cache)
     for shard in read_index(folder):
         content = load_features(wanted, shard)
         for key, reason in content.bad:

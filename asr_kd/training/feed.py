@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from asr_kd.distillation.answers import Foreign
 from asr_kd.distillation.batch import Batch
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import killed, read_ahead, serve_parent
@@ -44,7 +45,9 @@ def _from_process(stream: PhaseStream, *arguments: Any) -> Iterator[Batch | None
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=_feed, args=(theirs, stream.settings, stream.phase, stream.units, *arguments), name="batches"
+        target=_feed,
+        args=(theirs, stream.settings, stream.phase, stream.units, stream.foreign, stream.on_device, *arguments),
+        name="batches",
     )
     process.start()
     theirs.close()
@@ -63,14 +66,22 @@ def _from_process(stream: PhaseStream, *arguments: Any) -> Iterator[Batch | None
         process.join()
 
 
-def _feed(connection: Connection, settings: TrainSettings, phase: int, units: Units, *arguments: Any) -> None:
+def _feed(
+    connection: Connection,
+    settings: TrainSettings,
+    phase: int,
+    units: Units,
+    foreign: dict[str, Foreign],
+    on_device: bool,
+    *arguments: Any,
+) -> None:
     """The process: makes batches and sends them, one ahead of the reader."""
     serve_parent()
     torch.set_num_threads(1)
     # this process decodes audio too: it counts as one of the loader workers
     settings = settings.model_copy(update={"loader_workers": settings.loader_workers - 1})
     try:
-        stream = PhaseStream(settings, phase, units)
+        stream = PhaseStream(settings, phase, units, foreign, on_device)
         for batch in stream.batches(*arguments):
             _send(connection, batch)
         _send(connection, [source.met for source in stream.sources])

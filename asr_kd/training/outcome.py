@@ -47,6 +47,8 @@ def run_lost(position: Position, settings: TrainSettings) -> str | None:
     if not (start and best and last) or best.step or not last.step:
         return None
     where = settings.init or "the fresh weights"
+    if settings.init_layers:
+        where = f"layers {', '.join(map(str, settings.init_layers))} of {where}"
     return (
         f"no checkpoint was better than {where}, where it started ({figures(start.wer, start.loss)}): best/ holds the "
         f"start. The last weights have {figures(last.wer, last.loss)}: {_reason(start, last, position.lowest, settings)}."

@@ -37,7 +37,10 @@ CHECK_SECONDS = 1.0
 
 def begin_phase(learner: Learner, stream: PhaseStream, saved: dict[str, Tensor] | None) -> None:
     """Freeze the weights that the phase does not train, and set up the exchange (from its `saved` state) for the others."""
-    _freeze(learner.pupil.student, stream.plan, f"{learner.settings.output}: phases.{stream.phase}.frozen")
+    where = f"{learner.settings.output}: phases.{stream.phase}.frozen"
+    _freeze(learner.pupil.student, stream.plan, where)
+    if not any(weight.requires_grad for weight in learner.pupil.parameters()):
+        raise UserError(f"{where}: names all weights, and nothing is left to train; leave some out")
     traffic = learner.exchange.traffic
     learner.exchange = make_exchange(learner.pupil, learner.optimizer, learner.settings.distributed, learner.ranks)
     learner.exchange.traffic = traffic
@@ -91,8 +94,8 @@ def run_phase(
         progress.resume(round(position.phase_seconds))
         began = checked = time.monotonic()
         for batch, ended in turns:
-            # several processes stop together, at the next meeting
-            if batch and not hear(learner, plan, units, stop_asked if ranks.world == 1 else lambda: 0):
+            # before the meeting, which counts; several processes wait together, those whose stream has ended with the others
+            if (batch or ranks.world > 1) and not hear(learner, plan, units, stop_asked, ended):
                 raise _stopped(learner, metrics, run, stop_asked())
             done = (position.phase_seconds + heard * ranks.world) / max(stream.seconds, 1)
             rate = _learning_rate(plan, done)
@@ -110,6 +113,10 @@ def run_phase(
                 lanes[batch.lane] = batch.after
             position.step += 1
             alone += 1
+            if batch and not math.isfinite(loss):  # before another run can hear of it
+                raise UserError(
+                    f"{settings.output}: the loss became {loss} at step {position.step - 1}; lower phases.{stream.phase}.learning_rate"
+                )
             if not exchange.settled:
                 continue
             follow(learner, alone)
@@ -117,15 +124,14 @@ def run_phase(
             position.audio_seconds += met.seconds
             position.phase_seconds += met.seconds
             heard, alone = 0.0, 0
-            if batch and not math.isfinite(loss):
-                raise UserError(
-                    f"{settings.output}: the loss became {loss} at step {position.step - 1}; lower phases.{stream.phase}.learning_rate"
-                )
             began, before = time.monotonic(), began
             if batch:
-                said = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
+                said: dict[str, float] = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
                 if watch := learner.watches.get(batch.source):
                     said["answers_left_out"] = round(watch.left_out)
+                if chosen := stream.sources[batch.source].chosen:
+                    said["utterances_left_out"] = chosen.left_out
+                said |= {name: round(value.item(), 4) for name, value in learner.notes.items()}
                 metrics.add(
                     position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
                     audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
@@ -167,10 +173,10 @@ def _account(settings: TrainSettings, ranks: Ranks, stream: PhaseStream, lanes: 
         counts = torch.tensor([[one.seen, one.unused, one.incomplete] for one in cursors], dtype=torch.float64).sum(0)
         seen, unused, incomplete = map(int, total(counts, ranks).tolist())
         for bad in source.bad(seen, unused, incomplete):
-            bad.refuse(source.plan.audio, "fix the data")
+            bad.refuse(source.plan.name, "fix the data")
             if bad.count and ranks.first:
                 what = f"{bad.count} of {seen} utterances cannot be {bad.done} {bad.example}"
-                print(f"{source.plan.audio}: {what}", file=sys.stderr)
+                print(f"{source.plan.name}: {what}", file=sys.stderr)
 
 
 def save(learner: Learner, metrics: Metrics, run: Path) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from asr_kd.distillation.knowledge import Pupil
+from asr_kd.errors import UserError
 from asr_kd.files import write_whole
 from asr_kd.models.acoustic import Checkpoint, blank_held_back, load_checkpoint, save_checkpoint
 from asr_kd.training.averaging import Scored, chosen, folder_of, mean_of
@@ -22,6 +25,8 @@ from asr_kd.units import Units
 BEST = "best"
 #: beside the best checkpoint: weights of the modules trained beside the student, which the checkpoint does not hold
 BESIDE = "beside.safetensors"
+#: in a run's folder: the float weights of the best checkpoint, where that is quantised
+LATENT = Path("last") / "latent.safetensors"
 
 
 def score(learner: Learner, units: Units, metrics: Metrics, run: Path) -> None:
@@ -70,10 +75,20 @@ def score_mean(learner: Learner, units: Units, metrics: Metrics, run: Path) -> N
 
 def restore_best(learner: Learner, run: Path) -> None:
     """Load the weights of the best checkpoint into what is trained."""
-    best = load_checkpoint(run / BEST, learner.ranks.device)
-    learner.pupil.student.load_state_dict(best.model.state_dict())
+    if learner.settings.model.bits:
+        weights = _read(run / LATENT)
+    else:
+        weights = load_checkpoint(run / BEST, learner.ranks.device).model.state_dict()
+    learner.pupil.student.load_state_dict(weights)
     if learner.pupil.beside:
-        learner.pupil.beside.load_state_dict(safetensors.torch.load((run / BEST / BESIDE).read_bytes()))
+        learner.pupil.beside.load_state_dict(_read(run / BEST / BESIDE))
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(file.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); remove the run's folder and train again") from None
 
 
 def _try(learner: Learner, pupil: Pupil, units: Units, run: Path, **made: Any) -> tuple[Development, Scored]:
@@ -98,3 +113,7 @@ def _write(learner: Learner, pupil: Pupil, units: Units, folder: Path, scores: D
         pupil.student, scores.blank_offset
     ):  # only in the checkpoint, not in the weights being trained
         save_checkpoint(folder, pupil.student, units, settings.features, settings.model, training)
+        if settings.model.bits:
+            # the one checkpoint of such a run is its best
+            with write_whole(folder.parent / LATENT) as file:
+                file.write(safetensors.torch.save(pupil.student.state_dict()))

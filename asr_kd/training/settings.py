@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Settings, Share, check_owners
-from asr_kd.config.knobs import DEVICE, THREADS, Threads
+from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Sets, Settings, Share, check_owners
+from asr_kd.config.knobs import DEVICE, FEATURES_ON, THREADS, FeaturesOn, Threads
 from asr_kd.distillation.kind_settings import TogetherSettings, WeighedSettings
 from asr_kd.distillation.settings import MissingMass, SourceSettings
-from asr_kd.models.settings import ModelSettings
+from asr_kd.models.settings import HEARS_FEATURES, STREAMING, ModelSettings
 
 
 class BmufSettings(Settings):
@@ -83,7 +90,7 @@ class ChunkSettings(Settings):
     carry: bool = Field(
         False,
         description="the chunks of an utterance follow each other, a step each, and the network's state is carried over "
-        "(`lstm` alone); else each chunk is an example of its own, in random order",
+        "(of a network that streams); else each chunk is an example of its own, in random order",
     )
     left: Natural = Field(0, description="frames heard before a chunk, and not answered for (without carry)")
     right: Natural = Field(0, description="the same behind a chunk (without carry)")
@@ -155,6 +162,10 @@ class ShareSettings(Settings):
     every: Count = Field(200, description="steps between two; that of the teacher of the others")
 
 
+#: settings that came later, and are not written where they are not used
+LATER = frozenset({"init_layers"})
+
+
 class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
@@ -162,8 +173,8 @@ class TrainSettings(Settings):
 
     output: Location = Field(description="folder of the run, on a local disk")
     units: Location = Field(description="folder of the units")
-    development: Location = Field(
-        description="labelled audio shards that choose the best checkpoint and calibrate its blank (folder or URL)"
+    development: Sets = Field(
+        description="labelled audio shards that choose the best checkpoint and calibrate its blank (folder or URL, or a list)"
     )
     phases: list[PhaseSettings] = Field(min_length=1, description="what is learned, in order")
     cycles: Count = Field(1, description="times all phases are gone through")
@@ -173,6 +184,11 @@ class TrainSettings(Settings):
     distributed: DistributedSettings = Field(default_factory=lambda: DistributedSettings())
     lanes: Count = Field(1, description="parts of each stream, read side by side; a multiple of the processes")
     init: Location | None = Field(None, description="checkpoint folder (or URL) to start from; null: fresh weights")
+    init_layers: list[Count] | None = Field(
+        None,
+        description="layers of init that the network's layers begin as, in order: [1, 4]; input and output are init's; "
+        "null: all",
+    )
     features: FeatureSettings = Field(default_factory=lambda: FeatureSettings())
     model: ModelSettings = Field(default_factory=lambda: ModelSettings())
     batch_frames: Count = Field(2000, description="frames in a batch at most, padding included")
@@ -215,6 +231,7 @@ class TrainSettings(Settings):
     )
     seed: Natural = Field(0, description="fixes weights, order, dropout and masks")
     device: str = DEVICE
+    features_on: FeaturesOn = FEATURES_ON
     threads: Threads = THREADS
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -228,6 +245,11 @@ class TrainSettings(Settings):
     ready_batches: Count = Field(4, description="batches that are made ready while the network is at work")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
 
+    @model_serializer(mode="wrap")
+    def _used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is not used, so that runs of earlier versions go on."""
+        return {name: value for name, value in write(self).items() if value is not None or name not in LATER}
+
     @field_validator("model")
     @classmethod
     def _delayed(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
@@ -235,9 +257,18 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSettings:
-        if self.model.kind != "lstm" and any(phase.chunks and phase.chunks.carry for phase in self.phases):
-            raise ValueError("chunks.carry needs model.kind lstm, whose state can be carried over")
+        if self.model.kind not in STREAMING and any(phase.chunks and phase.chunks.carry for phase in self.phases):
+            raise ValueError(
+                f"chunks.carry needs a network that streams, whose state can be carried over; set model.kind to {', '.join(STREAMING)}"
+            )
+        if self.model.bits and self.average:
+            raise ValueError(
+                "average takes checkpoints, and those of a model with bits are rounded already; use ema_decay"
+            )
         self._check_runs()
+        self._check_start()
+        if self.features_on == "device":
+            self._check_sound()
         conditioned = {f"layer.{layer}" for layer in self.model.conditioned}
         for head in (head for phase in self.phases for source in phase.sources for head in source.heads):
             if head.shared and head.layer not in conditioned:
@@ -257,12 +288,42 @@ class TrainSettings(Settings):
         if self.missing_mass != "ghost" and any(source.divergence for phase in self.phases for source in phase.sources):
             raise ValueError("a divergence counts what was not kept as one class; set missing_mass to ghost")
         learned = [one for phase in self.phases for source in phase.sources for one in source.knowledge()]
+        made = [one.settings for one in learned if one.name == "generated"]
+        if any(one != made[0] for one in made):
+            raise ValueError("generated: one network makes the features of all sources; give the same settings in each")
         together = [(one.name, one.settings.learners) for one in learned if isinstance(one.settings, TogetherSettings)]
         if odd := next((name for name, learners in together if learners != dict(together)[name]), None):
             raise ValueError(
                 f"{odd} trains the same learners in all sources; give it the same settings in each, but for the weight"
             )
         return self
+
+    def _check_start(self) -> None:
+        """Refuse layers to begin as that no checkpoint of this kind of network can give."""
+        layers, model = self.init_layers, self.model
+        if layers is None:
+            return
+        if self.init is None:
+            raise ValueError("init_layers are layers of init; give init, the checkpoint whose they are")
+        if len(layers) != model.layers:
+            raise ValueError(
+                f"init_layers names {len(layers)} layers and the network has {model.layers}; name one for each"
+            )
+        if model.kind in HEARS_FEATURES and [at for at, layer in enumerate(layers) if layer == 1] != [0]:
+            raise ValueError(
+                f"init_layers: the first layer of kind {model.kind} hears features, the others hear a layer; name 1 first, and nowhere else"
+            )
+
+    def _check_sound(self) -> None:
+        """Refuse what cannot have its features made on the network's device."""
+        if self.feature_cache:
+            raise ValueError(
+                "features_on device makes features of the sound every time, and feature_cache keeps those of the loader; leave one of them out"
+            )
+        if any(phase.chunks and not phase.chunks.carry for phase in self.phases):
+            raise ValueError(
+                "features_on device makes the features of whole utterances, and chunks without carry are stretches of them; leave it out"
+            )
 
     def _check_runs(self) -> None:
         """Refuse what cannot learn from other runs, or teach them."""

@@ -10,16 +10,20 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from asr_kd.audio.noise import check_noise_files
+from asr_kd.audio.settings import SoundSettings
+from asr_kd.distillation.answers import NO_ONE, Foreign
 from asr_kd.distillation.batch import Example
+from asr_kd.distillation.opinion import Opinion
 from asr_kd.distillation.stored import stored_hidden
 from asr_kd.errors import UserError
+from asr_kd.shards.chosen import Chosen, Pairs
 from asr_kd.shards.index import ShardInfo
 from asr_kd.shards.manifest import Transcripts
 from asr_kd.shards.quarantine import Quarantine
@@ -98,29 +102,67 @@ class Source:
         phase: index of its phase in the settings.
         index: index of the source in its phase.
         units: vocabulary of the learner; soft targets over another vocabulary are refused.
+        foreign: teachers from outside that answer in the step.
+        on_device: whether features are to be made where the network is.
+
+    Attributes:
+        deferred: whether they are. Those of a cache are there, drawn ones are no sound, and chunks are cut from those of whole utterances.
 
     Raises:
         UserError: when the shards hold no utterances, or lack lengths that the schedule needs.
     """
 
-    def __init__(self, settings: TrainSettings, phase: int, index: int, units: Units) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        phase: int,
+        index: int,
+        units: Units,
+        foreign: Mapping[str, Foreign] = NO_ONE,
+        on_device: bool = False,
+    ) -> None:
         self.settings, self.phase, self.index, self.units = settings, phase, index, units
         schedule = settings.phases[phase]
         self.plan, self.chunks = schedule.sources[index], schedule.chunks
-        self.needs, self.met = self.plan.needs, Met()
-        self.shards = read_index(self.plan.audio).filled
+        self.audio, self.needs, self.met = self.plan.audio or self.plan.name, self.plan.needs, Met()
+        cut = self.chunks is not None and not self.chunks.carry
+        self.deferred = on_device and not (settings.feature_cache or self.plan.generated or cut)
+        self.chosen: Chosen | Pairs | None = None
+        self.sound = _sound_of({name: foreign[name] for name in self.plan.teachers if name in foreign})
+        if self.sound:
+            self._check_whole()
+        self._open()
+
+    def _check_whole(self) -> None:
+        """Refuse what a teacher that hears sound cannot answer: it hears whole utterances as they were."""
+        changes = {
+            "generated makes features and no sound": self.plan.generated, "chunks cut what the student hears": self.chunks,
+            "augment.stretch changes what the student hears": self.plan.augment.stretch,
+        }  # fmt: skip
+        if what := next((what for what, there in changes.items() if there), None):
+            raise UserError(
+                f"teacher: {what}, and a teacher from outside hears whole utterances as they were; leave it out, or label the audio and learn "
+                "the targets"
+            )
+
+    def _open(self) -> None:
+        schedule = self.settings.phases[self.phase]
+        self.pairs = Pairs(self.plan.pairs, self.audio) if self.plan.pairs else None
+        self.chosen = Chosen(self.plan.only, self.audio) if self.plan.only else self.pairs
+        self.shards = (self.chosen.shards if self.chosen else read_index(self.audio)).filled
         self.transcripts = Transcripts(self.plan.transcripts) if self.plan.transcripts else None
         self.seconds = self.shards.seconds * self.plan.repeat
         self.utterances = self.shards.samples * self.plan.repeat
         if self.plan.augment.noise and self.plan.augment.noise.folder:
             check_noise_files(self.plan.augment.noise.folder)
-        self.hidden, self.quantiser = stored_hidden(self.plan)
+        self.held = stored_hidden(self.plan)
+        self.opinion = Opinion(self.plan.opinion, self.units) if self.plan.opinion else None
         if not self.utterances:
-            raise UserError(f"{self.plan.audio}: holds no utterances; prepare the audio shards again")
+            raise UserError(f"{self.audio}: holds no utterances; prepare the audio shards again")
         self.steered = schedule.hours is None or (self.plan.weight is None and len(schedule.sources) > 1)
         if self.steered and (silent := self.shards.without_seconds):
             raise UserError(
-                f"{self.plan.audio}: {INDEX} says nothing of the length of {silent}, by which learning rate and mixture are steered; "
+                f"{self.audio}: {INDEX} says nothing of the length of {silent}, by which learning rate and mixture are steered; "
                 "prepare the audio shards again, or write `seconds` into their JSON and index them anew"
             )
 
@@ -156,7 +198,7 @@ class Source:
         alone = endless or self.settings.lanes == 1
         read = cursor.seen if alone and cursor.unused == cursor.seen else self.utterances * (cursor.number + 1)
         for bad in self.bad(read, cursor.unused, cursor.incomplete):
-            bad.refuse(self.plan.audio, "fix the data")
+            bad.refuse(str(self.audio), "fix the data")
 
     def bad(self, read: int, unused: int, incomplete: int) -> tuple[Quarantine, Quarantine]:
         """The utterances of so many `read` that cannot be used, and that lack the target of a teacher."""
@@ -200,14 +242,17 @@ class Source:
         loads = (self._load(shard, number, copy) for number, _, shard, copy in theirs)
         contents = map_ordered(operator.call, loads, self.settings.loader_workers)
         for (number, index, shard, _), content in zip(ours, contents, strict=True):
-            self._check_seconds(shard, content)
             heard: list[tuple[str, Item | str]] = [*content.bad, *((item.key, item) for item in content.items)]
+            if self.chosen:
+                self.chosen.check(shard.name, (key for key, _ in heard))
+            self._check_seconds(shard, content)
             heard = heard[slice(None) if whole else slice(lane, None, lanes)]
             targets = None
             if self.plan.targets:
                 with_prior = "targets" in self.needs and self.settings.missing_mass == "prior"
                 period = self.settings.features.frame_ms
-                targets = ShardTargets(self.plan, shard, self.units, period, with_prior, self.hidden, self.quantiser)
+                pairs = self.pairs.of(shard.name) if self.pairs else None
+                targets = ShardTargets(self.plan, shard, self.units, period, with_prior, self.held, self.opinion, pairs)
             done = start.item if (number, index) == (start.number, start.shard) else 0
             for number_in_shard, (key, utterance) in enumerate(heard[done:], done):
                 reading = Reading(number, index, number_in_shard, *self._learn(utterance, targets))
@@ -221,17 +266,20 @@ class Source:
         """Compare the audio of a shard with what the index says of it, where that steers the learning rate and all of it was heard."""
         heard = sum(item.seconds for item in content.items)
         if self.steered and not content.bad and abs(heard - shard.seconds) > SECONDS_OFF * max(heard, shard.seconds):
+            told = f"{self.chosen.path} or {INDEX}" if self.chosen else INDEX
             raise UserError(
-                f"{self.plan.audio}: {shard.name} holds {heard:,.1f} s of audio, {INDEX} says {shard.seconds:,.1f}, by which learning rate "
+                f"{self.audio}: {shard.name} holds {heard:,.1f} s of audio, {told} says {shard.seconds:,.1f}, by which learning rate "
                 "and mixture are steered; correct `seconds` there, or prepare the audio shards again"
             )
 
     def _load(self, shard: ShardInfo, number: int, copy: int) -> Callable[[], LoadedShard]:
         """A function that reads a shard; `copy`, how often this pass has read it before, is in the seed of its noise."""
         wanted = ShardInput(
-            folder=self.plan.audio, features=self.settings.features, max_seconds=self.settings.max_seconds,
+            folder=self.audio, features=self.settings.features, max_seconds=self.settings.max_seconds,
             cache=self.settings.feature_cache, noise=self.plan.augment.noise,
             noise_seed=(self.settings.seed, self.phase, number, self.index, copy), keep_clean=bool(self.plan.teacher),
+            sound=self.sound, deferred=self.deferred,
+            only=self.chosen.keys(shard.name) if self.chosen else None,
         )  # fmt: skip
         return functools.partial(load_features, wanted, shard)
 
@@ -243,7 +291,7 @@ class Source:
         """See `Reading`: the examples of an utterance, `unused` and `incomplete`; for an unusable one it gets the reason."""
         if isinstance(item, str):
             return [], item, ""
-        example, unused, incomplete = Example(item.key, item.features, clean=item.clean), "", ""
+        example, unused, incomplete = Example(item.key, item.features, clean=item.clean, sound=item.sound), "", ""
         if "text" in self.needs:
             text = self.text_of(item.key, item.fields)
             spelled, unused = self._spelled([] if text is None else [(text, 0.0)], len(item.features))
@@ -257,7 +305,11 @@ class Source:
             example.targets, example.prior, example.hidden = found.target, found.prior, found.hidden
         if unused:
             return [], unused, ""
-        return cut(example, self.chunks) if self.chunks and not self.chunks.carry else [example], "", incomplete
+        return self._cut(example), "", incomplete
+
+    def _cut(self, example: Example) -> list[Example]:
+        """An example of its own, or its chunks."""
+        return cut(example, self.chunks) if self.chunks and not self.chunks.carry else [example]
 
     def _spelled(self, texts: list[tuple[str, float]], frames: int) -> tuple[list[tuple[list[int], float]], str]:
         """Unit ids and score of those texts that CTC can learn from so many frames; and if there are none, why."""
@@ -267,6 +319,18 @@ class Source:
         reasons = [self.units.misfit(text, ids, fewest) for text, ids, _ in spelled] or ["no text to learn from"]
         fitting = [(ids, score) for (_, ids, score), reason in zip(spelled, reasons, strict=False) if not reason]
         return fitting, "" if fitting else reasons[0]
+
+
+def _sound_of(foreign: Mapping[str, Foreign]) -> SoundSettings | None:
+    """The sound that all of these teachers from outside can hear; None without any."""
+    rates = {name: one.sound.sample_rate for name, one in foreign.items()}
+    if len(set(rates.values())) > 1:
+        said = " and ".join(f"{name} {rate}" for name, rate in rates.items())
+        raise UserError(
+            f"teacher: they hear sound of several rates in Hz ({said}); give one, or label the audio with each"
+        )
+    # the one that needs most of an utterance
+    return max((one.sound for one in foreign.values()), key=lambda sound: sound.least, default=None)
 
 
 def cut(example: Example, chunks: ChunkSettings) -> list[Example]:

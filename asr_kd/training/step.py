@@ -15,8 +15,8 @@ from asr_kd.config.schedule import value_at
 from asr_kd.distillation.answers import answer, prepare_answers
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.guard import Watch
-from asr_kd.distillation.knowledge import Lesson, Pupil, Seen
-from asr_kd.models.network import within
+from asr_kd.distillation.knowledge import GENERATED, MADE, Lesson, Pupil, Seen
+from asr_kd.models.network import detached, within
 from asr_kd.training.averaging import Scored
 from asr_kd.training.batches import Lane
 from asr_kd.training.distributed.exchange import Exchange
@@ -76,6 +76,7 @@ class Learner:
         average: moving average of the weights, scored and kept in their place; None: the weights themselves are.
         taught_by: moving average with a decay of its own that answers as a teacher, if there is one.
         teachers: networks that answer in the step, by the names that sources have for them.
+        notes: by name, what the last step's kinds of knowledge measured beside their losses.
         watches: by source, how much the run's own average speaks in this phase, where there is a guard.
         check: raises if the run's folder is gone or belongs to another job.
     """
@@ -87,6 +88,7 @@ class Learner:
     average: AveragedModel | None = None
     taught_by: AveragedModel | None = None
     teachers: dict[str, nn.Module] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
     watches: dict[int, Watch] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
     position: Position = field(default_factory=Position)
@@ -125,6 +127,7 @@ def step(
         the loss, a mean over learned frames, nat.
     """
     learner.pupil.train()
+    learner.notes.clear()
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
     if carry and batch:
@@ -157,17 +160,21 @@ def batch_loss(seen: Seen, lesson: Lesson, frames: int, besides: dict[str, dict[
 
 
 def _loss(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> Tensor:
-    frames, (here, lesson) = batch.frames, _answered(learner, batch, lesson, done)
+    frames, here = batch.frames, batch.to(learner.ranks.device)
     with _precision(learner):
-        outputs, besides = learner.exchange.network(here.features, here.lengths)
-    seen = Seen(outputs.logits.float(), outputs.lengths, here.learned, here.parts, outputs.hidden, {}, done)
+        outputs, besides = learner.exchange.network(here.features, here.lengths, lesson.source.drawn)
+    if lesson.source.drawn:
+        here.clean = besides[GENERATED][MADE]
+    here, lesson = _answered(learner, here, lesson, done)
+    logits, note = outputs.logits.float(), learner.notes.__setitem__
+    seen = Seen(logits, outputs.lengths, here.learned, here.parts, outputs.hidden, {}, done, note)
     loss = batch_loss(seen, lesson, frames, besides)
     return loss + _touched(besides) if besides else loss
 
 
-def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> tuple[Batch, Lesson]:
-    """The batch on the learner's device, with the answers of its teachers, if any answer in the step; and what is learned of it."""
-    here, source = batch.to(learner.ranks.device), lesson.source
+def _answered(learner: Learner, here: Batch, lesson: Lesson, done: float) -> tuple[Batch, Lesson]:
+    """A batch on the learner's device with the answers of its teachers, if any answer in the step; and what is learned of it."""
+    source = lesson.source
     if not lesson.answered:
         return here, lesson
     if any(
@@ -178,7 +185,7 @@ def _answered(learner: Learner, batch: Batch, lesson: Lesson, done: float) -> tu
         said = answer(learner.teachers, here, lesson, done)
     if source.guard:
         spoken = (said["soft.units"].values[:, 0] != Units.blank).double().mean().item()
-        if not learner.watches.setdefault(batch.source, Watch()).allows(spoken, source.guard):
+        if not learner.watches.setdefault(here.source, Watch()).allows(spoken, source.guard):
             return here, lesson.unanswered
     here.parts |= said
     prepare_answers(here, lesson.answered)
@@ -202,16 +209,17 @@ def _nothing(learner: Learner) -> Tensor:
 def _carried_steps(learner: Learner, batch: Batch, frames: int, lesson: Lesson, done: float) -> float:
     """Truncated backpropagation through time: the utterances of a batch chunk by chunk, the network's state carried over."""
     network, device = learner.pupil.student, learner.ranks.device
-    (here, lesson), total = _answered(learner, batch, lesson, done), batch.frames
+    (here, lesson), total = _answered(learner, batch.to(device), lesson, done), batch.frames
     lengths, inside = here.lengths.to(device), within(here.features, here.lengths)
-    features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.delay))
+    features = nn.functional.pad(here.features * inside[..., None], (0, 0, 0, network.lookahead_frames or 0))
     starts = (lengths.cumsum(0) - lengths)[:, None]
-    state, heard = None, 0.0
+    state, answered, heard = None, -network.delay, 0.0
     for begin in range(0, features.shape[1], frames):
         with _precision(learner):
             logits, state = network.stream(features[:, begin : begin + frames], state)
-        state = [(hidden.detach(), cell.detach()) for hidden, cell in state]
-        frame = torch.arange(begin, begin + logits.shape[1], device=device) - network.delay
+        state = detached(state)
+        frame = torch.arange(answered, answered + logits.shape[1], device=device)
+        answered += logits.shape[1]
         learned = (frame >= 0) & (frame < lengths[:, None])
         if not learned.any():
             continue

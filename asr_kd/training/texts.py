@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from asr_kd.errors import UserError
-from asr_kd.files import place
-from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.shards.keys import check_keys
+from asr_kd.shards.tarset import read_index, read_listed
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.sources import Source
 from asr_kd.units import Units
@@ -19,15 +19,38 @@ NAMED = 10
 LOOKED_AT = 500
 
 
-def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source]) -> list[str]:
+def check_texts(settings: TrainSettings, units: Units, sources: Iterable[Source], show: bool = True) -> list[str]:
     """The remarks of `check_development`, and of `check_source` on every set of audio and transcripts once.
 
+    Args:
+        settings: of the run.
+        units: of the learner.
+        sources: all of them.
+        show: whether progress is shown.
+
     Raises:
-        UserError: as of both.
+        UserError: as of both; and when transcripts, which go by key, give two utterances the same text.
     """
     written = [source for source in sources if source.needs & {"text", "lists"}]
-    once = {(source.plan.audio, source.plan.transcripts): source for source in written}
+    once = {
+        (source.plan.name, source.plan.transcripts, source.plan.only or source.plan.pairs): source for source in written
+    }
+    for source in once.values():
+        if source.transcripts and not source.chosen:  # a list of utterances has each key once
+            name = f"transcripts {source.plan.transcripts}"
+            check_keys(source.audio, source.shards, name, source.transcripts.__contains__, show)
     return check_development(settings, units) + [one for source in once.values() for one in check_source(source)]
+
+
+def left_out(sources: Iterable[Source]) -> list[str]:
+    """A sentence on every list by which utterances of a source are left out."""
+    lists = {(source.plan.name, str(source.chosen.path)): source for source in sources if source.chosen}
+    return [
+        f"{audio}: {source.shards.samples:,} utterances are kept by {path}, {source.shards.seconds / 3600:.2f} hours; "
+        f"{source.chosen.left_out:,} are left out"
+        for (audio, path), source in lists.items()
+        if source.chosen
+    ]
 
 
 def check_development(settings: TrainSettings, units: Units) -> list[str]:
@@ -43,12 +66,12 @@ def check_development(settings: TrainSettings, units: Units) -> list[str]:
 
     def texts() -> Iterator[tuple[str, str]]:
         for shard in read_index(folder):
-            for sample in read_shard(place(folder) / shard.name):
+            for sample in read_listed(folder, shard):
                 if "text" not in sample.fields:
                     raise UserError(f"{folder}: {sample.key} has no text; the development set must be labelled")
                 yield sample.key, sample.fields["text"]
 
-    return _remarks(folder, texts(), units, settings.max_bad_share)
+    return _remarks(str(folder), texts(), units, settings.max_bad_share)
 
 
 def check_source(source: Source) -> list[str]:
@@ -57,10 +80,12 @@ def check_source(source: Source) -> list[str]:
     Raises:
         UserError: when none can be spelled, or already more than `max_bad_share` of the whole source cannot.
     """
-    samples = itertools.islice(read_shard(place(source.plan.audio) / source.shards[0].name), LOOKED_AT)
-    texts = ((sample.key, source.text_of(sample.key, sample.fields)) for sample in samples)
+    samples = read_listed(source.audio, source.shards[0])
+    kept = source.chosen.keys(source.shards[0].name) if source.chosen else None
+    heard = (sample for sample in samples if kept is None or sample.key in kept)
+    texts = ((one.key, source.text_of(one.key, one.fields)) for one in itertools.islice(heard, LOOKED_AT))
     known = ((key, text) for key, text in texts if text is not None)
-    name = source.plan.transcripts or source.plan.audio
+    name = source.plan.transcripts or source.plan.name
     return _remarks(name, known, source.units, source.settings.max_bad_share, source.shards.samples)
 
 

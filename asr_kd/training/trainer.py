@@ -13,12 +13,14 @@ from torch.optim.swa_utils import AveragedModel
 from asr_kd.allocator import keep_freed_memory
 from asr_kd.audio.blas import one_thread
 from asr_kd.audio.features import versioned
-from asr_kd.distillation.answers import CYCLE, OWN, answerers, check_same_input
+from asr_kd.config.knobs import made_on_device
+from asr_kd.distillation.answers import CYCLE, OWN, answerers, check_same_input, foreigners
 from asr_kd.distillation.knowledge import Pupil
 from asr_kd.ending import stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local
-from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
+from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device
+from asr_kd.models.teachers import is_foreign, load_teacher
 from asr_kd.shards.leases import sole_writer
 from asr_kd.training.averaging import remove_others
 from asr_kd.training.batches import PhaseStream
@@ -33,7 +35,8 @@ from asr_kd.training.provenance import provenance, start_from
 from asr_kd.training.scoring import restore_best, score, score_mean
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.step import Learner, make_optimizer
-from asr_kd.training.texts import check_texts
+from asr_kd.training.texts import check_texts, left_out
+from asr_kd.training.weights import with_weights
 from asr_kd.units import Units, load_units
 
 
@@ -57,6 +60,7 @@ def train(settings: TrainSettings) -> None:
 
 def _train(settings: TrainSettings, ranks: Ranks) -> None:
     run = local(settings.output, "output")
+    settings, weighed = with_weights(settings)
     carried, world = any(phase.chunks and phase.chunks.carry for phase in settings.phases), ranks.world
     if settings.lanes % world:
         raise UserError(f"lanes: {settings.lanes} is not a multiple of {world} processes; set lanes={world}")
@@ -64,16 +68,20 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
     units = load_units(settings.units)
     sources = [source for phase in settings.phases for source in phase.sources]
-    made = OWN | {one.name for source in sources for one in source.runs}
+    runs = [one for source in sources for one in source.runs]
+    _refuse_foreign(settings.init, [one.run for one in runs])
+    made = OWN | {one.name for one in runs}
     asked = {name for source in sources for name in source.teachers if name not in made}
-    teachers = {folder: load_checkpoint(folder, ranks.device) for folder in sorted(asked)}
+    teachers: dict[str, Checkpoint] = {folder: load_teacher(folder, ranks.device) for folder in sorted(asked)}
     for folder, teacher in teachers.items():
         otherwise = ", or label the audio and learn the targets with resample=true"
         check_same_input(f"teacher: {folder}", teacher, units, settings.features, otherwise)
     torch.manual_seed(settings.seed)
     init = load_checkpoint(settings.init) if settings.init else None
-    streams = [PhaseStream(settings, phase, units) for phase in range(len(settings.phases))]
-    for remark in check_texts(settings, units, [source for stream in streams for source in stream.sources]):
+    on_device, phases = made_on_device(settings.features_on, ranks.device.type), range(len(settings.phases))
+    streams = [PhaseStream(settings, phase, units, foreigners(teachers), on_device) for phase in phases]
+    opened = [source for stream in streams for source in stream.sources]
+    for remark in check_texts(settings, units, opened, ranks.first) + left_out(opened) + weighed:
         _say(ranks, remark)
     data = provenance(settings, units, init, teachers)
     claim_folder(run, "train", {**settings.model_dump(), "features": versioned(settings.features), **data})
@@ -97,6 +105,18 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         _run(learner, streams, units, run)
 
 
+def _refuse_foreign(init: str | None, runs: list[str]) -> None:
+    if run := next(filter(is_foreign, runs), None):
+        raise UserError(
+            f"teacher.run: {run} is a model from outside, and no run that shares what it learns; let it answer as it is: teacher: {run}"
+        )
+    if init and is_foreign(init):
+        raise UserError(
+            f"init: {init} is a model from outside, whose network is none of those that are trained here; leave out init, and learn from it as a "
+            "teacher"
+        )
+
+
 def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) -> None:
     """All phases, from the saved state if there is one, in a folder leased to this job."""
     settings, ranks, saved = learner.settings, learner.ranks, None
@@ -112,7 +132,8 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
     position = learner.position
     metrics = Metrics(run, position.step if saved is not None else -1, settings.tensorboard, ranks.first)
     several = f", {ranks.world} processes" if ranks.world > 1 else ""
-    size = f"{parameters(learner.pupil.student):,} parameters, {units.size} units"
+    bits = f" of {settings.model.bits} bits" if settings.model.bits else ""
+    size = f"{parameters(learner.pupil.student):,} parameters{bits}, {units.size} units"
     _say(ranks, f"{run}: {settings.model.kind}, {size}, on {ranks.device}{several}")
     with closing(metrics), stop_requests() as stop_asked:
         if saved is None:
@@ -120,6 +141,9 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
             position.lanes = [stream.start() for stream in streams]
             score(learner, units, metrics, run)
             save(learner, metrics, run)
+        elif saved and not position.step:  # saved before a phase has begun, when there was no method to have a state
+            learner.exchange.load_state_dict(saved)
+            saved = None
         while not position.finished:
             stream = streams[position.phase]
             begin_phase(learner, stream, saved)

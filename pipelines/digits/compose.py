@@ -35,6 +35,9 @@ RATE = 8000
 TAKES = {"test": range(5), "development": range(5, 10), "labelled": range(10, 14), "unlabelled": range(14, 10**6)}
 SHORTEST, LONGEST = 3, 7  # digits in a string
 LONGEST_PAUSE = RATE * 3 // 10
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# --strings grammar: behind a digit d comes (3 d + 1) or (7 d + 4) mod 10, so that one digit tells of the next; all are equally frequent
+GRAMMAR = {digit: {DIGITS[(3 * d + 1) % 10], DIGITS[(7 * d + 4) % 10]} for d, digit in enumerate(DIGITS)}
 # condition → noise, signal-to-noise ratio in dB
 CONDITIONS: dict[str, tuple[str, int]] = {
     "clean": ("none", 0),
@@ -79,11 +82,11 @@ def read_recordings(source: Path) -> list[Recording]:
 
 
 def strings_of_digits(
-    recordings: list[Recording], minutes: float, rng: np.random.Generator
+    recordings: list[Recording], minutes: float, rng: np.random.Generator, grammar: bool = False
 ) -> Iterator[tuple[np.ndarray, str, str]]:
     """Strings (int16 [samples], text, speaker) of about so many minutes; every recording is used about equally often.
 
-    Only integer arithmetic touches the samples, so that the bytes are the same everywhere.
+    Digits follow each other at random, or as `GRAMMAR` allows. Only integer arithmetic touches the samples, so that the bytes are the same everywhere.
     """
     speakers = sorted({recording.speaker for recording in recordings})
     decks: dict[str, list[Recording]] = {speaker: [] for speaker in speakers}
@@ -92,11 +95,20 @@ def strings_of_digits(
         if left <= 0:
             return
         wanted = int(rng.integers(SHORTEST, LONGEST + 1))
-        deck = decks[speaker]
-        if len(deck) < wanted:
-            own = [recording for recording in recordings if recording.speaker == speaker]
-            deck.extend(own[index] for index in rng.permutation(len(own)))
-        chosen = [deck.pop(0) for _ in range(wanted)]
+        deck, chosen = decks[speaker], list[Recording]()
+        while len(chosen) < wanted:
+            last = chosen[-1].text if chosen else ""
+            fits = (number for number, one in enumerate(deck) if not (grammar and last) or one.text in GRAMMAR[last])
+            number = next(fits, None)
+            if number is None or (not chosen and len(deck) < wanted):
+                own = [recording for recording in recordings if recording.speaker == speaker]
+                if grammar and (missing := set(DIGITS) - {one.text for one in own}):
+                    raise UserError(
+                        f"--strings grammar: {speaker} has no recording of {min(missing)}; compose random strings"
+                    )
+                deck.extend(own[index] for index in rng.permutation(len(own)))
+            else:
+                chosen.append(deck.pop(number))
         pieces = [np.zeros(int(rng.integers(0, LONGEST_PAUSE)), np.int16)]
         for recording in chosen:
             pieces += [recording.waveform, np.zeros(int(rng.integers(0, LONGEST_PAUSE)), np.int16)]
@@ -208,9 +220,10 @@ def to_wav(waveform: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def compose(source: Path, output: Path, minutes: dict[str, float], seed: int) -> None:
+def compose(source: Path, output: Path, minutes: dict[str, float], seed: int, grammar: bool = False) -> None:
     """Write the sets, the first quarter and half of the unlabelled one, the oracle's text, and the test set in noise."""
     settings = {"minutes": minutes, "seed": seed, "source": [shard.sha256 for shard in read_index(source)]}
+    settings |= {"strings": "grammar"} if grammar else {}
     claim_folder(output, "compose", settings)
     recordings = read_recordings(source)
     made = {}
@@ -218,7 +231,7 @@ def compose(source: Path, output: Path, minutes: dict[str, float], seed: int) ->
         own = [recording for recording in recordings if recording.take in takes]
         if not own:
             raise UserError(f"{source}: holds no takes for the {name} set")
-        strings = list(strings_of_digits(own, minutes[name], np.random.default_rng([seed, position])))
+        strings = list(strings_of_digits(own, minutes[name], np.random.default_rng([seed, position]), grammar))
         write_set(output, name, strings, shards=8 if name == "unlabelled" else 2)
         made[name] = strings, own
     rng = np.random.default_rng([seed, len(TAKES)])
@@ -284,13 +297,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}", type=float, default=default, metavar="MINUTES", help=f"audio of the {name} set"
         )
+    parser.add_argument(
+        "--strings", choices=["random", "grammar"], default="random", help="whether a digit tells of the next"
+    )
     arguments = parser.parse_args(argv)
     minutes = {name: getattr(arguments, name) for name in TAKES}
     try:
         for name, value in minutes.items():
             if not 0 < value < 10**6:
                 raise UserError(f"--{name}: {value:g} minutes cannot be composed; give a number above 0")
-        compose(arguments.source, arguments.output, minutes, arguments.seed)
+        compose(arguments.source, arguments.output, minutes, arguments.seed, arguments.strings == "grammar")
     except UserError as error:
         print(f"compose: {error}", file=sys.stderr)
         return 2

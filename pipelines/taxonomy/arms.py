@@ -14,7 +14,13 @@ from asr_kd.errors import UserError
 from asr_kd.training.settings import TrainSettings
 
 HERE = Path(__file__).parent
-TASKS = ("strong", "weak", "real")
+#: task → its file, and variables in place of those there
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "strong": ("strong.yaml", {}),
+    "weak": ("weak.yaml", {}),
+    "grammar": ("weak.yaml", {"strings": "grammar"}),
+    "real": ("real.yaml", {}),
+}
 #: what the arms that start from random weights change besides
 FRESH: dict[str, Any] = {"init": None}
 
@@ -32,14 +38,15 @@ class Arm:
     name: str
     source: dict[str, Any] = field(default_factory=dict)
     labelled: dict[str, Any] = field(default_factory=dict)
+    further: Sequence[dict[str, Any]] = ()
     train: dict[str, Any] = field(default_factory=dict)
     key: str = ""
     values: Sequence[Any] = (None,)
     fresh: bool = False
     baseline: str | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tasks: Sequence[str] = TASKS
-    passes: int | None = None
+    tasks: Sequence[str] = tuple(TASKS)
+    passes: int | str | None = None
 
     def stage(self, value: Any) -> str:
         """Name of its stage, and of the run's folder, with a value of its setting."""
@@ -53,7 +60,7 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
         UserError: when an entry has a key that arms do not have, or a baseline that is not there with its start.
     """
     arms: dict[str, Arm] = {}
-    known = {"source", "labelled", "train", "grid", "starts", "baseline", "stages", "tasks"}
+    known = {"source", "labelled", "further", "train", "grid", "starts", "baseline", "stages", "tasks", "passes"}
     for name, entry in load_yaml(file).items():
         if wrong := set(entry) - known:
             raise UserError(f"{file}: {name}: {min(wrong)} is no key of an arm; they are {', '.join(sorted(known))}")
@@ -66,7 +73,7 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
             base = entry.get("baseline", "soft" if name != "soft" else None)
             arm = Arm(
                 name + "-fresh" * fresh, key=key, values=values, fresh=fresh, baseline=base and base + "-fresh" * fresh,
-                **{part: entry[part] for part in ("source", "labelled", "train", "stages", "tasks") if part in entry},
+                **{part: entry[part] for part in ("source", "labelled", "further", "train", "stages", "tasks", "passes") if part in entry},
             )  # fmt: skip
             arms[arm.name] = arm
     for arm in arms.values():
@@ -76,8 +83,8 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
 
 
 def with_baselines(arms: Mapping[str, Arm], names: Sequence[str]) -> list[Arm]:
-    """The named arms, soft, and those that they are compared with, in the order of arms.yaml."""
-    wanted = {"soft", *names}
+    """The named arms, soft where there is one, and those that they are compared with, in the order of arms.yaml."""
+    wanted = {*names} | ({"soft"} & arms.keys())
     while more := {base for name in wanted if (base := arms[name].baseline)} - wanted:
         wanted |= more
     return [arm for name, arm in arms.items() if name in wanted]
@@ -90,13 +97,16 @@ def task_of(task: str, seed: int, variables: Mapping[str, Any], root: str = "${r
         variables: in place of the file's.
         root: folder of all tasks.
     """
-    pipeline = load_yaml(HERE / f"{task}.yaml")
-    values = {**pipeline["variables"], **variables}
+    file, changed = TASKS[task]
+    pipeline = load_yaml(HERE / file)
+    values = {**pipeline["variables"], **changed, **variables}
     values |= {
         "data": f"{root}/{task}/data",
         "run": f"{root}/{task}/seed{seed}",
         "seed": seed,
         "second_seed": seed + 100,
+        "third_seed": seed + 200,
+        "passes_of_three_quarters": round(values["passes"] * 4 / 3),
     }
     return {"values": values, "stages": pipeline["stages"]}
 
@@ -125,6 +135,7 @@ def student_of(stages: Mapping[str, Any], arm: Arm, value: Any) -> dict[str, Any
     phase = settings["phases"][0]
     for source, changes in zip(phase["sources"], (arm.source, arm.labelled), strict=True):
         source |= copy.deepcopy(changes)
+    phase["sources"] += copy.deepcopy(list(arm.further))
     if arm.passes:
         phase["passes"] = arm.passes
     if value is not None:
@@ -146,6 +157,26 @@ def refusal(task: str, arm: Arm, variables: Mapping[str, Any]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def with_own_start(stages: Mapping[str, Any], lead: str, start: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages of a student that is another network than the task's: its start, on the labelled audio alone, and itself.
+
+    From random weights a network that streams comes late: half more errors after the passes that students have (pipelines/cut).
+
+    Args:
+        lead: what the names of a seed's stages begin with.
+        start: name of the start; students of the same network and learning rate may share it.
+        settings: of the student, with its `output`, beside which the start is kept.
+    """
+    first = copy.deepcopy(stages[f"{lead}student-supervised"]["settings"])
+    first |= {"model": settings["model"], "output": f"{settings['output'].rpartition('/')[0]}/{start}"}
+    first["phases"][0]["learning_rate"] = settings["phases"][0]["learning_rate"]
+    student = settings["output"].rpartition("/")[2]
+    return {
+        lead + start: {"verb": "train", "settings": first},
+        lead + student: {"verb": "train", "settings": {**settings, "init": first["output"]}},
+    }
 
 
 def stages_of(

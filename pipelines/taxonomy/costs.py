@@ -28,6 +28,7 @@ from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.step import Learner, follow, make_optimizer, step
+from asr_kd.training.weights import with_weights
 from asr_kd.units import load_units
 
 ROUNDS, STEPS = 5, 8  # turns of each arm, and steps in a turn
@@ -38,7 +39,7 @@ class Timed:
     """The training of an arm, a few steps at a time: batches from the stream, loss, update and moving average."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        units = load_units(settings.units)
+        settings, units = with_weights(settings)[0], load_units(settings.units)
         self.stream = PhaseStream(settings, 0, units)
         asked = {name for source in settings.phases[0].sources for name in source.teachers}
         teachers = {name: load_checkpoint(name) for name in sorted(asked - OWN)}

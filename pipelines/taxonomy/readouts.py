@@ -43,7 +43,7 @@ def fidelity(teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor], f
 
     Args:
         teacher: log-probabilities of each utterance, float64 [frames, units].
-        student: the same of the student.
+        student: the same of the student, which may be a frame shorter or longer (of audio at another rate); what both have is compared.
         frame_ms: duration of a frame.
 
     Returns:
@@ -52,10 +52,13 @@ def fidelity(teacher: Sequence[torch.Tensor], student: Sequence[torch.Tensor], f
             place within a stretch; less what the teacher itself has there, so that the same answers have 0.
         agreement: share of the spikes in whose stretch the student's best path says the teacher's unit, once, and no other.
     """
-    said, own = torch.cat(list(teacher)), torch.cat(list(student))
+    lengths = [min(len(one), len(other)) for one, other in zip(teacher, student, strict=True)]
+    said, own = (
+        torch.cat([one[:size] for one, size in zip(rows, lengths, strict=True)]) for rows in (teacher, student)
+    )
     probs, units = said.exp().sort(1, descending=True)
     before, after = (round(span / frame_ms) for span in (BEFORE_MS, AFTER_MS))
-    spikes = find_spikes(units, probs, torch.tensor([len(one) for one in teacher]), before, after)
+    spikes = find_spikes(units, probs, torch.tensor(lengths), before, after)
     kl = (said.exp() * (said - own)).sum(1).mean()
     found = {"frame_kl": kl.item(), "spike_kl": 0.0, "agreement": 1.0}
     if len(spikes.start):
@@ -83,11 +86,13 @@ def read_fidelity(run: Path, names: Sequence[str], audio: Path) -> dict[str, dic
     marks = {name: [one.fingerprint, checkpoints["teacher"].fingerprint] for name, one in checkpoints.items()}
     due = [name for name in names if known.get(name, {}).get("of") != marks[name]]
     if due:
-        features = features_of(audio, checkpoints["teacher"].features)
-        said = posteriors(checkpoints["teacher"], features)
+        frontends = {checkpoints[name].features for name in ["teacher", *due]}
+        heard = {features: features_of(audio, features) for features in frontends}
+        said = posteriors(checkpoints["teacher"], heard[checkpoints["teacher"].features])
         for name in due:
-            frame_ms = checkpoints[name].features.frame_ms
-            known[name] = {"of": marks[name], **fidelity(said, posteriors(checkpoints[name], features), frame_ms)}
+            features = checkpoints[name].features
+            own = posteriors(checkpoints[name], heard[features])
+            known[name] = {"of": marks[name], **fidelity(said, own, features.frame_ms)}
             write_json(file, known)
             print(f"{run / name}: {known[name]['frame_kl']:.4f} nat a frame from the teacher", flush=True)
     return {name: {key: known[name][key] for key in ("frame_kl", "spike_kl", "agreement")} for name in names}

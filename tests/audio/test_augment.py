@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.audio.augment import spec_augment, stretched
+from asr_kd.audio import augment
 from asr_kd.audio.settings import AugmentSettings, FeatureSettings
 
 STACK, MELS = 3, 10
@@ -19,6 +19,19 @@ def ramp(frames: int) -> np.ndarray:
 
 def noise(frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(3, 1, (frames, STACK * MELS)).astype(np.float16)
+
+
+def stretched(
+    features: np.ndarray, stack: int, wanted: AugmentSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    drawn = augment.draw_stretch(len(features), wanted, rng)
+    return augment.stretched(features, stack, drawn), drawn.origin
+
+
+def spec_augment(
+    features: np.ndarray, like: FeatureSettings, wanted: AugmentSettings, rng: np.random.Generator
+) -> np.ndarray:
+    return augment.masked(features, like.stack, augment.draw_masks(len(features), like, wanted, rng))
 
 
 def test_nothing_asked_nothing_changed() -> None:

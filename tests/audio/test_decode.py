@@ -185,8 +185,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "too long FLAC": (lambda: encoded("flac", 10.1), "longer than max_seconds"),
     "too long Opus": (lambda: encoded("opus", 10.1), "longer than max_seconds"),
     "too long at a low rate": (lambda: wav(b"\1\0" * 20000, rate=1000), "longer than max_seconds"),
-    "AIFF": (other("AIFF"), "AIFF is not read here; give WAV.*ffmpeg -i bad.aiff "),
-    "AU": (other("AU"), "AU is not read here; give WAV.*ffmpeg -i bad.au "),
+    "IRCAM": (other("IRCAM"), "IRCAM is not read here; give WAV.*ffmpeg -i bad.sf "),
     "CAF": (other("CAF"), "CAF is not read here; give WAV.*ffmpeg -i bad.caf "),
     "two rates": (
         lambda: encoded("ogg") + encoded("opus", rate=8000),

@@ -86,6 +86,12 @@ def test_bounds_outside_are_named(folder: Path, start: float, end: float | None,
         Recording(folder / "a.wav", "a").bounds(start, end)
 
 
+def test_a_recording_without_samples_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), RATE)
+    with pytest.raises(AudioError, match=r"^a: holds no samples \(zero length\); leave it out"):
+        Recording(tmp_path / "a.wav", "a").bounds(0.0, None)
+
+
 def test_bounds_that_others_rounded_are_taken(folder: Path) -> None:
     recording = Recording(folder / "a.wav", "a")
     assert recording.bounds(-0.01, 3.04) == (0.0, 3.0)

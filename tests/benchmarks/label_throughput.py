@@ -107,7 +107,8 @@ def measure(arguments: argparse.Namespace) -> None:
         batch_frames=arguments.batch_frames, loader_workers=arguments.loader_workers,
     )  # fmt: skip
     teacher = load_checkpoint(arguments.teacher, pick_device(arguments.device))
-    shards = [load_shard(settings, teacher, None, info) for info in read_index(arguments.audio)]
+    ready = settings.model_copy(update={"features_on": "loader"})
+    shards = [load_shard(ready, teacher, None, info) for info in read_index(arguments.audio)]
     frames = sum(len(item) for loaded in shards for item in loaded.features)
     forward(teacher, shards[:1], arguments.batch_frames)  # the first time pays for what is set up once
     bare, whole, peaks = [], [], []

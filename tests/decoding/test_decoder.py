@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_said_once(
 ) -> None:
     def made(lm: str) -> Decoder:
         settings = DecodingSettings(decoder="beam", lm=lm)
-        return make_decoder(settings, cast("Any", SimpleNamespace(units=letter_units, frame_ms=30)))
+        return make_decoder(settings, cast("Any", SimpleNamespace(units=letter_units, frame_ms=30, offset_ms=0)))
 
     write_arpa(tmp_path / "lm.arpa", ["ab zoo"], 2)
     for _ in range(2):
@@ -118,3 +118,11 @@ def test_minus_infinity_in_a_language_model_forbids_no_number(letter_units: Unit
     settings = DecodingSettings(decoder="beam", lm=str(tmp_path / "lm.arpa"), lm_weight=0.0)
     found = Decoder(settings, letter_units, 0.03)(said(letter_units, "ab"))[0]
     assert found.text == "ab" and np.isfinite(found.score)
+
+
+def test_words_begin_where_the_first_frame_does(letter_units: Units) -> None:
+    log_probs = said(letter_units, "ab")
+    plain = Decoder(DecodingSettings(), letter_units, 0.03)(log_probs)[0].words[0]
+    shifted = Decoder(DecodingSettings(), letter_units, 0.03, 0.045)(log_probs)[0].words[0]
+    assert (shifted.start, shifted.end) == pytest.approx((plain.start + 0.045, plain.end + 0.045))
+    assert Decoder(DecodingSettings(), letter_units, 0.03, -60.0)(log_probs)[0].words[0].start == 0.0

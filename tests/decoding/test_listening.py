@@ -77,6 +77,33 @@ def test_any_pieces_give_the_words_of_the_whole(
     assert " ".join(word.text for word in words) == best.text
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "separable": {"delay_frames": 2},
+    "chunked_conformer": {"heads": 2, "chunk_frames": 4, "left_frames": 6},
+    "emformer": {"heads": 2, "chunk_frames": 3, "left_frames": 4, "right_frames": 2, "memory": 2},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_any_pieces_give_the_same_bits_of_every_family(letter_units: Units, kind: str) -> None:
+    checkpoint = network(letter_units, kind=kind, **FAMILIES[kind])
+    decode = make_decoder(DecodingSettings(), checkpoint)
+    for seconds in (0.05, 0.1, 0.3, 2.0):  # shorter than a chunk, too
+        sound = noise(seconds)
+        whole = StreamingNetwork(checkpoint)
+        expected = np.concatenate([whole.push(sound), whole.finish()])
+        features = Frontend(FEATURES).compute(sound)
+        assert len(expected) == len(features)
+        np.testing.assert_allclose(expected, infer(checkpoint, [features])[0], atol=1e-3)
+        for pieces in (3, 17):
+            stream = StreamingNetwork(checkpoint)
+            found = [*(stream.push(part) for part in np.array_split(sound, pieces)), stream.finish()]
+            np.testing.assert_array_equal(np.concatenate(found), expected)
+        listener = Listener(StreamingNetwork(checkpoint), decode, "sound")
+        words = [word for part in np.array_split(sound, 5) for word in listener.push(part)] + listener.finish()
+        assert words == decode(expected)[0].words
+
+
 def test_the_stream_computes_what_the_network_does(student: Checkpoint) -> None:
     sound, stream = noise(3.0), StreamingNetwork(student)
     features = Frontend(FEATURES).compute(sound)

@@ -326,3 +326,30 @@ def test_a_name_that_the_terminal_cannot_show(folder: str, tmp_path: Path) -> No
         words, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, check=True
     )
     assert done.stdout.count(b"/a\\udcff.wav\t") == 2
+
+
+def test_several_sets_are_transcribed_as_one_unless_they_share_keys(folder: str, shards: str, tmp_path: Path) -> None:
+    output, wanted = tmp_path / "texts.jsonl", {"checkpoint": folder, "max_bad_share": 0.5, "device": "cpu"}
+    (tmp_path / "other").mkdir()
+    write_index(
+        tmp_path / "other", [write_shard(tmp_path / "other" / "shard-000000.tar", [Sample("v", wav(1.0), "wav", {})])]
+    )
+    transcribe_shards(
+        TranscribeSettings.model_validate({**wanted, "audio": [shards, str(tmp_path / "other")], "output": str(output)})
+    )
+    assert list(read_transcripts(output)) == ["u0", "u1", "u2", "v"]
+    output.unlink()
+    (tmp_path / "again").mkdir()
+    again = [write_shard(tmp_path / "again" / "shard-000000.tar", [Sample("u1", wav(1.0, 9), "wav", {})])]
+    write_index(tmp_path / "again", again)
+    settings = TranscribeSettings.model_validate(
+        {**wanted, "audio": [shards, str(tmp_path / "again")], "output": str(output)}
+    )
+    with pytest.raises(
+        UserError, match=r"output \S+: u1 is the key of two utterances, in \S+/shards/\S+ and in \S+/again/"
+    ):
+        transcribe_shards(settings)
+    index = tmp_path / "again" / "index.json"
+    with pytest.raises(UserError, match="belongs to the audio set"):
+        transcribe_shards(settings.model_copy(update={"output": str(index)}))
+    assert not output.exists()

@@ -1,3 +1,3 @@
-from tests.training.conftest import audio, development, job, letters, targets, units
+from tests.training.conftest import audio, development, job, letters, resumed, targets, units
 
-__all__ = ["audio", "development", "job", "letters", "targets", "units"]
+__all__ = ["audio", "development", "job", "letters", "resumed", "targets", "units"]

@@ -94,9 +94,9 @@ def test_padding_nothing_learned_and_half_precision() -> None:
     assert all(one.grad is not None and one.grad.isfinite().all() for one in half)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "blstm", "conv"])
+@pytest.mark.parametrize("kind", ["lstm", "separable", "chunked_conformer", "emformer", "blstm", "conv"])
 def test_branches_share_the_lower_layers_whatever_the_network(kind: str) -> None:
-    delay = {"delay_frames": 2} if kind == "lstm" else {}
+    delay = {"delay_frames": 2 if kind in ("lstm", "separable") else 0}
     model = STUDENT.model_validate(STUDENT.model_dump() | {"kind": kind, "size": 8, **delay})
     units = TASK.units
     assert units is not None

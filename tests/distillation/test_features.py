@@ -15,6 +15,7 @@ from asr_kd.distillation.features import Features, Projection, cosine, energy, h
 from asr_kd.distillation.kind_settings import FeatureMatchSettings
 from asr_kd.distillation.knowledge import Pupil, Seen
 from asr_kd.distillation.settings import SourceSettings
+from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model
 from asr_kd.models.settings import ModelSettings
 from tests.distillation.scenes import OWN, THEIRS, UNITS, Utterance, kind_of, seen_by, utterance
@@ -24,8 +25,10 @@ WAYS = [("hint", "frames"), ("hint", "events"), ("cosine", "frames"), ("cosine",
 ways = pytest.mark.parametrize(("match", "samples"), WAYS)
 
 
-def features(match: Any, samples: Any = "frames", theirs: int = THEIRS) -> Features:
-    asked = FeatureMatchSettings(student="layer.1", teacher="layer.2", samples=samples, match=match)
+def features(match: Any, samples: Any = "frames", theirs: int = THEIRS, projection: bool = True) -> Features:
+    asked = FeatureMatchSettings(
+        student="layer.1", teacher="layer.2", samples=samples, match=match, projection=projection
+    )
     return kind_of(Features, asked, theirs)
 
 
@@ -65,6 +68,23 @@ def test_the_mean_of_plain_loops_counts_for_each_frame(match: str, plain: Any, s
     own = pairs.student @ project.weight.T + project.bias
     expected = [plain(*pair) for pair in zip(own, pairs.teacher, strict=True)]
     assert kind.loss(seen).item() == pytest.approx(13 * sum(expected) / len(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("match", ["hint", "cosine"])
+@pytest.mark.parametrize("samples", ["frames", "events"])
+def test_without_a_projection_states_are_compared_as_they_are(match: str, samples: str) -> None:
+    kind, identity = features(match, samples, OWN, projection=False), Projection("layer.1", OWN, OWN).double()
+    torch.nn.init.eye_(identity.weight)
+    torch.nn.init.zeros_(identity.bias)
+    several = [utterance("..1...22.", 0, before=1, after=2, theirs=OWN), utterance("1...", 1, theirs=OWN)]
+    assert kind.beside() is None
+    found = kind.loss(seen_by(kind, several, 2))
+    torch.testing.assert_close(found, loss(features(match, samples, OWN), *several, padding=2, project=identity))
+
+
+def test_without_a_projection_widths_are_equal() -> None:
+    with pytest.raises(UserError, match=r"the student's layer.1 is 5 wide and the teacher's layer.2 3; leave out proj"):
+        features("cosine", projection=False)
 
 
 def test_energy_is_that_of_plain_loops() -> None:
@@ -265,6 +285,11 @@ def test_pairs_are_told_apart_by_layers_and_by_how_they_are_compared() -> None:
     ("pairs", "changes", "message"),
     [
         ([{"match": "energy"}], {}, "match energy compares the frames of an utterance; set samples to frames"),
+        (
+            [{"match": "energy", "samples": "frames", "projection": False}],
+            {},
+            "match energy has no projection; leave it out",
+        ),
         ([{}, {}], {}, "features:layer-1:layer-2:hint:events is asked for twice"),
         ([{}], {"teacher": None}, "learns what somebody answers; give targets or a teacher"),
     ],

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.distillation.batch import Part
+from asr_kd.distillation.critic import of_peers, told_apart
 from asr_kd.distillation.knowledge import Knowledge, Pupil, Seen, Task, lesson_of
 from asr_kd.distillation.mutual import Mutual, mutual_loss
 from asr_kd.distillation.response import divergence_from
 from asr_kd.distillation.settings import SourceSettings
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, parameters
+from asr_kd.models.network import Outputs
 from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
 
@@ -156,6 +158,56 @@ def test_the_peers_are_networks_of_their_own() -> None:
     same = Pupil(student, lesson_of(source(), TASK).kinds).beside["mutual"][0]
     assert parameters(same) == parameters(student)
     assert not torch.equal(same.output.weight, student.output.weight)
+
+
+def speaking(seed: int, frames: int = 12) -> Tensor:
+    """Logits of one who speaks in every fourth frame."""
+    logits = drawn(seed, 1, frames, 5)
+    logits[..., 0] += 8
+    logits[:, 3::4, 1 + seed % 4] += 12
+    return logits
+
+
+def judged(seen: Seen, weight: float) -> tuple[Mutual, Seen]:
+    """A kind with critics, and what is seen with the weights of these."""
+    kinds = lesson_of(source(mutual={"peers": 2, "weight": 0.0, "critic": weight}, soft=1e-9), TASK).kinds
+    torch.manual_seed(0)
+    beside = Pupil(build_model(STUDENT, FEATURES.dimension, 5), kinds).double().beside["mutual"]
+    features = torch.zeros(1, 2, FEATURES.dimension, dtype=torch.float64)
+    weights = beside(Outputs(features, torch.tensor([2]), {}), features, torch.tensor([2]))
+    return kind_of(kinds), seen._replace(beside=weights | seen.beside)
+
+
+def test_with_critics_each_is_told_from_the_next_and_the_last_from_the_first() -> None:
+    logits = [speaking(seed).requires_grad_() for seed in range(3)]
+    seen = seen_of(logits, torch.ones(1, 12, dtype=torch.bool))
+    kind, seen = judged(seen, 0.3)
+    notes: dict[str, Tensor] = {}
+    found = kind._taken_for_the_next(seen._replace(note=notes.__setitem__), [one[0] for one in logits])
+    slopes = torch.autograd.grad(found, logits)
+    assert list(notes) == [f"mutual:critic.{number}:accuracy" for number in range(3)]
+    for number in range(3):
+        own, other = logits[number][0], logits[(number + 1) % 3][0]
+        samples = of_peers(own, other, torch.tensor([12]), FEATURES.frame_ms)
+        assert len(samples.student) == 3
+        loss, _ = told_apart(samples, seen.beside, 0.3, f"critic.{number}")
+        found = found - 12 * loss
+        (slope,) = torch.autograd.grad(12 * loss, logits[number])  # as the next, it has none
+        torch.testing.assert_close(slopes[number], slope)
+        assert slope.any()
+    assert found.item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_critic_of_silent_peers_costs_nothing_and_one_without_weight_teaches_nothing() -> None:
+    silent = [drawn(seed, 1, 6, 5).index_fill(2, torch.tensor([0]), 20.0).requires_grad_() for seed in range(3)]
+    kind, seen = judged(seen_of(silent, torch.ones(1, 6, dtype=torch.bool)), 0.3)
+    found = kind._taken_for_the_next(seen, [one[0] for one in silent])
+    assert found.item() == 0.0
+    assert not any(slope.any() for slope in torch.autograd.grad(found, silent))
+    speak = [speaking(seed).requires_grad_() for seed in range(3)]
+    kind, seen = judged(seen_of(speak, torch.ones(1, 12, dtype=torch.bool)), 1e-30)
+    found = kind._taken_for_the_next(seen, [one[0] for one in speak])
+    assert found.item() > 1 and all(slope.abs().max() < 1e-25 for slope in torch.autograd.grad(found, speak))
 
 
 class Inner(Knowledge):

@@ -26,7 +26,7 @@ from tests.training.conftest import FEATURES
 
 Job = Callable[..., TrainSettings]
 PAIR = {"student": "layer.2", "teacher": "layer.1"}
-#: setting of a source, and whether the loss of a batch is the sum of those of its utterances
+#: setting of a source (and the student's, where it is another one), and whether the loss of a batch is the sum of those of its utterances
 KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "ctc": ({"ctc": 1.0, "soft": 0.0, "teacher": None}, True),
     "soft": ({}, True),
@@ -45,10 +45,17 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "hint": ({"features": [{**PAIR, "samples": "frames"}]}, True),
     "hint of events": ({"features": [PAIR]}, False),  # the mean over a batch's events counts for each frame
     "cosine": ({"features": [{**PAIR, "match": "cosine", "samples": "frames"}]}, True),
+    "as it is": (
+        {"features": [{**PAIR, "match": "cosine", "samples": "frames", "projection": False}], "model": {"layers": 2, "size": 20}}, True
+    ),
     "energy": ({"features": [{**PAIR, "match": "energy", "samples": "frames"}]}, True),
     "heads": ({"heads": [{"layer": "layer.1", "ctc": 0.3, "soft": 0.3, "top": 0.3}]}, True),
     "mutual": ({"mutual": {"peers": 2}}, True),
     "branches": ({"branches": {}}, True),
+    "critic of outputs": ({"critics": [{}]}, False),  # means over a batch's samples, as of the next two
+    "critic of frames": ({"critics": [{"samples": "frames"}]}, False),
+    "critic of hidden states": ({"critics": [PAIR]}, False),
+    "critics of peers": ({"mutual": {"peers": 2, "critic": 0.5}}, False),
     "views": ({"views": {"weight": 1.0}, "augment": {"time_masks": 1, "mel_masks": 1}}, False),  # masks are drawn by batch
     **{
         kind: ({"relations": [{"kind": kind, **more}]}, False)
@@ -106,7 +113,8 @@ class Scene:
 @pytest.fixture
 def scene(job: Job, teacher: str, units: Units, request: pytest.FixtureRequest) -> Scene:
     source = {"targets": None, "teacher": teacher} | KINDS[request.param][0]
-    return Scene(job(source=source, batch_frames=1000, bucket_utterances=10), units, teacher)
+    changes = {"model": source.pop("model")} if "model" in source else {}
+    return Scene(job(source=source, **changes, batch_frames=1000, bucket_utterances=10), units, teacher)
 
 
 @pytest.mark.parametrize("scene", KINDS, indirect=True)

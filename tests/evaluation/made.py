@@ -41,7 +41,7 @@ def system(errors: int, **changes: Any) -> SystemFigures:
         }],
         "curve": [{"step": 1, "audio_hours": 1.0, "development_wer": 0.5}],
         "cer": errors / 400, "characters": 400, "character_errors": errors, "ser": 0.15,
-        "sets": {"test": {"wer": errors / 100, "interval": None, **counts}}, "mean_of_sets_wer": errors / 100,
+        "sets": {"test": {"wer": errors / 100, "interval": None, "change_to_baseline": None, "change_to_baseline_interval": None, **counts}}, "mean_of_sets_wer": errors / 100,
         "word_delay_ms": {"median": 30, "p90": 90, "words": 80},
         "calibration": {
             "words": 99, "expected_error": 0.1, "normalised_cross_entropy": None,

@@ -37,6 +37,20 @@ def test_unlabelled_audio_counts_once(tmp_path: Path) -> None:
     assert unlabelled_hours(run / "best") == pytest.approx(hours)
 
 
+def test_what_a_run_hears_of_no_audio_counts_for_nothing(tmp_path: Path) -> None:
+    run = run_with(tmp_path, {"audio": "unlabelled", "soft": 1.0})
+    claim = json.loads((run / "job.json").read_text())
+    claim["settings"]["phases"].append({"sources": [{"audio": None, "generated": {"kind": "noise"}, "soft": 1.0}]})
+    (run / "job.json").write_text(json.dumps(claim))
+    assert unlabelled_hours(run) == pytest.approx((0.5 + 0.7 + 0.9) / 3600)
+
+
+def test_a_teacher_that_is_a_name_has_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with(tmp_path, {"audio": "unlabelled", "soft": 1.0})
+    monkeypatch.chdir(run)
+    assert unlabelled_hours(Path("torchaudio:WAV2VEC2_ASR_BASE_960H")) is None
+
+
 def test_labelled_audio_alone(tmp_path: Path) -> None:
     assert unlabelled_hours(run_with(tmp_path, {"audio": "labelled", "ctc": 1.0, "transcripts": None})) == 0
 

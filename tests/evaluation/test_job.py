@@ -90,6 +90,17 @@ def test_end_to_end(job: Job, checkpoints: dict[str, Path], capsys: pytest.Captu
     assert report["verdict"] in (folder / "report.md").read_text()
 
 
+def test_a_list_of_sets_is_scored_as_one(job: Job, audio: Path, tmp_path: Path) -> None:
+    more = shards_of(tmp_path / "more", [good(3), good(4)])
+    settings = job(audio=[str(audio), more])
+    evaluate(settings)
+    report = read(settings)
+    assert list(report["sets"]) == ["test-more"]
+    assert (report["data"]["utterances"], report["data"]["audio"]) == (5, f"{audio} + {more}")
+    assert report["settings"]["audio"] == [str(audio), more]
+    assert (tmp_path / "report" / "report.html").read_text().count("cannot be played") == 0
+
+
 def test_the_same_command_again_gives_the_same_scores(job: Job) -> None:
     def scores(settings: EvalSettings) -> Any:
         evaluate(settings)

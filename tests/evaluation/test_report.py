@@ -28,12 +28,14 @@ def packed_of(report: Report, lines: list[dict[str, Any]] | None = None) -> Pack
         for name in report.systems
         for key, said in (("u1", "one four three four"), ("u2", "one three"), ("u3", "one two three"))
     ]
-    wanted = {(one.set, one.key) for one in report.samples}
+    wanted = {one.identity for one in report.samples}
     return pack(lambda: lines, list(report.systems), ["condition"], wanted, report.data.utterances)
 
 
 EVIDENCE = Evidence(
-    {("test", "u1"): Clip(2.0, "TVAz")}, ("test", "u1"), [Heat("Spectrogram", "iVBORw0KGgo=", ["high", "low"], 2.0)]
+    {("test", "u1", "shard-000000.tar"): Clip(2.0, "TVAz")},
+    ("test", "u1", "shard-000000.tar"),
+    [Heat("Spectrogram", "iVBORw0KGgo=", ["high", "low"], 2.0)],
 )
 
 
@@ -167,6 +169,20 @@ def test_rates_that_are_not_defined_are_dashes() -> None:
     assert page.count("<td>–</td>\n<td>20.00 %</td>\n<td>–</td>") == 1
 
 
+def test_change_on_each_set_where_there_is_something_to_change_from() -> None:
+    report = distilled(20, 10, 12)
+    assert "Change on each set" not in render_markdown(report) + page_of(report)
+    report = changed(report, sets__old=report.data.model_dump())
+    for name, one in report.systems.items():
+        moved = {"change_to_baseline": 0.025, "change_to_baseline_interval": (0.01, 0.04)} if name == "small" else {}
+        report = changed(report, **{f"systems__{name}__sets__old": one.sets["test"].model_dump() | moved})
+    page, markdown = page_of(report), render_markdown(report).split("Change on each set against base")[1]
+    check_page(page)
+    assert [cell.strip() for cell in row_of(markdown, "small")] == ["small", "–", "+2.50 (+1.00 to +4.00)"]
+    assert "<td>+2.50<small>+1.00 to +4.00</small></td>" in page and "| base " not in markdown.split("\n\n")[1]
+    assert "Change on each set" not in page_of(changed(report, baseline=None))
+
+
 def test_wer_against_hours_needs_two_systems_that_say_theirs() -> None:
     report = distilled(20, 10, 12)
     report = changed(report, systems__base__unlabelled_hours=0.0)
@@ -243,7 +259,7 @@ def test_many_systems_without_roles_curves_slices_or_errors() -> None:
 
 def test_the_page_says_where_audio_is_missing() -> None:
     report = distilled(20, 10, 12)
-    evidence = Evidence({("test", "u1"): Clip(0.0, problem="cannot be played: gone")})
+    evidence = Evidence({("test", "u1", "shard-000000.tar"): Clip(0.0, problem="cannot be played: gone")})
     page = "".join(render_html(report, packed_of(report), evidence))
     assert "Audio cannot be played: gone" in page
     assert "<audio" not in page

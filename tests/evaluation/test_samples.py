@@ -26,13 +26,13 @@ def report_of(audio: str | dict[str, str], checkpoints: dict[str, Path], *keys: 
 
 def test_clips_can_be_played_and_posteriors_share_rows(audio: Path, checkpoints: dict[str, Path]) -> None:
     found = gather(report_of({"test": str(audio)}, checkpoints, "u1", "u2"), ["teacher", "student"])
-    assert list(found.clips) == [("test", "u1"), ("test", "u2")]
+    assert list(found.clips) == [("test", "u1", "shard-000000.tar"), ("test", "u2", "shard-000001.tar")]
     for clip, seconds in zip(found.clips.values(), (0.7, 0.9), strict=True):
         assert clip.seconds == pytest.approx(seconds)
         with soundfile.SoundFile(io.BytesIO(base64.b64decode(clip.audio))) as file:
             assert file.format == "MP3"
             assert file.frames / file.samplerate >= seconds - 0.05
-    assert found.shown == ("test", "u1")
+    assert found.shown == ("test", "u1", "shard-000000.tar")
     assert [one.title for one in found.pictures] == ["Spectrogram", "teacher", "student"]
     assert found.pictures[1].rows == found.pictures[2].rows
     for one in found.pictures[1:]:
@@ -45,15 +45,15 @@ def test_what_cannot_be_played_says_why(
     audio: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = gather(report_of(str(audio), checkpoints, "u9", "u0"), ["student"])
-    assert "u9 is not there any more" in found.clips["test", "u9"].problem
-    assert found.shown == ("test", "u0")
+    assert "u9 is not there any more" in found.clips["test", "u9", "shard-000000.tar"].problem
+    assert found.shown == ("test", "u0", "shard-000000.tar")
     found = gather(report_of(str(audio.parent / "gone"), checkpoints, "u0"), ["student"])
-    assert found.clips["test", "u0"].problem
+    assert found.clips["test", "u0", "shard-000000.tar"].problem
     assert found.shown is None
     assert found.pictures == []
     monkeypatch.setattr(samples, "CLIP_BYTES", 10)
     found = gather(report_of(str(audio), checkpoints, "u0"), ["student"])
-    assert found.clips["test", "u0"].problem == "left out to keep the page small"
+    assert found.clips["test", "u0", "shard-000000.tar"].problem == "left out to keep the page small"
     assert found.pictures
 
 

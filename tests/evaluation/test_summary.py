@@ -121,6 +121,21 @@ def test_rates(report: dict[str, Any], name: str) -> None:
     assert sum(part["errors"] for part in system["sets"].values()) == system["errors"]
 
 
+def test_change_on_each_set(report: dict[str, Any], checkpoints: dict[str, Path]) -> None:
+    """As a report on that set alone says it of the two systems, paired."""
+    for one in LINES:
+        change = report["systems"]["student"]["sets"][one]
+        wers = [rate(every(name, one)) for name in ("student", "teacher")]
+        assert change["change_to_baseline"] == pytest.approx(wers[0] - wers[1])
+        low, high = change["change_to_baseline_interval"]
+        assert 0 < low < change["change_to_baseline"] < high
+        assert report["systems"]["teacher"]["sets"][one]["change_to_baseline"] is None
+        alone = summed_up(checkpoints, {one: LINES[one]}, baseline="teacher")
+        assert alone["pairs"][0]["interval"] == pytest.approx([-high, -low], abs=0.02)  # speakers in another order
+    without = summed_up(checkpoints, LINES)
+    assert without["systems"]["student"]["sets"]["car"]["change_to_baseline_interval"] is None
+
+
 def test_data(report: dict[str, Any]) -> None:
     assert report["data"] | {"hash": ""} == {
         "audio": "home, car", "hash": "", "shards": 2, "utterances": 300, "quarantined": 3, "seconds": 300.0, "speakers": 6,
@@ -246,6 +261,8 @@ def test_one_utterance_without_anything(checkpoints: dict[str, Path]) -> None:
     wrong = [hollow[0], hollow[1] | {"hypothesis_scored": "a", "insertions": 1, "errors": 1}]
     report = summed_up(checkpoints, {"full": [made], "hollow": [wrong]})
     assert report["systems"]["student"]["sets"]["hollow"]["wer"] is None
+    report = summed_up(checkpoints, {"full": [made], "hollow": [wrong[::-1]]}, baseline="student")
+    assert report["systems"]["teacher"]["sets"]["hollow"]["change_to_baseline"] is None
     assert report["systems"]["student"]["mean_of_sets_wer"] is None
     assert report["data"]["speakers"] is None
     assert json.dumps(report, allow_nan=False)

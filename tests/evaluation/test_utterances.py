@@ -72,22 +72,31 @@ def test_lines_of_an_utterance_meet_across_systems_but_not_across_shards() -> No
 
 def test_fields_are_named_as_slices_name_them_and_wanted_lines_come_back() -> None:
     lines = [line("big", "k", "a b", "a"), line("small", "k", "a b", "a b", speaker="x")]
-    packed = pack(lambda: lines, [*SYSTEMS, "absent"], ["snr", "noisy", "room", "n", "none"], {("test", "k")}, 1)
+    packed = pack(
+        lambda: lines, [*SYSTEMS, "absent"], ["snr", "noisy", "room", "n", "none"], {("test", "k", "a.tar")}, 1
+    )
     assert unpacked(packed)[1] == [["k", "test", None, 1.23, "a b", ["5", "true", "hall", "3", None], [[1]], [], None]]
-    assert list(packed.wanted) == [("test", "k")]
-    assert [edit.kind for edit in edits_of(packed.wanted["test", "k"]["big"])] == ["equal", "deletion"]
+    assert list(packed.wanted) == [("test", "k", "a.tar")]
+    assert [edit.kind for edit in edits_of(packed.wanted["test", "k", "a.tar"]["big"])] == ["equal", "deletion"]
 
 
 @pytest.mark.parametrize("limit", range(1, 8))
 def test_too_many_rows_leave_those_with_the_most_errors(limit: int) -> None:
     errors = [0, 2, 1, 2, 0, 1]
     lines = [line("big", f"u{index}", "a b", " ".join("ab"[number:])) for index, number in enumerate(errors)]
-    packed = pack(lambda: lines, ["big"], [], {("test", "u0")}, len(lines), limit)
+    packed = pack(lambda: lines, ["big"], [], {("test", "u0", "a.tar")}, len(lines), limit)
     keys = [row[0] for row in unpacked(packed)[1]]
     best = sorted(range(6), key=lambda index: -errors[index])[:limit]
     assert keys == [f"u{index}" for index in sorted(best)]
     assert (packed.rows, packed.utterances) == (min(limit, 6), 6)
-    assert list(packed.wanted) == [("test", "u0")]
+    assert list(packed.wanted) == [("test", "u0", "a.tar")]
+
+
+def test_an_utterance_of_the_same_key_in_another_shard_is_another() -> None:
+    """As in sets that were joined."""
+    lines = [line("big", "k", "a b", said, shard=shard) for shard, said in (("a.tar", "a"), ("b.tar", "b"))]
+    packed = pack(lambda: lines, ["big"], [], {("test", "k", "a.tar")}, 2)
+    assert [group["big"]["hypothesis_scored"] for group in packed.wanted.values()] == ["a"]
 
 
 def test_the_same_lines_pack_to_the_same_bytes() -> None:

@@ -119,7 +119,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "zeros": (lambda: bytes(4096), "not audio"),
     "WebM": (lambda: b"\x1a\x45\xdf\xa3" + bytes(range(256)) * 4, "WebM or Matroska is not read here; .*ffmpeg"),
     "MP4": (lambda: b"\0\0\0\x20ftypM4A " + bytes(2000), "MP4 .* is not read here; .*ffmpeg"),
-    "AIFF": (lambda: sound("AIFF"), "is not read here"),
+    "CAF": (lambda: sound("CAF"), "is not read here"),
     "headerless PCM": (lambda: PCM, f"not audio|{TORN}"),
     "a byte-order mark before RIFF": (lambda: b"\xef\xbb\xbf" + sound(), "not audio"),
     "a WAV header": (lambda: sound()[:44], TORN),

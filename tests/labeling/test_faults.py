@@ -27,7 +27,7 @@ from tests.faults import (
     check_no_space_from_any_call,
     check_small_disk,
     check_vanishing,
-    killed_at,
+    killed_with,
     tree,
 )
 
@@ -157,7 +157,7 @@ def test_a_file_in_the_place_of_a_folder_and_the_reverse(
 ) -> None:
     job, output = jobs[name], tmp_path / "output"
     if place not in (".", "job.json"):
-        job.run(output, killed_at(6))  # the folder is claimed, and nothing else
+        job.run(output, killed_with(output / "job.json"))  # the folder is claimed, and nothing else
         shutil.rmtree(output / ".leases", ignore_errors=True)
     obstacle = output / place
     obstacle.parent.mkdir(exist_ok=True)

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from asr_kd.config.load import build
 from asr_kd.errors import UserError
@@ -12,6 +14,8 @@ from asr_kd.labeling.job import label
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.plan.job import plan
 from asr_kd.plan.settings import PlanSettings
+from asr_kd.shards.prepare import prepare
+from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 
 Job = Callable[..., LabelSettings]
@@ -74,6 +78,32 @@ def test_the_training_of_a_network_is_measured_here(job: Job, capsys: pytest.Cap
     assert f"measured on cpu, 1 threads: lstm of {weights:,} parameters, 30 units" in capsys.readouterr().out
 
 
+def test_preparing_is_planned_by_its_measured_speed(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [sample for info in read_index(job().audio) for sample in read_shard(Path(job().audio) / info.name)]
+    lines = []
+    for sample in samples:
+        (tmp_path / f"{sample.key}.flac").write_bytes(sample.audio)
+        lines.append(json.dumps({"audio": f"{sample.key}.flac"}) + "\n")
+    (tmp_path / "list.jsonl").write_text("".join(lines))
+    prepare(PrepareSettings(manifest=str(tmp_path / "list.jsonl"), output=str(tmp_path / "audio"), samples_per_shard=5))
+    prepared = job(audio=str(tmp_path / "audio"))
+    label(prepared)
+    timing = json.loads((tmp_path / "audio" / "timing.json").read_text())
+    capsys.readouterr()
+    result = plan(settings_for(prepared, hours=1000.0, prepare_workers=4, price_per_hour=1.0))
+    assert timing["workers"] == 1.0 and result.prepare_worker_hours
+    assert result.prepare_worker_hours == pytest.approx(1000 / timing["audio_hours_per_hour"])
+    assert result.prepare_wall_hours == result.prepare_worker_hours / 4
+    assert f"preparing      {result.prepare_worker_hours:,.1f} worker-hours, " in capsys.readouterr().out
+    assert plan(settings_for(prepared, hours=1000.0, prepare_speed=50.0)).prepare_worker_hours == 20.0
+    (tmp_path / "audio" / "timing.json").unlink()  # as others make shards
+    capsys.readouterr()
+    assert plan(settings_for(prepared, hours=1000.0)).prepare_worker_hours is None
+    assert "\npreparing" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -124,4 +154,58 @@ def test_hidden_states_are_said_apart(job: Job, capsys: pytest.CaptureFixture[st
     report = json.loads((Path(settings.output) / "report.json").read_text())
     hidden, hour = report["hidden"]["bytes_per_frame"], report["frames"] / report["audio_hours"] / 1e6
     said = capsys.readouterr().out
+    audio = read_index(settings.audio)
+    stored = sum(info.bytes for info in audio) / audio.seconds * 3600
+    assert f"audio: {stored / 1e6:,.1f} MB an hour" in said
     assert f"{hidden * hour:,.3f} MB an hour of it hidden states (frames, {hidden:.2f} bytes a frame)" in said
+
+
+def test_recordings_that_are_cut_are_planned_with_their_pauses(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, seconds in (("a", 2), ("b", 4)):
+        bursts = [rng.normal(0, level, seconds * 8000) for level in (0.2, 0.0005) * 3]
+        soundfile.write(tmp_path / f"{name}.wav", np.concatenate(bursts).clip(-1, 1), 8000)
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"audio": f"{name}.wav"}) + "\n")
+        cut = {
+            "manifest": str(tmp_path / f"{name}.jsonl"),
+            "output": str(tmp_path / name),
+            "segment": {"detector": "energy"},
+        }
+        prepare(PrepareSettings.model_validate(cut))
+    sets = [str(tmp_path / "a"), str(tmp_path / "b")]
+    cut_job = job(audio=sets)
+    label(cut_job)
+    written, heard = read_index(sets).seconds, 36.0
+    assert 0.4 < written / heard < 0.7
+    capsys.readouterr()
+    result = plan(settings_for(cut_job, recording_hours=1000.0, prepare_workers=2))
+    assert result.recording_hours == 1000.0 and result.audio_hours == pytest.approx(1000 * written / heard, rel=1e-4)
+    timings = [json.loads((tmp_path / name / "timing.json").read_text()) for name in "ab"]
+    took = sum(
+        read_index(one).seconds / timing["audio_hours_per_hour"] for one, timing in zip(sets, timings, strict=True)
+    )
+    assert result.prepare_worker_hours == pytest.approx(1000 * took / heard, rel=1e-4)
+    said = capsys.readouterr().out
+    assert (
+        f"audio          {result.audio_hours:,.0f} hours" in said and ", cut from 1,000 hours of recordings\n" in said
+    )
+    assert (
+        f"preparing: {heard / took:,.0f} hours of recordings an hour and worker (measured, {sets[0]} + {sets[1]})"
+        in said
+    )
+    same = plan(settings_for(cut_job, hours=result.audio_hours))
+    assert same.recording_hours == pytest.approx(1000.0) and same.label_device_hours == result.label_device_hours
+    given = plan(settings_for(cut_job, recording_hours=1000.0, written_share=0.25, prepare_speed=50.0))
+    assert (given.audio_hours, given.prepare_worker_hours) == (250.0, 20.0)
+
+
+def test_how_much_of_recordings_is_written_must_be_known(job: Job) -> None:
+    label(job())
+    with pytest.raises(UserError, match=r"was not cut from recordings .*; give written_share="):
+        plan(settings_for(job(), recording_hours=10.0))
+    assert plan(settings_for(job(), recording_hours=10.0, written_share=0.5)).audio_hours == 5.0
+    for values in ({}, {"hours": 1.0, "recording_hours": 1.0}):
+        with pytest.raises(ValueError, match="give one of the two"):
+            settings_for(job(), **values)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import signal
 import socket
@@ -10,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +21,13 @@ from asr_kd.labeling.hidden import make_quantiser
 from asr_kd.labeling.job import label
 from asr_kd.labeling.settings import LabelSettings
 from asr_kd.models.acoustic import load_checkpoint
-from asr_kd.progress import Progress
+from asr_kd.shards import pool
 from asr_kd.shards.tarset import read_index
+from tests.cluster import local_cluster
 
 ray = pytest.importorskip("ray", reason="ray is not installed; `pip install -r requirements-dev.lock` does it")
 from asr_kd.labeling import ray_engine  # noqa: E402  # it asks for ray at once
+from asr_kd.shards.ray_crew import RayCrew  # noqa: E402
 
 Job = Callable[..., LabelSettings]
 
@@ -80,24 +80,8 @@ def saboteur(folder: str) -> Callable[[], None]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Ray with two CPUs and one GPU that is not there: its address, and the folder of its saboteur."""
     folder = tmp_path_factory.mktemp("saboteur")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # workers that give way to all else would keep the tests waiting
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        for attempt in range(3):  # Ray gives itself 30 seconds to start, which a busy machine may not have
-            try:
-                context = ray.init(
-                    address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
-                    object_store_memory=100 * 2**20, runtime_env={"worker_process_setup_hook": saboteur(str(folder))},
-                )  # fmt: skip
-                break
-            except Exception:
-                ray.shutdown()
-                if attempt == 2:
-                    raise
-        yield context.address_info["gcs_address"], folder
-        ray.shutdown()
+    with local_cluster(saboteur(str(folder)), gpus=1) as address:
+        yield address, folder
 
 
 @pytest.fixture
@@ -135,7 +119,7 @@ def test_same_bytes_as_the_local_engine(
     assert published("targets") == expected
     timing = json.loads(Path("targets/timing.json").read_text())
     assert timing["device"] == "cpu" and timing["shards"] == 3 and 0 < timing["workers"] <= 2
-    monkeypatch.setattr(ray_engine.RayEngine, "_start", lambda _: pytest.fail("a worker for nothing"))
+    monkeypatch.setattr(RayCrew, "start", lambda _: pytest.fail("a worker for nothing"))
     label(settings)
     assert published("targets") == expected
 
@@ -154,7 +138,7 @@ def test_workers_killed(job: Job, expected: dict[str, bytes], sabotage: Callable
 def test_a_shard_that_always_kills_its_worker_is_named(
     job: Job, sabotage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    monkeypatch.setattr(pool, "ATTEMPTS", 2)
     folder = sabotage({"shard-000001.tar": "load"}, deaths=99)
     settings = job(engine="ray", max_workers=1)
     with pytest.raises(UserError, match=r"shard-000001\.tar: 2 workers died over this shard"):
@@ -204,12 +188,13 @@ def test_the_driver_killed_and_started_again(cluster: tuple[str, Path], job: Job
 TERMINATED = """
 import os, signal, sys
 from asr_kd import cli
-from asr_kd.labeling.ray_engine import RayEngine
-real = RayEngine._give
-def give(*arguments, **others):
-    real(*arguments, **others)
+from asr_kd.shards.ray_crew import RayCrew
+real = RayCrew.give
+def give(*arguments):
+    call = real(*arguments)
     os.kill(os.getpid(), signal.SIGTERM)
-RayEngine._give = give
+    return call
+RayCrew.give = give
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -259,7 +244,7 @@ def test_a_worker_codes_with_the_quantiser_of_the_driver(job: Job, tmp_path: Pat
     worker = ray_engine.Labeler(settings, teacher.fingerprint, None)
     worker.load()
     for info in infos:
-        worker.label(info)
+        worker.do(info)
     local = published(tmp_path / "local")
     assert published(tmp_path / "ray") == {name: local[name] for name in [*infos.names, "quantiser.safetensors"]}
 
@@ -305,30 +290,3 @@ def test_an_address_where_nobody_answers_is_named(job: Job, monkeypatch: pytest.
 def test_settings_that_do_not_fit_are_refused(job: Job, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         job(**changes)
-
-
-def test_the_pool_grows_while_shards_wait_and_shrinks_when_none_do(
-    job: Job, teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    killed: list[object] = []
-    monkeypatch.setattr(ray_engine, "ray", SimpleNamespace(kill=killed.append))
-    settings = job(engine="ray", min_workers=2, max_workers=7)
-    pool = ray_engine.RayEngine(settings, load_checkpoint(teacher), None, Progress("label", None, ""))
-    load = SimpleNamespace(remote=object)
-    monkeypatch.setattr(pool, "_start", lambda: SimpleNamespace(load=load))
-    sizes = []
-    for _ in range(4):
-        pool._resize(queued=True)
-        pool._resize(queued=True)  # no more while those asked for are not ready
-        sizes.append(len(pool._workers))
-        for worker in pool._workers:
-            worker.since = 0.0
-    assert sizes == [2, 4, 7, 7]
-    for worker in pool._workers[:3]:
-        worker.shards[object()] = object()
-    pool._resize(queued=False)
-    assert len(pool._workers) == 3 and len(killed) == 4  # the busy ones stay
-    for worker in pool._workers:
-        worker.shards.clear()
-    pool._resize(queued=False)
-    assert len(pool._workers) == 2

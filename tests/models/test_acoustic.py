@@ -29,6 +29,32 @@ from asr_kd.models.settings import ModelSettings
 from asr_kd.units import Units
 
 FEATURES = FeatureSettings(sample_rate=8000, mels=8)
+STREAMING_KINDS = {
+    "separable": ModelSettings(kind="separable", layers=2, size=12, kernel=3, delay_frames=2),
+    "separable-conditioned": ModelSettings(kind="separable", layers=2, size=12, kernel=4, conditioned=[1]),
+    "chunked": ModelSettings(
+        kind="chunked_conformer", layers=2, size=12, kernel=4, heads=2, chunk_frames=4, left_frames=5
+    ),
+    "chunked-conditioned": ModelSettings(
+        kind="chunked_conformer", layers=2, size=12, kernel=1, heads=3, chunk_frames=3, left_frames=0, conditioned=[1]
+    ),
+    "chunk-of-one": ModelSettings(kind="chunked_conformer", layers=2, size=12, heads=2, chunk_frames=1, left_frames=40),
+    "emformer": ModelSettings(
+        kind="emformer", layers=2, size=12, heads=2, chunk_frames=4, left_frames=3, right_frames=2, memory=2
+    ),
+    "emformer-plain": ModelSettings(kind="emformer", layers=2, size=12, heads=2, chunk_frames=3, left_frames=7),
+    "emformer-conditioned": ModelSettings(
+        kind="emformer",
+        layers=3,
+        size=12,
+        heads=2,
+        chunk_frames=2,
+        left_frames=0,
+        right_frames=3,
+        memory=50,
+        conditioned=[1, 2],
+    ),
+}
 KINDS = {
     "lstm": ModelSettings(kind="lstm", layers=2, size=12, delay_frames=3),
     "lstm-no-delay": ModelSettings(kind="lstm", layers=1, size=12),
@@ -38,6 +64,23 @@ KINDS = {
     "lstm-conditioned": ModelSettings(kind="lstm", layers=3, size=12, delay_frames=3, conditioned=[1, 2]),
     "blstm-conditioned": ModelSettings(kind="blstm", layers=2, size=12, conditioned=[1]),
     "conformer-conditioned": ModelSettings(kind="conformer", layers=2, size=12, kernel=5, heads=2, conditioned=[1]),
+    **STREAMING_KINDS,
+    "lstm-projected": ModelSettings(kind="lstm", layers=3, size=12, delay_frames=3, projection=5, conditioned=[1]),
+    "blstm-projected": ModelSettings(kind="blstm", layers=2, size=12, projection=5),
+    "lstm-low-rank": ModelSettings(kind="lstm", layers=2, size=12, delay_frames=3, rank=4),
+    "blstm-low-rank": ModelSettings(kind="blstm", layers=2, size=12, rank=4),
+    "lstm-2-bits": ModelSettings(kind="lstm", layers=3, size=12, delay_frames=3, conditioned=[1], bits=2),
+    "blstm-4-bits": ModelSettings(kind="blstm", layers=2, size=12, projection=5, bits=4),
+    "lstm-low-rank-8-bits": ModelSettings(kind="lstm", layers=2, size=12, delay_frames=3, rank=4, bits=8),
+    "conv-4-bits": ModelSettings(kind="conv", layers=3, size=12, kernel=5, bits=4),
+    "conformer-2-bits": ModelSettings(kind="conformer", layers=2, size=12, kernel=5, heads=2, bits=2),
+    "separable-2-bits": ModelSettings(kind="separable", layers=2, size=12, kernel=3, delay_frames=3, bits=2),
+    "chunked-4-bits": ModelSettings(
+        kind="chunked_conformer", layers=2, size=12, heads=2, chunk_frames=4, left_frames=5, bits=4
+    ),
+    "emformer-8-bits": ModelSettings(
+        kind="emformer", layers=2, size=12, heads=2, chunk_frames=4, left_frames=5, memory=1, bits=8
+    ),
 }
 
 
@@ -123,20 +166,7 @@ def test_padding_may_hold_anything(kind: str, units: Units) -> None:
     torch.testing.assert_close(logits[1, :5], expected[1, :5], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pieces", [[1] * 15, [4, 7, 4], [15]])
-@pytest.mark.parametrize("kind", ["lstm", "lstm-conditioned"])
-def test_piece_by_piece_it_says_what_it_says_of_the_whole(kind: str, pieces: list[int], units: Units) -> None:
-    model, frames = lively(KINDS[kind], units), 12
-    features, lengths = collate([noise(frames)])
-    whole = model(features, lengths).logits
-    heard, state = [], None
-    for piece in torch.nn.functional.pad(features, (0, 0, 0, model.delay)).split(pieces, 1):
-        logits, state = model.stream(piece, state)
-        heard.append(logits)
-    torch.testing.assert_close(torch.cat(heard, 1)[:, model.delay :], whole, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["lstm-conditioned", "blstm-conditioned", "conformer-conditioned"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].conditioned and not KINDS[kind].bits])
 def test_a_conditioned_layer_hears_what_the_output_layer_says(kind: str, units: Units) -> None:
     model, settings = lively(KINDS[kind], units), KINDS[kind]
     features, lengths = collate([noise(9), noise(4)])
@@ -160,7 +190,7 @@ def test_a_conditioned_layer_hears_what_the_output_layer_says(kind: str, units: 
     [
         ({"conditioned": [2]}, "a layer must follow"),
         ({"conditioned": [1, 1], "layers": 3}, "names a layer twice"),
-        ({"kind": "conv", "conditioned": [1]}, "conditioned belongs to kinds lstm, blstm and conformer"),
+        ({"kind": "conv", "conditioned": [1]}, "conditioned does not go with kind conv"),
     ],
 )
 def test_layers_that_cannot_be_conditioned(settings: dict[str, object], message: str) -> None:
@@ -417,11 +447,26 @@ def test_the_first_front_end_changes_no_fingerprint_and_another_is_refused(
         "weights": digest.hexdigest(), "units": checkpoint.units.hash, "features": FEATURES.model_dump(),
         "model": KINDS["lstm"].model_dump(),
     })  # fmt: skip
-    for module in ("asr_kd.audio.features", "asr_kd.models.acoustic"):
-        monkeypatch.setattr(f"{module}.FRONTEND_VERSION", 2)
+    monkeypatch.setattr("asr_kd.audio.features.FRONTEND_VERSION", 2)
     with pytest.raises(
         UserError, match=r"trained on features of version 1, this program makes version 2; use the asr_kd"
     ):
         load_checkpoint(saved)
     assert save_checkpoint(saved, checkpoint.model, checkpoint.units, FEATURES, KINDS["lstm"]) != checkpoint.fingerprint
     assert json.loads((saved / "checkpoint.json").read_text())["frontend"] == 2
+
+
+def test_kaldis_front_end_and_its_version_are_in_the_fingerprint(
+    units: Units, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = FEATURES.model_copy(update={"kind": "kaldi"})
+    model = build_model(KINDS["lstm"], features.dimension, units.size)
+    marks = [save_checkpoint(tmp_path / one.kind, model, units, one, KINDS["lstm"]) for one in (FEATURES, features)]
+    assert marks[0] != marks[1]
+    loaded = load_checkpoint(tmp_path / "kaldi")
+    assert (loaded.features, loaded.fingerprint) == (features, marks[1])
+    monkeypatch.setattr("asr_kd.audio.features.KALDI_VERSION", 2)
+    assert load_checkpoint(tmp_path / "own").fingerprint == marks[0]
+    with pytest.raises(UserError, match=r"features of version 1, this program makes version 2"):
+        load_checkpoint(tmp_path / "kaldi")
+    assert save_checkpoint(tmp_path / "kaldi", model, units, features, KINDS["lstm"]) not in marks

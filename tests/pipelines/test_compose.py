@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -173,6 +175,29 @@ def test_same_seed_same_bytes(source: Path, script: ModuleType, composed: Path, 
     assert content(tmp_path / "again") == content(composed)
     assert script.main([*arguments, "--output", str(tmp_path / "other"), "--seed", "1"]) == 0
     assert content(tmp_path / "other")["test/shard-000000.tar"] != content(composed)["test/shard-000000.tar"]
+
+
+def test_by_the_grammar_a_digit_leaves_two_for_the_next_all_equally_often(script: ModuleType) -> None:
+    recordings = [
+        script.Recording(np.zeros(800, np.int16), word, speaker, take)
+        for speaker in ("ann", "bob") for word in script.DIGITS for take in range(3)
+    ]  # fmt: skip
+    strings = script.strings_of_digits(recordings, 4, np.random.default_rng(0), grammar=True)
+    texts = [text.split() for _, text, _ in strings]
+    pairs = [pair for text in texts for pair in itertools.pairwise(text)]
+    assert len(pairs) > 300 and all(second in script.GRAMMAR[first] for first, second in pairs)
+    assert set(pairs) == {(first, second) for first, some in script.GRAMMAR.items() for second in some}
+    shares = Counter(word for text in texts for word in text)
+    assert max(shares.values()) < 1.5 * min(shares.values())
+
+
+def test_a_grammar_needs_every_digit(
+    source: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        script.main(["--source", str(source), "--output", str(tmp_path / "data"), *SMALL, "--strings", "grammar"]) == 2
+    )
+    assert "--strings grammar: ann has no recording of eight; compose random strings" in capsys.readouterr().err
 
 
 def test_the_bytes_are_the_same_everywhere(composed: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 from collections import Counter
@@ -16,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+from asr_kd.audio.settings import FeatureSettings
+from asr_kd.config.load import build
 from asr_kd.distillation.spikes import AFTER_MS, BEFORE_MS, find_spikes
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, save_checkpoint
@@ -27,6 +30,7 @@ from tests.training.conftest import FEATURES, audio, development, job, letters, 
 
 __all__ = ["audio", "development", "job", "letters", "targets", "units"]
 ROOT = Path(__file__).parents[2]
+NARROW = ("narrow", "privileged", "narrow-oracle", "narrow-alone")
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +48,21 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(script: SimpleNamespace, task: str) -> dict[str, Any]:
     """The stages of a task with every arm and value that the settings take."""
-    arms = [arm for arm in script.arms.read_arms().values() if not script.arms.refusal(task, arm, {})]
+    arms = [arm for arm in script.arms.read_arms().values() if task in arm.tasks]
+    arms = [arm for arm in arms if not script.arms.refusal(task, arm, {})]
     return dict(script.arms.stages_of(task, 0, [(arm, value) for arm in arms for value in arm.values], {}))
 
 
-def heard(settings: dict[str, Any]) -> Counter[str]:
-    """Times that each set of audio is read."""
+def heard(settings: dict[str, Any], shares: dict[str, float]) -> Counter[str]:
+    """Times that each set of audio is read; of a source that takes a list, with the share of the audio that this keeps."""
     times: Counter[str] = Counter()
     for phase in settings["phases"]:
         for source in phase["sources"]:
-            times[source["audio"]] += phase["passes"] * source.get("repeat", 1)
+            times[source["audio"]] += phase["passes"] * source.get("repeat", 1) * shares.get(source.get("only"), 1)
     return times
 
 
-@pytest.mark.parametrize("task", ["strong", "weak", "real"])
+@pytest.mark.parametrize("task", ["strong", "weak", "grammar", "real"])
 def test_pipelines_are_sound_and_all_arms_hear_the_same(
     at_root: None, script: SimpleNamespace, tmp_path: Path, task: str
 ) -> None:
@@ -74,12 +79,82 @@ def test_pipelines_are_sound_and_all_arms_hear_the_same(
         for name, stage in stages.items()
         if f"{task}-0-student-" in name and not name.endswith("supervised")
     ]
-    first, *others = map(heard, students)
-    assert len(others) > 20 and all(other == first for other in others)
+    choices = [stage["settings"] for stage in stages.values() if stage["verb"] == "select"]
+    shares = {one["output"]: one["share"] for one in choices}
+    of_all, *others = [heard(one, shares) for one in students if not one["output"].endswith(("-75", "-alone"))]
+    assert len(others) > 20 and all(other == of_all for other in others)
+    # no whole number of passes hears three quarters as often as all
+    best, chance = [heard(one, shares) for one in students if one["output"].endswith("-75")]
+    assert best == chance and len(choices) == 6
+    unlabelled = students[0]["phases"][0]["sources"][0]["audio"]
+    assert best[unlabelled] == pytest.approx(of_all[unlabelled], rel=0.05)
     other = script.arms.stages_of(task, 1, [(script.arms.Arm("soft"), None)], {})
     assert other[f"{task}-1-student-soft"]["settings"]["seed"] == 1
     shared = [name for name in other if name in stages]
     assert shared and all(other[name] == stages[name] for name in shared)  # the data
+
+
+def test_assistants_learn_from_each_other_in_turn(at_root: None, script: SimpleNamespace, tmp_path: Path) -> None:
+    stages = made(script, "strong")
+    pipeline = {"variables": {"run": str(tmp_path), "jobs": 2}, "stages": stages}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    _, loaded = load_pipeline(tmp_path / "pipeline.yaml", [])
+    found = {stage.name.removeprefix("strong-0-"): stage for stage in loaded}
+    chains = {
+        "student-assistant-size": ["soft-targets-size", "assistant-size", "soft-targets", "teacher"],
+        "student-assistant-context": [
+            "soft-targets-delay-8", "assistant-delay-8", "soft-targets-delay-16", "assistant-delay-16", "soft-targets", "teacher",
+        ],
+    }  # fmt: skip
+    student = found["student-soft"].settings
+    for name, chain in chains.items():
+        for one, before in itertools.pairwise([name, *chain]):
+            assert f"strong-0-{before}" in found[one].needs
+        assert "strong-0-soft-targets" not in found[name].needs
+        assistants = [found[one].settings for one in chain if one.startswith("assistant")]
+        for settings in assistants:
+            phase = build(TrainSettings, settings, name).phases[0]
+            assert phase.passes == student["phases"][0]["passes"]
+            assert settings["init"] == (
+                student["init"] if settings["model"]["kind"] == student["model"]["kind"] else None
+            )
+            assert settings["batch_frames"] == student["batch_frames"]
+    delays = [found[f"assistant-delay-{delay}"].settings["model"] for delay in (16, 8)]
+    assert [{**one, "delay_frames": 4} for one in delays] == [student["model"]] * 2
+
+
+def test_a_narrow_student_differs_from_its_baseline_in_who_teaches_it(at_root: None, script: SimpleNamespace) -> None:
+    stages, arms = made(script, "strong"), script.arms.read_arms()
+    found = {name: stages[f"strong-0-student-{name}"]["settings"] for name in ("soft", *NARROW)}
+    narrow = found["narrow"]
+    for name in NARROW:
+        settings = build(TrainSettings, found[name], name)
+        assert settings.features == FeatureSettings(sample_rate=4000, mels=45)
+        assert settings.features.frame_ms == build(TrainSettings, found["soft"], "soft").features.frame_ms
+        first, labelled = found[name]["phases"][0]["sources"]
+        assert {**found[name], "phases": 0, "output": 0} == {**narrow, "phases": 0, "output": 0}
+        assert (
+            labelled == narrow["phases"][0]["sources"][1]
+            and first["augment"] == narrow["phases"][0]["sources"][0]["augment"]
+        )
+        assert arms[name].baseline == ("soft" if name == "narrow" else "narrow")
+    taught = {name: found[name]["phases"][0]["sources"][0]["targets"] for name in NARROW}
+    ends = {name: where and Path(where).name for name, where in taught.items()}
+    assert ends == {
+        "narrow": "soft-targets-narrow",
+        "privileged": "soft-targets",
+        "narrow-oracle": None,
+        "narrow-alone": None,
+    }
+    # the narrow teacher is the other one, but for what it hears: its front end, and the alignment of a student that hears as little
+    wide, other = stages["strong-0-teacher"]["settings"], stages["strong-0-teacher-narrow"]["settings"]
+    as_wide = json.loads(json.dumps(other["phases"]).replace("-narrow", ""))
+    assert as_wide == wide["phases"]
+    apart = {"phases": 0, "features": 0, "output": 0}
+    assert wide | apart == other | apart
+    # alone: as much audio, all of it labelled
+    times = heard(found["narrow-alone"], {})
+    assert list(times) == [found["narrow"]["phases"][0]["sources"][1]["audio"]] and times.total() == 7 * 24
 
 
 @pytest.mark.parametrize("task", ["strong", "weak", "real"])
@@ -256,6 +331,24 @@ def test_fidelity_is_measured_once(
     monkeypatch.setattr(script.readouts, "fidelity", lambda *given: measured.append(given) or whole(*given))
     again = script.readouts.read_fidelity(tmp_path, ["student-soft", "student-pseudo"], Path(development))
     assert len(measured) == 1 and again["student-soft"] == found["student-soft"]
+
+
+def test_a_student_that_hears_less_is_measured_by_what_it_hears(
+    script: SimpleNamespace, units: Units, development: str, tmp_path: Path
+) -> None:
+    narrow = FEATURES.model_copy(update={"sample_rate": 4000})
+    for seed, (name, features) in enumerate(
+        {"teacher": FEATURES, "student-soft": FEATURES, "student-narrow": narrow}.items()
+    ):
+        torch.manual_seed(seed)
+        settings = ModelSettings(size=4, layers=1)
+        model = build_model(settings, features.dimension, units.size)
+        save_checkpoint(tmp_path / name, model, units, features, settings, {})
+    both = script.readouts.read_fidelity(tmp_path, ["student-soft", "student-narrow"], Path(development))
+    assert both["student-soft"]["frame_kl"] > 0 and both["student-narrow"]["frame_kl"] > 0
+    rows = posteriors("--a--b---b--", "-a---a--")
+    shorter = script.readouts.fidelity(rows, [rows[0], rows[1][:-1]], 30)
+    assert shorter == {"frame_kl": pytest.approx(0.0, abs=1e-12), "spike_kl": 0.0, "agreement": 1.0}
 
 
 def test_steps_to_a_word_error_rate(script: SimpleNamespace, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import gzip
+import bz2
 import json
 import sqlite3
 from pathlib import Path
@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_kd.errors import UserError
+from asr_kd.files import place
 from asr_kd.shards import manifest
 from asr_kd.shards.manifest import Span, Transcripts, check_key, read_manifest, read_transcripts, write_transcripts
+from asr_kd.shards.manifests.entries import packed, unpacked
 
 
 def test_reads_lines_with_paths_from_the_manifests_folder(tmp_path: Path) -> None:
@@ -37,6 +39,8 @@ BAD_LINES = {
     "a string": ('"b"', "must be a JSON object"),
     "null": ("null", "must be a JSON object"),
     "nothing in it": ("{}", "neither `audio` nor `key`"),
+    "empty audio without a key": ('{"audio": ""}', "`audio` must be the path of a file, not ''"),
+    "audio a list without a key": ('{"audio": ["b.wav"]}', r"`audio` must be the path of a file, not \['b.wav'\]"),
     "no audio": ('{"key": "b"}', "`audio` must be the path of a file, not None"),
     "empty audio": ('{"key": "b", "audio": ""}', "`audio` must be the path of a file, not ''"),
     "audio a number": ('{"key": "b", "audio": 5}', "`audio` must be the path of a file, not 5"),
@@ -202,7 +206,7 @@ def test_bounds_are_read_under_the_names_that_others_give_them(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(GOOD.encode(), mtime=0), r"is packed by gzip; unpack it first: gunzip < list > NEW"),
+        (bz2.compress(GOOD.encode()), r"is packed by bzip2; unpack it first: bunzip2 < list > NEW"),
         (b"PK\3\4\0\0", "is packed by zip; unpack it first: unzip -p list > NEW"),
         (
             b"client_id\tpath\tsentence\nx\ta.wav\tone\n",
@@ -294,15 +298,30 @@ def test_audio_elsewhere_than_beside_the_manifest(tmp_path: Path, monkeypatch: p
         list(read_manifest(path))
 
 
+@pytest.mark.parametrize(
+    ("audio", "meant"),
+    [("a.wav", "s3://b/x/lists/a.wav"), ("./wavs/a.wav", "s3://b/x/lists/wavs/a.wav"), ("../wavs/a.wav", "s3://b/x/wavs/a.wav"), ("s3://c/../a", "s3://c/../a")],
+)  # fmt: skip
+def test_paths_of_a_list_in_a_store_count_from_its_folder(audio: str, meant: str) -> None:
+    folder = place("s3://b/x/lists")
+    found = manifest.audio_place(folder, audio, "line 1")
+    assert str(found) == meant
+    assert unpacked(packed(found, folder), folder, {}) == found
+    with pytest.raises(
+        UserError, match=r"^line 1: \.\./\.\./\.\./\.\./a leads out of the store, counted from s3://b/x"
+    ):
+        manifest.audio_place(folder, "../../../../a", "line 1")
+
+
 def test_a_full_disk_of_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = manifest._database
+    made = manifest.database
 
     def small(table: str) -> sqlite3.Connection:
         database = made(table)
         database.execute("PRAGMA max_page_count = 2")
         return database
 
-    monkeypatch.setattr(manifest, "_database", small)
+    monkeypatch.setattr(manifest, "database", small)
     monkeypatch.setenv("TMPDIR", "/small")
     path = tmp_path / "list.jsonl"
     path.write_text(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_kd.audio.decode import decode
+from asr_kd.audio.decode import decode, to_flac
 from asr_kd.errors import UserError
 from asr_kd.shards import prepare as prepare_module
 from asr_kd.shards.leases import sole_writer
-from asr_kd.shards.prepare import prepare, to_flac
+from asr_kd.shards.prepare import prepare
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, read_checked, read_index, read_shard
 
@@ -70,6 +71,7 @@ def job(tmp_path: Path, source: Path) -> Callable[..., PrepareSettings]:
 
 
 Job = Callable[..., PrepareSettings]
+Dying = Callable[[int], AbstractContextManager[None]]
 
 
 def samples_of(settings: PrepareSettings) -> list[Sample]:
@@ -80,7 +82,9 @@ def samples_of(settings: PrepareSettings) -> list[Sample]:
 
 
 def tree(folder: str | Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    """All that must be the same whoever worked, and however often."""
+    paths = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "timing.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def quarantined(settings: PrepareSettings) -> dict[str, str]:
@@ -220,6 +224,24 @@ def test_a_missing_or_empty_manifest_writes_nothing(job: Job, source: Path, cont
     assert not Path(job().output).exists()
 
 
+@pytest.mark.parametrize("output", [".", "data/shards"])
+def test_an_output_in_the_folder_that_is_the_manifest_is_refused(
+    job: Job, source: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    before = sorted(source.parent.rglob("*"))
+    with pytest.raises(UserError, match=r"^output: .* lies in .*, which is the manifest; name a folder outside of it"):
+        prepare(job(manifest=str(source.parent), output=output))
+    assert sorted(source.parent.rglob("*")) == before
+
+
+def test_a_store_that_is_only_read_is_refused_as_an_output(job: Job) -> None:
+    with pytest.raises(
+        UserError, match=r"^http://host/shards: http:// is only read here; write to a local folder, s3://"
+    ):
+        prepare(job(output="http://host/shards"))
+
+
 def test_output_of_others_is_refused(job: Job, source: Path, tmp_path: Path) -> None:
     prepare(job())
     before = tree(job().output)
@@ -251,24 +273,14 @@ def test_finished_shards_are_not_made_again(job: Job, monkeypatch: pytest.Monkey
     assert [Path(name).stem for name in decoded] == ["u4", "u5", "u6", "u7"] and tree(job().output) == before
 
 
-def test_killed_at_every_publish(job: Job, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_every_publish(job: Job, tmp_path: Path, source: Path, dying_at_publish: Dying) -> None:
     (source.parent / "u6.flac").write_bytes(b"")
     settings = job(max_bad_share=0.1)
     prepare(settings)
     expected = tree(settings.output)
-    replace, link = os.replace, os.link
     for stop in range(len(expected)):
         again = job(max_bad_share=0.1, output=str(tmp_path / f"killed-{stop}"))
-        published = iter(range(100))
-
-        def dying(old: Any, new: Any, real: Any, published: Any = published, stop: int = stop) -> None:
-            if next(published) == stop:
-                raise KeyboardInterrupt
-            real(old, new)
-
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(os, "replace", functools.partial(dying, real=replace))
-            patched.setattr(os, "link", functools.partial(dying, real=link))
+        with dying_at_publish(stop):
             prepare(again)
         assert not (Path(again.output) / "index.json").exists()
         prepare(again)

@@ -38,3 +38,23 @@ def test_none_that_is_good_is_refused_whatever_the_share() -> None:
 
 def test_nothing_of_nothing_is_no_mistake() -> None:
     Quarantine(total=0, share=0.0).refuse("here")
+
+
+def test_what_is_excused_counts_against_no_share_unless_there_is_nothing_else() -> None:
+    quarantine = Quarantine(total=10, share=0.2)
+    for number in range(7):
+        quarantine.add(f"s{number}", "silent", excused=True)
+    quarantine.refuse("here")
+    for number in range(2):
+        quarantine.add(f"u{number}", "empty")
+    quarantine.refuse("here")
+    assert quarantine.count == 9 and quarantine.first == ("u0", "empty")
+    quarantine.add("s9", "silent", excused=True)
+    with pytest.raises(UserError, match=r"^here: none of 10 utterances can be used \(first: u0: empty\)"):
+        quarantine.refuse("here")
+    quarantine = Quarantine(total=10, share=0.2)
+    quarantine.add("s", "silent", excused=True)
+    for number in range(3):
+        quarantine.add(f"u{number}", "empty")
+    with pytest.raises(UserError, match=r"^here: 3 of 10 utterances cannot be used"):
+        quarantine.refuse("here")

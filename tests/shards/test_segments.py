@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 
 from asr_kd.audio import recording as recording_module
+from asr_kd.errors import UserError
 from asr_kd.shards.prepare import prepare
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard
@@ -100,6 +102,18 @@ def test_bounds_that_cannot_be_are_quarantined_with_their_reason(job: Job, capsy
     assert [one["key"] for one in reasons] == list(bad)
     for one in reasons:
         assert bad[one["key"]][1] in one["reason"]
+
+
+def test_a_full_temporary_folder_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("asr_kd.shards.prepare.IN_MEMORY", 1)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(
+        UserError, match=r"no space left for segments of recordings; free some, or set TMPDIR to a larger"
+    ):
+        job({"audio": "a.wav", "start": 1, "end": 2})
 
 
 @pytest.mark.parametrize("order", ["sorted", "shuffled", "interleaved"])

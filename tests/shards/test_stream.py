@@ -19,7 +19,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.audio.features import Frontend
+from asr_kd.audio.features import Deferred, Frontend
 from asr_kd.audio.settings import FeatureSettings, NoiseSettings
 from asr_kd.errors import UserError
 from asr_kd.shards.stream import (
@@ -109,6 +109,24 @@ def test_features_of_another_version_are_not_in_the_cache(
 
 
 NOISE = NoiseSettings(share=1.0, reverb=0.5, snr_max=5.0)
+
+
+def test_features_left_for_later_are_counted_refused_and_made_noisy_as_others_and_not_cached(
+    shards: Path, tmp_path: Path
+) -> None:
+    info, noisy = read_index(shards)[0], {"noise": NOISE, "noise_seed": (3,), "keep_clean": True}
+    for changes in ({}, noisy):
+        there = load_features(wanted(shards, **changes), info)
+        later = load_features(wanted(shards, deferred=True, cache=str(tmp_path / "cache"), **changes), info)
+        assert later.bad == there.bad
+        for one, other in zip(later.items, there.items, strict=True):
+            assert (one.key, one.fields, one.seconds) == (other.key, other.fields, other.seconds)
+            pairs = [(one.features, other.features)] + ([(one.clean, other.clean)] if changes else [])
+            for sound, features in pairs:
+                assert isinstance(sound, Deferred) and len(sound) == len(features)
+                waveform = sound.sound if sound.sound.dtype == np.float32 else sound.sound / np.float32(32768)
+                np.testing.assert_array_equal(Frontend(FEATURES).compute(waveform), features)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_noise_is_drawn_by_seed_and_key_and_never_cached(shards: Path, tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def with_shard(**changes: Any) -> dict[str, Any]:
         ([], "not an index of audio shards"),
         ({}, "not an index of audio shards"),
         ({**GOOD_INDEX, "format": "other"}, "not an index of audio shards"),
-        ({**GOOD_INDEX, "version": 2}, "of version 2, this program reads 1; use a newer asr_kd"),
+        ({**GOOD_INDEX, "version": 3}, "of version 3, this program reads 2; use a newer asr_kd"),
         ({**GOOD_INDEX, "version": True}, "of version True"),
         ({**GOOD_INDEX, "version": None}, "of version None"),
         ({"format": "asr_kd-shards", "version": 1}, "shards: input should be a valid"),

@@ -55,9 +55,11 @@ def expected(dense: np.ndarray, mode: str, weights: np.ndarray) -> np.ndarray:
     if mode == "log_mean":
         product = np.prod(dense ** weights[:, None, None], axis=0)
         return product / product.sum(1, keepdims=True)
-    if mode == "confidence":
+    if mode in ("confidence", "surest"):
         entropy = -(dense * np.log(np.where(dense > 0, dense, 1.0))).sum(2)
         by_frame = weights[:, None] * np.exp(-entropy)
+        if mode == "surest":
+            return np.stack([dense[best, row] for row, best in enumerate(by_frame.argmax(0))])
         return ((by_frame / by_frame.sum(0))[:, :, None] * dense).sum(0)
     return np.tensordot(weights, dense, 1)
 
@@ -92,7 +94,11 @@ def test_every_mode_is_what_its_algebra_says(
     found = combine(targets, mode, weights.tolist(), priors if with_prior else None)
     compare(found, expected(dense, mode, weights))
     unions = [sorted(set().union(*units)) for units in zip(*map(kept_in, targets), strict=True)]
-    assert [sorted(units) for units in kept_in(found)] == unions
+    if mode == "surest":  # what one of them kept
+        choices = zip(*map(kept_in, targets), strict=True)
+        assert all(sorted(units) in map(sorted, one) for units, one in zip(kept_in(found), choices, strict=True))
+    else:
+        assert [sorted(units) for units in kept_in(found)] == unions
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,17 +114,18 @@ def test_the_order_of_teachers_one_teacher_and_none(mode: CombineMode, seed: int
     for unused in (targets[:1], targets):
         assert combine(unused, mode, [2.0] + [0.0] * (len(unused) - 1)) is targets[0]
     # weights count among themselves only, and a teacher that says the same twice is one with twice the weight
-    np.testing.assert_allclose(
-        completed(combine(targets[:2], mode, [2, 1], priors[:2])),
-        completed(combine([targets[0], *targets[:2]], mode, [7, 7, 7], [priors[0], *priors[:2]])),
-        rtol=1e-4,
-    )
+    if mode != "surest":
+        np.testing.assert_allclose(
+            completed(combine(targets[:2], mode, [2, 1], priors[:2])),
+            completed(combine([targets[0], *targets[:2]], mode, [7, 7, 7], [priors[0], *priors[:2]])),
+            rtol=1e-4,
+        )
     same = combine([targets[0]] * 2, mode, None, [priors[0]] * 2)
     np.testing.assert_array_equal(same.units, targets[0].units)
     np.testing.assert_allclose(completed(same), completed(targets[0]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "surest"])
 def test_more_units_than_can_be_kept_go_to_the_tail(mode: CombineMode) -> None:
     rng = np.random.default_rng(0)
     dense = rng.dirichlet(np.ones(600), (2, 3))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ import torch
 from asr_kd.audio.decode import decode
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
+from asr_kd.ending import Stopped
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.shards.texts import train_units
 from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.targets.prior import to_text
 from asr_kd.targets.store import TargetMetadata, write_target_shard
+from asr_kd.training import phase
 from asr_kd.training.settings import TrainSettings
+from asr_kd.training.trainer import train
 from asr_kd.units import Units
 
 RATE = 8000
@@ -46,6 +51,12 @@ def write_audio(folder: Path, shards: list[list[Sample]]) -> str:
     folder.mkdir(parents=True)
     write_index(folder, [write_shard(folder / f"shard-{number:06d}.tar", one) for number, one in enumerate(shards)])
     return str(folder)
+
+
+def audio_of(folder: str) -> dict[str, np.ndarray]:
+    """The waveforms of an audio set, by key."""
+    samples = [item for info in read_index(Path(folder)) for item in read_shard(Path(folder) / info.name)]
+    return {item.key: decode(item.audio, item.key, RATE, 60.0)[0] for item in samples}
 
 
 def soft_target(item: Sample, units: Units, doubt: float = 0.02, frame_ms: int = 30) -> SparsePosteriors:
@@ -142,3 +153,48 @@ def job(letters: Path, development: str, audio: str, targets: str, tmp_path: Pat
         return TrainSettings.model_validate(values | changes)
 
     return make
+
+
+@pytest.fixture
+def stopped_at_every_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainSettings], None]:
+    """Trains to the end, told to stop in every step and started again."""
+
+    def run(settings: TrainSettings) -> None:
+        real = phase.step
+
+        def stopped(*arguments: Any) -> float:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        monkeypatch.setattr(phase, "step", stopped)
+        for _ in range(100):
+            try:
+                train(settings)
+                break
+            except Stopped:
+                pass
+        monkeypatch.setattr(phase, "step", real)
+
+    return run
+
+
+@pytest.fixture
+def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Trains, is told to stop in the step after `after` others, and goes on to the end unless told otherwise."""
+
+    def run(settings: TrainSettings, after: int = 4, finish: bool = True) -> None:
+        real, steps = phase.step, iter(range(1000))
+
+        def interrupted(*arguments: Any) -> float:
+            if next(steps) == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        monkeypatch.setattr(phase, "step", interrupted)
+        with pytest.raises(Stopped):
+            train(settings)
+        monkeypatch.setattr(phase, "step", real)
+        if finish:
+            train(settings)
+
+    return run

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from asr_kd.distillation.answers import answer, prepare_answers, taught_by
 from asr_kd.distillation.batch import Batch
 from asr_kd.distillation.knowledge import Knowledge, Lesson, Seen, Task, lesson_of
 from asr_kd.distillation.settings import SourceSettings
-from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.labeling.job import label
 from asr_kd.labeling.settings import LabelSettings
@@ -35,7 +32,7 @@ from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from asr_kd.units import Units, load_units
 from tests.training.conftest import FEATURES
-from tests.training.test_processes import launched
+from tests.training.test_processes import assert_a_death_changes_nothing
 
 Job = Callable[..., TrainSettings]
 
@@ -107,7 +104,7 @@ def test_transcripts_are_drawn_from_what_is_answered(job: Job, teacher: str, tmp
     assert all(map(np.isfinite, losses(tmp_path / "drawn")))
 
 
-@pytest.mark.parametrize("mode", ["mean", "log_mean", "confidence"])
+@pytest.mark.parametrize("mode", ["mean", "log_mean", "confidence", "surest"])
 def test_several_answer_as_their_stored_targets_are_combined(
     teacher: str, letters: Path, tmp_path: Path, mode: Any
 ) -> None:
@@ -156,7 +153,7 @@ def test_both_are_divided_by_the_temperature(job: Job, teacher: str, units: Unit
 
 
 def test_a_schedule_that_stays_is_a_number_and_one_that_moves_is_resumed(
-    job: Job, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, teacher: str, tmp_path: Path, resumed: Callable[..., None]
 ) -> None:
     def settings(name: str, soft: Any) -> TrainSettings:
         source = {"soft": soft, "temperature": {"start": 2.0, "end": 1.0, "shape": "cosine"}, "sequences": None}
@@ -167,17 +164,7 @@ def test_a_schedule_that_stays_is_a_number_and_one_that_moves_is_resumed(
     assert state(tmp_path / "number") == state(tmp_path / "constant")
     train(settings("moving", {"start": 1.0, "end": 0.0, "until": 0.5}))
     assert losses(tmp_path / "moving")[-1] == 0.0 < losses(tmp_path / "moving")[0]
-    real, steps = phase.step, iter(range(100))
-
-    def interrupted(*arguments: Any) -> float:
-        if next(steps) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(phase, "step", interrupted)
-    with pytest.raises(Stopped):
-        train(settings("again", {"start": 1.0, "end": 0.0, "until": 0.5}))
-    train(settings("again", {"start": 1.0, "end": 0.0, "until": 0.5}))
+    resumed(settings("again", {"start": 1.0, "end": 0.0, "until": 0.5}))
     assert state(tmp_path / "again") == state(tmp_path / "moving")
 
 
@@ -266,7 +253,7 @@ def test_with_any_policy_for_missing_mass(job: Job, teacher: str, tmp_path: Path
 
 @pytest.mark.parametrize("who", ["checkpoint", "average"])
 def test_killed_and_resumed_to_the_same_bits(
-    job: Job, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+    job: Job, teacher: str, tmp_path: Path, resumed: Callable[..., None], who: str
 ) -> None:
     def settings(name: str) -> TrainSettings:
         teaching = teacher if who == "checkpoint" else "average"
@@ -275,17 +262,7 @@ def test_killed_and_resumed_to_the_same_bits(
         )
 
     train(settings("whole"))
-    real, steps = phase.step, iter(range(100))
-
-    def interrupted(*arguments: Any) -> float:
-        if next(steps) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(phase, "step", interrupted)
-    with pytest.raises(Stopped):
-        train(settings("run"))
-    train(settings("run"))
+    resumed(settings("run"))
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
@@ -306,15 +283,11 @@ def test_the_average_itself_learns_nothing_from_its_answers(job: Job, tmp_path: 
 
 @pytest.mark.parametrize("who", ["checkpoint", "average"])
 def test_two_processes_of_which_one_dies(job: Job, teacher: str, tmp_path: Path, who: str) -> None:
-    found = {}
-    for how in ("lives", "dies"):
-        (tmp_path / how).mkdir()
-        settings = online(
-            job, teacher if who == "checkpoint" else "average", output=str(tmp_path / how / "run"), lanes=2, ema_decay=0.5,
-            phase={"passes": 3}, batch_frames=60, bucket_utterances=3,
-        )  # fmt: skip
-        found[how] = state(launched(settings, tmp_path / how, 2, how))
-    assert found["lives"] == found["dies"]
+    settings = online(
+        job, teacher if who == "checkpoint" else "average", lanes=2, ema_decay=0.5,
+        phase={"passes": 3}, batch_frames=60, bucket_utterances=3,
+    )  # fmt: skip
+    assert_a_death_changes_nothing(settings, tmp_path)
 
 
 def test_another_checkpoint_in_its_place_is_noticed(job: Job, teacher: str, letters: Path, tmp_path: Path) -> None:
@@ -368,3 +341,13 @@ def test_a_teacher_of_other_features_is_refused(job: Job, letters: Path, tmp_pat
     save_checkpoint(tmp_path / "other", build_model(kind, features.dimension, units.size), units, features, kind)
     with pytest.raises(UserError, match="hears other features than this run"):
         train(online(job, str(tmp_path / "other")))
+
+
+def test_of_two_teachers_the_one_of_another_frame_period_is_named(
+    job: Job, teacher: str, letters: Path, tmp_path: Path
+) -> None:
+    units, kind, slow = load_units(letters), ModelSettings(layers=1, size=6), FEATURES.model_copy(update={"stack": 4})
+    save_checkpoint(tmp_path / "slow", build_model(kind, slow.dimension, units.size), units, slow, kind)
+    message = rf"teacher: {tmp_path / 'slow'} hears other features than this run; .* label the audio and learn the targets with resample=true"
+    with pytest.raises(UserError, match=message):
+        train(online(job, "", source={"teacher": [teacher, str(tmp_path / "slow")]}))

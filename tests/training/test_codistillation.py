@@ -155,6 +155,32 @@ def test_two_processes_of_which_one_dies(job: Job, tmp_path: Path) -> None:
     assert found["lives"] == found["dies"]
 
 
+# the second process is asked to stop while both wait
+ASKED = """
+import os, pkgutil, signal, sys
+from asr_kd.ending import Stopped
+from asr_kd.training import codistillation, trainer
+def sleep(seconds):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+codistillation.sleep = sleep
+try:
+    trainer.train(pkgutil.resolve_name(sys.argv[3]).model_validate_json(sys.argv[1]))
+except Stopped:
+    pass
+"""
+
+
+def test_two_processes_that_wait_are_stopped_together(job: Job, tmp_path: Path) -> None:
+    waiting = of(job, tmp_path, "b", "a", passes=2, lanes=2, batch_frames=60, bucket_utterances=3)
+    launched(waiting, tmp_path, 2, job=ASKED)
+    train(of(job, tmp_path, "a", None))
+    ended = launched(waiting, tmp_path, 2)
+    found = state(ended)
+    ended.rename(tmp_path / "stopped")
+    assert state(launched(waiting, tmp_path, 2)) == found
+
+
 def learner_at(job: Job, tmp_path: Path, units: Units, step: int, wait: float = 0.01) -> Learner:
     teacher = {"run": str(tmp_path / "other"), "every": EVERY, "wait": wait}
     settings = job(source={"targets": None, "teacher": teacher})

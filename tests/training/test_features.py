@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
 from asr_kd.models.settings import ModelSettings
-from asr_kd.training import phase
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from asr_kd.units import Units, load_units
 from tests.training.conftest import FEATURES
-from tests.training.test_processes import launched
+from tests.training.test_processes import assert_a_death_changes_nothing
 
 Job = Callable[..., TrainSettings]
 #: a pair of each match
@@ -65,7 +61,7 @@ def losses(run: Path | str) -> list[float]:
 
 @pytest.mark.parametrize("who", ["checkpoint", "several", "average"])
 def test_killed_and_resumed_to_the_same_bits(
-    job: Job, teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+    job: Job, teachers: list[str], tmp_path: Path, resumed: Callable[..., None], who: str
 ) -> None:
     teacher = {"checkpoint": teachers[0], "several": teachers, "average": "average"}[who]
 
@@ -73,17 +69,7 @@ def test_killed_and_resumed_to_the_same_bits(
         return taught(job, teacher, output=str(tmp_path / name), ema_decay=0.8, source={"augment": {"time_masks": 1}})
 
     train(settings("whole"))
-    real, steps = phase.step, iter(range(100))
-
-    def interrupted(*arguments: Any) -> float:
-        if next(steps) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(phase, "step", interrupted)
-    with pytest.raises(Stopped):
-        train(settings("run"))
-    train(settings("run"))
+    resumed(settings("run"))
     assert state(tmp_path / "run") == state(tmp_path / "whole")
     held = safetensors.torch.load_file(tmp_path / "run" / "last" / "state.safetensors")
     width = {"checkpoint": 20, "several": 28, "average": 12}[who]
@@ -96,15 +82,11 @@ def test_killed_and_resumed_to_the_same_bits(
 
 
 def test_two_processes_of_which_one_dies(job: Job, teachers: list[str], tmp_path: Path) -> None:
-    found = {}
-    for how in ("lives", "dies"):
-        (tmp_path / how).mkdir()
-        settings = taught(
-            job, teachers[0], output=str(tmp_path / how / "run"), lanes=2, ema_decay=0.5, evaluate_every=5,
-            phase={"passes": 2}, batch_frames=60, bucket_utterances=3,
-        )  # fmt: skip
-        found[how] = state(launched(settings, tmp_path / how, 2, how))
-    assert found["lives"] == found["dies"]
+    settings = taught(
+        job, teachers[0], lanes=2, ema_decay=0.5, evaluate_every=5,
+        phase={"passes": 2}, batch_frames=60, bucket_utterances=3,
+    )  # fmt: skip
+    assert_a_death_changes_nothing(settings, tmp_path)
 
 
 def test_they_are_learned_alone_in_half_precision(job: Job, teachers: list[str]) -> None:

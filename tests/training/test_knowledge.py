@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,8 @@ import safetensors.torch
 import torch
 
 from asr_kd.distillation.settings import SourceSettings
-from asr_kd.ending import Stopped
 from asr_kd.errors import UserError
 from asr_kd.models.acoustic import load_checkpoint
-from asr_kd.training import phase
 from asr_kd.training.settings import PhaseSettings, TrainSettings
 from asr_kd.training.trainer import train
 from tests.distillation.entropy import Entropy, EntropySettings
@@ -84,7 +80,7 @@ def test_a_kind_that_brings_a_part_leaves_the_student_s_draws_alone(job: Job, tm
 
 
 def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, tmp_path: Path, stopped_at_every_step: Callable[..., None]
 ) -> None:
     settings = run_of(job, MIXED, ema_decay=0.5, phase={"passes": 1})
     run = Path(settings.output)
@@ -92,19 +88,8 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
     expected = files(run)
     assert "best/beside.safetensors" in expected  # where the second phase goes on from
     run.rename(tmp_path / "whole")
-    real = phase.step
 
-    def stopped(*arguments: Any) -> float:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(phase, "step", stopped)
-    for _ in range(100):
-        try:
-            train(settings)
-            break
-        except Stopped:
-            pass
+    stopped_at_every_step(settings)
     assert files(run) == expected
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,7 @@ import safetensors.torch
 import torch
 
 from asr_kd.distillation.knowledge import Pupil
-from asr_kd.ending import Stopped
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters
-from asr_kd.training import phase
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.distributed.exchange import Exchange
 from asr_kd.training.distributed.ranks import Ranks
@@ -24,7 +20,7 @@ from asr_kd.training.settings import TrainSettings
 from asr_kd.training.step import Learner, step
 from asr_kd.training.trainer import train
 from asr_kd.units import Units
-from tests.training.test_processes import launched
+from tests.training.test_processes import assert_a_death_changes_nothing
 
 Job = Callable[..., TrainSettings]
 
@@ -61,20 +57,10 @@ def test_it_is_learned_and_the_student_leaves_alone(job: Job, tmp_path: Path, ki
     assert parameters(load_checkpoint(run).model) == parameters(load_checkpoint(tmp_path / "alone").model)
 
 
-def test_killed_and_resumed_to_the_same_bits(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_resumed_to_the_same_bits(job: Job, tmp_path: Path, resumed: Callable[..., None]) -> None:
     train(all_sources(job, output=str(tmp_path / "whole"), ema_decay=0.8))
     settings = all_sources(job, output=str(tmp_path / "run"), ema_decay=0.8)
-    real, steps = phase.step, iter(range(100))
-
-    def interrupted(*arguments: Any) -> float:
-        if next(steps) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(phase, "step", interrupted)
-    with pytest.raises(Stopped):
-        train(settings)
-    train(settings)
+    resumed(settings)
     assert state(tmp_path / "run") == state(tmp_path / "whole")
     held = safetensors.torch.load_file(tmp_path / "run" / "last" / "state.safetensors")
     for kind in KINDS:
@@ -82,14 +68,8 @@ def test_killed_and_resumed_to_the_same_bits(job: Job, tmp_path: Path, monkeypat
 
 
 def test_two_processes_of_which_one_dies(job: Job, tmp_path: Path) -> None:
-    found = {}
-    for how in ("lives", "dies"):
-        (tmp_path / how).mkdir()
-        settings = all_sources(
-            job, output=str(tmp_path / how / "run"), lanes=2, evaluate_every=6, batch_frames=80, bucket_utterances=3
-        )
-        found[how] = state(launched(settings, tmp_path / how, 2, how))
-    assert found["lives"] == found["dies"]
+    settings = all_sources(job, lanes=2, evaluate_every=6, batch_frames=80, bucket_utterances=3)
+    assert_a_death_changes_nothing(settings, tmp_path)
 
 
 def test_the_student_s_own_steps_do_not_change_with_peers_that_it_does_not_hear(job: Job, tmp_path: Path) -> None:
@@ -129,6 +109,7 @@ def test_exchanging_student_and_peer_exchanges_what_they_become(job: Job, units:
     [
         ([{"targets": None, "soft": 0.0, "mutual": {}}], "ends in silence; teach one source ctc or soft"),
         ([{"mutual": {}}, {"mutual": {"peers": 2}}], "mutual trains the same learners in all sources"),
+        ([{"mutual": {}}, {"mutual": {"critic": 0.1}}], "mutual trains the same learners in all sources"),
     ],
 )
 def test_what_does_not_go_together(job: Job, sources: list[dict[str, Any]], message: str) -> None:
@@ -139,4 +120,4 @@ def test_what_does_not_go_together(job: Job, sources: list[dict[str, Any]], mess
 
 def test_another_weight_in_another_source_is_fine(job: Job) -> None:
     plain = job().phases[0].sources[0].model_dump()
-    job(phase={"sources": [plain | {"mutual": {"weight": weight}} for weight in (0.5, 1.0)]})
+    job(phase={"sources": [plain | {"mutual": {"weight": weight, "critic": weight}} for weight in (0.5, 1.0)]})

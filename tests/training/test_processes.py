@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,15 @@ from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import _train, train
 
 Job = Callable[..., TrainSettings]
+
+# a message that is lost ends in a restart, as it would for a user, and not in half an hour of waiting; a process that hangs says where
+BEGIN = """
+import faulthandler
+from datetime import timedelta
+from asr_kd.training.distributed import ranks
+faulthandler.dump_traceback_later(200)
+ranks.PATIENCE = timedelta(seconds=80)
+"""
 
 # the second process dies in the middle of its seventh step, the first time
 JOB = """
@@ -43,9 +53,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "lives") -> Path:
+def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "lives", job: str = JOB) -> Path:
     script = folder / "job.py"
-    script.write_text(JOB)
+    script.write_text(BEGIN + job)
     command = [
         sys.executable,
         "-m",
@@ -54,13 +64,31 @@ def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "
         f"--nproc-per-node={processes}",
         "--max-restarts=1",
     ]
-    done = subprocess.run(
-        [*command, str(script), settings.model_dump_json(), how, f"{type(settings).__module__}:{type(settings).__name__}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    with open(folder / "said", "w+") as said:
+        process = subprocess.Popen(
+            [*command, str(script), settings.model_dump_json(), how, f"{type(settings).__module__}:{type(settings).__name__}"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONFAULTHANDLER": "1"},
+            stdout=subprocess.DEVNULL, stderr=said,
+        )  # fmt: skip
+        try:
+            status = process.wait(240)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            status = process.wait()
+            subprocess.run(["pkill", "-KILL", "-f", str(script)])  # its processes live in sessions of their own
+        said.seek(0)
+        assert not status, said.read()[-12000:]
     return Path(settings.output)
+
+
+def assert_a_death_changes_nothing(settings: TrainSettings, folder: Path) -> None:
+    """The same job of two processes ends in the same bits whether both live or one dies and is started again."""
+    found = {}
+    for how in ("lives", "dies"):
+        (folder / how).mkdir()
+        run = launched(settings.model_copy(update={"output": str(folder / how / "run")}), folder / how, 2, how)
+        found[how] = (run / "last" / "state.safetensors").read_bytes()
+    assert found["lives"] == found["dies"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -82,6 +110,19 @@ def test_a_process_that_dies_is_started_again_and_changes_nothing(job: Job, tmp_
     died = launched(settings, tmp_path, 2, "dies")
     assert (died / "last" / "state.safetensors").read_bytes() == state
     assert load_checkpoint(died).fingerprint == best
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_that_dies_before_the_first_scores_too(job: Job, tmp_path: Path, method: str) -> None:
+    settings = job(
+        lanes=2,
+        evaluate_every=1000,
+        distributed=METHODS[method],
+        phase={"passes": 3},
+        batch_frames=60,
+        bucket_utterances=3,
+    )
+    assert_a_death_changes_nothing(settings, tmp_path)
 
 
 def sum_of_hours(settings: TrainSettings) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from asr_kd.ending import Stopped
 from asr_kd.models.acoustic import build_model, load_checkpoint, save_checkpoint
 from asr_kd.models.settings import ModelSettings
-from asr_kd.training import phase
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from asr_kd.units import load_units
 from tests.training.conftest import FEATURES
+from tests.training.test_processes import assert_a_death_changes_nothing
 
 Job = Callable[..., TrainSettings]
 BETWEEN = {"student": "layer.2", "teacher": "layer.1"}
@@ -78,24 +75,23 @@ def test_it_is_learned_alone(job: Job, teachers: dict[str, str], tmp_path: Path,
 
 @pytest.mark.parametrize("kind", ["angle", "classes", "attention"])
 def test_killed_and_resumed_to_the_same_bits(
-    job: Job, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    job: Job, teachers: dict[str, str], tmp_path: Path, resumed: Callable[..., None], kind: str
 ) -> None:
     def settings(name: str) -> TrainSettings:
         return learning(job, teachers, kind, output=str(tmp_path / name), source={"soft": 1.0})
 
     train(settings("whole"))
-    real, steps = phase.step, iter(range(100))
-
-    def interrupted(*arguments: Any) -> float:
-        if next(steps) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(phase, "step", interrupted)
-    with pytest.raises(Stopped):
-        train(settings("run"))
-    train(settings("run"))
+    resumed(settings("run"))
     assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_two_processes_of_which_one_dies(job: Job, teachers: dict[str, str], tmp_path: Path) -> None:
+    """Each relates what its own lane hears; the batches of the two differ in utterances and in spikes."""
+    settings = learning(
+        job, teachers, "distance", source={"soft": 0.5}, lanes=2, ema_decay=0.5,
+        phase={"passes": 3}, batch_frames=60, bucket_utterances=3,
+    )  # fmt: skip
+    assert_a_death_changes_nothing(settings, tmp_path)
 
 
 def test_stored_targets_teach_their_confusions(job: Job, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,12 @@ import safetensors.torch
 import torch
 
 from asr_kd.distillation import guard
-from asr_kd.ending import Stopped
 from asr_kd.models.acoustic import load_checkpoint
-from asr_kd.training import phase
 from asr_kd.training.batches import PhaseStream
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
 from asr_kd.units import Units
-from tests.training.test_processes import launched
+from tests.training.test_processes import assert_a_death_changes_nothing
 
 Job = Callable[..., TrainSettings]
 
@@ -43,28 +39,6 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows(run)]
-
-
-@pytest.fixture
-def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Trains, stopped after one more step than `after`, and to the end unless told otherwise."""
-
-    def run(settings: TrainSettings, after: int, finish: bool = True) -> None:
-        real, steps = phase.step, iter(range(1000))
-
-        def interrupted(*arguments: Any) -> float:
-            if next(steps) == after:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(*arguments)
-
-        monkeypatch.setattr(phase, "step", interrupted)
-        with pytest.raises(Stopped):
-            train(settings)
-        monkeypatch.setattr(phase, "step", real)
-        if finish:
-            train(settings)
-
-    return run
 
 
 def test_a_head_is_learned_and_left_behind(job: Job) -> None:
@@ -231,15 +205,11 @@ def test_who_answers_must_be_there(job: Job) -> None:
 def test_two_processes_of_which_one_dies(job: Job, tmp_path: Path) -> None:
     """Two views, a head through the shared output layer, and the average with a decay and a guard, all together."""
     source = {**VIEWS, **SHARED, "targets": None, "teacher": "average", "soft": 0.5, "guard": 0.5}
-    found = {}
-    for how in ("lives", "dies"):
-        (tmp_path / how).mkdir()
-        settings = job(
-            output=str(tmp_path / how / "run"), model=CONDITIONED, source=source, lanes=2, teacher_decay=0.5,
-            phase={"passes": 3}, batch_frames=120, bucket_utterances=3,
-        )  # fmt: skip
-        found[how] = state(launched(settings, tmp_path / how, 2, how))
-    assert found["lives"] == found["dies"]
+    settings = job(
+        model=CONDITIONED, source=source, lanes=2, teacher_decay=0.5,
+        phase={"passes": 3}, batch_frames=120, bucket_utterances=3,
+    )  # fmt: skip
+    assert_a_death_changes_nothing(settings, tmp_path)
 
 
 def test_what_a_head_learns_of_the_text_it_learns_where_nobody_answers(job: Job, tmp_path: Path) -> None:

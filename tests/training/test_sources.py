@@ -16,6 +16,9 @@ import torch
 from asr_kd.config.load import build
 from asr_kd.distillation.batch import Batch
 from asr_kd.errors import UserError
+from asr_kd.selection import job as selection
+from asr_kd.selection.job import select
+from asr_kd.selection.settings import SelectionSettings
 from asr_kd.shards.manifest import write_transcripts
 from asr_kd.shards.tarset import Sample, read_index, read_shard, write_index, write_shard
 from asr_kd.training.batches import Lane, PhaseStream
@@ -278,7 +281,15 @@ def test_memory_does_not_grow_with_the_data(job: Job, units: Units, many: Path, 
             (audio / info.name).symlink_to(many / "audio" / info.name)
         write_index(audio, infos[: utterances // 40])
         write_transcripts(texts, ((f"utterance-{number:06d}", "a") for number in range(utterances)))
-        source = {"audio": str(audio), "targets": str(many / "targets"), "transcripts": str(texts), "ctc": 1.0}
+        chosen = str(tmp_path / f"chosen-{utterances}")
+        select(SelectionSettings(audio=str(audio), output=chosen))
+        source = {
+            "audio": str(audio),
+            "targets": str(many / "targets"),
+            "transcripts": str(texts),
+            "ctc": 1.0,
+            "only": chosen,
+        }
         settings = job(source=source, phase={"passes": 1}, bucket_utterances=80, batch_frames=400, missing_mass="prior")
         gc.collect()
         tracemalloc.start()
@@ -297,3 +308,38 @@ def test_memory_does_not_grow_with_the_data(job: Job, units: Units, many: Path, 
     # the lower of two: a thread that an earlier test has left may hold memory of its own meanwhile
     few, more = (min(memory(utterances) for _ in range(2)) for utterances in (400, 1600))
     assert more - few < 50 * 1200  # to remember a key takes 70 bytes and more
+
+
+@pytest.mark.parametrize("by", ["confidence", "random"])
+def test_a_choice_holds_no_more_of_more_data(
+    many: Path, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infos, held = read_index(many / "audio"), []
+    real = selection._summary
+
+    def summary(*arguments: Any) -> str:
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+        return real(*arguments)
+
+    monkeypatch.setattr(selection, "_summary", summary)
+
+    def memory(utterances: int) -> int:
+        """Bytes that are held once all is decided."""
+        audio = tmp_path / f"audio-{utterances}"
+        audio.mkdir(exist_ok=True)
+        for info in infos[: utterances // 40]:
+            (audio / info.name).unlink(missing_ok=True)
+            (audio / info.name).symlink_to(many / "audio" / info.name)
+        write_index(audio, infos[: utterances // 40])
+        settings = {"audio": str(audio), "output": str(tmp_path / "list"), "share": 0.5, "by": by}
+        gc.collect()
+        tracemalloc.start()
+        try:
+            select(SelectionSettings.model_validate({**settings, "targets": str(many / "targets")}))
+        finally:
+            tracemalloc.stop()
+        return held[-1]
+
+    few, more = (min(memory(utterances) for _ in range(2)) for utterances in (200, 800))
+    assert more - few < 50 * 600  # to remember a key takes 70 bytes and more

@@ -21,7 +21,7 @@ from asr_kd.training.sources import Cursor, Source
 from asr_kd.training.trainer import train
 from asr_kd.units import Units
 from tests import learning
-from tests.training.conftest import write_targets
+from tests.training.conftest import FEATURES, write_targets
 
 Job = Callable[..., TrainSettings]
 
@@ -57,7 +57,7 @@ def same(one: SparsePosteriors | None, other: SparsePosteriors) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("mode", ["mean", "log_mean", "confidence"])
+@pytest.mark.parametrize("mode", ["mean", "log_mean", "confidence", "surest"])
 @pytest.mark.parametrize("missing", ["ghost", "prior"])
 def test_every_utterance_has_the_combination_of_its_targets(
     job: Job, units: Units, targets: str, doubtful: str, mode: Any, missing: str
@@ -170,6 +170,23 @@ def test_frames_are_resampled_where_that_is_asked_for(
         UserError, match=r"wrong/shard-\d+\.tar: u\d: its \d+ frames of 60 ms cover 0 to \d+ ms, the \d+ wanted"
     ):
         examples(job(source={"targets": wrong, "resample": True}), units)
+
+
+def test_a_student_that_hears_less_learns_what_a_teacher_that_hears_all_says(
+    job: Job, units: Units, targets: str, tmp_path: Path
+) -> None:
+    """Audio at half the rate, of which nothing above 2 kHz is left: frames of the same period, and the targets as they are."""
+    narrow = {**FEATURES.model_dump(), "sample_rate": 4000, "mels": 9}
+    source = {"targets": targets, "resample": True}
+    stored, found = contents(targets), examples(job(source=source, features=narrow), units)[1]
+    assert sorted(found) == sorted(stored)
+    for key, example in found.items():
+        assert example.features.shape == (stored[key].frames, 27)
+        same(example.targets, stored[key])
+    train(job(source=source, features=narrow, phase={"passes": 8, "learning_rate": 0.02}, evaluate_every=50))
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    values = [loss for loss in losses if loss is not None]
+    assert np.mean(values[-5:]) < 0.9 * np.mean(values[:5])
 
 
 def test_log_mean_refuses_teachers_without_a_tail(

@@ -101,7 +101,8 @@ def test_a_spelling_that_the_units_change_is_no_error(
         return [torch.log(torch.eye(units.size)[path] + 1e-6) for _ in features]
 
     monkeypatch.setattr(acoustic, "log_posteriors", perfect)
-    learner = Checkpoint(torch.nn.Module(), units, FEATURES, job().model, "")
+    network = acoustic.build_model(job().model, FEATURES.dimension, units.size)
+    learner = Checkpoint(network, units, FEATURES, job().model, "")
     for number, text in enumerate(("ab", "a\u200db", "a\u00adb", "a\ufeffb", " ab ")):
         folder = development_set(tmp_path / str(number), [text, "ab"])
         assert score_development(job(development=folder), learner).wer == 0

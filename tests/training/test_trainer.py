@@ -401,6 +401,8 @@ def test_frozen_weights_stay_and_others_move(job: Job, tmp_path: Path) -> None:
         UserError, match=r"phases\.0\.frozen: no weight begins with encoder; the network has forwards, output"
     ):
         train(job(phase={"frozen": ["encoder"]}, output=str(tmp_path / "third")))
+    with pytest.raises(UserError, match=r"phases\.0\.frozen: names all weights, and nothing is left to train"):
+        train(job(phase={"frozen": ["forwards", "output"]}, output=str(tmp_path / "fourth")))
 
 
 def test_rates_fall_from_cycle_to_cycle(job: Job) -> None:

@@ -15,6 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# before a group is there: the defaults of its functions would keep the group of the moment, whose threads then live on, until the
+# interpreter ends, and sometimes kill it there ("terminate called without an active exception"); the first AdamW step imports it
+import torch.distributed.nn
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 

@@ -1,0 +1,1 @@
+"""Teachers that other programs have trained, behind the contract of `AcousticModel`: a file a family."""
