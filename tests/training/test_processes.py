@@ -28,8 +28,8 @@ BEGIN = """
 import faulthandler
 from datetime import timedelta
 from asr_kd.training.distributed import ranks
-faulthandler.dump_traceback_later(200)
-ranks.PATIENCE = timedelta(seconds=80)
+faulthandler.dump_traceback_later(700)
+ranks.PATIENCE = timedelta(seconds=200)
 """
 
 # the second process dies in the middle of its seventh step, the first time
@@ -71,7 +71,7 @@ def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "
             stdout=subprocess.DEVNULL, stderr=said,
         )  # fmt: skip
         try:
-            status = process.wait(240)
+            status = process.wait(800)
         except subprocess.TimeoutExpired:
             subprocess.run(["ps", "-eLo", "pid,ppid,stat,wchan:24,comm"], stdout=said)  # a process that hangs while it ends says nothing itself
             process.send_signal(signal.SIGABRT)
