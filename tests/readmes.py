@@ -1,0 +1,296 @@
+"""What READMEs tell a reader to type: blocks of commands, their markers, and whether the program takes them.
+
+A block that holds a command of ours (`asr-kd`, `python`, `pip`, `make`, `torchrun`, `sbatch`) has a comment in front of it:
+
+    <!-- run -->                                   it is run on a tiny set, and what it shows is compared
+    <!-- run; instead of A: B; may differ: X | Y -->   B stands in for A; X and Y may be others (`figures`: every number)
+    <!-- not run: why -->                          its words are checked all the same
+
+Where lines begin with `$`, the others are what is printed; a line `…` stands for any lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from asr_kd import cli
+from asr_kd.config.load import override
+from asr_kd.config.verbs import VERBS
+from asr_kd.decoding.settings import TranscribeSettings
+from asr_kd.errors import UserError
+from asr_kd.evaluation.gate import parse_gate
+from asr_kd.typed import landed
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(\S*/bin/)?(asr-kd|python[\d.]*|pip|make|torchrun|sbatch)\s")
+MARKER = re.compile(r"<!-- (run|not run)\b(.*?) *-->")
+OURS = ("pipelines/", "tests/", "asr_kd/", "docker/", "data_manifests/")
+
+
+def readmes() -> list[Path]:
+    """Every README and RESULTS of the project, those for newcomers first."""
+    found = [file for name in ("README.md", "RESULTS.md") for file in ROOT.rglob(name)]
+    ours = [file for file in found if not {".venv", "runs", "node_modules"} & set(file.relative_to(ROOT).parts)]
+    return sorted(ours, key=lambda file: (file.parent != ROOT, file))
+
+
+@dataclass
+class Command:
+    """A command as it is typed, and the lines that it is said to print; None: nothing is said."""
+
+    text: str
+    output: list[str] | None
+
+
+@dataclass
+class Block:
+    """A fenced block with commands.
+
+    Attributes:
+        where: file and line.
+        marker: `run`, `not run`, or empty: it has none.
+        why: of `not run`.
+        instead: what in the commands stands for what in the run.
+        differs: what of the output may be other than shown.
+    """
+
+    where: str
+    commands: list[Command]
+    marker: str = ""
+    why: str = ""
+    instead: dict[str, str] = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
+
+
+def blocks(file: Path) -> Iterator[Block]:
+    """The blocks of a file that hold commands."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        if not (fence := re.fullmatch(r"\s*```(\w*)", lines[number])):
+            number += 1
+            continue
+        end = next(later for later in range(number + 1, len(lines)) if lines[later].strip() == "```")
+        inside = [line.removeprefix(re.match(r"\s*", lines[number])[0]) for line in lines[number + 1 : end]]
+        if fence[1] in ("", "sh", "bash", "console") and any(PROGRAM.match(line) for line in inside):
+            block = Block(f"{file.relative_to(ROOT)}:{number + 1}", list(_commands(inside)))
+            before = next((line for line in reversed(lines[:number]) if line.strip()), "")
+            if marker := MARKER.fullmatch(before.strip()):
+                _read_marker(block, marker)
+            yield block
+        number = end + 1
+
+
+def _commands(lines: list[str]) -> Iterator[Command]:
+    shown = any(line.startswith("$ ") for line in lines)
+    command: Command | None = None
+    for line in lines:
+        if command and command.text.endswith("\\"):
+            command.text = command.text[:-1] + line.strip()
+        elif line.startswith("$ ") or not shown:
+            if command:
+                yield command
+            command = Command(line.removeprefix("$ "), [] if shown else None)
+        elif command and command.output is not None:
+            command.output.append(line)
+    if command:
+        yield command
+
+
+def _read_marker(block: Block, marker: re.Match[str]) -> None:
+    block.marker, rest = marker[1], marker[2]
+    if block.marker == "not run":
+        block.why = rest.removeprefix(":").strip()
+        return
+    for option in filter(None, rest.split("; ")):
+        name, _, value = option.strip("; ").partition(": ")
+        if name == "may differ":
+            block.differs = value.split(" | ")
+        elif name.startswith("instead of "):
+            block.instead[name.removeprefix("instead of ")] = value
+        else:
+            raise AssertionError(f"{block.where}: {option}: no option of a marker")
+
+
+def inline(file: Path) -> Iterator[str]:
+    """Commands within the text, `asr-kd …`."""
+    text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    yield from (found for found in re.findall(r"`([^`]+)`", text) if re.match(r"asr-kd [a-z]+( |$)", found))
+
+
+def simple(text: str) -> list[list[str]]:
+    """The words of each command of a line of shell."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";|&")
+    lexer.whitespace_split = True
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set(";|&"):
+            found.append([])
+        else:
+            found[-1].append(word)
+    return [words for words in found if words]
+
+
+def mistakes(text: str, whole: bool = True) -> list[str]:
+    """What is wrong with a line of commands; `whole`: nothing that must be there may be left out."""
+    return [f"{text}: {wrong}" for words in simple(text) for wrong in _wrong(words, whole)]
+
+
+def _wrong(words: list[str], whole: bool) -> Iterator[str]:
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:] or [""]
+    for word in words:
+        if word.startswith(OURS) and re.search(r"\.\w+$", word) and not (ROOT / word).exists():
+            yield f"{word} is not there"
+    program, rest = Path(words[0]).name, words[1:]
+    if program == "asr-kd":
+        yield from _wrong_verb(rest, whole)
+    elif program in ("pip", "make"):
+        yield from _wrong_install(program, rest)
+    elif program == "torchrun":
+        yield from _wrong_verb(rest[rest.index("asr_kd.cli") + 1 :], whole)
+    elif program == "sbatch" and "--wrap" in rest:
+        yield from mistakes(rest[rest.index("--wrap") + 1], whole)
+    elif re.fullmatch(r"python[\d.]*", program):
+        yield from _wrong_python(rest, whole)
+
+
+def _wrong_python(words: list[str], whole: bool) -> Iterator[str]:
+    if words[0] == "-c":
+        compile(words[1], "README", "exec")
+    elif words[:2] == ["-m", "pip"]:
+        yield from _wrong_install("pip", words[2:])
+    elif words[:2] == ["-m", "asr_kd.cli"]:
+        yield from _wrong_verb(words[2:], whole)
+    elif words[0] != "-m":
+        yield from _wrong_script(ROOT / words[0], words[1:])
+    elif words[1] not in ("venv", "pytest"):
+        yield from _wrong_script(ROOT / f"{words[1].replace('.', '/')}.py", words[2:])
+
+
+def _wrong_install(program: str, words: list[str]) -> Iterator[str]:
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        yield from (f"{word}: no target of the Makefile" for word in words if "=" not in word and word not in targets)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in re.findall(r"(?:asr-kd|\.)\[([\w,-]+)\]", " ".join(words)):
+        yield from (f"{extra}: no extra of pyproject.toml" for extra in name.split(",") if extra not in known)
+    for word in words:
+        if word.endswith((".lock", ".toml")) and not (ROOT / word).exists():
+            yield f"{word} is not there"
+
+
+class Parsed(Exception):
+    """A script has read its arguments, and is not to do more."""
+
+
+def _wrong_script(file: Path, words: list[str]) -> Iterator[str]:
+    if not file.exists() or "argparse" not in file.read_text():
+        return
+    real = argparse.ArgumentParser.parse_known_args
+
+    def parse_known_args(parser: argparse.ArgumentParser, *arguments: object) -> None:
+        _, rest = real(parser, *arguments)  # type: ignore[call-overload]
+        raise Parsed([word for word in rest if "=" not in word])  # what follows -- are overrides
+
+    before, modules = (sys.argv, sys.path[:]), set(sys.modules)
+    sys.path.insert(0, str(file.parent))
+    sys.argv = [str(file), *(word for word in words if "…" not in word)]
+    argparse.ArgumentParser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            runpy.run_path(str(file), run_name="__main__")
+        yield "it has not looked at its arguments"
+    except Parsed as parsed:
+        yield from (f"{word}: unknown" for word in parsed.args[0] if word != "--")
+    except SystemExit:
+        yield said.getvalue().strip().splitlines()[-1]
+    finally:
+        argparse.ArgumentParser.parse_known_args = real  # type: ignore[method-assign]
+        sys.argv, sys.path[:] = before
+        for name in set(sys.modules) - modules:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(str(file.parent)):
+                del sys.modules[name]  # recipes have files of the same names
+
+
+def _wrong_verb(words: list[str], whole: bool) -> Iterator[str]:
+    """Of `asr-kd`: the verb, its options, and the keys and values of its settings."""
+    if words in ([], ["--help"]) or words[0].isupper():
+        return
+    whole = whole and not any("…" in word for word in words)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            parsed, rest = cli._parser().parse_known_args([word for word in words if "…" not in word])
+        except SystemExit as end:
+            if end.code:
+                yield said.getvalue().strip()
+            return
+    words = [*parsed.words, *(word for word in rest if word != "-")]
+    if parsed.verb == "run":
+        yield from _wrong_pipeline(words)
+        return
+    if parsed.verb == "eval" and parsed.fail_if:
+        parse_gate(parsed.fail_if)
+    if parsed.verb == "eval" and parsed.compare:
+        return
+    kind = TranscribeSettings if parsed.verb == "transcribe" else VERBS[parsed.verb].kind()
+    whole = whole and not any(word.endswith((".yaml", ".yml")) for word in words)
+    try:
+        kind.model_validate(landed(override({}, [word for word in words if "=" in word]), kind))
+    except UserError as error:
+        yield str(error)
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            if whole or one["type"] != "missing":
+                yield f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+
+
+def _wrong_pipeline(words: list[str]) -> Iterator[str]:
+    from asr_kd.pipeline import load_pipeline
+
+    if not words:
+        return
+    place = ROOT / words[0]
+    try:
+        load_pipeline(place / "pipeline.yaml" if place.is_dir() else place, words[1:])
+    except UserError as error:
+        yield str(error)
+
+
+def difference(block: Block, command: Command, printed: str) -> str:
+    """How what a command printed differs from what its block shows; empty: it does not."""
+    if command.output is None:
+        return ""
+    expected = "".join(
+        "(?:.*\n)*?" if line.strip() == "…" else f"{_pattern(line, block.differs)}\n" for line in command.output
+    )
+    if re.fullmatch(expected, printed):
+        return ""
+    return f"{block.where}: {command.text}\nshows\n" + "\n".join(command.output) + f"\nand printed\n{printed}"
+
+
+def _pattern(line: str, differs: list[str]) -> str:
+    number = r"[-+]?\d[\d,.]*\d|\d"
+    if "figures" in differs:
+        return "".join(number.join(["(?:", ")"]) if re.fullmatch(number, part) else re.escape(part)
+                       for part in re.split(f"({number})", line))  # fmt: skip
+    pattern = re.escape(line)
+    for what in differs:
+        like = re.sub(r"\d[\d,.]*\d|\d", "\0", what)
+        like = f"(?:{number})".join(map(re.escape, like.split("\0"))) if "\0" in like and len(like) < 12 else ".*"
+        pattern = pattern.replace(re.escape(what), like)
+    return pattern
