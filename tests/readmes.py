@@ -3,7 +3,7 @@
 A block that holds a command of ours (`asr-kd`, `python`, `pip`, `make`, `torchrun`, `sbatch`) has a comment in front of it:
 
     <!-- run -->                                   it is run on a tiny set, and what it shows is compared
-    <!-- run; instead of A: B; may differ: X | Y -->   B stands in for A; X and Y may be others (`figures`: every number)
+    <!-- run; instead of A stands B; may differ: X | Y -->   B is run; X and Y may be others (`figures`: every number)
     <!-- not run: why -->                          its words are checked all the same
 
 Where lines begin with `$`, the others are what is printed; a line `…` stands for any lines.
@@ -34,8 +34,10 @@ from asr_kd.evaluation.gate import parse_gate
 from asr_kd.typed import landed
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(\S*/bin/)?(asr-kd|python[\d.]*|pip|make|torchrun|sbatch)\s")
+PROGRAM = re.compile(r"(^|[|;&] *)(\$ )?([A-Z_]+=\S+ )*(\S*/bin/)?(asr-kd|python[\d.]*|pip|make|torchrun|sbatch)\s")
 MARKER = re.compile(r"<!-- (run|not run)\b(.*?) *-->")
+#: 1,918, 0.99992, 1e-05
+NUMBER = re.compile(r"\d(?:[\d,.]*\d)?(?:e-\d+)?")
 OURS = ("pipelines/", "tests/", "asr_kd/", "docker/", "data_manifests/")
 
 
@@ -52,6 +54,11 @@ class Command:
 
     text: str
     output: list[str] | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether a mistake is shown, on purpose."""
+        return bool(self.output) and re.match(r"asr-kd \w+: ", self.output[-1]) is not None  # type: ignore[index]
 
 
 @dataclass
@@ -84,8 +91,9 @@ def blocks(file: Path) -> Iterator[Block]:
             continue
         end = next(later for later in range(number + 1, len(lines)) if lines[later].strip() == "```")
         inside = [line.removeprefix(re.match(r"\s*", lines[number])[0]) for line in lines[number + 1 : end]]
-        if fence[1] in ("", "sh", "bash", "console") and any(PROGRAM.match(line) for line in inside):
-            block = Block(f"{file.relative_to(ROOT)}:{number + 1}", list(_commands(inside)))
+        if fence[1] in ("", "sh", "bash", "console") and any(PROGRAM.search(line) for line in inside):
+            where = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
+            block = Block(f"{where}:{number + 1}", list(_commands(inside)))
             before = next((line for line in reversed(lines[:number]) if line.strip()), "")
             if marker := MARKER.fullmatch(before.strip()):
                 _read_marker(block, marker)
@@ -114,14 +122,13 @@ def _read_marker(block: Block, marker: re.Match[str]) -> None:
     if block.marker == "not run":
         block.why = rest.removeprefix(":").strip()
         return
-    for option in filter(None, rest.split("; ")):
-        name, _, value = option.strip("; ").partition(": ")
-        if name == "may differ":
-            block.differs = value.split(" | ")
-        elif name.startswith("instead of "):
-            block.instead[name.removeprefix("instead of ")] = value
+    for option in filter(None, (option.strip() for option in rest.split(";"))):
+        if option.startswith("may differ: "):
+            block.differs = option.removeprefix("may differ: ").split(" | ")
+        elif stands := re.fullmatch("instead of (.+) stands (.+)", option):
+            block.instead[stands[1]] = stands[2]
         else:
-            raise AssertionError(f"{block.where}: {option}: no option of a marker")
+            raise AssertionError(f"{block.where}: {option}: no option of a marker; see tests/readmes.py")
 
 
 def inline(file: Path) -> Iterator[str]:
@@ -141,6 +148,33 @@ def simple(text: str) -> list[list[str]]:
         else:
             found[-1].append(word)
     return [words for words in found if words]
+
+
+def run(text: str) -> tuple[int, str]:
+    """Run a command of a block in this process; its exit status, and what it printed (of a mistake on standard error)."""
+    printed, said = io.StringIO(), io.StringIO()
+    ((program, *words),) = simple(text)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        try:
+            if program == "asr-kd":
+                status = int(cli.main(words))
+            elif words[0] == "-c":
+                exec(compile(words[1], "README", "exec"), {})
+                status = 0
+            else:
+                status = _run_script(words)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return status, printed.getvalue() + (said.getvalue() if status else "")
+
+
+def _run_script(words: list[str]) -> int:
+    before, sys.argv = sys.argv, words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        sys.argv = before
+    return 0
 
 
 def mistakes(text: str, whole: bool = True) -> list[str]:
@@ -216,8 +250,8 @@ def _wrong_script(file: Path, words: list[str]) -> Iterator[str]:
         yield "it has not looked at its arguments"
     except Parsed as parsed:
         yield from (f"{word}: unknown" for word in parsed.args[0] if word != "--")
-    except SystemExit:
-        yield said.getvalue().strip().splitlines()[-1]
+    except SystemExit:  # a line of argparse; else a package that it needs is not there
+        yield from said.getvalue().strip().splitlines()[-1:]
     finally:
         argparse.ArgumentParser.parse_known_args = real  # type: ignore[method-assign]
         sys.argv, sys.path[:] = before
@@ -228,7 +262,7 @@ def _wrong_script(file: Path, words: list[str]) -> Iterator[str]:
 
 def _wrong_verb(words: list[str], whole: bool) -> Iterator[str]:
     """Of `asr-kd`: the verb, its options, and the keys and values of its settings."""
-    if words in ([], ["--help"]) or words[0].isupper():
+    if not words or words[0].isupper() or (not whole and words[0] in VERBS and not any("=" in word for word in words)):
         return
     whole = whole and not any("…" in word for word in words)
     said = io.StringIO()
@@ -243,13 +277,11 @@ def _wrong_verb(words: list[str], whole: bool) -> Iterator[str]:
     if parsed.verb == "run":
         yield from _wrong_pipeline(words)
         return
-    if parsed.verb == "eval" and parsed.fail_if:
-        parse_gate(parsed.fail_if)
-    if parsed.verb == "eval" and parsed.compare:
-        return
     kind = TranscribeSettings if parsed.verb == "transcribe" else VERBS[parsed.verb].kind()
-    whole = whole and not any(word.endswith((".yaml", ".yml")) for word in words)
+    whole = whole and bool(words) and not any(word.endswith((".yaml", ".yml")) for word in words)
     try:
+        if parsed.verb == "eval" and parsed.fail_if:
+            parse_gate(parsed.fail_if)
         kind.model_validate(landed(override({}, [word for word in words if "=" in word]), kind))
     except UserError as error:
         yield str(error)
@@ -273,7 +305,7 @@ def _wrong_pipeline(words: list[str]) -> Iterator[str]:
 
 def difference(block: Block, command: Command, printed: str) -> str:
     """How what a command printed differs from what its block shows; empty: it does not."""
-    if command.output is None:
+    if not command.output:
         return ""
     expected = "".join(
         "(?:.*\n)*?" if line.strip() == "…" else f"{_pattern(line, block.differs)}\n" for line in command.output
@@ -284,13 +316,10 @@ def difference(block: Block, command: Command, printed: str) -> str:
 
 
 def _pattern(line: str, differs: list[str]) -> str:
-    number = r"[-+]?\d[\d,.]*\d|\d"
     if "figures" in differs:
-        return "".join(number.join(["(?:", ")"]) if re.fullmatch(number, part) else re.escape(part)
-                       for part in re.split(f"({number})", line))  # fmt: skip
+        return NUMBER.sub(lambda _: NUMBER.pattern, re.escape(NUMBER.sub("0", line)))
     pattern = re.escape(line)
     for what in differs:
-        like = re.sub(r"\d[\d,.]*\d|\d", "\0", what)
-        like = f"(?:{number})".join(map(re.escape, like.split("\0"))) if "\0" in like and len(like) < 12 else ".*"
+        like = NUMBER.sub(lambda _: NUMBER.pattern, re.escape(NUMBER.sub("0", what))) if NUMBER.match(what) else ".*"
         pattern = pattern.replace(re.escape(what), like)
     return pattern
