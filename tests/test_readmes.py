@@ -186,3 +186,23 @@ def test_what_is_shown_is_what_is_printed(finished: Path, tmp_path: Path, monkey
                     found.append(f"{block.where}: {text}: status {status}\n{printed}")
                 found += filter(None, [readmes.difference(block, command, printed)])
     assert not found, "\n\n".join(found)
+
+
+@pytest.mark.parametrize("file", [*FILES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"])
+def test_links_lead_somewhere(file: Path) -> None:
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)):
+        path, _, anchor = target.partition("#")
+        there = (file.parent / path).resolve() if path else file
+        if re.match(r"\w+:", target):
+            continue
+        if not there.exists() or (anchor and anchor not in headings(there)):
+            lost.append(target)
+    assert not lost
+
+
+def headings(file: Path) -> set[str]:
+    """The anchors of a Markdown file, as GitHub makes them of its headings."""
+    lines = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL).splitlines()
+    titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
