@@ -108,7 +108,7 @@ def index(settings: IndexSettings) -> None:
             )
         if bad.too_many or not shards.samples:
             (output / INDEX).unlink(missing_ok=True)
-        bad.refuse(settings.audio, f"see {output / 'quarantine.jsonl'}, and mend the tars")
+        bad.refuse(settings.audio, f"see {output / 'quarantine.jsonl'}, and fix the tars")
         _refuse(shared, settings, shards)
         write_index(output, shards, origin, settings.keys)
 

@@ -27,7 +27,7 @@ from asr_kd.objects import ObjectPath
 
 #: seconds without a sign of life after which a lease counts as abandoned, where its holder cannot be looked up
 PATIENCE = 60.0
-#: leases in a row that others hold, after which they have gone over the rest as well
+#: stop after this many consecutive leases held by others: they have gone over the rest as well
 REFUSALS = 16
 #: seconds between looks at items that other processes are working on
 WAIT = 0.5

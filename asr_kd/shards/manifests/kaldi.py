@@ -20,7 +20,7 @@ BY_UTTERANCE = {"utt2lang": "language", "utt2gender": "gender", "utt2age": "age"
 BY_SPEAKER = {"spk2gender": "gender", "spk2age": "age"}
 #: all that is read of a folder
 FILES = (SCP, SEGMENTS, TEXT, SPEAKERS, *BY_UTTERANCE, *BY_SPEAKER)
-_MEND = "mend the folder: utils/fix_data_dir.sh"
+_FIX = "fix the folder: utils/fix_data_dir.sh"
 
 
 def entries(folder: Place, notes: Counter[str]) -> Iterator[Entry]:
@@ -49,7 +49,7 @@ def entries(folder: Place, notes: Counter[str]) -> Iterator[Entry]:
             key, recording, span = _segment(line, where) if listed == SEGMENTS else (words(line, 1)[0], words(line, 1)[0], Span())  # fmt: skip
             path, number = _row(rows, SCP, recording) or ("", 0)
             if not number:
-                raise UserError(f"{where}: the recording {recording} is not in {SCP}; {_MEND}")
+                raise UserError(f"{where}: the recording {recording} is not in {SCP}; {_FIX}")
             scp = f"{folder / SCP}, line {number}"
             _check_path(path, scp)
             root = root or root_of(folder, path)
@@ -67,7 +67,7 @@ def _load(rows: sqlite3.Connection, folder: Place, name: str) -> None:
         if name == SEGMENTS:
             value = _segment(line, where)[1]
         elif not value and name != TEXT:
-            raise UserError(f"{where}: nothing stands behind {key}; {_MEND}")
+            raise UserError(f"{where}: nothing stands behind {key}; {_FIX}")
         try:
             rows.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (name, key, value, number))
         except sqlite3.IntegrityError:
@@ -86,7 +86,7 @@ def _row(rows: sqlite3.Connection, file: str, key: str) -> tuple[str, int] | Non
 def _refuse_without_audio(rows: sqlite3.Connection, folder: Place, name: str, listed: str) -> None:
     query = "SELECT id, line FROM rows WHERE file = ? AND id NOT IN (SELECT id FROM rows WHERE file = ?) ORDER BY line LIMIT 1"
     for key, line in rows.execute(query, (name, listed)):
-        raise UserError(f"{folder / name}, line {line}: {key} is not in {listed}, so it has no audio; {_MEND}")
+        raise UserError(f"{folder / name}, line {line}: {key} is not in {listed}, so it has no audio; {_FIX}")
 
 
 def _segment(line: str, where: str) -> tuple[str, str, Span]:
