@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("anywhere")
 SLOW = (
     "evaluation/test_browser", "evaluation/test_faults", "evaluation/test_job", "evaluation/test_sharing",
     "export/test_job.py::test_the_same", "export/test_streaming.py::test_a_minute", "export/test_streaming.py::test_a_long",
-    "labeling/", "models/outside/test_huggingface", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_stores", "training/distributed/", "training/test_feed",
+    "labeling/", "models/outside/test_huggingface", "pipelines/", "test_end_to_end", "test_fuzz", "test_pipeline", "test_readmes.py::test_what_is_shown", "test_stores", "training/distributed/", "training/test_feed",
     "training/test_codistillation.py::test_two", "training/test_families", "training/test_codistillation.py::test_whoever", "training/test_mutual.py::test_two",
     "training/test_features.py::test_two", "training/test_generated.py::test_two", "training/test_generated.py::test_processes", "training/test_self.py::test_two", "training/test_relations.py::test_two",
     "training/test_knowledge", "training/test_quantised.py::test_processes", "training/test_processes", "training/test_stored", "training/test_trainer", "shards/test_prepare.py::test_killed", "shards/test_pool.py::test_processes", "shards/test_cut_sources", "shards/test_cutting.py::test_killed", "shards/test_cutting.py::test_workers",
