@@ -206,3 +206,8 @@ def headings(file: Path) -> set[str]:
     lines = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL).splitlines()
     titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_every_verb_has_a_section() -> None:
+    page = ROOT / "asr_kd" / "config" / "README.md"
+    assert {name for name, verb in VERBS.items() if verb.help} <= headings(page)
