@@ -89,16 +89,11 @@ def test_what_is_printed_otherwise_is_named(tmp_path: Path) -> None:
 def test_without_make_it_is_what_make_does() -> None:
     """The block of README.md without make, against the recipes of the Makefile for an environment that is not there."""
     ours = next(block for block in blocks(ROOT / "README.md") if "-m venv" in block.commands[0].text)
-    made = subprocess.run(
-        ["make", "-n", "digits", "test", "VENV=.absent", "PYTHON=python3"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["make", "-n", "digits", "test", "VENV=.absent", "PYTHON=python3"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = made.stdout.replace(" --disable-pip-version-check", "").replace(".absent", ".venv").splitlines()
-    for command in ours.commands:
-        assert command.text.partition(" #")[0].strip() in [line.strip() for line in lines]
+    for typed in ours.commands:
+        assert typed.text.partition(" #")[0].strip() in [line.strip() for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +122,7 @@ def _make_small(file: Path) -> None:
     """Change a copy of the digits' pipeline."""
     values: dict[str, Any] = yaml.safe_load(re.sub(r"\b(passes|size): (14|30|36|224)\b", r"\1: 1", file.read_text()))
     stages = values["stages"]
-    stages["data"]["settings"]["arguments"] += [
-        "--test",
-        "2",
-        "--development",
-        "2",
-        "--labelled",
-        "4",
-        "--unlabelled",
-        "5",
-    ]
+    stages["data"]["settings"]["arguments"] += "--test 2 --development 2 --labelled 4 --unlabelled 5".split()
     for name in ("student-oracle", "pseudo-labels", "student-pseudo-label"):
         del stages[name]
         stages["report"]["settings"]["systems"].pop(name, None)
