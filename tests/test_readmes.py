@@ -20,6 +20,8 @@ from tests import readmes
 from tests.readmes import ROOT, blocks
 
 FILES = readmes.readmes()
+#: of the digits, in small
+MINUTES = {"test": 2, "development": 2, "labelled": 4, "unlabelled": 5}
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 
@@ -122,7 +124,7 @@ def _make_small(file: Path) -> None:
     """Change a copy of the digits' pipeline."""
     values: dict[str, Any] = yaml.safe_load(re.sub(r"\b(passes|size): (14|30|36|224)\b", r"\1: 1", file.read_text()))
     stages = values["stages"]
-    stages["data"]["settings"]["arguments"] += "--test 2 --development 2 --labelled 4 --unlabelled 5".split()
+    stages["data"]["settings"]["arguments"] += [f"--{name}={few}" for name, few in MINUTES.items()]
     for name in ("student-oracle", "pseudo-labels", "student-pseudo-label"):
         del stages[name]
         stages["report"]["settings"]["systems"].pop(name, None)
