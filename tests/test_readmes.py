@@ -62,6 +62,7 @@ def wrong(file: Path) -> list[str]:
         ("torchrun --nproc-per-node 4 -m asr_kd.cli train run.yaml lane=4", "lane: Extra"),
         ("python pipelines/digits/measure.py --sed 0", "--sed"),
         ("python pipelines/digits/measures.py", "measures.py is not there"),
+        ("python -m tests.benchmarks.report_pages", "tests.benchmarks.report_pages is not there"),
         ("pip install -e '.[hugging]'", "hugging: no extra of pyproject.toml"),
         ("make digit", "digit: no target of the Makefile"),
     ],
