@@ -67,7 +67,7 @@ def read_set(root: Path, name: str) -> Rows:
 def of_speakers(rows: Rows, speakers: set[str]) -> Rows:
     """The part of a set that some speakers said."""
     chosen = {key for key, speaker in rows["utt2spk"].items() if speaker in speakers}
-    kept = {file: chosen for file in BY_UTTERANCE} | {file: speakers for file in BY_SPEAKER}
+    kept = dict.fromkeys(BY_UTTERANCE, chosen) | dict.fromkeys(BY_SPEAKER, speakers)
     return {file: {key: value for key, value in rows[file].items() if key in kept[file]} for file in rows}
 
 
@@ -103,7 +103,9 @@ def main() -> None:
         if parted:
             sets = {name: read_set(root, name) for name in SETS}
         else:
-            parts = divide(read_set(root, "test"), chosen.unlabelled_speakers, chosen.development_speakers, chosen.split)
+            parts = divide(
+                read_set(root, "test"), chosen.unlabelled_speakers, chosen.development_speakers, chosen.split
+            )
             sets = {"labelled": read_set(root, "train"), **parts}
         for name, rows in sets.items():
             (chosen.output / name).mkdir(exist_ok=True)
