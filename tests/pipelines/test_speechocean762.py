@@ -1,0 +1,107 @@
+"""The recipe's own script: data folders by speaker, and what is wrong with a corpus."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.speechocean762 import corpus
+
+
+def lay_out(root: Path, name: str, speakers: range) -> None:
+    folder = root / name
+    folder.mkdir(parents=True)
+    said = [(f"{speaker:04d}{number}", f"{speaker:04d}") for speaker in speakers for number in range(2)]
+    (folder / "wav.scp").write_text("".join(f"{key}\tWAVE/SPEAKER{speaker}/{key}.WAV\n" for key, speaker in said))
+    (folder / "utt2spk").write_text("".join(f"{key}\t{speaker}\n" for key, speaker in said))
+    (folder / "text").write_text("".join(f"{key}\tTHE CAT {key}\n" for key, _ in said[:-1]) + f"{said[-1][0]}\n")
+    for file in ("spk2age", "spk2gender"):
+        (folder / file).write_text(
+            "".join(f"{speaker:04d}\t{6 if file == 'spk2age' else 'f'}\n" for speaker in speakers)
+        )
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    lay_out(tmp_path / "speechocean762", "train", range(3))
+    lay_out(tmp_path / "speechocean762", "test", range(10, 18))
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, output: Path, *more: str) -> None:
+    words = [
+        "--corpus",
+        str(folder),
+        "--output",
+        str(output),
+        "--unlabelled-speakers",
+        "4",
+        "--development-speakers",
+        "2",
+        *more,
+    ]
+    monkeypatch.setattr(sys, "argv", ["corpus.py", *words])
+    corpus.main()
+
+
+def speakers(output: Path, name: str) -> set[str]:
+    return {line.split("\t")[1] for line in (output / name / "utt2spk").read_text().splitlines()}
+
+
+def test_no_speaker_is_in_two_sets_and_none_is_lost(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parted = {}
+    for split in ("0", "1"):
+        output = official / f"sets{split}"
+        run(monkeypatch, official, output, "--split", split)
+        parted[split] = [speakers(output, name) for name in corpus.SETS]
+        assert [len(each) for each in parted[split]] == [3, 4, 2, 2]
+        assert set.union(*parted[split][1:]) == {f"{speaker:04d}" for speaker in range(10, 18)}
+        for name in corpus.SETS:
+            rows = {
+                file: (output / name / file).read_text().splitlines()
+                for file in (*corpus.BY_UTTERANCE, *corpus.BY_SPEAKER)
+            }
+            assert len({len(rows[file]) for file in corpus.BY_UTTERANCE}) == 1
+            assert {line.split("\t")[0] for line in rows["spk2age"]} == speakers(output, name)
+            assert all(Path(line.split("\t")[1]).is_relative_to(official) for line in rows["wav.scp"])
+    assert parted["0"] != parted["1"]
+
+
+def test_the_oracle_knows_what_the_unlabelled_speakers_said(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, official, official / "sets")
+    texts = (official / "sets" / "unlabelled" / "text").read_text().splitlines()
+    oracle = [json.loads(line) for line in (official / "sets" / "unlabelled-oracle.jsonl").read_text().splitlines()]
+    said = [line.split("\t") for line in texts]
+    assert [(one["key"], one["text"]) for one in oracle] == [(key, text) for key, text in said if text]
+
+
+def test_sets_that_are_there_already_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first, name in enumerate(corpus.SETS):
+        lay_out(tmp_path, name, range(10 * first, 10 * first + 1 + first))
+    run(monkeypatch, tmp_path, tmp_path / "sets")
+    assert [len(speakers(tmp_path / "sets", name)) for name in corpus.SETS] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda root: (root / "test" / "wav.scp").unlink(), "holds no train/wav.scp and test/wav.scp"),
+        (lambda root: (root / "test" / "spk2age").unlink(), "spk2age"),
+        (lambda root: (root / "test" / "utt2spk").write_text("00100\t0010\n"), "names no speaker of 00101; download the corpus again"),
+        (lambda root: (root / "train" / "utt2spk").write_text("00000\n"), "utt2spk, line 1: nothing stands behind 00000"),
+    ],
+)  # fmt: skip
+def test_what_is_not_the_corpus_is_refused_in_a_sentence(
+    official: Path, monkeypatch: pytest.MonkeyPatch, damage: object, said: str
+) -> None:
+    damage(official / "speechocean762")  # type: ignore[operator]
+    with pytest.raises(SystemExit, match=said):
+        run(monkeypatch, official, official / "sets")
+
+
+def test_too_few_speakers_are_named(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="leave a set empty: 8 are to be parted; ask for less"):
+        run(monkeypatch, official, official / "sets", "--unlabelled-speakers", "7")
