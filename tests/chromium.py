@@ -1,14 +1,17 @@
-"""A headless Chromium that tests talk to over its DevTools protocol, through pipes: no port, no package."""
+"""A headless Chromium that tests talk to over its DevTools protocol, through pipes (no port, no package), and a server of what it looks at."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import http.server
 import json
 import os
 import select
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 #: seconds that a busy machine may take for anything
-PATIENCE = 120.0
+PATIENCE = 300.0
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--mute-audio", "--remote-debugging-pipe",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -61,7 +64,9 @@ class Page:
 
     def evaluate(self, script: str) -> Any:
         """What an expression of JavaScript is, or the promise of it, as a JSON value."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True)
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True
+        )
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
@@ -69,7 +74,9 @@ class Page:
         """The value of an expression once it is true."""
         end = time.monotonic() + PATIENCE
         while not (value := self.evaluate(script)):
-            assert time.monotonic() < end, f"{script} does not become true; the page says: {self.evaluate('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"{script} does not become true; the page says: {self.evaluate('document.body.innerText')}"
+            )
             time.sleep(0.05)
         return value
 
@@ -92,6 +99,30 @@ class Page:
         one = {"key": text if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **one)
         self.call("Input.dispatchKeyEvent", type="keyUp", **one)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a folder on a server of this machine, and what is asked of that."""
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            asked.append(self.path)
+
+        def end_headers(self) -> None:
+            self.send_header("Cache-Control", "no-store")
+            super().end_headers()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -67,9 +67,15 @@ def build_page(settings: LiveSettings) -> None:
 def model_files(model: Path) -> list[Path]:
     """The files of an exported folder that a page needs, as they were written; UserError when it is none, or of another interface."""
     if not (model / DESCRIPTION).is_file():
-        raise UserError(f"model: {model} holds no {DESCRIPTION}; give a folder that `asr-kd export interface=stream` wrote")
+        raise UserError(
+            f"model: {model} holds no {DESCRIPTION}; give a folder that `asr-kd export interface=stream` wrote"
+        )
     about = read_json(model / DESCRIPTION, "export")
-    if not isinstance(about, dict) or about.get("format") != "asr_kd-export" or not isinstance(about.get("files"), dict):
+    if (
+        not isinstance(about, dict)
+        or about.get("format") != "asr_kd-export"
+        or not isinstance(about.get("files"), dict)
+    ):
         raise UserError(f"model: {model} was not written by `asr-kd export`; give such a folder")
     if about.get("interface") != "stream":
         raise UserError(
@@ -99,13 +105,17 @@ def _version() -> str | None:
 
 def _fetch() -> None:
     if not (npm := shutil.which("npm")) or not shutil.which("node"):
-        raise UserError("npm, which brings onnxruntime-web, is not there; install Node.js with npm (Debian: apt-get install npm)")
+        raise UserError(
+            "npm, which brings onnxruntime-web, is not there; install Node.js with npm (Debian: apt-get install npm)"
+        )
     print("fetching onnxruntime-web", file=sys.stderr)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.split("npm error")[-1].strip() for line in done.stderr.splitlines() if "npm error" in line]
-        raise UserError(f"npm ci in {HERE} failed ({' '.join(said[:2]) or 'it says nothing'}); it needs npm's registry once")
+        raise UserError(
+            f"npm ci in {HERE} failed ({' '.join(said[:2]) or 'it says nothing'}); it needs npm's registry once"
+        )
 
 
 def _check_free(output: Path) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import importlib.util
 import json
 import re
 import shutil
-import threading
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +20,7 @@ from asr_kd.decoding.transcribe import transcribe_stream
 from asr_kd.errors import UserError
 from asr_kd.export.job import export
 from asr_kd.export.settings import ExportSettings
-from tests.chromium import CHROMIUM, Page, chromium
+from tests.chromium import CHROMIUM, Page, chromium, served
 from tests.export.conftest import Saved, saved, sound
 from tests.models.conftest import units
 
@@ -39,7 +35,7 @@ STATUS, TROUBLE, TEXT = (f'document.getElementById("{name}").textContent' for na
 def live() -> ModuleType:
     spec = importlib.util.spec_from_file_location("live_build", HERE / "build.py")
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # pydantic looks there for its types
     spec.loader.exec_module(module)
     return module
 
@@ -68,28 +64,6 @@ def page(live: ModuleType, exported: Path, tmp_path: Path) -> Path:
         soundfile.write(tmp_path / "page" / f"{number}.wav", sound(seconds, number), 8000, subtype="PCM_16")
     (tmp_path / "page" / "text.wav").write_text("no sound at all, but words")
     return tmp_path / "page"
-
-
-@pytest.fixture
-def served(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """The address of the page, and what is asked of its server."""
-    asked: list[str] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: Any) -> None:
-            asked.append(self.path)
-
-        def end_headers(self) -> None:
-            self.send_header("Cache-Control", "no-store")
-            super().end_headers()
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(page)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/", asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def test_a_model_that_a_page_cannot_use_is_refused(live: ModuleType, exported: Path, tmp_path: Path) -> None:
@@ -157,12 +131,11 @@ def heard(browser: Page) -> str:
 
 @needs_chromium
 def test_a_browser_hears_what_the_checkpoint_hears(
-    page: Path, served: tuple[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address, asked = served
     texts = {f"{number}.wav": spoken(page, f"{number}.wav", capsys) for number in range(3)}
     assert len(texts["0.wav"].split()) > 2
-    with chromium(tmp_path) as browser:
+    with served(page) as (address, asked), chromium(tmp_path) as browser:
         browser.open(address)
         browser.wait(f"{STATUS} === 'Ready.'")
         assert browser.evaluate("document.getElementById('network').textContent").startswith("lstm 2 × 12, int8, ")
@@ -202,19 +175,23 @@ def test_a_browser_hears_what_the_checkpoint_hears(
         worker = f"new Worker(URL.createObjectURL(new Blob([`{tried}.then(postMessage)`])))"
         assert browser.evaluate(tried) == "TypeError"
         before = len(asked)
-        assert browser.evaluate(f"new Promise((done) => {worker}.onmessage = ({{ data }}) => done(data))") == "TypeError"
+        assert (
+            browser.evaluate(f"new Promise((done) => {worker}.onmessage = ({{ data }}) => done(data))") == "TypeError"
+        )
         assert len(asked) == before
         # what is not there is said, once, in a sentence
         (page / "model" / "model.int8.onnx").write_bytes(b"broken")
         browser.open(address)
-        assert re.fullmatch(r"model/model.int8.onnx cannot be loaded \(.+\); export the network and .+\.", browser.wait(TROUBLE))
+        assert re.fullmatch(
+            r"model/model.int8.onnx cannot be loaded \(.+\); export the network and .+\.", browser.wait(TROUBLE)
+        )
         (page / "model" / "export.json").unlink()
         browser.open(address)
         assert browser.wait(TROUBLE).startswith("model/export.json, which describes the network, is not there")
 
 
 @needs_chromium
-def test_rates_are_converted_without_what_folds_back(page: Path, served: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_rates_are_converted_without_what_folds_back(page: Path, tmp_path: Path) -> None:
     script = """(async () => {
       const { Resampler } = await import("./resample.js");
       return [[48000, 8000], [44100, 16000], [8000, 16000]].map(([from, to]) => [0.3, 0.44, 0.6].map((share) => {
@@ -229,9 +206,11 @@ def test_rates_are_converted_without_what_folds_back(page: Path, served: tuple[s
         return [whole.length, whole.every((one, at) => one === parts[at]), Math.sqrt(2 * middle.reduce((sum, one) => sum + one * one, 0) / middle.length)];
       }));
     })()"""
-    with chromium(tmp_path) as browser:
-        browser.open(served[0])
-        for (start, end), found in zip(((48000, 8000), (44100, 16000), (8000, 16000)), browser.evaluate(script), strict=True):
+    with served(page) as (address, _), chromium(tmp_path) as browser:
+        browser.open(address)
+        for (start, end), found in zip(
+            ((48000, 8000), (44100, 16000), (8000, 16000)), browser.evaluate(script), strict=True
+        ):
             assert all(length == end and same for length, same, _ in found)
             kept, edge, folded = (level for _, _, level in found)
             assert np.isclose(kept, 1, atol=1e-3)
@@ -240,10 +219,10 @@ def test_rates_are_converted_without_what_folds_back(page: Path, served: tuple[s
 
 
 @needs_chromium
-def test_a_microphone(page: Path, served: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_microphone(page: Path, tmp_path: Path) -> None:
     flags = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={page / '0.wav'}")
-    with chromium(tmp_path, *flags, "--use-fake-ui-for-media-stream") as browser:
-        browser.open(served[0])
+    with served(page) as (address, _), chromium(tmp_path, *flags, "--use-fake-ui-for-media-stream") as browser:
+        browser.open(address)
         browser.wait(f"{STATUS} === 'Ready.'")
         browser.press("Tab")
         browser.press("Enter")
@@ -252,8 +231,9 @@ def test_a_microphone(page: Path, served: tuple[str, list[str]], tmp_path: Path)
         browser.press("Space")
         assert len(heard(browser).split()) > 2
         assert browser.evaluate(TROUBLE) == ""
-    with chromium(tmp_path / "other", "--use-fake-device-for-media-stream", "--deny-permission-prompts") as browser:
-        browser.open(served[0])
+    refusing = chromium(tmp_path / "other", "--use-fake-device-for-media-stream", "--deny-permission-prompts")
+    with served(page) as (address, _), refusing as browser:
+        browser.open(address)
         browser.wait(f"{STATUS} === 'Ready.'")
         browser.evaluate("document.getElementById('listen').click()")
         assert browser.wait(TROUBLE).startswith("The microphone was refused. Allow it")
