@@ -113,13 +113,14 @@ async function live(open, options = {}) {
   try {
     await context.audioWorklet.addModule("worklet.js");
     source = await open(context);
-    await context.resume();
+    context.resume(); // where that takes a press of a button more, one sees that nothing is heard
     const { port1, port2 } = new MessageChannel(), samples = Math.round(context.sampleRate * PIECE);
     const pieces = new AudioWorkletNode(context, "pieces", { numberOfOutputs: 0, processorOptions: { samples } });
     pieces.port.postMessage({ to: port1 }, [port1]);
     source.node.connect(pieces);
     source.begin?.();
-    await hear(source.what, { rate: context.sampleRate, port: port2 }, [port2], () => pieces.port.postMessage({ end: true }));
+    const end = () => (context.state === "running" ? pieces.port.postMessage({ end: true }) : worker.postMessage({ stop: true }));
+    await hear(source.what, { rate: context.sampleRate, port: port2 }, [port2], end);
   } finally {
     source?.close();
     await context.close();
