@@ -21,11 +21,12 @@ from pydantic import Field
 from asr_kd.config.base import Location, Settings
 from asr_kd.config.load import build, override
 from asr_kd.errors import UserError
-from asr_kd.export.running import DESCRIPTION, MODEL, QUANTIZED, TOKENS
 from asr_kd.files import clear_errors, local, read_json, sha256_file
 
 HERE = Path(__file__).parent
 PAGE = HERE / "page"
+#: files of an exported folder, as `asr_kd.export.running` names them, which takes packages that a page does not need
+DESCRIPTION, MODEL, QUANTIZED, TOKENS = "export.json", "model.onnx", "model.int8.onnx", "tokens.txt"
 #: what a browser loads of onnxruntime-web, and the folder of it
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 PACKAGE = HERE / "node_modules" / "onnxruntime-web"
