@@ -156,19 +156,20 @@ def test_what_may_differ() -> None:
     found.add_rows(rows, rows)
     for number in range(1000):
         found.add_text(f"u{number}", "one two", "one two", "one two")
-    assert found.beyond(LIMITS[False]) == []
-    found.add_text("v", "one", "one two", "one two")  # one text may
+    found.add_text("s", "one  two ", "one two", "one two")  # spaces that a client prints twice are none of the words
+    assert found.beyond(LIMITS[False]) == [] and found.same_texts == 1001
+    found.add_text("v", "one", "one two", "one two")  # one word may
     assert found.beyond(LIMITS[False]) == []
     for number in range(10):
         found.add_text(f"w{number}", "", "one two", "one two")
     found.add_rows(rows[:, ::-1], rows)
     texts, frames, log_prob, wer = found.beyond(LIMITS[False])
-    assert texts == "11 of 1011 texts differ (v: 'one two' became 'one')"
+    assert texts == "74 of 7084 characters of the texts differ (v: 'one two' became 'one')"
     assert frames == "2 of 4 frames have another best unit"
     assert log_prob == "log-probabilities differ by 0.313 nat, 0.01 are allowed"
     assert wer == "WER 1.04%, the checkpoint's is 0.00%"
     assert found.told() == (
-        "1,000 of 1,011 texts the same, WER 1.04% (the checkpoint's 0.00%), 2 of 4 frames with another best unit, "
+        "1,001 of 1,012 texts the same, WER 1.04% (the checkpoint's 0.00%), 2 of 4 frames with another best unit, "
         "log-probabilities off by 0.3 nat, at most 0.8"
     )
     nothing = Compared()
