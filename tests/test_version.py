@@ -12,7 +12,8 @@ import asr_kd
 from asr_kd import cli
 from asr_kd.version import version
 
-STATED = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+STATED = PROJECT["project"]["version"]
 
 
 def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +36,8 @@ def test_importing_the_package_imports_nothing_large() -> None:
     code = "import sys, asr_kd; dir(asr_kd); asr_kd.__version__; asr_kd.UserError; print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["asr_kd"]
+    assert (Path(asr_kd.__file__).parent / "py.typed").is_file()

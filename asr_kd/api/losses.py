@@ -60,7 +60,7 @@ class _Frames:
         self.tail = torch.from_numpy(np.concatenate([one.tail for one in targets])).to(logits.device)
         self.targets = targets
 
-    def soft(self, missing_mass: MissingMass, temperature: float = 1.0) -> Tensor:
+    def soft(self, missing_mass: MissingMass) -> Tensor:
         """The cross-entropy of each frame."""
         priors = which = None
         if missing_mass == "prior":
@@ -70,8 +70,7 @@ class _Frames:
             priors = torch.from_numpy(np.stack(list(shared.values()))).to(self.logits.device, torch.float32)
             rows = torch.tensor([list(shared).index(id(one.prior)) for one in self.targets])
             which = rows.repeat_interleave(self.lengths).to(self.logits.device)
-        rows = self.logits / temperature
-        return soft_cross_entropy(rows, self.units, self.probs, self.tail, missing_mass, priors, which) * temperature**2
+        return soft_cross_entropy(self.logits, self.units, self.probs, self.tail, missing_mass, priors, which)
 
 
 def _check(logits: Tensor, lengths: list[int], targets: Sequence[SoftTarget]) -> None:
@@ -94,12 +93,7 @@ def _check(logits: Tensor, lengths: list[int], targets: Sequence[SoftTarget]) ->
 
 
 def soft(
-    logits: Tensor,
-    lengths: Tensor,
-    targets: Sequence[SoftTarget],
-    *,
-    missing_mass: MissingMass = "ghost",
-    temperature: float = 1.0,
+    logits: Tensor, lengths: Tensor, targets: Sequence[SoftTarget], *, missing_mass: MissingMass = "ghost"
 ) -> Tensor:
     """The cross-entropy of the student's softmax against the soft targets, frame by frame.
 
@@ -109,7 +103,6 @@ def soft(
         targets: of each utterance, of as many frames.
         missing_mass: what is made of the mass of units that were not kept: `ghost` (they count as one class), `prior`, `uniform` or
             `renormalise`, see `soft_cross_entropy`.
-        temperature: the student's logits are divided by it, and the loss is multiplied by its square; label at the same one.
 
     Returns:
         a number, the mean over the frames, in nat.
@@ -117,18 +110,10 @@ def soft(
     Raises:
         UserError: when frames or units of logits and targets differ, or a prior is asked for that a shard does not have.
     """
-    return _Frames(logits, lengths, targets).soft(missing_mass, temperature).mean()
+    return _Frames(logits, lengths, targets).soft(missing_mass).mean()
 
 
-def divergence(
-    logits: Tensor,
-    lengths: Tensor,
-    targets: Sequence[SoftTarget],
-    kind: str,
-    *,
-    temperature: float = 1.0,
-    **settings: Any,
-) -> Tensor:
+def divergence(logits: Tensor, lengths: Tensor, targets: Sequence[SoftTarget], kind: str, **settings: Any) -> Tensor:
     """A divergence of the student's distributions from the teacher's, frame by frame; units that were not kept count as one class.
 
     Args:
@@ -137,7 +122,6 @@ def divergence(
         targets: of each utterance, of as many frames.
         kind: `forward`, `reverse`, `jensen`, `skewed`, `skewed_reverse`, `variation`, `decoupled` or `pearson`; see
             `distillation.divergence`, also for which of them a student can begin with.
-        temperature: as of `soft`.
         settings: `alpha`, `beta` and `teacher_share`, numbers, as of `divergence` in the settings of `asr-kd train`.
 
     Returns:
@@ -148,9 +132,7 @@ def divergence(
     """
     asked = build(DivergenceSettings, {"kind": kind, **settings}, "asr_kd.losses.divergence")
     frames = _Frames(logits, lengths, targets)
-    rows, given = frames.logits / temperature, (frames.units, frames.probs, frames.tail)
-    losses = divergences.losses(rows, *given, asked)
-    return losses.mean() * temperature**2
+    return divergences.losses(frames.logits, frames.units, frames.probs, frames.tail, asked).mean()
 
 
 def spikes(

@@ -158,7 +158,7 @@ class Recogniser:
     >>> asr
     Recogniser('student', lstm, 8000 Hz, frames of 30 ms, streams 15 ms behind)
     >>> asr.units.size, asr.units.piece(0)
-    (12, '∅')
+    (10, '∅')
 
     Attributes:
         name: the checkpoint.
@@ -169,7 +169,9 @@ class Recogniser:
         self.name, self._settings = settings.checkpoint, settings
         self._transcriber: Transcriber | None = transcriber_of(settings)
         if self._transcriber is None:
-            with torch.random.fork_rng(devices=[]):  # first weights are drawn before those of the checkpoint take their place
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # first weights are drawn before those of the checkpoint take their place
                 self._checkpoint = load_teacher(self.name, pick_device(settings.device), settings.precision)
             self._decoder = make_decoder(settings, self._checkpoint)
         self.sample_rate: int = RATE if self._transcriber else self._checkpoint.features.sample_rate
@@ -205,7 +207,7 @@ class Recogniser:
         """The posteriors of which the text of a recording is made.
 
         >>> asr_kd.load("student").posteriors("talk.wav")
-        Posteriors(66 frames of 30 ms, 12 units)
+        Posteriors(66 frames of 30 ms, 10 units)
 
         Args:
             sound: as of `transcribe`.

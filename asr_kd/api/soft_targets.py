@@ -262,9 +262,9 @@ def soft_targets(folder: str | os.PathLike[str]) -> SoftTargets:
     >>> len(targets), "u1" in targets
     (3, True)
     >>> targets["u1"]
-    SoftTarget('u1', 26 frames of 30 ms, ... of 12 units a frame)
+    SoftTarget('u1', 26 frames of 30 ms, ... of 10 units a frame)
     >>> targets["u1"].dense().shape
-    (26, 12)
+    (26, 10)
     >>> targets["u9"]
     Traceback (most recent call last):
     ...

@@ -46,7 +46,7 @@ def word_errors(pairs: Iterable[tuple[str, str]], normalizer: Normalizing = DEFA
     >>> asr_kd.word_errors([("seven four nine", "seven for nine"), ("two", "two two")])
     WordErrors(50.00 %: 2 errors in 4 words, 1 substituted, 0 deleted, 1 inserted; 2 utterances, basic-2)
     >>> asr_kd.word_errors([("Don't stop!", "don't stop")], normalizer="none").wer
-    0.5
+    1.0
 
     Args:
         pairs: of an utterance each.

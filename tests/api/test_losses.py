@@ -10,7 +10,8 @@ from torch import Tensor
 import asr_kd
 from asr_kd import losses
 from asr_kd.api.soft_targets import SoftTarget
-from asr_kd.distillation.batch import Batch, Part
+from asr_kd.distillation.batch import Batch
+from asr_kd.targets.posteriors import SparsePosteriors
 from asr_kd.training.batches import _soft
 from asr_kd.training.settings import TrainSettings
 from tests.learning import loss_of, prepared
@@ -24,7 +25,7 @@ def targets(here: Path) -> list[SoftTarget]:
 def logits_of(targets: list[SoftTarget]) -> tuple[Tensor, Tensor]:
     """What a student says, with padding that must not count, and its lengths."""
     lengths = torch.tensor([one.frames for one in targets])
-    logits = torch.randn(3, int(lengths.max()) + 2, 12, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(3, int(lengths.max()) + 2, 10, generator=torch.Generator().manual_seed(0))
     for row, length in zip(logits, lengths, strict=True):
         row[length:] = 1e4
     return logits.requires_grad_(), lengths
@@ -51,11 +52,9 @@ def trained(targets: list[SoftTarget], logits: Tensor, lengths: Tensor, **source
     ("mine", "source"),
     [
         (lambda *given: losses.soft(*given), {}),
-        (lambda *given: losses.soft(*given, temperature=2.0), {"temperature": 2.0}),
         (lambda *given: losses.divergence(*given, "reverse"), {"divergence": {"kind": "reverse"}}),
         (lambda *given: losses.divergence(*given, "jensen", beta=0.3), {"divergence": {"kind": "jensen", "beta": 0.3}}),
-        (lambda *given: losses.divergence(*given, "forward", temperature=3.0, teacher_share=0.5),
-         {"divergence": {"kind": "forward", "teacher_share": 0.5}, "temperature": 3.0}),
+        (lambda *given: losses.divergence(*given, "forward", teacher_share=0.5), {"divergence": {"kind": "forward", "teacher_share": 0.5}}),
         (lambda *given: losses.divergence(*given, "pearson"), {"divergence": {"kind": "pearson"}}),
         (lambda *given: losses.spikes(*given), {"spikes": {}}),
         (lambda *given: losses.sequences(*given, np.random.default_rng(0), draws=2), {"sequences": {"draws": 2}}),
@@ -89,13 +88,11 @@ def test_what_was_not_kept_counts_as_asked(targets: list[SoftTarget]) -> None:
 def test_a_student_comes_to_say_what_the_teacher_says(targets: list[SoftTarget], loss) -> None:  # type: ignore[no-untyped-def]
     logits, lengths = logits_of(targets)
     logits = logits.detach().zero_().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=0.3)
     course = []
-    for _ in range(60):
-        optimizer.zero_grad()
+    for _ in range(40):
         course.append(loss(logits, lengths, targets))
-        course[-1].backward()
-        optimizer.step()
+        (slope,) = torch.autograd.grad(course[-1], logits)
+        logits = (logits - 20 * slope).detach().requires_grad_()
     assert course[-1] < 0.8 * course[0]
     if loss is losses.soft:
         for row, target in zip(logits, targets, strict=True):
@@ -123,9 +120,9 @@ def test_mistakes_get_one_sentence(targets: list[SoftTarget]) -> None:
     for ask, words in (
         (lambda: losses.soft(logits, lengths - 1, targets), r"u0: its soft target has 19 frames of 30 ms, the student 18 of at most"),
         (lambda: losses.soft(logits[:, :30], lengths, targets), r"u2: its soft target has 36 frames of 30 ms, the student 36 of at most 30"),
-        (lambda: losses.soft(logits[..., :9], lengths, targets), r"u0: its soft target is over 12 units, the logits over 9; give"),
-        (lambda: losses.soft(logits[0], lengths, targets), r"logits of shape \[38, 12\], 3 lengths and 3 soft targets do not fit"),
-        (lambda: losses.soft(logits, lengths, targets[:2]), r"logits of shape \[3, 38, 12\], 3 lengths and 2 soft targets"),
+        (lambda: losses.soft(logits[..., :9], lengths, targets), r"u0: its soft target is over 10 units, the logits over 9; give"),
+        (lambda: losses.soft(logits[0], lengths, targets), r"logits of shape \[38, 10\], 3 lengths and 3 soft targets do not fit"),
+        (lambda: losses.soft(logits, lengths, targets[:2]), r"logits of shape \[3, 38, 10\], 3 lengths and 2 soft targets"),
         (lambda: losses.soft(logits, lengths, bare, missing_mass="prior"), r"u0: its shard has no prior; use"),
         (lambda: losses.divergence(logits, lengths, targets, "kl"), r"asr_kd\.losses\.divergence: kind: .*\(given: 'kl'\)"),
         (lambda: losses.divergence(logits, lengths, targets, "reverse", beta=0.3), r"asr_kd\.losses\.divergence: .*beta belongs"),
@@ -142,11 +139,8 @@ def test_batches_know_nothing_of_each_other() -> None:
     together = losses.spikes(logits, torch.tensor([9, 9]), [one, other])
     alone = [losses.spikes(logits[i : i + 1], torch.tensor([9]), [target]) for i, target in enumerate((one, other))]
     torch.testing.assert_close(together, sum(alone) / 2)
-    assert Part is not None
 
 
-def _target(seed: int):  # type: ignore[no-untyped-def]
-    from asr_kd.targets.posteriors import SparsePosteriors
-
+def _target(seed: int) -> SparsePosteriors:
     probs = np.random.default_rng(seed).dirichlet(np.full(5, 0.3), 9)
     return SparsePosteriors.from_dense(np.log(probs + 1e-9).astype(np.float32), 3, 0.95)

@@ -21,10 +21,10 @@ def test_a_folder_is_a_mapping_of_what_the_reader_finds(here: Path) -> None:
     for path in sorted(Path("targets").glob("*.tar")):
         expected |= dict(read_target_shard(path)[1])
     assert list(targets) == list(targets.keys()) == ["u0", "u1", "u2"] == list(expected)
-    assert len(targets) == 3 and (targets.frame_ms, targets.num_units) == (30, 12)
+    assert len(targets) == 3 and (targets.frame_ms, targets.num_units) == (30, 10)
     for key, target in targets.items():
         stored = expected[key]
-        assert (target.key, target.frames, target.frame_ms, target.num_units) == (key, stored.frames, 30, 12)
+        assert (target.key, target.frames, target.frame_ms, target.num_units) == (key, stored.frames, 30, 10)
         for found, wanted in zip((target.indices, target.probabilities), stored.padded(4), strict=True):
             np.testing.assert_array_equal(found, wanted[:, : found.shape[1]])
         np.testing.assert_allclose(target.probabilities.sum(1) + target.tail, 1.0, atol=0.02)
@@ -47,11 +47,11 @@ def test_dense_spreads_what_was_not_kept(here: Path) -> None:
     prior = tail_prior(path, metadata)
     target = asr_kd.soft_targets("targets")["u0"]
     dense = target.dense()
-    assert (dense.shape, dense.dtype) == ((target.frames, 12), np.float32)
+    assert (dense.shape, dense.dtype) == ((target.frames, 10), np.float32)
     kept = np.zeros(dense.shape, bool)
     np.put_along_axis(kept, target.indices, target.probabilities > 0, 1)
     kept[target.posteriors.rows, target.posteriors.units] = True
-    for how, given in (("prior", prior), ("uniform", np.full(12, 1 / 12)), ("renormalise", np.zeros(12))):
+    for how, given in (("prior", prior), ("uniform", np.full(10, 1 / 10)), ("renormalise", np.zeros(10))):
         found = target.dense(how)  # type: ignore[arg-type]
         np.testing.assert_allclose(found.sum(1), 1.0, rtol=1e-5)
         others = np.where(kept, 0.0, found)
