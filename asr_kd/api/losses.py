@@ -54,8 +54,8 @@ class _Frames:
         inside = torch.arange(logits.shape[1]) < self.lengths[:, None]
         self.logits = logits[inside.to(logits.device)]
         k = max(int(one.posteriors.counts.max()) for one in targets)
-        padded = zip(*(one.posteriors.padded(k) for one in targets), strict=True)
-        self.on_cpu = [torch.from_numpy(np.concatenate(rows)) for rows in padded]
+        units, probs = zip(*(one.posteriors.padded(k) for one in targets), strict=True)
+        self.on_cpu = torch.from_numpy(np.concatenate(units)), torch.from_numpy(np.concatenate(probs))
         self.units, self.probs = (rows.to(logits.device) for rows in self.on_cpu)
         self.tail = torch.from_numpy(np.concatenate([one.tail for one in targets])).to(logits.device)
         self.targets = targets
@@ -64,9 +64,11 @@ class _Frames:
         """The cross-entropy of each frame."""
         priors = which = None
         if missing_mass == "prior":
-            if lacking := next((one for one in self.targets if one.prior is None), None):
-                raise UserError(f"{lacking.key}: its shard has no prior; use missing_mass='ghost'")
-            shared = {id(one.prior): one.prior for one in self.targets}
+            shared: dict[int, np.ndarray] = {}
+            for one in self.targets:
+                if one.prior is None:
+                    raise UserError(f"{one.key}: its shard has no prior; use missing_mass='ghost'")
+                shared[id(one.prior)] = one.prior
             priors = torch.from_numpy(np.stack(list(shared.values()))).to(self.logits.device, torch.float32)
             rows = torch.tensor([list(shared).index(id(one.prior)) for one in self.targets])
             which = rows.repeat_interleave(self.lengths).to(self.logits.device)
@@ -74,7 +76,7 @@ class _Frames:
 
 
 def _check(logits: Tensor, lengths: list[int], targets: Sequence[SoftTarget]) -> None:
-    if logits.ndim != 3 or not len(logits) == len(lengths) == len(targets):
+    if logits.ndim != 3 or not targets or not len(logits) == len(lengths) == len(targets):
         raise UserError(
             f"logits of shape {list(logits.shape)}, {len(lengths)} lengths and {len(targets)} soft targets do not fit; give logits [batch, "
             "frames, units], and a length and a soft target of each utterance"

@@ -123,6 +123,7 @@ def test_mistakes_get_one_sentence(targets: list[SoftTarget]) -> None:
         (lambda: losses.soft(logits[..., :9], lengths, targets), r"u0: its soft target is over 10 units, the logits over 9; give"),
         (lambda: losses.soft(logits[0], lengths, targets), r"logits of shape \[38, 10\], 3 lengths and 3 soft targets do not fit"),
         (lambda: losses.soft(logits, lengths, targets[:2]), r"logits of shape \[3, 38, 10\], 3 lengths and 2 soft targets"),
+        (lambda: losses.soft(logits[:0], lengths[:0], []), r"logits of shape \[0, 38, 10\], 0 lengths and 0 soft targets do not fit"),
         (lambda: losses.soft(logits, lengths, bare, missing_mass="prior"), r"u0: its shard has no prior; use"),
         (lambda: losses.divergence(logits, lengths, targets, "kl"), r"asr_kd\.losses\.divergence: kind: .*\(given: 'kl'\)"),
         (lambda: losses.divergence(logits, lengths, targets, "reverse", beta=0.3), r"asr_kd\.losses\.divergence: .*beta belongs"),
