@@ -470,7 +470,8 @@ def test_the_first_front_end_changes_no_fingerprint_and_another_is_refused(
     })  # fmt: skip
     monkeypatch.setattr("asr_kd.audio.features.FRONTEND_VERSION", 2)
     with pytest.raises(
-        UserError, match=r"trained on features of version 1, this program makes version 2; use asr_kd \S+, which wrote it"
+        UserError,
+        match=r"trained on features of version 1, this program makes version 2; use asr_kd \S+, which wrote it",
     ):
         load_checkpoint(saved)
     assert save_checkpoint(saved, checkpoint.model, checkpoint.units, FEATURES, KINDS["lstm"]) != checkpoint.fingerprint
