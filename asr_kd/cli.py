@@ -17,6 +17,7 @@ from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
+from asr_kd.version import version
 
 S = TypeVar("S", bound=Settings)
 
@@ -153,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Distil a large acoustic model into a small streaming one.",
         epilog="asr-kd VERB --help lists the settings of a verb. Settings come from a YAML file, key=value overrides them.",
     )
+    parser.add_argument("--version", action="version", version=f"asr-kd {version()}", help="print the version")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, one in VERBS.items():
         if not one.help:  # only a stage of pipelines

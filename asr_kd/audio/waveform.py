@@ -109,25 +109,31 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
     Raises:
         AudioError: when its shape, type or rate cannot be those of sound, and as `Mixer`.
     """
-    samples = np.asarray(samples)
-    scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
+    samples = np.array(samples)  # a copy: what is made of it is changed in place
     with named(name):
-        if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
-            raise AudioError(
-                f"must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
-            )
-        if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
-            raise AudioError(f"needs its sample rate in Hz, not {rate!r}")
-        if samples.dtype.kind != "f" and samples.dtype.name not in scales:
-            raise AudioError(f"must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
+        values = _floats(samples, rate)
         if not samples.size:
             raise AudioError("holds no samples (zero length); leave it out")
         if samples.dtype.name == "int32" and 0 < np.abs(samples).max() <= 1 << 15:
             raise AudioError("holds samples of 16 bits as int32, which would be heard as silence; convert it to int16")
-        values = samples.astype(np.float32)
-        if samples.dtype.kind != "f":
-            values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])
-        return converted(mixed([values.reshape(len(values), -1)]), int(rate), sample_rate)
+        return converted(mixed([values]), int(rate), sample_rate)
+
+
+def _floats(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Samples of any type as float32 [samples, channels]; AudioError when they or their rate cannot be those of sound."""
+    scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
+        raise AudioError(
+            f"must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
+        )
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
+        raise AudioError(f"needs its sample rate in Hz, not {rate!r}")
+    if samples.dtype.kind != "f" and samples.dtype.name not in scales:
+        raise AudioError(f"must hold floats, int16, int32 or uint8, not {samples.dtype}; convert it")
+    values = samples.astype(np.float32, copy=False)
+    if samples.dtype.kind != "f":
+        values = (values - (128 if samples.dtype.kind == "u" else 0)) / np.float32(scales[samples.dtype.name])
+    return values if values.ndim == 2 else values[:, None]
 
 
 def mixed(pieces: Iterable[np.ndarray]) -> np.ndarray:
@@ -151,14 +157,31 @@ def converted(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 def streamed(pieces: Iterable[tuple[int, np.ndarray]], wanted: int, name: str) -> Iterator[np.ndarray]:
     """The same as the pieces arrive, each with its rate, which does not change; memory holds one. AudioError as `Mixer`."""
-    mixer, resample = Mixer(), None
+    arriving = Arriving(wanted, name)
     for rate, samples in pieces:
-        if resample is None and rate != wanted:
-            resample = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
-        with named(name):
-            waveform = mixer.mix(samples)
-        yield resample.resample_chunk(waveform) if resample else waveform
-    with named(name):
-        mixer.finish()
-    if resample:
-        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+        yield arriving.push(samples, rate)
+    if len(rest := arriving.finish()):
+        yield rest
+
+
+class Arriving:
+    """A recording called `name` that arrives in pieces, as a waveform at `wanted` Hz; AudioError as `from_array`."""
+
+    def __init__(self, wanted: int, name: str) -> None:
+        self._wanted, self._name, self._mixer = wanted, name, Mixer()
+        self._resample: soxr.ResampleStream | None = None
+
+    def push(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """What the next samples, [samples] or [samples, channels] at a rate that does not change, add: float32 [samples]."""
+        with named(self._name):
+            waveform = self._mixer.mix(_floats(samples, rate))
+        if self._resample is None and rate != self._wanted:
+            self._resample = soxr.ResampleStream(rate, self._wanted, 1, dtype="float32")
+        return self._resample.resample_chunk(waveform) if self._resample else waveform
+
+    def finish(self) -> np.ndarray:
+        """End the recording; returns the rest."""
+        with named(self._name):
+            self._mixer.finish()
+        none = np.empty(0, np.float32)
+        return self._resample.resample_chunk(none, last=True) if self._resample else none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from asr_kd.audio.features import frontend_of
 from asr_kd.decoding.decoder import Decoder, checked
 from asr_kd.decoding.words import Spike, Word, group_words
-from asr_kd.errors import AudioError
+from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import Checkpoint, infer
+from asr_kd.models.settings import STREAMING
 
 # Two windows are joined where both output blanks for this many frames on either side.
 SEAM_MARGIN = 5
@@ -114,6 +116,55 @@ class WindowedNetwork(Network):
             return log_probs
         at = find_seam(self._before, log_probs[: len(self._before)], self._checkpoint.units.blank)
         return np.concatenate([self._before[:at], log_probs[at:]])
+
+
+def network_for(checkpoint: Checkpoint, window: float) -> Network:
+    """What processes a recording of any length: as it comes, or in overlapping windows of so many seconds."""
+    if checkpoint.model.streams:
+        return StreamingNetwork(checkpoint)
+    return WindowedNetwork(checkpoint, window, window / 5)
+
+
+def check_streams(checkpoint: Checkpoint, name: str, what: str) -> None:
+    """Refuse a network that hears whole utterances, where `what` needs one that streams."""
+    if not checkpoint.model.streams:
+        kind = checkpoint.settings.kind
+        raise UserError(
+            f"{name}: kind {kind} hears whole utterances; {what} needs a model of kind {', '.join(STREAMING)}"
+        )
+
+
+def whole(checkpoint: Checkpoint, waveform: np.ndarray) -> np.ndarray:
+    """Log-probabilities of a recording at once, float32 [frames, units], of a waveform at the network's rate.
+
+    Raises:
+        AudioError: when it is shorter than one frame.
+    """
+    if checkpoint.model.streams:  # the same bits as when audio arrives in pieces
+        network = StreamingNetwork(checkpoint)
+        return np.concatenate([network.push(waveform), network.finish()])
+    return infer(checkpoint, [frontend_of(checkpoint.features).compute(waveform)])[0]
+
+
+def listen(
+    checkpoint: Checkpoint, decoder: Decoder, blocks: Iterable[np.ndarray], name: str, window: float
+) -> Iterator[Word]:
+    """The words of a recording of any length, in bounded memory.
+
+    Args:
+        checkpoint: the network.
+        decoder: of its output.
+        blocks: the waveform at its rate, float32 [samples] each.
+        name: of the recording, for messages.
+        window: seconds processed at once by a network that needs whole utterances (`WindowedNetwork`).
+
+    Raises:
+        AudioError: when the recording is shorter than one frame.
+    """
+    listener = Listener(network_for(checkpoint, window), decoder, name)
+    for block in blocks:
+        yield from listener.push(block)
+    yield from listener.finish()
 
 
 def find_seam(first: np.ndarray, second: np.ndarray, blank: int) -> int:

@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr_kd.audio.decode import decode, read_blocks, seconds_of
-from asr_kd.audio.features import frontend_of
+from asr_kd.audio.decode import decode, read_blocks
 from asr_kd.audio.live import microphone_sound, pipe_sound
+from asr_kd.audio.parts import named
 from asr_kd.audio.waveform import from_array
 from asr_kd.config.base import folders_of
 from asr_kd.decoding.decoder import Decoder, make_decoder
-from asr_kd.decoding.listening import Listener, StreamingNetwork, WindowedNetwork
+from asr_kd.decoding.listening import Listener, StreamingNetwork, check_streams, listen, whole
 from asr_kd.decoding.pseudo_labels import label_texts, transcribe_file, transcriber_of
+from asr_kd.decoding.recordings import fetched, hypotheses, of_file
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.words import Hypothesis, Token, Word
-from asr_kd.errors import AudioError, UserError
-from asr_kd.files import Place, local_copy, place, write_whole
-from asr_kd.models.acoustic import Checkpoint, infer, infer_batches, pick_device
-from asr_kd.models.settings import STREAMING
+from asr_kd.errors import UserError
+from asr_kd.files import Place, place, write_whole
+from asr_kd.models.acoustic import Checkpoint, infer_batches, pick_device
 from asr_kd.models.teachers import load_teacher
 from asr_kd.progress import Progress
 from asr_kd.shards.index import ShardList
@@ -62,14 +62,8 @@ def transcribe(
         waveform = from_array(*data, rate, name)
     else:
         waveform, _ = decode(data, name, rate, max_seconds)
-    try:
-        if checkpoint.model.streams:  # the same bits as when audio arrives in pieces
-            network = StreamingNetwork(checkpoint)
-            return decoder(np.concatenate([network.push(waveform), network.finish()]))
-        features = frontend_of(checkpoint.features).compute(waveform)
-    except AudioError as error:
-        raise AudioError(f"{name}: {error}") from None
-    return decoder(infer(checkpoint, [features])[0])
+    with named(name):
+        return decoder(whole(checkpoint, waveform))
 
 
 def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: str, window: float) -> Iterator[Word]:
@@ -82,12 +76,8 @@ def transcribe_long(checkpoint: Checkpoint, decoder: Decoder, path: Path, name: 
     Raises:
         AudioError: when the recording cannot be used.
     """
-    streams = checkpoint.model.streams
-    network = StreamingNetwork(checkpoint) if streams else WindowedNetwork(checkpoint, window, window / 5)
-    listener = Listener(network, decoder, name)
-    for block in read_blocks(path, name, checkpoint.features.sample_rate):
-        yield from listener.push(block)
-    yield from listener.finish()
+    blocks = read_blocks(path, name, checkpoint.features.sample_rate)
+    yield from listen(checkpoint, decoder, blocks, name, window)
 
 
 def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None:
@@ -99,7 +89,7 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
     failed: list[UserError] = []
     for file in files:
         try:
-            with _fetched(file) as path:
+            with fetched(file) as path:
                 found = hear(path, file)
         except UserError as error:
             failed.append(error)
@@ -122,12 +112,10 @@ def _hearer(settings: TranscribeSettings) -> Callable[[Path, str], dict[str, Any
     if transcriber := transcriber_of(settings):
         return functools.partial(transcribe_file, transcriber)
     checkpoint, decoder = _load(settings)
+    rate, window = checkpoint.features.sample_rate, settings.window_seconds
 
     def hear(path: Path, name: str) -> dict[str, Any]:
-        if seconds_of(path, name) <= settings.window_seconds:
-            return details(transcribe(checkpoint, decoder, path.read_bytes(), name, settings.window_seconds))
-        words = list(transcribe_long(checkpoint, decoder, path, name, settings.window_seconds))
-        return details([Hypothesis(" ".join(word.text for word in words), float("nan"), words)])
+        return details(hypotheses(checkpoint, decoder, of_file(path, name, rate, window), window))
 
     return hear
 
@@ -162,7 +150,7 @@ def _until_interrupted(sound: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _file_sound(file: str, rate: int, piece: float) -> Iterator[np.ndarray]:
-    with _fetched(file) as path:
+    with fetched(file) as path:
         yield from read_blocks(path, file, rate, piece)
 
 
@@ -325,26 +313,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-@contextlib.contextmanager
-def _fetched(file: str) -> Iterator[Path]:
-    """A local copy of an audio file."""
-    if not file.strip():
-        raise UserError("command line: an empty word where an audio file belongs; a variable of the shell may be empty")
-    with contextlib.ExitStack() as stack:
-        try:
-            path = stack.enter_context(local_copy(place(file)))
-            path.open("rb").close()
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror or 'not there'}); check the path") from None
-        yield path
-
-
 def _load(settings: TranscribeSettings, stream: bool = False) -> tuple[Checkpoint, Decoder]:
     torch.set_num_threads(settings.threads)
     checkpoint = load_teacher(settings.checkpoint, pick_device(settings.device), settings.precision)
-    if stream and not checkpoint.model.streams:  # before a language model is read
-        raise UserError(
-            f"{settings.checkpoint}: kind {checkpoint.settings.kind} hears whole utterances; --stream needs a model of kind "
-            + ", ".join(STREAMING)
-        )
+    if stream:  # before a language model is read
+        check_streams(checkpoint, settings.checkpoint, "--stream")
     return checkpoint, make_decoder(settings, checkpoint)

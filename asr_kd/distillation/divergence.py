@@ -35,13 +35,28 @@ class Divergent(Soft):
     def of_frames(self, seen: Seen, rows: Tensor) -> Tensor:
         """See `Soft`."""
         units, probs, tail = (seen.parts[f"soft.{name}"].values for name in ("units", "probs", "tail"))
-        asked: DivergenceSettings = self.settings
-        alpha, beta = value_at(asked.alpha, seen.done), value_at(asked.beta, seen.done)
-        if asked.kind == "pearson":
-            return correlations(rows, units, probs, tail, alpha, beta)
-        classes = coarse(rows, units, probs, tail)
-        share = value_at(asked.teacher_share, seen.done)
-        return divergence(classes if share >= 1 else towards(classes, share), asked.kind, alpha, beta)
+        return losses(rows, units, probs, tail, self.settings, seen.done)
+
+
+def losses(
+    logits: Tensor, units: Tensor, probs: Tensor, tail: Tensor, asked: DivergenceSettings, done: float = 0.0
+) -> Tensor:
+    """The divergence that is asked for, float [frames].
+
+    Args:
+        logits: float [frames, units].
+        units: int64 [frames, k], as of `coarse`.
+        probs: float [frames, k].
+        tail: float [frames].
+        asked: which, and its numbers.
+        done: share of the phase's audio that was heard.
+    """
+    alpha, beta = value_at(asked.alpha, done), value_at(asked.beta, done)
+    if asked.kind == "pearson":
+        return correlations(logits, units, probs, tail, alpha, beta)
+    classes = coarse(logits, units, probs, tail)
+    share = value_at(asked.teacher_share, done)
+    return divergence(classes if share >= 1 else towards(classes, share), asked.kind, alpha, beta)
 
 
 class Classes(NamedTuple):

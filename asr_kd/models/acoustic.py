@@ -33,6 +33,7 @@ from asr_kd.models.separable import SeparableModel
 from asr_kd.models.settings import ModelSettings, OutsideSettings
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.units import MODEL_FILE, Units, load_units
+from asr_kd.version import version
 
 FORMAT, VERSION = "asr_kd-checkpoint", 1
 
@@ -180,7 +181,7 @@ def save_checkpoint(
     description = {
         "format": FORMAT, "version": VERSION, "fingerprint": mark, "units_hash": units.hash, "num_units": units.size,
         "model": settings.model_dump(), "features": features.model_dump(), "frontend": version_of(features), "parameters": parameters(model),
-        "training": training or {},
+        "training": training or {}, "asr_kd": version(),  # who wrote it, for people: no fingerprint covers it
     }  # fmt: skip
     write_json(folder / "checkpoint.json", description)
     return mark
@@ -197,9 +198,14 @@ def _described(folder: Place) -> tuple[Place, dict[str, Any]]:
         raise UserError(f"{where}: not a checkpoint of asr_kd; give the folder of a training run")
     if description.get("version") != VERSION:
         raise UserError(
-            f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use a matching asr_kd"
+            f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use {_writer(description)}"
         )
     return where, description
+
+
+def _writer(description: dict[str, Any]) -> str:
+    """The program that wrote a checkpoint; the first ones do not name it."""
+    return f"asr_kd {description['asr_kd']}, which wrote it" if "asr_kd" in description else "the asr_kd that wrote it"
 
 
 def read_model_settings(folder: Place | str) -> ModelSettings:
@@ -225,8 +231,8 @@ def load_checkpoint(folder: Place | str, device: torch.device | str = "cpu") -> 
     features = build(FeatureSettings, inputs, str(where))
     if (frontend := description.get("frontend", 1)) != version_of(features):  # the first checkpoints do not name it
         raise UserError(
-            f"{where}: was trained on features of version {frontend}, this program makes version {version_of(features)}; use the asr_kd "
-            "that trained it, or train it again"
+            f"{where}: was trained on features of version {frontend}, this program makes version {version_of(features)}; use "
+            f"{_writer(description)}, or train it again"
         )
     settings = build(ModelSettings, network, str(where))
     units = load_units(folder)

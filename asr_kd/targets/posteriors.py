@@ -161,6 +161,17 @@ class SparsePosteriors:
         probs[mask] = np.exp(self.log_probs)
         return units[:, :k], probs[:, :k]
 
+    def dense(self, prior: np.ndarray | None = None) -> np.ndarray:
+        """The probabilities of all units, float32 [frames, units], of each frame adding up to 1.
+
+        The tail is spread over the units that were not kept in proportion to a distribution, float64 [units]; None: evenly.
+        """
+        prior = np.full(self.num_units, 1.0 / self.num_units) if prior is None else prior
+        share = np.where(self.counts < self.num_units, self.tail / self.unkept(prior), 0.0)
+        found = share[:, None] * prior
+        found[self.rows, self.units] = np.exp(self.log_probs)
+        return (found / found.sum(1, keepdims=True)).astype(np.float32)
+
     def unkept(self, prior: np.ndarray) -> np.ndarray:
         """float64 [frames]: the mass of a distribution, float64 [units], on the units that were not kept in the frame."""
         return np.maximum(1.0 - np.add.reduceat(prior[self.units], self.starts), np.finfo(np.float64).tiny)

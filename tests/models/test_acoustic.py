@@ -11,9 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import asr_kd
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.errors import UserError
 from asr_kd.files import hash_json
+from asr_kd.models import acoustic
 from asr_kd.models.acoustic import (
     Checkpoint,
     blank_held_back,
@@ -112,6 +114,25 @@ def saved(tmp_path: Path, units: Units) -> Path:
     folder = tmp_path / "saved"
     save_checkpoint(folder, lively(KINDS["lstm"], units), units, FEATURES, KINDS["lstm"], {"step": 7})
     return folder
+
+
+def test_a_checkpoint_names_the_program_that_wrote_it_and_nothing_hangs_on_that(
+    tmp_path: Path, units: Units, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, model = KINDS["lstm"], lively(KINDS["lstm"], units)
+    marks = [save_checkpoint(tmp_path / "now", model, units, FEATURES, kind)]
+    monkeypatch.setattr(acoustic, "version", lambda: "9.9")
+    marks.append(save_checkpoint(tmp_path / "later", model, units, FEATURES, kind))
+    said = [json.loads((tmp_path / folder / "checkpoint.json").read_text()) for folder in ("now", "later")]
+    assert said[0].pop("asr_kd") == asr_kd.__version__ and said[1].pop("asr_kd") == "9.9"
+    assert said[0] == said[1] and marks[0] == marks[1] == load_checkpoint(tmp_path / "later").fingerprint
+    for value, words in (
+        ({"version": 2, "asr_kd": "9.9"}, "use asr_kd 9.9, which wrote it"),
+        ({"version": 2}, "use the asr_kd that"),
+    ):
+        (tmp_path / "now" / "checkpoint.json").write_text(json.dumps(said[0] | value))
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(tmp_path / "now")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -449,7 +470,8 @@ def test_the_first_front_end_changes_no_fingerprint_and_another_is_refused(
     })  # fmt: skip
     monkeypatch.setattr("asr_kd.audio.features.FRONTEND_VERSION", 2)
     with pytest.raises(
-        UserError, match=r"trained on features of version 1, this program makes version 2; use the asr_kd"
+        UserError,
+        match=r"trained on features of version 1, this program makes version 2; use asr_kd \S+, which wrote it",
     ):
         load_checkpoint(saved)
     assert save_checkpoint(saved, checkpoint.model, checkpoint.units, FEATURES, KINDS["lstm"]) != checkpoint.fingerprint
