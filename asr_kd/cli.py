@@ -12,23 +12,54 @@ from typing import Any, NoReturn, TypeVar
 
 from asr_kd.config.base import Settings, group_of
 from asr_kd.config.load import build, load_yaml, override
-from asr_kd.config.verbs import VERBS, Verb
+from asr_kd.config.verbs import VERBS, Verb, name_of
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
 
 S = TypeVar("S", bound=Settings)
+#: endings of settings files; whatever else is named without a key was meant as a value
+SETTINGS_FILES = (".yaml", ".yml", ".json", "")
 
 
 def _settings(kind: type[S], words: list[str]) -> S:
     """Settings from `[FILE.yaml] [key=value …]`."""
     files = [word for word in words if "=" not in word or os.path.isfile(word)]
+    for file in files:
+        if os.path.splitext(file)[1].lower() not in SETTINGS_FILES:
+            raise UserError(f"{file}: is no settings file, whose name ends in .yaml; {_hint(kind, file)}")
     if len(files) > 1:
         raise UserError(f"{files[1]}: one settings file at most, then key=value")
-    values = load_yaml(files[0], as_typed=True) if files else {}
+    values = _values(kind, files[0]) if files else {}
     assignments = [word for word in words if word not in files]
     return build(kind, override(values, assignments), files[0] if files else "command line", assignments)
+
+
+def _values(kind: type[Settings], file: str) -> dict[str, Any]:
+    """What a settings file holds; a UserError says how it is given where it is an input of the verb, as its name suggests."""
+    try:
+        return load_yaml(file, as_typed=True)
+    except UserError as error:
+        if os.path.splitext(file)[1]:
+            raise
+        raise UserError(f"{error}; {_hint(kind, file)}") from None
+
+
+def _hint(kind: type[Settings], file: str) -> str:
+    """How a file or folder is given as the main input of the verb with these settings."""
+    return f"to give it as an input, write {VERBS[name_of(kind)].main or 'KEY'}={file}"
+
+
+def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments: list[str]) -> NoReturn:
+    """Refuse an option that is none, and say how it is written where a setting has its name."""
+    key, _, value = option.lstrip("-").partition("=")
+    key, right = key.replace("-", "_"), ""
+    if verb.settings and key.partition(".")[0] in verb.kind().model_fields:
+        following = [*arguments[arguments.index(option) + 1 :], "VALUE"][0]
+        right = f"; settings have no dashes: write {key}={value or following}"
+    name = f"{parser.prog} {verb.name}"
+    parser.exit(Status.MISTAKE, f"{name}: unknown option {option}{right}; see {name} --help\n")
 
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
@@ -178,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
-        parser.error(f"unknown option {unknown[0]}")
+        _dashed(parser, VERBS[parsed.verb], unknown[0], sys.argv[1:] if arguments is None else arguments)
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
     with interruptible() as stopped:
         try:
