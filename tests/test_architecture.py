@@ -22,7 +22,7 @@ targets models
 decoding
 distillation
 labeling training evaluation selection export
-pipeline plan
+pipeline plan doctor
 cli
 __main__
 """
