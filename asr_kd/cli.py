@@ -17,6 +17,7 @@ from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
+from asr_kd.summary import summarised
 
 S = TypeVar("S", bound=Settings)
 #: endings of settings files; whatever else is named without a key was meant as a value
@@ -148,6 +149,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: options of every verb
+OF_ALL: dict[str, dict[str, Any]] = {
+    "--summary": {
+        "metavar": "FILE",
+        "help": "write how the command ended and what it did as JSON, also when it fails; -: to standard output",
+    },
+}
+
 #: how to write settings, shown above the list of them
 TYPING = (
     "A text is taken as it is typed, also 0012, on and null; an optional one is left out by an empty value (lm=), anything else by null. "
@@ -194,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         words, count, what = WORDS.get(name, ("[FILE.yaml] [key=value …]", "*", "settings"))
         verb.add_argument("words", nargs=count, metavar=words, help=what)
-        for option, meaning in OPTIONS.get(name, {}).items():
+        for option, meaning in {**OPTIONS.get(name, {}), **OF_ALL}.items():
             verb.add_argument(option, **meaning)
     return parser
 
@@ -210,24 +219,25 @@ def main(arguments: list[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
         _dashed(parser, VERBS[parsed.verb], unknown[0], sys.argv[1:] if arguments is None else arguments)
-    options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
-    with interruptible() as stopped:
+    options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words", "summary")}
+    with summarised(parsed.verb, parsed.summary) as ending, interruptible() as stopped:
         try:
-            return _do(VERBS[parsed.verb], [*parsed.words, *rest], **options)
+            ending.status = _do(VERBS[parsed.verb], [*parsed.words, *rest], **options)
         except UserError as error:
-            print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
-            return error.status if isinstance(error, Stopped) else Status.MISTAKE
+            ending.status = error.status if isinstance(error, Stopped) else Status.MISTAKE
+            ending.message = str(error)
         except KeyboardInterrupt:
-            print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-            return stopped()
+            ending.status, ending.message = stopped(), "interrupted; the same command goes on where it stopped"
         except BrokenPipeError:
-            return Status.NOBODY_READS
+            ending.status = Status.NOBODY_READS
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            where = error.filename or "input or output"
-            print(f"asr-kd {parsed.verb}: {where}: {error.strerror or error}", file=sys.stderr)
-            return Status.MISTAKE
+            ending.status = Status.MISTAKE
+            ending.message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        if ending.message:
+            print(f"asr-kd {parsed.verb}: {ending.message}", file=sys.stderr)
+    return ending.status
 
 
 def command() -> NoReturn:

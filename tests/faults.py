@@ -28,7 +28,7 @@ from asr_kd.cli import main
 FORK = multiprocessing.get_context("fork")  # torch is imported once, and a trial costs milliseconds
 CALLS = ("mkdir", "rmdir", "open", "fchmod", "fsync", "link", "rename", "replace", "unlink", "utime")
 #: files whose content is of the run and not of the work
-OF_THE_RUN = {"timing.json"}
+OF_THE_RUN = {"timing.json", "summary.json"}
 
 #: folders that are gone when a job is done
 OF_THE_WORK = (".leases/", ".writer/", ".ending/", ".plan/")

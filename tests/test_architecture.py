@@ -14,7 +14,7 @@ errors
 ending typed temporary
 objects
 files
-progress allocator config
+progress allocator config summary
 text audio
 units
 shards

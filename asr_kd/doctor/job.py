@@ -7,6 +7,7 @@ from typing import Any
 
 from asr_kd.doctor.machine import cpu, folder_found, packages, platform_found, shared_memory, torch_found
 from asr_kd.doctor.settings import DoctorSettings
+from asr_kd.summary import tell_summary
 
 
 def doctor(settings: DoctorSettings) -> bool:
@@ -34,6 +35,7 @@ def doctor(settings: DoctorSettings) -> bool:
         found["test"] = trial(settings.device)
         problems += [f"{one['step']}: {one['problem']}" for one in found["test"] if one["problem"]]
     found["problems"] = problems
+    tell_summary(figures={"problems": problems})
     print(json.dumps(found, indent=2, ensure_ascii=False) if settings.details else "\n".join(_lines(found)))
     return not problems
 

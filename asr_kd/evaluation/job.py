@@ -25,6 +25,10 @@ from asr_kd.models.acoustic import pick_device
 from asr_kd.models.teachers import in_precision, load_teacher
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
+
+#: figures of a system that the summary repeats
+SUMMED = {"wer", "cer", "words", "errors", "real_time_factor"}
 
 
 @one_thread()
@@ -67,6 +71,12 @@ def evaluate(settings: EvalSettings) -> Report:
     scores = _sum_up(settings, shards, output)
     report = summarise(settings, {system.name: system for system in systems}, sets, scores, costs, device)
     write_report(output, report)
+    of_all = report.data
+    tell_summary(
+        settings.output, utterances=of_all.utterances + of_all.quarantined, done=of_all.utterances, quarantined=of_all.quarantined,
+        audio_hours=of_all.seconds / 3600,
+        figures={"verdict": report.verdict, "systems": {name: one.model_dump(include=SUMMED) for name, one in report.systems.items()}},
+    )  # fmt: skip
     print(system_table(report))
     print(f"\n{report.verdict}\n{output / 'report.html'}")
     return report

@@ -39,6 +39,7 @@ from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.stream import LoadedShard, killed, map_ordered, process_pool, serve_parent
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 from asr_kd.units import MODEL_FILE
@@ -55,6 +56,8 @@ FEW = 16
 MEANS = (
     "entries_per_frame", "bytes_per_frame", "stored_bytes_per_frame", "mean_kept_mass", "mean_kl", "mean_kl_prior", "top1_kept",
 )  # fmt: skip
+#: what the summary has under names of its own
+COUNTED = ("utterances", "labelled", "quarantined", "audio_hours")
 
 
 @one_thread()
@@ -152,6 +155,10 @@ def label(settings: LabelSettings) -> None:
         }
         write_json(output / "timing.json", timing, make_folder=False)
     clear_torn(output, began)
+    tell_summary(
+        settings.output, utterances=total, done=report["labelled"], quarantined=report["quarantined"], audio_hours=report["audio_hours"],
+        figures={name: value for name, value in report.items() if name not in COUNTED} | {"frames_per_second": frames / seconds},
+    )  # fmt: skip
     beside = f", {report['hidden']['bytes_per_frame']:.2f} of hidden states" if settings.taps else ""
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(
