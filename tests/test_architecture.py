@@ -14,7 +14,7 @@ errors
 ending typed temporary
 objects
 files
-progress allocator config summary
+progress allocator config summary loggers
 text audio
 units
 shards

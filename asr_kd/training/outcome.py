@@ -39,7 +39,7 @@ def said_of(position: Position, settings: TrainSettings, scores: Development) ->
         "development_deletions": scores.deletions,
         "development_insertions": scores.insertions,
         "blank_offset": scores.blank_offset,
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude={"log"}),
     }
     if settings.init and position.start:
         start = {"folder": settings.init, "wer": position.start.wer, "loss": position.start.loss}

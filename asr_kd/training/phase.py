@@ -127,6 +127,8 @@ def run_phase(
             began, before = time.monotonic(), began
             if batch:
                 said: dict[str, float] = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
+                if len(stream.sources) > 1:
+                    said["source"] = batch.source
                 if watch := learner.watches.get(batch.source):
                     said["answers_left_out"] = round(watch.left_out)
                 if chosen := stream.sources[batch.source].chosen:

@@ -244,7 +244,9 @@ def _update(learner: Learner, loss: Tensor) -> None:
     # clipped separately: a large gradient beside the student must not shrink the student's step
     for part in learner.pupil.clipped:
         if weights := list(part.parameters()):
-            nn.utils.clip_grad_norm_(weights, learner.settings.clip)
+            norm = nn.utils.clip_grad_norm_(weights, learner.settings.clip)
+            if part is learner.pupil.student:
+                learner.notes["gradient_norm"] = norm
     learner.optimizer.step()
     learner.exchange.end_step()
 
