@@ -272,6 +272,18 @@ def to_flac(waveform: np.ndarray, rate: int) -> bytes:
     return encode(samples, rate, "FLAC", "PCM_16")
 
 
+#: encodings of WAV whose samples FLAC holds as they are, and what it calls them
+LOSSLESS = {"PCM_U8": "PCM_S8", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
+
+
+def wav_as_flac(data: bytes) -> bytes | None:
+    """A WAV file as FLAC with the same samples; None where FLAC holds none such (32 bits, floating point, µ-law, …)."""
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        if (subtype := LOSSLESS.get(sound.subtype)) is None:
+            return None
+        return encode(sound.read(dtype="int32"), sound.samplerate, "FLAC", subtype)
+
+
 @contextmanager
 def _reasons(extension: str) -> Iterator[None]:
     """Turn errors of libsndfile into AudioError."""
