@@ -1,6 +1,5 @@
 """What a user can cause and fix: one sentence that names the file, key or value and says what to do."""
 
-
 from __future__ import annotations
 
 import importlib.util
