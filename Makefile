@@ -32,9 +32,9 @@ lint: $(VENV)/developer
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# both locks anew, for all Pythons and platforms; versions stay where they may. The second holds what the first does not.
+# both locks anew, for all Pythons and platforms; versions stay where they may. A user has the curves and the pictures too. The second holds what the first does not.
 lock: $(VENV)/developer
-	$(VENV)/bin/uv pip compile $(UNIVERSAL) pyproject.toml -o requirements.lock
+	$(VENV)/bin/uv pip compile $(UNIVERSAL) --extra report --extra tensorboard pyproject.toml -o requirements.lock
 	$(VENV)/bin/uv pip compile $(UNIVERSAL) --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	grep -vxFf requirements.lock requirements-dev.lock >requirements-dev.lock.new
 	mv requirements-dev.lock.new requirements-dev.lock

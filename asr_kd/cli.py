@@ -12,24 +12,56 @@ from typing import Any, NoReturn, TypeVar
 
 from asr_kd.config.base import Settings, group_of
 from asr_kd.config.load import build, load_yaml, override
-from asr_kd.config.verbs import VERBS, Verb
+from asr_kd.config.verbs import VERBS, Verb, name_of
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
+from asr_kd.summary import summarised
 from asr_kd.version import version
 
 S = TypeVar("S", bound=Settings)
+#: endings of settings files; whatever else is named without a key was meant as a value
+SETTINGS_FILES = (".yaml", ".yml", ".json", "")
 
 
 def _settings(kind: type[S], words: list[str]) -> S:
     """Settings from `[FILE.yaml] [key=value …]`."""
     files = [word for word in words if "=" not in word or os.path.isfile(word)]
+    for file in files:
+        if os.path.splitext(file)[1].lower() not in SETTINGS_FILES:
+            raise UserError(f"{file}: is no settings file, whose name ends in .yaml; {_hint(kind, file)}")
     if len(files) > 1:
         raise UserError(f"{files[1]}: one settings file at most, then key=value")
-    values = load_yaml(files[0], as_typed=True) if files else {}
+    values = _values(kind, files[0]) if files else {}
     assignments = [word for word in words if word not in files]
     return build(kind, override(values, assignments), files[0] if files else "command line", assignments)
+
+
+def _values(kind: type[Settings], file: str) -> dict[str, Any]:
+    """What a settings file holds; a UserError says how it is given where it is an input of the verb, as its name suggests."""
+    try:
+        return load_yaml(file, as_typed=True)
+    except UserError as error:
+        if os.path.splitext(file)[1]:
+            raise
+        raise UserError(f"{error}; {_hint(kind, file)}") from None
+
+
+def _hint(kind: type[Settings], file: str) -> str:
+    """How a file or folder is given as the main input of the verb with these settings."""
+    return f"to give it as an input, write {VERBS[name_of(kind)].main or 'KEY'}={file}"
+
+
+def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments: list[str]) -> NoReturn:
+    """Refuse an option that is none, and say how it is written where a setting has its name."""
+    key, _, value = option.lstrip("-").partition("=")
+    key, right = key.replace("-", "_"), ""
+    if verb.settings and key.partition(".")[0] in verb.kind().model_fields:
+        following = [*arguments[arguments.index(option) + 1 :], "VALUE"][0]
+        right = f"; settings have no dashes: write {key}={value or following}"
+    name = f"{parser.prog} {verb.name}"
+    parser.exit(Status.MISTAKE, f"{name}: unknown option {option}{right}; see {name} --help\n")
 
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
@@ -118,6 +150,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: options of every verb
+OF_ALL: dict[str, dict[str, Any]] = {
+    "--summary": {
+        "metavar": "FILE",
+        "help": "write how the command ended and what it did as JSON, also when it fails; -: to standard output",
+    },
+}
+
 #: how to write settings, shown above the list of them
 TYPING = (
     "A text is taken as it is typed, also 0012, on and null; an optional one is left out by an empty value (lm=), anything else by null. "
@@ -165,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         words, count, what = WORDS.get(name, ("[FILE.yaml] [key=value …]", "*", "settings"))
         verb.add_argument("words", nargs=count, metavar=words, help=what)
-        for option, meaning in OPTIONS.get(name, {}).items():
+        for option, meaning in {**OPTIONS.get(name, {}), **OF_ALL}.items():
             verb.add_argument(option, **meaning)
     return parser
 
@@ -180,25 +220,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
     if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
-        parser.error(f"unknown option {unknown[0]}")
-    options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words")}
-    with interruptible() as stopped:
+        _dashed(parser, VERBS[parsed.verb], unknown[0], sys.argv[1:] if arguments is None else arguments)
+    options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words", "summary")}
+    with summarised(parsed.verb, parsed.summary) as ending, interruptible() as stopped:
         try:
-            return _do(VERBS[parsed.verb], [*parsed.words, *rest], **options)
+            ending.status = _do(VERBS[parsed.verb], [*parsed.words, *rest], **options)
         except UserError as error:
-            print(f"asr-kd {parsed.verb}: {error}", file=sys.stderr)
-            return error.status if isinstance(error, Stopped) else Status.MISTAKE
+            ending.status = error.status if isinstance(error, Stopped) else Status.MISTAKE
+            ending.message = str(error)
         except KeyboardInterrupt:
-            print(f"asr-kd {parsed.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-            return stopped()
+            ending.status, ending.message = stopped(), "interrupted; the same command goes on where it stopped"
         except BrokenPipeError:
-            return Status.NOBODY_READS
+            ending.status = Status.NOBODY_READS
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            where = error.filename or "input or output"
-            print(f"asr-kd {parsed.verb}: {where}: {error.strerror or error}", file=sys.stderr)
-            return Status.MISTAKE
+            ending.status = Status.MISTAKE
+            ending.message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        if ending.message:
+            print(f"asr-kd {parsed.verb}: {ending.message}", file=sys.stderr)
+    return ending.status
 
 
 def command() -> NoReturn:

@@ -40,6 +40,7 @@ from asr_kd.files import (
 from asr_kd.models.origin import won_nothing
 from asr_kd.shards.leases import check_unused, sole_writer
 from asr_kd.shards.manifests import open_manifest
+from asr_kd.summary import tell_summary
 from asr_kd.typed import Typed, read
 
 
@@ -107,6 +108,9 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
             due = [stage for stage in due if not _is_current(stage)]  # another may have run just before
             _run_stages(run, stages, due, variables["jobs"], check)
         print(f"{len(due)} stages in {time.monotonic() - began:,.0f} s")
+    tell_summary(
+        run, {"stages": {one.name: _recorded(one).get("seconds") for one in stages}, "ran": [one.name for one in due]}
+    )
     for line in _outcome(stages):
         print(line)
 

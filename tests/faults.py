@@ -28,7 +28,7 @@ from asr_kd.cli import main
 FORK = multiprocessing.get_context("fork")  # torch is imported once, and a trial costs milliseconds
 CALLS = ("mkdir", "rmdir", "open", "fchmod", "fsync", "link", "rename", "replace", "unlink", "utime")
 #: files whose content is of the run and not of the work
-OF_THE_RUN = {"timing.json"}
+OF_THE_RUN = {"timing.json", "summary.json"}
 
 #: folders that are gone when a job is done
 OF_THE_WORK = (".leases/", ".writer/", ".ending/", ".plan/")
@@ -145,7 +145,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes().replace(os.fsencode(folder), b"OUTPUT")
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in OF_THE_RUN
+        if path.is_file() and not any(name in path.name for name in OF_THE_RUN)  # also a file that is half written
     }
 
 

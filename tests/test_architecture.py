@@ -14,7 +14,7 @@ errors version
 ending typed temporary
 objects
 files
-progress allocator config
+progress allocator config summary loggers
 text audio
 units
 shards
@@ -22,7 +22,7 @@ targets models
 decoding
 distillation
 labeling training evaluation selection export
-pipeline plan
+pipeline plan doctor
 cli api
 __main__ __init__
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import tempfile
@@ -270,6 +271,18 @@ def to_flac(waveform: np.ndarray, rate: int) -> bytes:
     peak = max(float(np.abs(waveform).max()), 1.0)
     samples = np.clip(np.rint(waveform.astype(np.float64) / peak * 32768), -32768, 32767).astype(np.int16)
     return encode(samples, rate, "FLAC", "PCM_16")
+
+
+#: encodings of WAV whose samples FLAC holds as they are, and what it calls them
+LOSSLESS = {"PCM_U8": "PCM_S8", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
+
+
+def wav_as_flac(data: bytes) -> bytes | None:
+    """A WAV file as FLAC with the same samples; None where FLAC holds none such (32 bits, floating point, µ-law, …)."""
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        if (subtype := LOSSLESS.get(sound.subtype)) is None:
+            return None
+        return encode(sound.read(dtype="int32"), sound.samplerate, "FLAC", subtype)
 
 
 @contextmanager

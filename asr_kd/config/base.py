@@ -16,7 +16,7 @@ class Settings(BaseModel):
 
     Attributes:
         removed: settings of earlier versions, which files may still name.
-        sharing: settings that say who does the work, and change nothing of what comes out.
+        sharing: settings that say who does the work, or is told of it, and change nothing of what comes out.
     """
 
     removed: ClassVar[frozenset[str]] = frozenset()

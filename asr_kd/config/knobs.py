@@ -44,6 +44,11 @@ FEATURES_ON: Any = Field(
     description="where features are made: loader, beside the audio's decoding; or device, where the network is, of the sound that the "
     "loader has decoded; auto: device if that is a GPU",
 )
+LOG: Any = Field(
+    [],
+    exclude_if=lambda value: not value,  # jobs of before there was a choice stay as they are
+    description="who is told the figures while it runs: tensorboard, wandb, mlflow, or what another package offers (asr_kd/README.md)",
+)
 THREADS: Any = Field(1, description="CPU threads of the network")
 RAY_ADDRESS: Any = Field(
     None, description="ray: auto or host:port of the cluster; without it RAY_ADDRESS, or Ray is started on this machine"

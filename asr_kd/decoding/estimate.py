@@ -15,6 +15,7 @@ from asr_kd.errors import UserError
 from asr_kd.files import Place, claim_folder, place, write_whole
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.texts import read_texts
+from asr_kd.summary import tell_summary
 from asr_kd.units import Units, load_units
 
 #: files of the output: the model, and the vocabulary
@@ -54,6 +55,9 @@ def estimate(settings: LmSettings) -> None:
     if remark:
         print(remark, file=sys.stderr)
     kind = "pieces" if settings.pieces else "words"
+    tell_summary(
+        settings.output, utterances=len(texts) + len(strange), done=len(texts), figures={kind: len(words), "order": settings.order}
+    )  # fmt: skip
     print(f"{settings.output}: {len(words):,} {kind} and their {settings.order}-grams from {len(texts):,} utterances")
 
 

@@ -30,6 +30,7 @@ from asr_kd.shards.index import ShardInfo, ShardList
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.tarset import read_checked
+from asr_kd.summary import tell_summary
 from asr_kd.units import load_units
 
 #: seconds; shorter sound is no utterance, and too short for Moonshine's convolutions
@@ -224,6 +225,11 @@ def label_texts(settings: TranscribeSettings, transcriber: Transcriber, infos: S
                     f"{settings.audio}: none of {infos.samples} texts is kept ({_reasons(counts)}); see the settings of whisper"
                 )
     _remove(folder)
+    why = {name: count for name, count in sorted(counts.items()) if name != "kept"}
+    tell_summary(
+        output, utterances=infos.samples, done=counts["kept"], quarantined=bad.count, audio_hours=infos.seconds / 3600,
+        figures={"left_out": why},
+    )  # fmt: skip
     print(
         f"{output}: {infos.samples:,} utterances in = {counts['kept']:,} texts + {infos.samples - counts['kept']:,} left out ({rest})"
     )

@@ -38,6 +38,7 @@ from asr_kd.shards.keys import check_keys
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import INDEX, read_index
+from asr_kd.summary import tell_summary
 
 
 def transcribe(
@@ -101,6 +102,8 @@ def transcribe_files(settings: TranscribeSettings, files: Sequence[str]) -> None
         else:
             print(f"{file}\t{found['text']}" if len(files) > 1 else found["text"], flush=True)
 
+    bad = len(failed)
+    tell_summary(utterances=len(files), done=len(files) - bad, quarantined=bad)
     if failed and len(files) > 1:
         raise UserError(f"{len(failed)} of {len(files)} files could not be transcribed; their reasons stand above")
     if failed:
@@ -268,6 +271,9 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                         best["nbest"] = [{"text": one.text, "score": one.score} for one in found[index]]
                     file.write(_json({"key": item.key, **(details(found[index]) if settings.details else best)}) + "\n")
         bad.refuse(str(settings.audio))
+    tell_summary(
+        output, utterances=total, done=total - bad.count, quarantined=bad.count, audio_hours=shards.seconds / 3600
+    )
     print(f"{settings.output}: {total - bad.count:,} texts, {bad.count:,} utterances left out")
 
 

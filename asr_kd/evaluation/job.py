@@ -21,10 +21,15 @@ from asr_kd.evaluation.sharing import DECIDING, Work, score_all
 from asr_kd.evaluation.summary import summarise
 from asr_kd.evaluation.texts import check_texts
 from asr_kd.files import Place, claim_folder, claimed_settings, place, write_whole
+from asr_kd.loggers import Loggers
 from asr_kd.models.acoustic import pick_device
 from asr_kd.models.teachers import in_precision, load_teacher
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
+
+#: figures of a system that the summary repeats, and loggers are told
+SUMMED = {"wer", "cer", "words", "errors", "real_time_factor"}
 
 
 @one_thread()
@@ -40,6 +45,7 @@ def evaluate(settings: EvalSettings) -> Report:
             `max_bad_share` of the utterances could not be read.
     """
     torch.set_num_threads(settings.threads)
+    loggers = Loggers(settings.log)
     for role in ("baseline", "teacher", "student"):
         name = getattr(settings, role)
         if name is not None and name not in settings.systems:
@@ -63,10 +69,20 @@ def evaluate(settings: EvalSettings) -> Report:
     shards = [Shard(name, folder, info) for name, (folder, infos) in sets.items() for info in infos]
     # what is made of the scores may change, but not what decides them; a checkpoint or audio that changed is scored again
     claim_folder(output, "eval", settings.model_dump(include={"systems", "audio", *DECIDING}))
-    costs = score_all(Work(settings, systems, shards, output))
-    scores = _sum_up(settings, shards, output)
-    report = summarise(settings, {system.name: system for system in systems}, sets, scores, costs, device)
-    write_report(output, report)
+    with loggers:
+        loggers.start("eval", output, settings.model_dump(mode="json", exclude={"log"}))
+        costs = score_all(Work(settings, systems, shards, output))
+        scores = _sum_up(settings, shards, output)
+        report = summarise(settings, {system.name: system for system in systems}, sets, scores, costs, device)
+        write_report(output, report)
+        figures = {name: one.model_dump(include=SUMMED, exclude_none=True) for name, one in report.systems.items()}
+        loggers.scalars(0, {f"{name}/{key}": value for name, one in figures.items() for key, value in one.items()})
+    of_all = report.data
+    tell_summary(
+        settings.output, utterances=of_all.utterances + of_all.quarantined, done=of_all.utterances, quarantined=of_all.quarantined,
+        audio_hours=of_all.seconds / 3600,
+        figures={"verdict": report.verdict, "systems": figures},
+    )  # fmt: skip
     print(system_table(report))
     print(f"\n{report.verdict}\n{output / 'report.html'}")
     return report

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
-import matplotlib.image
 import numpy as np
 
 from asr_kd.audio.decode import decode, encode
@@ -72,7 +73,9 @@ def gather(report: Report, drawn: list[str]) -> Evidence:
             evidence.clips[identity] = Clip(seconds, audio)
     short = [one for one in heard if 0 < evidence.clips[one].seconds <= PICTURE_SECONDS]
     evidence.shown = next(iter(short or heard), None)
-    if evidence.shown is not None:
+    if evidence.shown is not None and find_spec("matplotlib") is None:
+        print("report: without pictures, as matplotlib is not installed (asr-kd[report])", file=sys.stderr)
+    elif evidence.shown is not None:
         evidence.pictures = _pictures(report.settings, heard[evidence.shown], drawn)
     return evidence
 
@@ -129,6 +132,8 @@ def _rows(posteriors: list[tuple[np.ndarray, list[str]]]) -> list[str]:
 
 
 def _png(values: np.ndarray, colours: str, low: float, high: float) -> str:
+    import matplotlib.image
+
     data = io.BytesIO()
     matplotlib.image.imsave(data, np.ascontiguousarray(values), cmap=colours, vmin=low, vmax=high, format="png")
     return base64.b64encode(data.getvalue()).decode()

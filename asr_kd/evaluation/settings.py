@@ -11,6 +11,7 @@ from asr_kd.config.base import Count, Location, Natural, Positive, Sets, Share, 
 from asr_kd.config.knobs import (
     BATCH_FRAMES,
     DEVICE,
+    LOG,
     MAX_BAD_SHARE,
     MAX_SECONDS,
     PRECISION,
@@ -26,6 +27,8 @@ SET_NAME = r"[A-Za-z0-9_-]{1,100}"  # of a set of shards; it names a folder too
 
 class EvalSettings(DecodingSettings):
     """Checkpoints over test shards → WER report."""
+
+    sharing = frozenset({"log"})
 
     systems: dict[str, Location] = Field(min_length=1, description="name: checkpoint folder, or its URL")
     audio: Sets | dict[str, Sets] = Field(
@@ -47,6 +50,7 @@ class EvalSettings(DecodingSettings):
     seed: Natural = Field(0, description="fixes the resampling")
     device: str = DEVICE
     threads: Threads = THREADS
+    log: list[str] = LOG
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
         0,
         description="processes that read audio ahead, and with a beam search as many that decode, while the network runs; 0: none",

@@ -21,6 +21,7 @@ from asr_kd.export.settings import ExportSettings
 from asr_kd.files import clear_errors, local, read_json, sha256_file, write_json, write_whole
 from asr_kd.models.acoustic import OwnCheckpoint, load_checkpoint
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
 
 if TYPE_CHECKING:
     import onnx
@@ -72,6 +73,8 @@ def export(settings: ExportSettings) -> bool:
             for name, one in found.items():
                 print(f"{name}: {one.told()}")
                 problems += [f"{name}: {what}" for what in one.beyond(LIMITS[name.startswith(QUANTIZED)])]
+        figures = {"interface": settings.interface, "checked": checked}
+        tell_summary(figures={**figures, "problems": problems})
         if problems:
             print("\n".join(problems))
             print(f"{output}: not written, the graph does not say what {settings.checkpoint} says")
@@ -89,6 +92,7 @@ def export(settings: ExportSettings) -> bool:
         write_card(folder, settings, checkpoint, description)
         with clear_errors(output):
             _publish(folder, output)
+    tell_summary(output, figures={**figures, "problems": [], "files": files})
     sizes = ", ".join(f"{name} {one['bytes'] / 1e6:,.2f} MB" for name, one in files.items() if name.endswith(".onnx"))
     print(f"{output}: {checkpoint.settings.shape} as {settings.interface}, {sizes}")
     return True

@@ -27,6 +27,7 @@ from asr_kd.labeling.hidden import check_taps, hidden_claim, make_quantiser, qua
 from asr_kd.labeling.load import NO_TEXT, deferred, load, select
 from asr_kd.labeling.settings import OF_TEXT, LabelSettings
 from asr_kd.labeling.shard import ahead, label_shard, one_behind, selection_of
+from asr_kd.loggers import Loggers
 from asr_kd.models.acoustic import Checkpoint, pick_device
 from asr_kd.models.origin import score_of
 from asr_kd.models.outside.vocabulary import unreached
@@ -39,6 +40,7 @@ from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.stream import LoadedShard, killed, map_ordered, process_pool, serve_parent
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
 from asr_kd.targets import codec
 from asr_kd.targets.store import TargetMetadata, check_answers, read_metadata
 from asr_kd.units import MODEL_FILE
@@ -55,6 +57,8 @@ FEW = 16
 MEANS = (
     "entries_per_frame", "bytes_per_frame", "stored_bytes_per_frame", "mean_kept_mass", "mean_kl", "mean_kl_prior", "top1_kept",
 )  # fmt: skip
+#: what the summary has under names of its own
+COUNTED = ("utterances", "labelled", "quarantined", "audio_hours")
 
 
 @one_thread()
@@ -71,7 +75,7 @@ def label(settings: LabelSettings) -> None:
     """
     began = time.time()
     keep_freed_memory()
-    engine_of = _engine(settings)
+    loggers, engine_of = Loggers(settings.log), _engine(settings)
     # the driver of a cluster needs only the teacher's description
     device = pick_device("cpu" if settings.engine == "ray" else settings.device)
     torch.set_num_threads(settings.threads)
@@ -112,7 +116,9 @@ def label(settings: LabelSettings) -> None:
             progress.advance(info.samples)
         return there
 
+    loggers.start("label", output, settings.model_dump(mode="json", exclude={"log"}))
     with (
+        loggers,
         Progress("label", total, "utterances") as progress,
         Leases(output / ".leases") as leases,
         engine_of(settings, teacher, transcripts, progress) as engine,
@@ -127,6 +133,11 @@ def label(settings: LabelSettings) -> None:
                 audio_seconds += metadata.statistics.audio_seconds
                 for key, reason in metadata.quarantined.items():
                     bad.add(key, reason)
+                took = time.perf_counter() - start
+                loggers.scalars(shards, {
+                    "utterances": progress.done, "quarantined": bad.count, "audio_hours": audio_seconds / 3600, "frames_per_second": frames / took,
+                    "audio_hours_per_hour": audio_seconds / took, "entries_per_frame": metadata.statistics.entries_per_frame,
+                })  # fmt: skip
                 if bad.too_many:  # no need to work for weeks on a job that must fail
                     _account(settings, teacher, infos, total, partly=True)
 
@@ -152,6 +163,10 @@ def label(settings: LabelSettings) -> None:
         }
         write_json(output / "timing.json", timing, make_folder=False)
     clear_torn(output, began)
+    tell_summary(
+        settings.output, utterances=total, done=report["labelled"], quarantined=report["quarantined"], audio_hours=report["audio_hours"],
+        figures={name: value for name, value in report.items() if name not in COUNTED} | {"frames_per_second": frames / seconds},
+    )  # fmt: skip
     beside = f", {report['hidden']['bytes_per_frame']:.2f} of hidden states" if settings.taps else ""
     kl = "" if report["mean_kl"] is None else f", mean KL {report['mean_kl']:.5f} nat"
     print(

@@ -13,6 +13,7 @@ from asr_kd.progress import Progress
 from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.stream import ShardInput, load_features
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
 from asr_kd.targets.moments import Sums, write_moments
 from asr_kd.units import Units
 
@@ -51,6 +52,10 @@ def moments(settings: MomentsSettings) -> None:
             progress.advance(info.samples, sum(item.seconds for item in loaded.items))
     bad.refuse(str(settings.audio))
     write_moments(settings.output, sums.moments(teacher.fingerprint))
+    tell_summary(
+        settings.output, utterances=bad.total, done=bad.total - bad.count, quarantined=bad.count, audio_hours=infos.seconds / 3600,
+        figures={"frames": sums.frames},
+    )  # fmt: skip
     left_out = f"; {bad.count:,} of {bad.total:,} utterances cannot be {bad.done} {bad.example}" if bad.count else ""
     speaks = f"in {sums.spoken / sums.frames:.1%} of which {settings.teacher} speaks"
     print(f"{settings.output}: moments of {sums.frames:,} frames, {speaks}{left_out}")

@@ -11,6 +11,7 @@ from asr_kd.config.knobs import (
     BATCH_FRAMES,
     DEVICE,
     FEATURES_ON,
+    LOG,
     MAX_BAD_SHARE,
     MAX_SECONDS,
     MAX_WORKERS,
@@ -47,6 +48,8 @@ RAY = ("ray_address", "min_workers", "max_workers", "worker_cpus", "worker_gpus"
 
 class LabelSettings(Settings):
     """Teacher over audio shards → soft-target shards."""
+
+    sharing = frozenset({"log"})
 
     teacher: Location = Field(description="checkpoint folder, or its URL")
     audio: Audio
@@ -107,6 +110,7 @@ class LabelSettings(Settings):
     min_workers: Count = MIN_WORKERS
     max_workers: Count | None = MAX_WORKERS
     worker_cpus: Count = WORKER_CPUS
+    log: list[str] = LOG
     worker_gpus: Share = Field(0.0, description="ray: share of a GPU that a worker takes up; 0 labels on CPUs")
 
     @model_validator(mode="after")

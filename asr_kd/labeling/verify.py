@@ -23,6 +23,7 @@ from asr_kd.progress import Progress
 from asr_kd.shards.keys import check_keys
 from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import ShardInfo, read_index
+from asr_kd.summary import tell_summary
 from asr_kd.targets import codec
 from asr_kd.targets.hidden import HiddenDescription, HiddenStates, decode_hidden
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -128,6 +129,7 @@ def verify(settings: VerifySettings) -> bool:
     )
     for tap, share in found.hidden.items():
         print(f"{where}: hidden states of {tap} are within {share:.3g} of their variance of the teacher's")
+    tell_summary(utterances=present.samples, done=found.utterances, figures={"holds": not problems, **vars(found)})
     if settings.report:
         write_json(settings.report, {"holds": not problems, **vars(found)})
     return not problems

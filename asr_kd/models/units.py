@@ -5,6 +5,7 @@ from __future__ import annotations
 from asr_kd.files import claim_folder, place, write_whole
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.texts import train_units
+from asr_kd.summary import tell_summary
 from asr_kd.units import MODEL_FILE
 
 
@@ -21,6 +22,7 @@ def make_units(settings: UnitsSettings) -> None:
     claim_folder(settings.output, "units", {"teacher": teacher.fingerprint})
     with write_whole(place(settings.output) / MODEL_FILE, make_folder=False) as file:
         file.write(teacher.units.model)
+    tell_summary(settings.output, figures={"units": teacher.units.size})
     print(f"{settings.output}: the {teacher.units.size} units of {settings.teacher}, the blank among them")
     if lost := unreached(teacher.vocabulary):
         print(f"{settings.teacher}: {lost}")

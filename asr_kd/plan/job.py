@@ -17,6 +17,7 @@ from asr_kd.shards.cutting import Account
 from asr_kd.shards.records import OUTCOME, RECORDS, Outcome
 from asr_kd.shards.settings import TIMING
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
 from asr_kd.training.speed import made_up_batch, step_speed
 
 #: file of a training run, a line a step
@@ -113,6 +114,7 @@ def plan(settings: PlanSettings) -> Plan:
             "no time lost between workers or waiting for data"
         )
     _print(settings, result, assumed)
+    tell_summary(figures=vars(result))
     if settings.report:
         write_json(settings.report, vars(result))
     return result

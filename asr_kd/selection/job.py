@@ -27,6 +27,7 @@ from asr_kd.shards.index import ShardList
 from asr_kd.shards.keys import Seen
 from asr_kd.shards.manifest import database, spilling
 from asr_kd.shards.tarset import read_checked, read_index
+from asr_kd.summary import tell_summary
 
 #: what is known of an utterance while the job runs: a row of a temporary database, which spills to the disk
 RECORD = (
@@ -227,6 +228,10 @@ def _summary(settings: SelectionSettings, records: sqlite3.Connection) -> str:
     said = [f"{name} {number:,} ({length / 3600:.2f} hours)" for name, (number, length) in left.items()]
     if not kept:
         raise UserError(f"{settings.audio}: none of {count:,} utterances would be kept, by {', '.join(said)}; ask less")
+    tell_summary(
+        settings.output, utterances=count, done=kept, audio_hours=of_kept / 3600,
+        figures={"hours_before": seconds / 3600, "left_out": {name: number for name, (number, _) in left.items()}},
+    )  # fmt: skip
     line = f"{kept:,} of {count:,} utterances are kept, {of_kept / 3600:.2f} of {seconds / 3600:.2f} hours"
     return f"{line}; left out: {', '.join(said)}" if said else line
 

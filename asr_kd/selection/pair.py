@@ -26,6 +26,7 @@ from asr_kd.shards.keys import Seen, Shared
 from asr_kd.shards.manifest import spilling
 from asr_kd.shards.stream import map_ordered
 from asr_kd.shards.tarset import Sample, read_checked, read_index, read_listed
+from asr_kd.summary import tell_summary
 
 #: digits of the values, of which both the list and the decisions are made
 DIGITS = 3
@@ -72,6 +73,10 @@ def pair(settings: PairSettings) -> None:
                     f"{settings.audio}: none of {audio.samples:,} utterances is paired with one of {settings.heard} (first: {first}); "
                     "check that both hold recordings of the same moments under the same keys"
                 )
+    tell_summary(
+        output, utterances=audio.samples, done=len(offsets),
+        figures={"offset_ms": [min(offsets), statistics.median(offsets), max(offsets)], "refused": dict(refused)},
+    )  # fmt: skip
     said = f"behind by {min(offsets):g} to {max(offsets):g} ms (median {statistics.median(offsets):g})"
     reasons = f"; refused: {', '.join(f'{name} {count:,}' for name, count in refused.items())}" if refused else ""
     print(f"{settings.output}: {len(offsets):,} of {audio.samples:,} utterances are paired, {said}{reasons}")

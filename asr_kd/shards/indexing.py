@@ -41,6 +41,7 @@ from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.settings import IndexSettings
 from asr_kd.shards.stream import map_ordered
 from asr_kd.shards.tarset import read_members
+from asr_kd.summary import tell_summary
 
 READERS = 16  # threads that look at records
 RECORDS = ".records"  # beside the index: what was found in each tar
@@ -102,6 +103,10 @@ def index(settings: IndexSettings) -> None:
             f"{output}: {bad.total:,} utterances in = {shards.samples:,} indexed + {bad.count:,} quarantined\n"
             f"{shards.seconds / 3600:.3f} audio hours in {len(shards):,} tars of {audio}\n{'; '.join(said)}"
         )
+        tell_summary(
+            output, utterances=bad.total, done=shards.samples, quarantined=bad.count, audio_hours=shards.seconds / 3600,
+            figures={"shards": len(shards), "texts": dict(texts), "unread": dict(unread)},
+        )  # fmt: skip
         if not bad.total:
             raise UserError(
                 f"{audio}: its tars hold no utterances, only {', '.join(unread) or 'nothing'}; this wants WebDataset's <key>.flac beside <key>.json or <key>.txt"
@@ -134,6 +139,10 @@ def _join(settings: IndexSettings, folders: Sequence[str]) -> None:
     with sole_writer(output):
         noted = KEYS_DIFFER if settings.keys else {}
         write_json(output / INDEX, {"format": FORMAT, "version": ELSEWHERE, **noted, "sets": sets}, make_folder=False)
+    tell_summary(
+        output, utterances=shards.samples, done=shards.samples, quarantined=0, audio_hours=shards.seconds / 3600,
+        figures={"shards": len(shards), "sets": len(folders)},
+    )  # fmt: skip
     print(
         f"{output}: {len(folders)} sets, {len(shards):,} shards, {shards.samples:,} utterances, {shards.seconds / 3600:.3f} audio hours"
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from asr_kd.audio.decode import read_audio, to_flac
+from asr_kd.audio.decode import read_audio, to_flac, wav_as_flac
 from asr_kd.audio.recording import Recording
 from asr_kd.audio.vad import silero_mark
 from asr_kd.ending import stop_if_asked
@@ -425,6 +425,8 @@ class _Preparation:
         extension = audio.extension
         if audio.source_channels > 1 or audio.source_rate != audio.rate or not audio.plain:
             extension, data = "flac", to_flac(audio.waveform, audio.rate)
+        elif extension == "wav" and self._settings.audio_format == "flac" and (same := wav_as_flac(data)):
+            extension, data = "flac", same
         return self._described(utterance, data, extension, len(audio.waveform) / audio.rate)
 
     def _described(self, utterance: Utterance, data: bytes, extension: str, seconds: float) -> Sample:

@@ -19,6 +19,7 @@ from asr_kd.shards.quarantine import Quarantine
 from asr_kd.shards.ranges import Plan
 from asr_kd.shards.settings import PrepareSettings
 from asr_kd.shards.tarset import INDEX, read_index, shard_name, shard_stem, write_index
+from asr_kd.summary import tell_summary
 
 #: beside the shards: what was left out; what became of each range of utterances, and there, of all
 QUARANTINE, RECORDS, OUTCOME = "quarantine.jsonl", ".records", "outcome.json"
@@ -69,11 +70,16 @@ class Outcome:
             self.shards += 1
 
     def tell(self, settings: PrepareSettings) -> None:
-        """Print it; a UserError, and no index, when too many are bad, none is good, or the records are not of all of them."""
+        """Print it, and tell it for the summary; a UserError, and no index, when too many are bad, none is good, or the records are not of all of them."""
         output = place(settings.output)
+        used = self.total - self.quarantined if settings.segment else self.written
+        cut = {"utterances_written": self.written, "without_speech": self.excused, **self.segments}
+        tell_summary(
+            output, utterances=self.total, done=used, quarantined=self.quarantined, audio_hours=self.seconds / 3600,
+            figures={"shards": self.shards, **(cut if settings.segment else {})},
+        )  # fmt: skip
         if settings.segment:
             silent = f" ({self.excused:,} of them without speech)" if self.excused else ""
-            used = self.total - self.quarantined
             print(f"{output}: {self.total:,} lines in = {used:,} used + {self.quarantined:,} quarantined{silent}")
             print(f"{self.written:,} utterances written; {Account(**self.segments)}")
         else:

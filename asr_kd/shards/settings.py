@@ -59,6 +59,11 @@ class PrepareSettings(Settings):
     output: Location = Field(description="folder of the shards, or its URL (s3://…, gs://…)")
     samples_per_shard: Count = Field(500, description="utterances in a shard")
     sample_rate: SampleRate | None = Field(None, description="convert to this rate in Hz; null keeps each file's own")
+    audio_format: Literal["kept", "flac"] = Field(
+        "kept",
+        description="flac: WAV files of 8, 16 and 24 bits become FLAC of the same samples, about half as large; kept: they stay as they are",
+        exclude_if=lambda value: value == "kept",  # the jobs of before there was a choice stay as they are
+    )
     max_seconds: Positive = MAX_SECONDS
     max_bad_share: Share = MAX_BAD_SHARE
     drop_text: bool = Field(

@@ -14,6 +14,7 @@ from asr_kd.files import Place, claim_folder, place, read_text, write_whole
 from asr_kd.shards.manifest import OTHER_NAMES, OTHER_TEXTS, read_manifest
 from asr_kd.shards.settings import UnitsSettings
 from asr_kd.shards.tarset import read_index, read_listed
+from asr_kd.summary import tell_summary
 from asr_kd.text import APOSTROPHES
 from asr_kd.units import MODEL_FILE, Units, learn_units
 
@@ -58,6 +59,7 @@ def train_units(settings: UnitsSettings) -> Units:
         file.write(units.model)
     for remark in remarks(texts, units):
         print(f"{settings.source}: {remark}", file=sys.stderr)
+    tell_summary(settings.output, utterances=len(texts), figures={"units": units.size, "kind": settings.kind})
     print(
         f"{settings.output}: {units.size} units ({units.size - 1} {settings.kind} pieces and the blank) from {len(texts):,} utterances"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from asr_kd.audio.decode import decode as decode_audio
 from asr_kd.audio.features import Frontend
 from asr_kd.audio.settings import FeatureSettings
-from asr_kd.errors import UserError
+from asr_kd.errors import UserError, check_installed
 from asr_kd.files import Place, names_in, place, write_whole
 from asr_kd.shards.tarset import read_index, read_listed
 from asr_kd.targets.posteriors import SparsePosteriors
@@ -27,6 +27,8 @@ ROWS = 24
 
 def inspect(settings: InspectSettings) -> None:
     """Print a soft-target shard, or one utterance of it; with `png`, draw the utterance. A UserError when it is not there."""
+    if settings.png:
+        check_installed("png", "matplotlib", "report")
     path = _shard(settings)
     metadata, pairs = read_target_shard(path)
     units = load_units(settings.units) if settings.units else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asr_kd.models.origin import figures
+from asr_kd.summary import tell_summary
 from asr_kd.training.averaging import Scored
 from asr_kd.training.development import Development
 from asr_kd.training.settings import TrainSettings
@@ -12,9 +13,14 @@ from asr_kd.training.step import Position
 
 
 def concluded(position: Position, settings: TrainSettings, again: bool = False) -> str:
-    """The last lines of a finished run; `again`: it had finished before this command."""
-    assert position.best is not None
-    steps, hours, wer = position.step, position.audio_seconds / 3600, position.best.wer
+    """The last lines of a finished run, told for the summary too; `again`: it had finished before this command."""
+    best = position.best
+    assert best is not None
+    steps, hours, wer = position.step, position.audio_seconds / 3600, best.wer
+    tell_summary(
+        settings.output, audio_hours=hours,
+        figures={"steps": steps, "best_step": best.step, "development_wer": wer, "development_loss": best.loss},
+    )  # fmt: skip
     line = f"{steps:,} steps over {hours:.1f} audio hours, best development WER {wer:.2%}"
     if again:
         line = f"already trained, {steps:,} steps, development WER {wer:.2%}"
@@ -33,7 +39,7 @@ def said_of(position: Position, settings: TrainSettings, scores: Development) ->
         "development_deletions": scores.deletions,
         "development_insertions": scores.insertions,
         "blank_offset": scores.blank_offset,
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude={"log"}),
     }
     if settings.init and position.start:
         start = {"folder": settings.init, "wer": position.start.wer, "loss": position.start.loss}

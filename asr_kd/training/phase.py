@@ -127,6 +127,8 @@ def run_phase(
             began, before = time.monotonic(), began
             if batch:
                 said: dict[str, float] = {"bytes_sent": exchange.traffic.wire} if ranks.world > 1 else {}
+                if len(stream.sources) > 1:
+                    said["source"] = batch.source
                 if watch := learner.watches.get(batch.source):
                     said["answers_left_out"] = round(watch.left_out)
                 if chosen := stream.sources[batch.source].chosen:
@@ -135,6 +137,7 @@ def run_phase(
                 metrics.add(
                     position.step, phase=stream.phase, cycle=position.cycle, done=round(position.phase_seconds / max(stream.seconds, 1), 4),
                     audio_hours=round(position.audio_seconds / 3600, 4), loss=loss, learning_rate=rate,
+                    gradient_norm=float(f"{float(learner.gradient_norm):.4g}"),
                     frames_per_second=round(met.seconds * 1000 / settings.features.frame_ms / max(began - before, 1e-9)),
                     padding=round(1 - batch.frames / batch.features.shape[:2].numel(), 4), **said,
                 )  # fmt: skip

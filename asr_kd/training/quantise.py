@@ -19,6 +19,7 @@ from asr_kd.models.acoustic import (
 )
 from asr_kd.shards.leases import sole_writer
 from asr_kd.shards.tarset import read_index
+from asr_kd.summary import tell_summary
 from asr_kd.training.development import score_development
 from asr_kd.training.quantise_settings import QuantiseSettings
 
@@ -57,4 +58,8 @@ def quantise(settings: QuantiseSettings) -> None:
     before, after = (
         sum(one.nbytes for one in stored_weights(model, one).values()) / 1000 for one in (full.settings, shape)
     )
+    figures = {"bits": settings.bits, "kilobytes": after, "kilobytes_before": before}
+    if settings.development:
+        figures["development_wer"] = training["development_wer"]
+    tell_summary(settings.output, figures=figures)
     print(f"{settings.output}: weights of {settings.bits} bits, {after:,.1f} kB in place of {before:,.1f} kB{said}")

@@ -15,7 +15,7 @@ from pydantic import (
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.config.base import Count, Location, Natural, NotNegative, Positive, Sets, Settings, Share, check_owners
-from asr_kd.config.knobs import DEVICE, FEATURES_ON, THREADS, FeaturesOn, Threads
+from asr_kd.config.knobs import DEVICE, FEATURES_ON, LOG, THREADS, FeaturesOn, Threads
 from asr_kd.distillation.kind_settings import TogetherSettings, WeighedSettings
 from asr_kd.distillation.settings import MissingMass, SourceSettings
 from asr_kd.models.settings import HEARS_FEATURES, STREAMING, ModelSettings
@@ -170,6 +170,7 @@ class TrainSettings(Settings):
     """One trainer for teachers and students."""
 
     removed = frozenset({"blank_weight"})
+    sharing = frozenset({"log"})
 
     output: Location = Field(description="folder of the run, on a local disk")
     units: Location = Field(description="folder of the units")
@@ -243,7 +244,10 @@ class TrainSettings(Settings):
         "0 does it in a thread",
     )
     ready_batches: Count = Field(4, description="batches that are made ready while the network is at work")
-    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+    tensorboard: bool = Field(
+        True, description="write TensorBoard events beside metrics.jsonl, where it is installed; as log does by name"
+    )
+    log: list[str] = LOG
 
     @model_serializer(mode="wrap")
     def _used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

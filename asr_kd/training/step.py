@@ -77,6 +77,7 @@ class Learner:
         taught_by: moving average with a decay of its own that answers as a teacher, if there is one.
         teachers: networks that answer in the step, by the names that sources have for them.
         notes: by name, what the last step's kinds of knowledge measured beside their losses.
+        gradient_norm: of the student in the last update, before it was clipped.
         watches: by source, how much the run's own average speaks in this phase, where there is a guard.
         check: raises if the run's folder is gone or belongs to another job.
     """
@@ -89,6 +90,7 @@ class Learner:
     taught_by: AveragedModel | None = None
     teachers: dict[str, nn.Module] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)
+    gradient_norm: Tensor | float = 0.0
     watches: dict[int, Watch] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
     position: Position = field(default_factory=Position)
@@ -244,7 +246,9 @@ def _update(learner: Learner, loss: Tensor) -> None:
     # clipped separately: a large gradient beside the student must not shrink the student's step
     for part in learner.pupil.clipped:
         if weights := list(part.parameters()):
-            nn.utils.clip_grad_norm_(weights, learner.settings.clip)
+            norm = nn.utils.clip_grad_norm_(weights, learner.settings.clip)
+            if part is learner.pupil.student:
+                learner.gradient_norm = norm
     learner.optimizer.step()
     learner.exchange.end_step()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from asr_kd.distillation.knowledge import Pupil
 from asr_kd.ending import stop_requests
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder, local
+from asr_kd.loggers import Loggers, is_installed
 from asr_kd.models.acoustic import Checkpoint, build_model, load_checkpoint, parameters, pick_device
 from asr_kd.models.teachers import is_foreign, load_teacher
 from asr_kd.shards.leases import sole_writer
@@ -46,7 +47,7 @@ def train(settings: TrainSettings) -> None:
 
     Writes into `settings.output`: `best/`, the checkpoint with the best score on the development set (`settings.choose`);
     `last/state.safetensors`, from which an interrupted run resumes; `scored/`, checkpoints to average (`settings.average`);
-    `shared/`, checkpoints that other runs learn from (`settings.share`); `metrics.jsonl`; TensorBoard events. Started by
+    `shared/`, checkpoints that other runs learn from (`settings.share`); `metrics.jsonl`, which loggers are told too (`settings.log`). Started by
     `torchrun`, several processes train one network (`settings.distributed`).
 
     Raises:
@@ -66,7 +67,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
         raise UserError(f"lanes: {settings.lanes} is not a multiple of {world} processes; set lanes={world}")
     if world > 1 and carried:
         raise UserError("chunks.carry: takes another number of steps in each process; train in one, or leave carry out")
-    units = load_units(settings.units)
+    loggers, units = _loggers(settings, ranks), load_units(settings.units)
     sources = [source for phase in settings.phases for source in phase.sources]
     runs = [one for source in sources for one in source.runs]
     _refuse_foreign(settings.init, [one.run for one in runs])
@@ -84,7 +85,9 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
     for remark in check_texts(settings, units, opened, ranks.first) + left_out(opened) + weighed:
         _say(ranks, remark)
     data = provenance(settings, units, init, teachers)
-    claim_folder(run, "train", {**settings.model_dump(), "features": versioned(settings.features), **data})
+    claim_folder(
+        run, "train", {**settings.model_dump(exclude={"log"}), "features": versioned(settings.features), **data}
+    )
     with sole_writer(run) if ranks.first else nullcontext(lambda: None) as check:  # one lease covers all ranks
         student = build_model(settings.model, settings.features.dimension, units.size).to(ranks.device)
         if init:
@@ -102,7 +105,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> None:
             learner.taught_by = AveragedModel(pupil)
         learner.teachers = answerers(teachers, learner.taught_by or learner.average)
         torch.manual_seed(settings.seed + ranks.rank)  # the same weights on all ranks, but different dropout
-        _run(learner, streams, units, run)
+        _run(learner, streams, units, run, loggers)
 
 
 def _refuse_foreign(init: str | None, runs: list[str]) -> None:
@@ -117,7 +120,16 @@ def _refuse_foreign(init: str | None, runs: list[str]) -> None:
         )
 
 
-def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) -> None:
+def _loggers(settings: TrainSettings, ranks: Ranks) -> Loggers:
+    """Who is told; TensorBoard unasked where it is installed."""
+    unasked = ["tensorboard"] if settings.tensorboard and "tensorboard" not in settings.log else []
+    if unasked and not is_installed("tensorboard"):
+        _say(ranks, "TensorBoard is not installed (asr-kd[tensorboard]), so metrics.jsonl alone has the curves")
+        unasked = []
+    return Loggers([*settings.log, *unasked] if ranks.first else [])
+
+
+def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path, loggers: Loggers) -> None:
     """All phases, from the saved state if there is one, in a folder leased to this job."""
     settings, ranks, saved = learner.settings, learner.ranks, None
     if (run / STATE).exists():
@@ -130,12 +142,15 @@ def _run(learner: Learner, streams: list[PhaseStream], units: Units, run: Path) 
             return
         _say(ranks, f"{run}: resuming at step {learner.position.step:,}")
     position = learner.position
-    metrics = Metrics(run, position.step if saved is not None else -1, settings.tensorboard, ranks.first)
+    step = position.step if saved is not None else -1
+    if ranks.first:
+        loggers.start("train", run, settings.model_dump(mode="json", exclude={"log"}), step)
+    metrics = Metrics(run, step, loggers, ranks.first)
     several = f", {ranks.world} processes" if ranks.world > 1 else ""
     bits = f" of {settings.model.bits} bits" if settings.model.bits else ""
     size = f"{parameters(learner.pupil.student):,} parameters{bits}, {units.size} units"
     _say(ranks, f"{run}: {settings.model.kind}, {size}, on {ranks.device}{several}")
-    with closing(metrics), stop_requests() as stop_asked:
+    with metrics, stop_requests() as stop_asked:
         if saved is None:
             # the first point of the curve; also finds a bad development set before the training, not after it
             position.lanes = [stream.start() for stream in streams]

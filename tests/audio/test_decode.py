@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.audio.decode import decode, read_audio, read_blocks, seconds_of
+from asr_kd.audio.decode import decode, read_audio, read_blocks, seconds_of, wav_as_flac
 from asr_kd.errors import AudioError
 
 KINDS = {
@@ -273,3 +273,23 @@ def test_block_by_block_it_finds_what_is_bad(case: str, tmp_path: Path) -> None:
     path.write_bytes(make())
     with pytest.raises(AudioError, match=message):
         list(read_blocks(path, "clip", 16000, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["wav", "wav8", "wav24", "wavex"])
+def test_wav_as_flac_is_heard_the_same_to_the_last_bit(kind: str) -> None:
+    container, subtype = KINDS[kind]
+    sound = np.append(np.random.default_rng(0).uniform(-1, 1, 4000), [-1.0, 1.0, 0.0])
+    file = io.BytesIO()
+    soundfile.write(file, sound, 8000, format=container, subtype=subtype)
+    flac = wav_as_flac(file.getvalue())
+    assert flac is not None and flac[:4] == b"fLaC"
+    before, after = (soundfile.read(io.BytesIO(data), dtype="float64")[0] for data in (file.getvalue(), flac))
+    assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("kind", ["wavfloat", "wavulaw"])
+def test_what_flac_cannot_hold_as_it_is_stays(kind: str) -> None:
+    file = io.BytesIO()
+    container, subtype = KINDS[kind]
+    soundfile.write(file, np.zeros(100), 8000, format=container, subtype=subtype)
+    assert wav_as_flac(file.getvalue()) is None

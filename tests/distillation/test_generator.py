@@ -141,7 +141,10 @@ def test_answers_of_what_is_made_have_no_slope_but_in_their_own_part(scene: Call
     assert {name for name, part in parts.items() if part.values.requires_grad} == {"said"}
     heard = answer(here.learner.teachers, replace(here.batch, clean=made.detach()), here.lesson)
     assert heard.keys() == parts.keys() - {"said"}
-    for name, part in heard.items():  # not to the bit: some CPUs compute an LSTM in another order where a slope is asked for
+    for (
+        name,
+        part,
+    ) in heard.items():  # not to the bit: some CPUs compute an LSTM in another order where a slope is asked for
         torch.testing.assert_close(part.values, parts[name].values)
 
 

@@ -57,6 +57,15 @@ def test_what_cannot_be_played_says_why(
     assert found.pictures
 
 
+def test_without_matplotlib_there_are_clips_and_no_pictures(
+    audio: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(samples, "find_spec", lambda _: None)
+    found = gather(report_of(str(audio), checkpoints, "u0"), ["student"])
+    assert found.clips["test", "u0", "shard-000000.tar"].audio and found.pictures == []
+    assert "asr-kd[report]" in capsys.readouterr().err
+
+
 def test_rows_are_the_blank_and_the_heaviest_units() -> None:
     probs = np.array([[0.9, 0.0, 0.1], [0.1, 0.0, 0.9], [0.95, 0.02, 0.03]])
     assert samples._rows([(probs, ["∅", "faint", "b"])]) == ["∅", "b"]

@@ -37,7 +37,11 @@ KEEPS = {"events": HIDDEN | {"keep": "events"}, "frames": HIDDEN | {"keep": "fra
 
 
 def published(folder: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "timing.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in Path(folder).iterdir()
+        if path.name not in ("timing.json", "summary.json")
+    }
 
 
 def shards_of(settings: LabelSettings) -> list[tuple[Path, dict[str, tuple[SparsePosteriors, HiddenStates]]]]:

@@ -35,7 +35,11 @@ Job = Callable[..., LabelSettings]
 
 def published(folder: str | Path) -> dict[str, bytes]:
     """What must be the same after any interruption; no file of a killed run may be left either."""
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "timing.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in Path(folder).iterdir()
+        if path.name not in ("timing.json", "summary.json")
+    }
 
 
 def write_shards(folder: Path, shards: list[list[Sample]]) -> str:

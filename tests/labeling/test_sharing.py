@@ -39,7 +39,11 @@ def many(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def published(folder: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "timing.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in Path(folder).iterdir()
+        if path.name not in ("timing.json", "summary.json")
+    }
 
 
 def start(settings: LabelSettings, count: int, log: Path, seconds: float) -> list[BaseProcess]:

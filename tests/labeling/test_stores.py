@@ -58,7 +58,11 @@ def stored(s3: S3, job: Job, many: Path, teacher: Path, quick: None) -> Callable
 def expected(job: Job, many: Path, tmp_path: Path) -> dict[str, bytes]:
     """What the same job writes on a local disk."""
     label(job(audio=str(many), output=str(tmp_path / "local")))
-    return {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir() if path.name != "timing.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in (tmp_path / "local").iterdir()
+        if path.name not in ("timing.json", "summary.json")
+    }
 
 
 def published(s3: S3, settings: LabelSettings) -> dict[str, bytes]:

@@ -78,7 +78,9 @@ def quarantined(settings: PrepareSettings) -> dict[str, dict[str, Any]]:
 
 def tree(folder: str | Path) -> dict[str, bytes]:
     """All that must be the same whoever worked, and however often."""
-    paths = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "timing.json")
+    paths = (
+        path for path in Path(folder).rglob("*") if path.is_file() and path.name not in ("timing.json", "summary.json")
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

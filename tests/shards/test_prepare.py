@@ -83,7 +83,9 @@ def samples_of(settings: PrepareSettings) -> list[Sample]:
 
 def tree(folder: str | Path) -> dict[str, bytes]:
     """All that must be the same whoever worked, and however often."""
-    paths = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "timing.json")
+    paths = (
+        path for path in Path(folder).rglob("*") if path.is_file() and path.name not in ("timing.json", "summary.json")
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -113,6 +115,22 @@ def test_keeps_mono_bytes_and_makes_flac_of_the_rest(
         mine, _ = decode(sample.audio, "a", None, 10)
         theirs, _ = decode(original.read_bytes(), "a", 8000, 10)
         np.testing.assert_allclose(mine, theirs, atol=1 / 32768)
+
+
+def test_wav_becomes_flac_where_that_is_asked_for(job: Job, tmp_path: Path) -> None:
+    prepare(job())
+    prepare(job(audio_format="flac", output=str(tmp_path / "flac")))
+    plain, packed = samples_of(job()), samples_of(job(output=str(tmp_path / "flac")))
+    assert {one.extension for one in plain} - {one.extension for one in packed} == {"wav"}
+    for before, after in zip(plain, packed, strict=True):
+        if before.extension == "wav":
+            assert after.extension == "flac" and len(after.audio) < len(before.audio)
+            heard = [decode(one.audio, one.key, None, 60.0) for one in (before, after)]
+            assert np.array_equal(heard[0][0], heard[1][0]) and heard[0][1] == heard[1][1]
+        else:
+            assert after == before
+    with pytest.raises(UserError, match="audio_format"):
+        prepare(job(audio_format="flac"))
 
 
 def test_without_a_rate_each_file_keeps_its_own(job: Job) -> None:

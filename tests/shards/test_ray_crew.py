@@ -64,7 +64,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json")
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("timing.json", "summary.json"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

@@ -73,7 +73,7 @@ def tree(folder: str | Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in Path(folder).rglob("*")
-        if path.is_file() and path.name != "timing.json" and path.suffix != ".tmp"
+        if path.is_file() and path.name not in ("timing.json", "summary.json") and path.suffix != ".tmp"
     }
 
 

@@ -84,6 +84,15 @@ def test_an_utterance_is_a_table_with_names_of_units(
     assert (tmp_path / "two.png").read_bytes().startswith(PNG)
 
 
+def test_a_picture_without_matplotlib_is_refused_at_once(
+    shard: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("asr_kd.errors.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"png: matplotlib is not installed; run `pip install 'asr-kd\[report\]'`"):
+        show(shard, key="two", png="two.png")
+    assert capsys.readouterr().out == ""
+
+
 def test_the_picture_takes_a_spectrum(shard: Path, tmp_path: Path) -> None:
     target = SparsePosteriors.from_alignment(np.array([0, 1, 1, 2]), 4)
     draw(str(tmp_path / "a.png"), "a", target, 30, str, np.zeros((12, 8)))

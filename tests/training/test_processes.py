@@ -73,7 +73,9 @@ def launched(settings: TrainSettings, folder: Path, processes: int, how: str = "
         try:
             status = process.wait(800)
         except subprocess.TimeoutExpired:
-            subprocess.run(["ps", "-eLo", "pid,ppid,stat,wchan:24,comm"], stdout=said)  # a process that hangs while it ends says nothing itself
+            subprocess.run(
+                ["ps", "-eLo", "pid,ppid,stat,wchan:24,comm"], stdout=said
+            )  # a process that hangs while it ends says nothing itself
             process.send_signal(signal.SIGABRT)
             status = process.wait()
             subprocess.run(["pkill", "-KILL", "-f", str(script)])  # its processes live in sessions of their own

@@ -1,0 +1,104 @@
+"""What a command says of itself when it ends: one JSON object with the same keys for every verb.
+
+A job tells its figures as it ends; the command line adds how and when it ended, and writes `summary.json` into the job's output folder.
+That file is of the run and not of the work: a job that was resumed or shared ends in the same bytes but for it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from asr_kd.ending import Status
+from asr_kd.errors import UserError
+from asr_kd.files import place, write_json
+
+#: in the output folder of a job that has ended
+SUMMARY = "summary.json"
+
+
+@dataclass
+class Told:
+    """What a job tells of its work; None where a verb has no such thing, or it is not known.
+
+    Attributes:
+        output: the folder or file that holds the result.
+        utterances: that went in.
+        done: of them, what came out.
+        quarantined: of them, what could not be used.
+        audio_hours: of what was done.
+        figures: others, of this verb.
+    """
+
+    output: str | None = None
+    utterances: int | None = None
+    done: int | None = None
+    quarantined: int | None = None
+    audio_hours: float | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+#: by the job of this process that told last; a job within another is followed by that one
+_told = Told()
+
+
+def tell_summary(output: Any = None, figures: dict[str, Any] | None = None, **counts: Any) -> None:
+    """Tell what a job has done, at its end; outside of a command nobody listens.
+
+    Args:
+        output: as of `Told`, or None.
+        figures: of this verb alone; valid JSON.
+        counts: `utterances`, `done`, `quarantined` and `audio_hours`, as of `Told`.
+    """
+    global _told
+    _told = Told(None if output is None else str(output), figures=figures or {}, **counts)
+
+
+@dataclass
+class Ending:
+    """How a command has ended, to be filled in; as it stands, by a defect."""
+
+    status: int = Status.DEFECT
+    message: str | None = None
+
+
+@contextmanager
+def summarised(verb: str, file: str | None = None) -> Iterator[Ending]:
+    """Within this context a command runs; its summary is written as it leaves, and a warning where it cannot be.
+
+    Args:
+        file: where it is written too, however the command ends; `-` is standard output.
+    """
+    tell_summary()
+    ending, began = Ending(), time.time()
+    try:
+        yield ending
+    finally:
+        status = Status(ending.status)
+        started = datetime.datetime.fromtimestamp(round(began), datetime.UTC).isoformat()
+        value = {
+            "verb": verb, "status": status.name.lower(), "exit": int(status), "message": ending.message, "version": importlib.metadata.version("asr-kd"),
+            "started": started, "seconds": round(time.time() - began, 3), **asdict(_told),
+        }  # fmt: skip
+        try:
+            # a command that was refused may have named the folder of another job
+            if (
+                _told.output
+                and status in (Status.DONE, Status.DOES_NOT_HOLD)
+                and (folder := place(_told.output)).is_dir()
+            ):
+                write_json(folder / SUMMARY, value, make_folder=False)
+            if file == "-":
+                print(json.dumps(value, ensure_ascii=False), flush=True)
+            elif file and os.environ.get("RANK", "0") == "0":  # of several processes of torchrun the first
+                write_json(file, value)
+        except (UserError, OSError) as error:
+            print(f"asr-kd {verb}: the summary was not written: {error}", file=sys.stderr)
