@@ -47,16 +47,7 @@ def recogniser_of(
     """
     if interface == "offline":
         return offline_recogniser(model, tokens, features, threads)
-    import sherpa_onnx
-
-    given: dict[str, Any] = {"tokens": str(tokens), "model": str(model), "num_threads": threads}
-    if interface == "t-one":
-        found = sherpa_onnx.OnlineRecognizer.from_t_one_ctc(**given)
-    else:
-        found = sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
-            **given, sample_rate=features.sample_rate, feature_dim=features.mels
-        )
-    rate = features.sample_rate
+    found, rate = online_recogniser(interface, model, tokens, features, threads), features.sample_rate
     piece, silence = max(1, rate * piece_ms // 1000), np.zeros(rate * described["tail_ms"] // 1000, np.float32)
 
     def hear(sound: np.ndarray) -> str:
@@ -71,6 +62,28 @@ def recogniser_of(
         return str(found.get_result(stream)).strip()
 
     return hear
+
+
+def online_recogniser(
+    interface: Interface, model: Path, tokens: Path, features: FeatureSettings, threads: int = 1
+) -> Any:
+    """sherpa-onnx's own recogniser of streams.
+
+    Args:
+        interface: t-one or zipformer2.
+        model: the graph.
+        tokens: its tokens.txt.
+        features: that its network hears.
+        threads: of the network.
+    """
+    import sherpa_onnx
+
+    given: dict[str, Any] = {"tokens": str(tokens), "model": str(model), "num_threads": threads}
+    if interface == "t-one":
+        return sherpa_onnx.OnlineRecognizer.from_t_one_ctc(**given)
+    return sherpa_onnx.OnlineRecognizer.from_zipformer2_ctc(
+        **given, sample_rate=features.sample_rate, feature_dim=features.mels
+    )
 
 
 def offline_recogniser(model: Path, tokens: Path, features: FeatureSettings, threads: int = 1) -> Hear:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/export.py CHECKPOINT SHARDS [--utterances 100] [--piece-ms 100]
 
-The checkpoint is a streaming LSTM; with 8 kHz the T-one interface is measured too, in sherpa-onnx where it is installed. Every runtime hears the same
+The checkpoint is a streaming LSTM; with 8 kHz the T-one interface is measured too, on Kaldi's features zipformer2 alone, in sherpa-onnx where it is installed. Every runtime hears the same
 utterances with one thread, in pieces of `--piece-ms`, as a microphone would give them; they take turns, utterance by utterance.
 
 - `rtf`: seconds of the processor for a second of audio, front end and greedy search included: the median over utterances.
@@ -19,20 +19,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tables import print_rows
 
 from asr_kd.audio.decode import decode
+from asr_kd.audio.settings import FeatureSettings
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, StreamingNetwork
 from asr_kd.decoding.settings import DecodingSettings
 from asr_kd.decoding.wer import word_errors
 from asr_kd.export.job import export
 from asr_kd.export.running import Stream, session_of
-from asr_kd.export.settings import ExportSettings
-from asr_kd.export.sherpa import has_sherpa
+from asr_kd.export.settings import ExportSettings, Interface
+from asr_kd.export.sherpa import has_sherpa, online_recogniser
 from asr_kd.files import read_json
 from asr_kd.models.acoustic import OwnCheckpoint, load_checkpoint, stored_weights
 from asr_kd.shards.tarset import read_checked, read_index
@@ -67,22 +69,23 @@ def by_onnxruntime(path: Path, decoder: Decoder) -> Hear:
     return hear
 
 
-def by_sherpa(folder: Path, name: str, tail_ms: int) -> Hear:
-    import sherpa_onnx
-
-    made = sherpa_onnx.OnlineRecognizer.from_t_one_ctc(
-        tokens=str(folder / "tokens.txt"), model=str(folder / name), num_threads=1
-    )
-
+def by_sherpa(made: Any, rate: int, tail_ms: int) -> Hear:
     def hear(pieces: list[np.ndarray]) -> Texts:
         stream = made.create_stream()
-        for piece in [*pieces, np.zeros(8 * tail_ms, np.float32)]:
-            stream.accept_waveform(8000, piece)
+        for piece in [*pieces, np.zeros(rate * tail_ms // 1000, np.float32)]:
+            stream.accept_waveform(rate, piece)
             while made.is_ready(stream):
                 made.decode_stream(stream)
             yield str(made.get_result(stream)).strip()
 
     return hear
+
+
+def interfaces_of(features: FeatureSettings) -> list[Interface]:
+    """Those that can be measured here."""
+    if features.kind == "kaldi":
+        return ["zipformer2"] if has_sherpa() else []
+    return ["stream", "t-one"] if features.sample_rate == 8000 and has_sherpa() else ["stream"]
 
 
 def main() -> None:
@@ -99,17 +102,17 @@ def main() -> None:
     size = sum(weight.nbytes for weight in stored_weights(checkpoint.model, checkpoint.settings).values())
     with tempfile.TemporaryDirectory() as folder:
         runtimes: dict[str, tuple[int, Hear]] = {"checkpoint, torch": (size, by_torch(checkpoint, decoder))}
-        for interface in ("stream", *(["t-one"] if rate == 8000 and has_sherpa() else [])):
+        for interface in interfaces_of(checkpoint.features):
             output = Path(folder) / interface
             values = {"checkpoint": asked.checkpoint, "output": str(output), "interface": interface, "quantize": "int8"}
             export(ExportSettings.model_validate(values))
             for name in ("model.onnx", "model.int8.onnx"):
-                hear = (
-                    by_onnxruntime(output / name, decoder)
-                    if interface == "stream"
-                    else by_sherpa(output, name, read_json(output / "export.json")["tail_ms"])
-                )
-                runtime = "onnxruntime" if interface == "stream" else "sherpa-onnx"
+                if interface == "stream":
+                    hear, runtime = by_onnxruntime(output / name, decoder), "onnxruntime"
+                else:
+                    made = online_recogniser(interface, output / name, output / "tokens.txt", checkpoint.features)
+                    hear = by_sherpa(made, rate, read_json(output / "export.json")["tail_ms"])
+                    runtime = "sherpa-onnx"
                 runtimes[f"{interface}, {name}, {runtime}"] = ((output / name).stat().st_size, hear)
         factors: dict[str, list[float]] = {name: [] for name in runtimes}
         waits: dict[str, list[float]] = {name: [] for name in runtimes}
