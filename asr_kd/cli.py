@@ -120,7 +120,7 @@ def _run(words: list[str], dry_run: bool) -> None:
 
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
         raise UserError(
-            "command line: give one pipeline folder or file, e.g. asr-kd run pipelines/digits [name=value …] [--dry-run]"
+            "command line: give one recipe by name, or a pipeline's folder or file, e.g. asr-kd run digits [name=value …] [--dry-run]"
         )
     run_pipeline(words[0], words[1:], dry_run)
 
@@ -130,7 +130,11 @@ PARTICULAR: dict[str, Callable[..., int | None]] = {"eval": _eval, "transcribe":
 
 #: what follows a verb other than settings: how it is written, how often, and its help
 WORDS = {
-    "run": ("PIPELINE [name=value …]", "+", "folder with a pipeline.yaml, and overrides of its variables"),
+    "run": (
+        "PIPELINE [name=value …]",
+        "+",
+        "a recipe that comes with asr-kd, such as digits, or a folder with a pipeline.yaml; and overrides of its variables",
+    ),
     "transcribe": ("checkpoint=FOLDER FILE …", "+", "settings and audio files"),
 }
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -38,6 +38,7 @@ from asr_kd.files import (
     write_whole,
 )
 from asr_kd.models.origin import won_nothing
+from asr_kd.recipes import located, recipes
 from asr_kd.shards.leases import check_unused, sole_writer
 from asr_kd.shards.manifests import open_manifest
 from asr_kd.summary import tell_summary
@@ -88,11 +89,11 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     """Run the stages whose inputs or settings changed since they last finished; a UserError when the file is wrong, or a stage failed.
 
     A stage is identified by its settings, the identities of the stages it reads from, and the content of its other inputs.
-    Independent stages run in parallel, as many as the variable `jobs` says. `path` is the pipeline's YAML file, or a folder
-    that holds it as pipeline.yaml; `assignments` are `name=value` for its variables.
+    Independent stages run in parallel, as many as the variable `jobs` says. `path` is the pipeline's YAML file, a folder
+    that holds it as pipeline.yaml, or else the name of a recipe that comes with the package; `assignments` are `name=value`
+    for its variables.
     """
-    given = local(path, "command line")
-    file = given / "pipeline.yaml" if given.is_dir() else given
+    file = _file(path)
     variables, stages = load_pipeline(file, assignments)
     run = Path(variables["run"])
     due = [stage for stage in stages if not _is_current(stage)]
@@ -113,6 +114,20 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     )
     for line in _outcome(stages):
         print(line)
+
+
+def _file(path: str) -> Path:
+    """The pipeline's file that `run` was given: what lies here, else the recipe of that name."""
+    given = local(path, "command line")
+    if given.exists():
+        return given / "pipeline.yaml" if given.is_dir() else given
+    shipped = recipes()
+    if str(given) not in shipped:
+        names = ", ".join(shipped) or "none"
+        raise UserError(f"{path}: neither a file or folder here nor a recipe that comes with asr-kd; those are {names}")
+    file = shipped[str(given)]
+    print(f"recipe {given}: {file}")
+    return file
 
 
 def _outcome(stages: list[Stage]) -> list[str]:
@@ -148,6 +163,7 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
     jobs = variables["jobs"] = read(jobs) if isinstance(jobs, Typed) else jobs
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"{file}: variables.jobs: {jobs!r} is not a number of stages to run at once; set 1 or more")
+    lies = functools.partial(located, recipe=file)
     stages: list[Stage] = []
     for name, plan in pipeline.stages.items():
         where = f"{file}: stages.{name}"
@@ -162,7 +178,7 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         strings = sorted(set(texts))
         needs = [stage for stage in stages if any(_within(Path(text), stage.output) for text in strings)]
         outside = [text for text in strings if not any(_within(Path(text), stage.output) for stage in stages)]
-        inputs = {text: mark for text in outside if (mark := _content(Path(text)))}
+        inputs = {text: mark for text in outside if (mark := _content(Path(lies(text))))}
         listed = values.get("manifest")  # of `prepare`, which takes folders too
         if listed in outside and listed not in inputs and Path(listed).is_dir():
             inputs[listed] = folder_state(Path(listed))
@@ -172,7 +188,7 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         tars = values.get("audio") if plan.verb == "index" else None
         if isinstance(tars, str) and tars in outside and tars not in inputs and Path(tars).is_dir():
             inputs[tars] = folder_state(Path(tars), below=False)  # the index may lie below
-        # the output does not depend on the pipeline's folder, the number of threads and who works
+        # the output does not depend on where the recipe lies, the pipeline's folder, the number of threads and who works
         deciding = {name: value for name, value in values.items() if name not in built.sharing}
         settings = _mapped(
             deciding, lambda text: text.replace(variables["run"], "${run}"), ("threads", "feature_cache")
@@ -180,7 +196,7 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         identity = [plan.verb, settings, [stage.fingerprint for stage in needs], inputs]
         upstream = sorted(stage.name for stage in needs)
         record = Path(variables["run"]) / "stages" / f"{name}.json"
-        stages.append(Stage(name, plan.verb, values, output, upstream, hash_json(identity), record))
+        stages.append(Stage(name, plan.verb, _mapped(values, lies), output, upstream, hash_json(identity), record))
     return variables, stages
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "asr_kd"
 #: rooms from the lowest up: each imports from those before its own line alone
 ORDER = """
-errors version
+errors version recipes
 ending typed temporary
 objects
 files
