@@ -31,6 +31,7 @@ from asr_kd.config.verbs import VERBS
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.errors import UserError
 from asr_kd.evaluation.gate import parse_gate
+from asr_kd.recipes import recipes
 from asr_kd.typed import landed
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,9 @@ OURS = ("pipelines/", "tests/", "asr_kd/", "docker/", "data_manifests/")
 def readmes() -> list[Path]:
     """Every README and RESULTS of the project, those for newcomers first."""
     found = [file for name in ("README.md", "RESULTS.md") for file in ROOT.rglob(name)]
-    ours = [file for file in found if not {".venv", "runs", "node_modules"} & set(file.relative_to(ROOT).parts)]
+    ours = [
+        file for file in found if not {".venv", "build", "runs", "node_modules"} & set(file.relative_to(ROOT).parts)
+    ]
     return sorted(ours, key=lambda file: (file.parent != ROOT, file))
 
 
@@ -298,7 +301,7 @@ def _wrong_pipeline(words: list[str]) -> Iterator[str]:
 
     if not words:
         return
-    place = ROOT / words[0]
+    place = recipes().get(words[0], ROOT / words[0])
     try:
         load_pipeline(place / "pipeline.yaml" if place.is_dir() else place, words[1:])
     except UserError as error:

@@ -398,7 +398,7 @@ def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> Non
     write({"copy": {"verb": "script", "settings": {"file": "none.py", "output": "${run}/copy.txt"}}})
     with pytest.raises(UserError, match=r"none\.py"):
         ran()
-    with pytest.raises(UserError, match=r"nowhere: no such settings file"):
+    with pytest.raises(UserError, match=r"nowhere: neither a file or folder here nor a recipe"):
         run_pipeline("nowhere", [])
 
 
