@@ -120,7 +120,7 @@ def _run(words: list[str], dry_run: bool) -> None:
 
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
         raise UserError(
-            "command line: give one recipe by name, or a pipeline's folder or file, e.g. asr-kd run digits [name=value …] [--dry-run]"
+            "command line: give one pipeline, a recipe's name or a folder or file, e.g. asr-kd run digits [name=value …] [--dry-run]"
         )
     run_pipeline(words[0], words[1:], dry_run)
 

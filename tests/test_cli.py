@@ -110,7 +110,7 @@ Refused = Callable[..., None]
         (["transcribe", "a.wav"], ["the key checkpoint is missing"]),
         (["transcribe", "checkpoint=none"], ["give audio files"]),
         (["transcribe", "checkpoint=c", "audio=s"], ["audio", "output"]),
-        (["run", "none"], ["none", "no such settings file"]),
+        (["run", "none"], ["none", "a recipe that comes with asr-kd", "digits"]),
         (["run", "a", "b"], ["one pipeline"]),
     ],
 )  # fmt: skip
