@@ -12,7 +12,7 @@ FOLDERS = ("pipelines/", "data_manifests/")
 
 
 def recipes() -> dict[str, Path]:
-    """Name → pipeline file, by name: a recipe's folder, such as `digits`, or a further pipeline of it, `pretrained/text.yaml`."""
+    """Name → pipeline file, sorted by name: a recipe's folder, such as `digits`, or a further pipeline of it, `pretrained/text.yaml`."""
     files = (HOME / "pipelines").glob("*/*.yaml")
     found = {
         file.parent.name + f"/{file.name}".removesuffix("/pipeline.yaml"): file for file in files if _is_recipe(file)
