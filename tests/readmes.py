@@ -244,7 +244,10 @@ def _wrong_script(file: Path, words: list[str]) -> Iterator[str]:
         _, rest = real(parser, *arguments)  # type: ignore[call-overload]
         raise Parsed([word for word in rest if "=" not in word])  # what follows -- are overrides
 
-    before, modules = (sys.argv, sys.path[:]), set(sys.modules)
+    before = sys.argv, sys.path[:]
+    # recipes and benchmarks have files of the same names, and other tests may have loaded those of another folder
+    beside = [path.stem for path in file.parent.glob("*.py")]
+    modules = {name: sys.modules.pop(name) for name in beside if name in sys.modules}
     sys.path.insert(0, str(file.parent))
     sys.argv = [str(file), *(word for word in words if "…" not in word)]
     argparse.ArgumentParser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
@@ -260,9 +263,9 @@ def _wrong_script(file: Path, words: list[str]) -> Iterator[str]:
     finally:
         argparse.ArgumentParser.parse_known_args = real  # type: ignore[method-assign]
         sys.argv, sys.path[:] = before
-        for name in set(sys.modules) - modules:
-            if str(getattr(sys.modules[name], "__file__", None)).startswith(str(file.parent)):
-                del sys.modules[name]  # recipes have files of the same names
+        for name in beside:
+            sys.modules.pop(name, None)
+        sys.modules.update(modules)
 
 
 def _wrong_verb(words: list[str], whole: bool) -> Iterator[str]:
