@@ -17,7 +17,7 @@ from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.summary import summarised
+from asr_kd.summary import check_file, summarised
 from asr_kd.version import version
 
 S = TypeVar("S", bound=Settings)
@@ -59,7 +59,8 @@ def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments:
     key, right = key.replace("-", "_"), ""
     if verb.settings and key.partition(".")[0] in verb.kind().model_fields:
         following = [*arguments[arguments.index(option) + 1 :], "VALUE"][0]
-        right = f"; settings have no dashes: write {key}={value or following}"
+        value = value or ("VALUE" if following.startswith("-") else following)
+        right = f"; settings have no dashes: write {key}={value}"
     name = f"{parser.prog} {verb.name}"
     parser.exit(Status.MISTAKE, f"{name}: unknown option {option}{right}; see {name} --help\n")
 
@@ -154,10 +155,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def _summary_file(word: str) -> str:
+    """The file of `--summary`, in the words of argparse when it was meant as something else."""
+    try:
+        check_file(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return word
+
+
 #: options of every verb
 OF_ALL: dict[str, dict[str, Any]] = {
     "--summary": {
         "metavar": "FILE",
+        "type": _summary_file,
         "help": "write how the command ended and what it did as JSON, also when it fails; -: to standard output",
     },
 }

@@ -7,7 +7,6 @@ That file is of the run and not of the work: a job that was resumed or shared en
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import sys
@@ -19,7 +18,8 @@ from typing import Any
 
 from asr_kd.ending import Status
 from asr_kd.errors import UserError
-from asr_kd.files import place, write_json
+from asr_kd.files import place, read_json, write_json
+from asr_kd.version import version
 
 #: in the output folder of a job that has ended
 SUMMARY = "summary.json"
@@ -72,6 +72,26 @@ class Ending:
     message: str | None = None
 
 
+def check_file(file: str) -> None:
+    """Refuse a file for the summary that was meant as something else, such as the settings that follow: it would be overwritten.
+
+    Raises:
+        UserError: when its name does not end in .json, or another file is there.
+    """
+    if file == "-":
+        return
+    if not file.endswith(".json"):
+        raise UserError(f"{file!r} is no file for a summary; its name ends in .json, or is - for standard output")
+    try:
+        known = read_json(file) if place(file).is_file() else {"verb": None, "exit": None}
+    except UserError:
+        known = None
+    except OSError:  # is told where it is written
+        return
+    if not isinstance(known, dict) or not {"verb", "exit"} <= known.keys():
+        raise UserError(f"{file} is there and is no summary; choose another name")
+
+
 @contextmanager
 def summarised(verb: str, file: str | None = None) -> Iterator[Ending]:
     """Within this context a command runs; its summary is written as it leaves, and a warning where it cannot be.
@@ -87,9 +107,11 @@ def summarised(verb: str, file: str | None = None) -> Iterator[Ending]:
         status = Status(ending.status)
         started = datetime.datetime.fromtimestamp(round(began), datetime.UTC).isoformat()
         value = {
-            "verb": verb, "status": status.name.lower(), "exit": int(status), "message": ending.message, "version": importlib.metadata.version("asr-kd"),
+            "verb": verb, "status": status.name.lower(), "exit": int(status), "message": ending.message, "version": version(),
             "started": started, "seconds": round(time.time() - began, 3), **asdict(_told),
         }  # fmt: skip
+        value = json.loads(json.dumps(value), parse_constant=lambda _: None)  # JSON has no number that is none
+        first = os.environ.get("RANK", "0") == "0"  # of several processes of torchrun
         try:
             # a command that was refused may have named the folder of another job
             if (
@@ -99,9 +121,9 @@ def summarised(verb: str, file: str | None = None) -> Iterator[Ending]:
                 and (folder := place(_told.output)).is_dir()
             ):
                 write_json(folder / SUMMARY, value, make_folder=False)
-            if file == "-":
+            if file == "-" and first:
                 print(json.dumps(value, ensure_ascii=False), flush=True)
-            elif file and os.environ.get("RANK", "0") == "0":  # of several processes of torchrun the first
+            elif file and first:
                 write_json(file, value)
         except (UserError, OSError) as error:
             print(f"asr-kd {verb}: the summary was not written: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import soundfile
 
 from asr_kd import cli, summary
 from asr_kd.ending import Status
-from asr_kd.summary import SUMMARY, tell_summary
+from asr_kd.summary import SUMMARY, summarised, tell_summary
+
+Capture = pytest.CaptureFixture[str]
 
 #: of every summary, in this order
 KEYS = [
@@ -133,7 +136,36 @@ def test_a_job_is_done_though_its_summary_cannot_be_written(
     assert "No space left" in capsys.readouterr().err
 
 
-def test_of_the_processes_of_torchrun_one_writes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_the_processes_of_torchrun_one_writes(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setenv("RANK", "1")
     call("units", "source=none", "output=units", "--summary", "said.json")
     assert not Path("said.json").exists()
+    call("units", "source=none", "output=units", "--summary", "-")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("file", ["job.yaml", "source=list.jsonl", "list.jsonl", "other.json", ""])
+def test_what_is_meant_as_something_else_is_not_overwritten(here: Path, capsys: Capture, file: str) -> None:
+    Path("job.yaml").write_text("source: list.jsonl\n")
+    Path("other.json").write_text("{}")
+    before = {one.name: one.read_bytes() for one in here.iterdir()}
+    with pytest.raises(SystemExit):
+        call("units", "--summary", file)
+    assert "argument --summary: " in capsys.readouterr().err
+    assert {one.name: one.read_bytes() for one in here.iterdir()} == before
+
+
+def test_it_is_json_though_a_number_is_none_and_the_version_not_known(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: object) -> str:
+        raise importlib.metadata.PackageNotFoundError("asr-kd")
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    with summarised("units", "said.json"):
+        tell_summary(figures={"loss": float("nan"), "rates": [float("inf"), 1.5]})
+    value = json.loads(Path("said.json").read_text(), parse_constant=refuse)
+    assert value["figures"] == {"loss": None, "rates": [None, 1.5]} and value["version"] == "unknown"

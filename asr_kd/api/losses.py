@@ -19,7 +19,7 @@ What else `asr_kd.distillation` has may change from version to version; these st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -45,14 +45,16 @@ __all__ = ["cosine", "divergence", "hint", "sequences", "similarity", "soft", "s
 class _Frames:
     """The frames of a batch, utterance after utterance, without padding: the student's logits and the soft targets.
 
-    `units`, `probs` and `tail` are those of `soft_cross_entropy`, on the device of the logits; `on_cpu` the first two in host memory.
+    `padded` are the logits as they came, float32 at least; `units`, `probs` and `tail` are those of `soft_cross_entropy`, on the device of the logits; `on_cpu` the first two in host memory.
     """
 
     def __init__(self, logits: Tensor, lengths: Tensor, targets: Sequence[SoftTarget]) -> None:
-        self.lengths = lengths.cpu()
+        self.lengths = torch.as_tensor(lengths).long().cpu()
         _check(logits, self.lengths.tolist(), targets)
         inside = torch.arange(logits.shape[1]) < self.lengths[:, None]
-        self.logits = logits[inside.to(logits.device)]
+        if logits.dtype != torch.float64:  # half as many bits, as of autocast, are too few
+            logits = logits.float()
+        self.padded, self.logits = logits, logits[inside.to(logits.device)]
         k = max(int(one.posteriors.counts.max()) for one in targets)
         units, probs = zip(*(one.posteriors.padded(k) for one in targets), strict=True)
         self.on_cpu = torch.from_numpy(np.concatenate(units)), torch.from_numpy(np.concatenate(probs))
@@ -62,6 +64,8 @@ class _Frames:
 
     def soft(self, missing_mass: MissingMass) -> Tensor:
         """The cross-entropy of each frame."""
+        if missing_mass not in get_args(MissingMass):
+            raise UserError(f"missing_mass: {missing_mass!r} is unknown; use {', '.join(get_args(MissingMass))}")
         priors = which = None
         if missing_mass == "prior":
             shared: dict[int, np.ndarray] = {}
@@ -76,6 +80,10 @@ class _Frames:
 
 
 def _check(logits: Tensor, lengths: list[int], targets: Sequence[SoftTarget]) -> None:
+    if isinstance(targets, SoftTarget) or not all(isinstance(one, SoftTarget) for one in targets):
+        raise UserError(
+            "targets: must be a list of soft targets, one of each utterance; take them from asr_kd.soft_targets"
+        )
     if logits.ndim != 3 or not targets or not len(logits) == len(lengths) == len(targets):
         raise UserError(
             f"logits of shape {list(logits.shape)}, {len(lengths)} lengths and {len(targets)} soft targets do not fit; give logits [batch, "
@@ -185,6 +193,6 @@ def sequences(
         raise UserError("asr_kd.losses.sequences: best is of n-best lists, not of soft targets; set draws")
     frames = _Frames(logits, lengths, targets)
     ids, sizes = draw_sequences(*frames.on_cpu, frames.lengths, asked, rng)
-    log_probs = logits.log_softmax(-1).repeat(asked.draws, 1, 1)
+    log_probs = frames.padded.log_softmax(-1).repeat(asked.draws, 1, 1)
     drawn = Part(ids.to(logits.device), sizes)
     return ctc_loss(log_probs, frames.lengths.repeat(asked.draws), drawn) / (asked.draws * len(frames.tail))

@@ -20,7 +20,7 @@ from asr_kd.decoding.recordings import Recording, fetched, hypotheses, log_probs
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.whisper import RATE
 from asr_kd.decoding.words import Hypothesis, Word
-from asr_kd.errors import UserError
+from asr_kd.errors import AudioError, UserError
 from asr_kd.models.acoustic import Checkpoint, pick_device
 from asr_kd.models.teachers import load_teacher
 from asr_kd.units import Units
@@ -227,7 +227,7 @@ class Recogniser:
         if self._transcriber:
             raise UserError(f"{self.name}: hears whole utterances, and cannot stream; use transcribe")
         check_streams(self._checkpoint, self.name, "a stream")
-        return Stream(self._checkpoint, self._decoder, rate or self.sample_rate)
+        return Stream(self._checkpoint, self._decoder, self.sample_rate if rate is None else rate)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -304,4 +304,9 @@ def _copy(samples: Samples) -> np.ndarray:
     """An array of its own, which nobody changes later."""
     if isinstance(samples, torch.Tensor):
         samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
-    return np.array(samples)
+    try:
+        return np.array(samples)
+    except ValueError:  # lists of several lengths
+        raise AudioError(
+            f"{ARRAY}: must be [samples] or [samples, channels], with as many channels everywhere"
+        ) from None

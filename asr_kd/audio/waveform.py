@@ -122,7 +122,7 @@ def from_array(samples: np.ndarray, rate: int, sample_rate: int, name: str = "th
 def _floats(samples: np.ndarray, rate: int) -> np.ndarray:
     """Samples of any type as float32 [samples, channels]; AudioError when they or their rate cannot be those of sound."""
     scales = {"int16": 2.0**15, "int32": 2.0**31, "uint8": 2.0**7}
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MAX_CHANNELS):
         raise AudioError(
             f"must be [samples] or [samples, channels], not {list(samples.shape)}; transpose it where channels come first"
         )

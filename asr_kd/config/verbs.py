@@ -56,7 +56,7 @@ _TABLE = (
     Verb("inspect", "a soft-target shard or an utterance of it, as a table and a picture", "targets.settings:InspectSettings", "targets.inspect:inspect", main="targets"),
     Verb("eval", "checkpoints over test shards → WER report; or earlier reports side by side", "evaluation.settings:EvalSettings", "evaluation.job:evaluate", stage=True, claims=True, main="systems.NAME"),
     Verb("transcribe", "audio files (or shards) → text, with any checkpoint", "decoding.settings:TranscribeSettings", "decoding.transcribe:transcribe_shards", stage=True),
-    Verb("doctor", "whether jobs can run here: versions, devices, space, a self-test; status 1 when something is wrong", "doctor.settings:DoctorSettings", "doctor.job:doctor"),
+    Verb("doctor", "whether jobs can run here: versions, devices, space, a self-test; status 1 when something is wrong", "doctor.settings:DoctorSettings", "doctor.job:doctor", main="folder"),
     Verb("run", "the stages of a pipeline, each where its inputs or settings changed"),
 )  # fmt: skip
 VERBS = {verb.name: verb for verb in _TABLE}

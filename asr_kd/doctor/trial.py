@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def trial(device: str) -> list[dict[str, Any]]:
         of each step its name, its seconds, and its `problem` in one line; None: it works.
     """
     done: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="asr-kd-doctor-") as folder:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asr-kd-doctor-"))
+        except OSError as error:
+            return [{"step": "temporary folder", "seconds": 0.0, "problem": error.strerror or str(error)}]
+        stack.enter_context(_alone())
         for name, run in STEPS.items():
             began, problem = time.monotonic(), None
             try:
@@ -45,6 +51,17 @@ def trial(device: str) -> list[dict[str, Any]]:
             if problem:
                 break
     return done
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Within, no training waits for other processes, also on a machine that was set up for `torchrun`."""
+    world = os.environ.pop("WORLD_SIZE", None)
+    try:
+        yield
+    finally:
+        if world is not None:
+            os.environ["WORLD_SIZE"] = world
 
 
 def _prepare(folder: Path, _: str) -> None:

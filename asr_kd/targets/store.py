@@ -16,7 +16,7 @@ from asr_kd.audio.settings import InputSettings
 from asr_kd.config.base import Settings
 from asr_kd.config.load import build
 from asr_kd.errors import UserError
-from asr_kd.files import Place, hash_json, names_in, parse_json, place
+from asr_kd.files import Place, hash_json, names_in, parse_json, place, readable
 from asr_kd.shards.tarset import first_member, read_members, write_members
 from asr_kd.targets.codec import decode_all, encode
 from asr_kd.targets.hidden import HiddenDescription
@@ -234,7 +234,8 @@ def teacher_of(folder: Place | str) -> dict[str, Any]:
 
 def metadata_of(folder: Place | str) -> TargetMetadata:
     """The metadata of the first shard of a folder; a UserError if it holds none."""
-    first = min((name for name in names_in(place(folder)) if name.endswith(".tar")), default=None)
+    with readable(folder, "folder of soft targets"):
+        first = min((name for name in names_in(place(folder)) if name.endswith(".tar")), default=None)
     if first is None:
         raise UserError(f"{folder}: holds no soft-target shards; make them with `asr-kd label`")
     return read_metadata(place(folder) / first)

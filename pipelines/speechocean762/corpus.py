@@ -75,12 +75,14 @@ def divide(test: Rows, unlabelled: int, development: int, split: int) -> dict[st
     """The official test half by speaker.
 
     Raises:
-        UserError: when a set would be empty.
+        UserError: when a set would be empty, or the split is no seed.
     """
+    if split < 0:
+        raise UserError(f"split: {split} is below 0; choose another number")
     speakers = sorted(set(test["utt2spk"].values()))
     order = [speakers[place] for place in np.random.default_rng(split).permutation(len(speakers))]
     parts = (order[:unlabelled], order[unlabelled : unlabelled + development], order[unlabelled + development :])
-    if not all(parts):
+    if min(unlabelled, development) < 0 or not all(parts):
         raise UserError(
             f"{unlabelled} unlabelled and {development} development speakers leave a set empty: {len(speakers)} are to be parted; ask for less"
         )
@@ -99,7 +101,6 @@ def main() -> None:
     try:
         root, parted = find_root(chosen.corpus)
         settings = {name: str(value) for name, value in vars(chosen).items() if name not in ("output", "corpus")}
-        claim_folder(chosen.output, "corpus", {**settings, "corpus": str(root.resolve())})
         if parted:
             sets = {name: read_set(root, name) for name in SETS}
         else:
@@ -107,6 +108,8 @@ def main() -> None:
                 read_set(root, "test"), chosen.unlabelled_speakers, chosen.development_speakers, chosen.split
             )
             sets = {"labelled": read_set(root, "train"), **parts}
+        # after what may be refused, so that the folder is free for other settings
+        claim_folder(chosen.output, "corpus", {**settings, "corpus": str(root.resolve())})
         for name, rows in sets.items():
             (chosen.output / name).mkdir(exist_ok=True)
             for file, values in rows.items():

@@ -104,6 +104,20 @@ def test_half_precision_and_another_type_of_lengths(targets: list[SoftTarget]) -
     expected = losses.soft(logits, lengths, targets)
     found = losses.soft(logits.detach().bfloat16().requires_grad_(), lengths.int(), targets)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+    assert losses.soft(logits, lengths.tolist(), targets) == expected  # type: ignore[arg-type]
+    half, draws = logits.detach().bfloat16(), [np.random.default_rng(3) for _ in range(2)]
+    assert losses.sequences(half, lengths, targets, draws[0]) == losses.sequences(
+        half.float(), lengths, targets, draws[1]
+    )
+
+
+def test_what_is_given_in_place_of_something_else(targets: list[SoftTarget]) -> None:
+    logits, lengths = logits_of(targets)
+    with pytest.raises(asr_kd.UserError, match=r"^missing_mass: 'gost' is unknown; use renormalise, ghost, prior"):
+        losses.soft(logits, lengths, targets, missing_mass="gost")  # type: ignore[arg-type]
+    for given in (targets[0], [one.key for one in targets]):
+        with pytest.raises(asr_kd.UserError, match=r"^targets: must be a list of soft targets"):
+            losses.soft(logits, lengths, given)  # type: ignore[arg-type]
 
 
 def test_hidden_states_are_compared_row_by_row(targets: list[SoftTarget]) -> None:

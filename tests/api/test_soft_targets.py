@@ -137,6 +137,8 @@ def test_a_folder_without_targets(here: Path) -> None:
             asr_kd.UserError, match=f"^{folder}: holds no soft-target shards; make them with `asr-kd label`"
         ):
             asr_kd.soft_targets(folder)
+    with pytest.raises(asr_kd.UserError, match=r"^talk\.wav: no such folder of soft targets"):
+        asr_kd.soft_targets("talk.wav")
 
 
 def test_a_shard_of_another_teacher_is_refused(here: Path, tmp_path: Path) -> None:

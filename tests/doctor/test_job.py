@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,22 @@ def test_a_user_error_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(trial, "STEPS", {"train": refused})
     assert trial.trial("cuda")[0]["problem"] == "device: cuda is not on this machine"
+
+
+def test_no_training_waits_for_others_where_torchrun_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen: list[str | None] = []
+    monkeypatch.setattr(trial, "STEPS", {"look": lambda *_: seen.append(os.environ.get("WORLD_SIZE"))})
+    assert trial.trial("cpu")[0]["problem"] is None
+    assert seen == [None] and os.environ["WORLD_SIZE"] == "2"
+
+
+def test_without_a_temporary_folder_the_rest_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def none(*_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", none)
+    assert cli.main(["doctor"]) == Status.DOES_NOT_HOLD
+    out = capsys.readouterr().out
+    assert "temporary folder: No usable temporary directory found" in out and "CPU" in out

@@ -105,3 +105,8 @@ def test_what_is_not_the_corpus_is_refused_in_a_sentence(
 def test_too_few_speakers_are_named(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="leave a set empty: 8 are to be parted; ask for less"):
         run(monkeypatch, official, official / "sets", "--unlabelled-speakers", "7")
+    with pytest.raises(SystemExit, match="-1 unlabelled and 2 development speakers leave a set empty"):
+        run(monkeypatch, official, official / "sets", "--unlabelled-speakers", "-1")
+    with pytest.raises(SystemExit, match="split: -1 is below 0"):
+        run(monkeypatch, official, official / "sets", "--split", "-1")
+    run(monkeypatch, official, official / "sets")  # the folder is free
