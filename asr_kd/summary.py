@@ -76,18 +76,22 @@ def check_file(file: str) -> None:
     """Refuse a file for the summary that was meant as something else, such as the settings that follow: it would be overwritten.
 
     Raises:
-        UserError: when its name does not end in .json, or another file is there.
+        UserError: when its name does not end in .json, another file is there, or its store cannot be reached.
     """
     if file == "-":
         return
     if not file.endswith(".json"):
         raise UserError(f"{file!r} is no file for a summary; its name ends in .json, or is - for standard output")
+    path = place(file)
     try:
-        known = read_json(file) if place(file).is_file() else {"verb": None, "exit": None}
-    except UserError:
-        known = None
+        if not path.is_file():
+            return
     except OSError:  # is told where it is written
         return
+    try:
+        known = read_json(path)
+    except UserError:
+        known = None
     if not isinstance(known, dict) or not {"verb", "exit"} <= known.keys():
         raise UserError(f"{file} is there and is no summary; choose another name")
 

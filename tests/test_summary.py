@@ -144,14 +144,15 @@ def test_of_the_processes_of_torchrun_one_writes(here: Path, monkeypatch: pytest
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("file", ["job.yaml", "source=list.jsonl", "list.jsonl", "other.json", ""])
+@pytest.mark.parametrize("file", ["job.yaml", "source=list.jsonl", "list.jsonl", "other.json", "s9://x/y.json", ""])
 def test_what_is_meant_as_something_else_is_not_overwritten(here: Path, capsys: Capture, file: str) -> None:
     Path("job.yaml").write_text("source: list.jsonl\n")
     Path("other.json").write_text("{}")
     before = {one.name: one.read_bytes() for one in here.iterdir()}
     with pytest.raises(SystemExit):
         call("units", "--summary", file)
-    assert "argument --summary: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "argument --summary: " in said and ("is there" in said) == (file == "other.json")
     assert {one.name: one.read_bytes() for one in here.iterdir()} == before
 
 
