@@ -14,23 +14,9 @@ from asr_kd import loggers
 from asr_kd.ending import Status, Stopped
 from asr_kd.errors import UserError
 from asr_kd.loggers import GROUP, Loggers
+from tests.kept import Kept
 
 Offer = Any
-
-
-class Kept:
-    """Keeps what it is told, of all that were made."""
-
-    told: list[tuple[Any, ...]] = []  # noqa: RUF012
-
-    def start(self, config: dict[str, Any]) -> None:
-        self.told.append(("start", config))
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        self.told.append(("scalars", step, values))
-
-    def end(self, status: str) -> None:
-        self.told.append(("end", status))
 
 
 class Failing(Kept):

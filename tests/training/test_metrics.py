@@ -11,23 +11,9 @@ from asr_kd import loggers
 from asr_kd.errors import UserError
 from asr_kd.training.settings import TrainSettings
 from asr_kd.training.trainer import train
+from tests.kept import Kept
 
 Job = Callable[..., TrainSettings]
-
-
-class Kept:
-    """Keeps what it is told, of all that were made."""
-
-    told: list[tuple[Any, ...]] = []  # noqa: RUF012
-
-    def start(self, config: dict[str, Any]) -> None:
-        self.told.append(("start", config))
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        self.told.append(("scalars", step, values))
-
-    def end(self, status: str) -> None:
-        self.told.append(("end", status))
 
 
 @pytest.fixture
