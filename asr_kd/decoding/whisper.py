@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ def load_recogniser(folder: Path, settings: WhisperSettings, device: torch.devic
         raise UserError(
             f"whisper.compute: int8 needs a CTranslate2 model, and {folder} is one of transformers; use float32"
         )
+    if settings.padding_seconds is not None:
+        raise UserError(
+            f"whisper.padding_seconds: needs a CTranslate2 model, and {folder} is one of transformers; leave it out"
+        )
     return (TransformersMoonshine if kind == MOONSHINE else TransformersWhisper)(folder, settings, device, threads)
 
 
@@ -122,8 +127,17 @@ class CTranslate2Whisper(Recogniser):
             )
         if (front_end := folder / FRONT_ENDS[0]).is_file():  # a damaged one would be passed over
             read_json(front_end)
+
+        class Short(WhisperModel):
+            """Its encoder hears no more than `frames` of the window."""
+
+            frames: int | None = None
+
+            def encode(self, features: np.ndarray) -> Any:
+                return super().encode(np.ascontiguousarray(features[..., : self.frames]))
+
         try:
-            self.model = WhisperModel(
+            self.model = Short(
                 str(folder), device=device.type, device_index=device.index or 0, compute_type=settings.compute,
                 cpu_threads=threads, local_files_only=True,
             )  # fmt: skip
@@ -144,6 +158,9 @@ class CTranslate2Whisper(Recogniser):
 
     def __call__(self, sound: np.ndarray) -> Heard:
         """See `Recogniser`."""
+        if (padding := self.settings.padding_seconds) is not None:
+            # in whole pairs of hops, which the encoder joins
+            self.model.frames = 2 * math.ceil((len(sound) / RATE + padding) * RATE / HEARS["hop_length"] / 2)
         segments, info = self.model.transcribe(
             sound, language=self.settings.language, beam_size=self.settings.beam, temperature=0.0, without_timestamps=True,
             condition_on_previous_text=False, suppress_tokens=list(self._forbidden),

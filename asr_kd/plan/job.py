@@ -12,6 +12,7 @@ from asr_kd.config.base import folders_of
 from asr_kd.errors import UserError
 from asr_kd.files import Place, claimed_settings, parse_json, place, read_json, read_text, write_json
 from asr_kd.models.acoustic import build_model, load_checkpoint, parameters, pick_device
+from asr_kd.plan.law import fit, read_points
 from asr_kd.plan.settings import PlanSettings
 from asr_kd.shards.cutting import Account
 from asr_kd.shards.records import OUTCOME, RECORDS, Outcome
@@ -36,6 +37,8 @@ class Plan:
         label_device_hours: of one device; `label_wall_hours`, with all workers busy all the time. The training's likewise.
         prepare_worker_hours: of one worker, a core of a machine; not priced. None: not known, as `train_…` without a training.
         recording_hours: that become these audio hours, pauses and all; None: recordings are not cut, or it is not known.
+        wer: of a student that learns from these audio hours, and `wer_low`, `wer_high` its 95 % interval; None: nothing was measured, or it
+            follows no law.
     """
 
     audio_hours: float
@@ -51,6 +54,9 @@ class Plan:
     train_wall_hours: float | None = None
     train_cost: float | None = None
     recording_hours: float | None = None
+    wer: float | None = None
+    wer_low: float | None = None
+    wer_high: float | None = None
 
 
 @dataclass
@@ -113,6 +119,8 @@ def plan(settings: PlanSettings) -> Plan:
             f"training: {speed:,.0f} audio hours an hour and worker ({source}), {settings.passes} passes, "
             "no time lost between workers or waiting for data"
         )
+    if settings.measured:
+        assumed.append(_add_wer(settings.measured, result))
     _print(settings, result, assumed)
     tell_summary(figures=vars(result))
     if settings.report:
@@ -169,6 +177,21 @@ def _add_preparing(settings: PlanSettings, result: Plan, prepared: Prepared, sha
             f"preparing: {speed:,.0f} {unit} an hour and worker ({'given' if settings.prepare_speed else measured})"
         )
     return said
+
+
+def _add_wer(measured: str, result: Plan) -> str:
+    """Add what a student would be worth, where the points follow a law; returns what is assumed for it, in words."""
+    law = fit(read_points(measured))
+    most, hours = float(law.hours.max()), result.audio_hours
+    if refusal := law.refusal:
+        return f"WER: not extrapolated, {refusal} ({measured})"
+    result.wer, result.wer_low, result.wer_high = law.wer(hours)
+    value, low, high = law.exponent
+    far = f", {hours / most:,.0f} times the most that was measured" if hours >= 2 * most else ""
+    return (
+        f"WER: falls as hours to the power {-value:.3f} (95 % interval {-high:.3f} to {-low:.3f}), as it does from {law.hours.min():,.2f} to {most:,.2f} "
+        f"hours{far}; with the same teacher, student and training ({measured})"
+    )
 
 
 def _label_speed(settings: PlanSettings) -> tuple[float, str]:
@@ -239,6 +262,8 @@ def _print(settings: PlanSettings, result: Plan, assumed: list[str]) -> None:
         if hours is not None:
             price = "" if cost is None else f", cost {cost:,.2f}"
             rows.append((name, f"{hours:,.1f} device-hours, {wall_hours:,.1f} hours with {workers:,} workers{price}"))
+    if result.wer is not None:
+        rows.append(("WER", f"{result.wer:.1%}, 95 % interval {result.wer_low:.1%} to {result.wer_high:.1%}"))
     for name, text in rows:
         print(f"{name:<14} {text}")
     print("assuming")

@@ -49,6 +49,11 @@ class PlanSettings(Settings):
     threads: Threads = Field(1, description="CPU threads of train_model")
     passes: Count = Field(1, description="of the training over the audio")
     train_workers: Count = Field(1, description="devices that train at the same time")
+    measured: Location | None = Field(
+        None,
+        description="JSONL of hours, wer and seed of students that learned from several amounts of audio: what the planned hours would give, "
+        "if these points follow a power law",
+    )
     price_per_hour: NotNegative | None = Field(None, description="of one device")
     report: Location | None = Field(None, description="JSON file for the figures")
 

@@ -3,6 +3,7 @@
     python pipelines/an4/measure.py --corpus an4 --seeds 6
     python pipelines/an4/measure.py --corpus an4 --seeds 0 --conditions bpe half double digits --condition-seeds 2
     python pipelines/an4/measure.py --corpus an4 --seeds 0 --parts-seeds 3
+    python pipelines/an4/measure.py --corpus an4 --seeds 0 --amount-seeds 3 --other speechocean762/unlabelled
 
 Prints the tables of RESULTS.md. Everything already measured is kept in runs/ and not run again. What follows `--` goes to every
 run as it is, e.g. `-- precision=bfloat16`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import statistics
 import subprocess
@@ -23,6 +25,7 @@ import yaml
 
 from asr_kd.config.load import load_yaml
 from asr_kd.files import read_json
+from asr_kd.shards.tarset import read_index, read_shard
 
 RECIPE = Path("pipelines/an4/pipeline.yaml")
 SYSTEMS = ("teacher", "student-supervised", "student-pseudo-label", "student-distilled", "student-oracle")
@@ -33,6 +36,8 @@ CONDITIONS: dict[str, list[str]] = {
     "double": ["labelled_minutes=20"],
     "digits": ["units=unigram", "units_size=27"],
 }
+#: of the unlabelled speakers, and by what their number is divided
+PARTS = {"quarter": 4, "half": 2}
 #: of Student's t distribution, two-sided 95 %, by degrees of freedom
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
 
@@ -107,6 +112,45 @@ def without_oracle(pipeline: dict[str, Any]) -> dict[str, Any]:
     return {**pipeline, "stages": stages}
 
 
+def amounts(pipeline: dict[str, Any], run: Path, other: str | None) -> dict[str, Any]:
+    """The recipe's distilled student on parts of the unlabelled audio, by speaker, and with audio of another corpus beside all of it.
+
+    All hear as many hours. The parts are nested: each holds the speakers of the smaller ones.
+
+    Args:
+        run: in which the manifest of the unlabelled audio is.
+        other: manifest of the other corpus, if there is one.
+    """
+    rows = [json.loads(line) for line in (run / "corpus" / "unlabelled.jsonl").read_text().splitlines()]
+    speakers = list(dict.fromkeys(row["speaker"] for row in rows))
+    stages, whole = copy.deepcopy(pipeline["stages"]), pipeline["stages"]["student-distilled"]["settings"]
+    students = ["student-supervised"]
+
+    def add(name: str, *sources: dict[str, Any]) -> None:
+        settings = copy.deepcopy(whole)
+        settings["output"] = "${run}/" + name
+        settings["phases"][0]["sources"][:1] = sources
+        stages[name] = {"verb": "train", "settings": settings}
+        students.append(name)
+
+    lists = whole["phases"][0]["sources"][0]
+    for part, divisor in PARTS.items():
+        some, path = set(speakers[: len(speakers) // divisor]), run / f"only-{part}.jsonl"
+        path.write_text("".join(json.dumps({"key": row["key"]}) + "\n" for row in rows if row["speaker"] in some))
+        add(f"student-{part}", {**lists, "only": "${run}/" + path.name})
+    students.append("student-distilled")
+    if other:
+        audio, texts = "${run}/data/other", "${run}/other-lists.jsonl"
+        transcribe = copy.deepcopy(stages["teacher-lists"]["settings"]) | {"audio": audio, "output": texts}
+        stages["other"] = {"verb": "prepare", "settings": {"manifest": other, "output": audio, "drop_text": True}}
+        stages["other-lists"] = {"verb": "transcribe", "settings": transcribe}
+        add("student-other", lists, {**lists, "audio": audio, "transcripts": texts})
+    wanted = ("corpus", "labelled", "development", "test", "unlabelled", "units", "teacher-units", "teacher", "text", "teacher-lists", "other", "other-lists")  # fmt: skip
+    report = {"systems": {name: "${run}/" + name for name in students}, "audio": "${run}/data/test", "output": "${run}/report-amounts", "baseline": "student-supervised"}  # fmt: skip
+    kept = {name: stage for name, stage in stages.items() if name in wanted or name in students}
+    return {**pipeline, "stages": {**kept, "report-amounts": {"verb": "eval", "settings": report}}}
+
+
 def folder(seed: int, condition: str = "") -> Path:
     """Where a run lies."""
     return Path("runs") / "-".join(["an4", *([condition] if condition else []), f"seed{seed}"])
@@ -158,6 +202,41 @@ def print_table(title: str, runs: list[dict[str, Any]], names: list[str]) -> Non
         print(f"| {name} | {100 * mean[name]:.1f} | {each(wers[name])} | {' / '.join(f'{count:.0f}' for count in counts)} | {against} | {share} |")  # fmt: skip
 
 
+def hours_of(run: Path, part: str | None) -> float:
+    """Of the unlabelled audio of a run, or of a part of it."""
+    folder = run / "data" / "unlabelled"
+    index = read_index(str(folder))
+    if part is None:
+        return index.seconds / 3600
+    kept = {json.loads(line)["key"] for line in (run / f"only-{part}.jsonl").read_text().splitlines()}
+    samples = (sample for info in index for sample in read_shard(folder / info.name))
+    return sum(float(sample.fields["seconds"]) for sample in samples if sample.key in kept) / 3600
+
+
+def print_amounts(seeds: range, other: bool) -> None:
+    """WER by hours of unlabelled audio; and the points that `asr-kd plan` reads."""
+    runs = [systems(folder(seed), "report-amounts") for seed in seeds]
+    hours = {"student-supervised": 0.0, **{f"student-{part}": hours_of(folder(0), part) for part in PARTS}}
+    hours["student-distilled"] = hours_of(folder(0), None)
+    title = f"| student | hours without text | WER %, mean of {len(runs)} | each seed | against all of it |"
+    print(f"\n{title}\n|---|---|---|---|---|")
+    whole = [run["student-distilled"]["wer"] for run in runs]
+    for name in [*hours, *(["student-other"] if other else [])]:
+        wers = [run[name]["wer"] for run in runs]
+        against = "–" if name == "student-distilled" else paired(wers, whole)
+        heard = f"{hours.get(name, hours['student-distilled']):.2f}" + (
+            " and the other corpus" if name not in hours else ""
+        )
+        print(f"| {name} | {heard} | {100 * statistics.mean(wers):.1f} | {each(wers)} | {against} |")
+    file = Path("runs/an4-amounts.jsonl")
+    points = [
+        {"hours": hours[name], "wer": run[name]["wer"], "seed": seed}
+        for name in hours if hours[name] for seed, run in zip(seeds, runs, strict=True)
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(point) + "\n" for point in points))
+    print(f"\nasr-kd plan measured={file} … extrapolates them, if they follow its law")
+
+
 def main() -> None:
     """Run what is missing and print the tables."""
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
@@ -170,6 +249,10 @@ def main() -> None:
     parser.add_argument("--conditions", nargs="*", default=[], choices=list(CONDITIONS))
     parser.add_argument("--condition-seeds", type=int, default=1)
     parser.add_argument("--parts-seeds", type=int, default=0, help="seeds in which the parts are measured one by one")
+    parser.add_argument(
+        "--amount-seeds", type=int, default=0, help="seeds in which parts of the unlabelled audio are learned"
+    )
+    parser.add_argument("--other", help="manifest of another corpus, whose audio is learned beside it then")
     chosen = parser.parse_args(own)
     pipeline, corpus = load_yaml(RECIPE), [f"corpus={chosen.corpus}"]
     seeds = range(chosen.first_seed, chosen.seeds)
@@ -182,6 +265,12 @@ def main() -> None:
             measure(recipe, folder(seed, condition), [*corpus, f"seed={seed}", *CONDITIONS[condition], *more])
     for seed in range(chosen.parts_seeds):
         measure(with_parts(pipeline), folder(seed), [*corpus, f"seed={seed}", *more])
+    for seed in range(chosen.amount_seeds):
+        run, words = folder(seed), [*corpus, f"seed={seed}", *more]
+        if not (run / "corpus" / "unlabelled.jsonl").exists():
+            stages = {"corpus": pipeline["stages"]["corpus"]}
+            measure({**pipeline, "stages": stages}, run, words)
+        measure(amounts(pipeline, run, chosen.other), run, words)
     if seeds:
         print_table("system", [systems(folder(seed)) for seed in seeds], list(SYSTEMS))
     for condition in chosen.conditions:
@@ -190,6 +279,8 @@ def main() -> None:
     if chosen.parts_seeds:
         runs = [systems(folder(seed, ""), "report-parts") for seed in range(chosen.parts_seeds)]
         print_table("student", runs, list(runs[0]))
+    if chosen.amount_seeds:
+        print_amounts(range(chosen.amount_seeds), bool(chosen.other))
 
 
 if __name__ == "__main__":

@@ -248,6 +248,30 @@ def test_int8_is_of_ctranslate2(models: dict[str, Path]) -> None:
         assert isinstance(load(models["ctranslate2"], compute="int8")(sound(1.0)), Heard)
 
 
+def test_padding_is_of_ctranslate2_and_shortens_what_the_encoder_hears(models: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"whisper\.padding_seconds: needs a CTranslate2 model"):
+        load(models["whisper"], padding_seconds=10)
+    if "ctranslate2" not in models:
+        pytest.skip("the extra whisper is not installed")
+    whole, short = load(models["ctranslate2"]), load(models["ctranslate2"], padding_seconds=2)
+    heard: list[int] = []
+    for one in (whole, short):
+        encoder = one.model.model  # type: ignore[attr-defined]
+
+        class Counted:
+            def __getattr__(self, name: str, encoder: Any = encoder) -> Any:
+                return getattr(encoder, name)
+
+            def encode(self, features: Any, encoder: Any = encoder, **more: Any) -> Any:
+                heard.append(features.shape[-1])
+                return encoder.encode(features, **more)
+
+        one.model.model = Counted()  # type: ignore[attr-defined]
+        assert isinstance(one(sound(1.51)), Heard)
+    assert heard == [3000, 352]
+    assert isinstance(short(sound(29.5)), Heard) and heard[-1] == 3000  # never more than it can hear
+
+
 @pytest.mark.parametrize(("name", "extra"), [("whisper", "hf"), ("ctranslate2", "whisper")])
 def test_a_missing_extra_is_named(name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whisper, "family", lambda _: name)

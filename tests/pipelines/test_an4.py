@@ -196,6 +196,34 @@ def test_what_is_measured_beside_the_recipe_hears_the_same(tmp_path: Path, monke
             assert [source["audio"] for source in phase["sources"]] == [source["audio"] for source in rival["sources"]]
 
 
+def test_parts_of_the_unlabelled_audio_are_nested_and_heard_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    measure, recipe, run = load_script("measure"), settings_of("an4"), tmp_path / "run"
+    (run / "corpus").mkdir(parents=True)
+    rows = [{"audio": f"{speaker}-{number}.flac", "key": f"{speaker}-{number}", "speaker": speaker} for speaker in "abcdefgh" for number in range(3)]  # fmt: skip
+    (run / "corpus" / "unlabelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "amounts.yaml").write_text(yaml.safe_dump(measure.amounts(recipe, run, "other"), sort_keys=False))
+    assert recipe == settings_of("an4")
+    stages = {stage.name: stage for stage in load_pipeline(tmp_path / "amounts.yaml", [f"run={run}"])[1]}
+    own = {stage.name: stage for stage in load_pipeline(ROOT / "pipelines/an4/pipeline.yaml", [f"run={run}"])[1]}
+    assert {name: stages[name].fingerprint for name in own if name in stages} == {
+        name: stage.fingerprint for name, stage in own.items() if name in stages
+    }
+    assert "student-distilled" in stages and "student-oracle" not in stages
+    only = {}
+    for part in ("quarter", "half"):
+        phase = stages[f"student-{part}"].settings["phases"][0]
+        lines = Path(phase["sources"][0]["only"]).read_text().splitlines()
+        only[part] = {json.loads(line)["key"] for line in lines}
+        assert phase["hours_at_least"] == own["student-distilled"].settings["phases"][0]["hours_at_least"]
+    assert len(only["quarter"]) == 6 and len(only["half"]) == 12 and only["quarter"] < only["half"]
+    heard = [source["audio"] for source in stages["student-other"].settings["phases"][0]["sources"]]
+    assert heard == [str(run / "data" / name) for name in ("unlabelled", "other", "labelled")]
+    assert stages["other-lists"].settings["lexicon"] == stages["teacher-lists"].settings["lexicon"]
+
+
 def test_paired_differences() -> None:
     measure = load_script("measure")
     # -1, -2 and -3 points of 10: mean -20 %, standard deviation 10 %, t of two degrees of freedom 4.303
