@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.speechocean762 import corpus
+from pipelines.speechocean762 import corpus, labels
 
 
 def lay_out(root: Path, name: str, speakers: range) -> None:
@@ -110,3 +110,37 @@ def test_too_few_speakers_are_named(official: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit, match="split: -1 is below 0"):
         run(monkeypatch, official, official / "sets", "--split", "-1")
     run(monkeypatch, official, official / "sets")  # the folder is free
+
+
+def test_the_labels_are_compared_with_the_text_that_was_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus"
+    (folder / "unlabelled").mkdir(parents=True)
+    (folder / "unlabelled" / "utt2spk").write_text("a\tkid\nb\tkid\nc\told\nsilent\told\n")
+    (folder / "unlabelled" / "spk2age").write_text("kid\t7\nold\t30\n")
+    said = {"a": "THE CAT SAT", "b": "A DOG", "c": "GOOD MORNING TO YOU"}
+
+    def write(name: str, lines: list[dict[str, object]]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+    write("corpus/unlabelled-oracle.jsonl", [{"key": key, "text": text} for key, text in said.items()])
+    whisper = write(
+        "whisper.jsonl",
+        [{"key": "a", "text": "the cat", "avg_logprob": -0.2}, {"key": "c", "text": "good morning to you", "avg_logprob": -0.4}],
+    )  # fmt: skip
+    write("whisper.left-out.jsonl", [{"key": "b", "text": "dog dog", "avg_logprob": -1.4, "why": "avg_logprob"}])
+    lists = [{"text": "a dog", "score": -1.0}, {"text": "dog", "score": -1.0}, {"text": "a", "score": -9.0}]
+    own = write("own.jsonl", [{"key": "b", "text": "a dog", "nbest": lists}])
+    words = ["--corpus", folder, "--whisper", whisper, "--own", own, "--output", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["labels.py", *map(str, words)])
+    labels.main()
+    found = {name: labels.Quality(**one) for name, one in json.loads((tmp_path / "out" / "labels.json").read_text()).items()}  # fmt: skip
+    assert found["Whisper, all"] == (3, 1.0, pytest.approx(2 / 9), pytest.approx(2 / 5), 0.0)
+    assert found["as `transcribe` keeps them"] == (2, pytest.approx(7 / 9), pytest.approx(1 / 7), pytest.approx(1 / 3), 0.0)  # fmt: skip
+    assert found["-0.3 nat a token at least"] == (1, pytest.approx(3 / 9), pytest.approx(1 / 3), pytest.approx(1 / 3), 0.0)  # fmt: skip
+    assert found["the teacher from here, all"][:3] == (1, pytest.approx(2 / 9), 0.0)
+    assert found["half of the list at least"].utterances == 0  # its two best are as probable, and there is a third
+    assert "| Whisper, all" in capsys.readouterr().out
