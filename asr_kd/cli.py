@@ -61,8 +61,7 @@ def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments:
         following = [*arguments[arguments.index(option) + 1 :], "VALUE"][0]
         value = value or ("VALUE" if following.startswith("-") else following)
         right = f"; settings have no dashes: write {key}={value}"
-    name = f"{parser.prog} {verb.name}"
-    parser.exit(Status.MISTAKE, f"{name}: unknown option {option}{right}; see {name} --help\n")
+    _refuse(f"{parser.prog} {verb.name}", f"unknown option {option}{right}")
 
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
@@ -197,11 +196,41 @@ def _keys(kind: type[Settings], indent: str = "  ", told: set[type[Settings]] | 
     return lines
 
 
+class Refused(SystemExit):
+    """The words of a command are none that it takes.
+
+    Attributes:
+        verb: whose words they are; None where it is not known.
+        message: what is wrong, as a sentence.
+    """
+
+    def __init__(self, verb: str | None, message: str) -> None:
+        super().__init__(int(Status.MISTAKE))
+        self.verb, self.message = verb, message
+
+
+def _refuse(name: str, message: str) -> NoReturn:
+    """Answer a mistake with one line; `name` is the program, or the program and the verb."""
+    message = f"{message}; see {name} --help"
+    print(f"{name}: {message}", file=sys.stderr)
+    raise Refused(name.partition(" ")[2] or None, message)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line, not with its usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(Status.MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        _refuse(self.prog, message)
+
+
+def _summary_of(words: list[str]) -> str | None:
+    """The file of `--summary` in words that were refused; None where there is none that may be written."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--summary", nargs="?", type=_summary_file)
+    try:
+        return parser.parse_known_args(words)[0].summary
+    except argparse.ArgumentError:
+        return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,10 +262,16 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # threads that `one_thread` would leave idle are not started at all, here and in the processes of a job
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
-    if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
-        _dashed(parser, VERBS[parsed.verb], unknown[0], sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
+        if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
+            _dashed(parser, VERBS[parsed.verb], unknown[0], arguments)
+    except Refused as refused:
+        with summarised(refused.verb, _summary_of(arguments)) as ending:
+            ending.status, ending.message = Status.MISTAKE, refused.message
+        raise
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words", "summary")}
     with summarised(parsed.verb, parsed.summary) as ending, interruptible() as stopped:
         try:
