@@ -17,7 +17,7 @@ from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.summary import check_file, summarised
+from asr_kd.summary import check_file, summarised, tell_summary
 from asr_kd.version import version
 
 S = TypeVar("S", bound=Settings)
@@ -115,14 +115,22 @@ def _transcribe(words: list[str], stream: bool) -> None:
         transcribe_shards(settings)
 
 
-def _run(words: list[str], dry_run: bool) -> None:
+def _run(words: list[str], dry_run: bool, copy: bool) -> None:
     from asr_kd.pipeline import run_pipeline
+    from asr_kd.recipes import copied
 
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
         raise UserError(
             "command line: give one pipeline, a recipe's name or a folder or file, e.g. asr-kd run digits [name=value …] [--dry-run]"
         )
-    run_pipeline(words[0], words[1:], dry_run)
+    if not copy:
+        run_pipeline(words[0], words[1:], dry_run)
+        return
+    if len(words) > 1 or dry_run:
+        raise UserError("command line: --copy takes the name of a recipe, and nothing else")
+    folder = copied(words[0])
+    tell_summary(figures={"copy": str(folder)})
+    print(f"{folder}: a copy of the recipe, to be changed; asr-kd run {folder} runs it")
 
 
 #: verbs that take more from the command line than settings
@@ -138,7 +146,13 @@ WORDS = {
     "transcribe": ("checkpoint=FOLDER FILE …", "+", "settings and audio files"),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "run": {"--dry-run": {"action": "store_true", "help": "print what would run"}},
+    "run": {
+        "--dry-run": {"action": "store_true", "help": "print what would run"},
+        "--copy": {
+            "action": "store_true",
+            "help": "copy the recipe's folder, its scripts included, to pipelines/ below the working folder; nothing runs",
+        },
+    },
     "transcribe": {
         "--stream": {
             "action": "store_true",
@@ -250,8 +264,14 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         words, count, what = WORDS.get(name, ("[FILE.yaml] [key=value …]", "*", "settings"))
         verb.add_argument("words", nargs=count, metavar=words, help=what)
-        for option, meaning in {**OPTIONS.get(name, {}), **OF_ALL}.items():
+        options = {**OPTIONS.get(name, {}), **OF_ALL}
+        for option, meaning in options.items():
             verb.add_argument(option, **meaning)
+        # of words that may come often argparse's own repeats how they are written
+        values = {
+            option: f" {one.get('metavar', '')}".rstrip() + " …" * ("nargs" in one) for option, one in options.items()
+        }
+        verb.usage = " ".join(["%(prog)s", *(f"[{option}{value}]" for option, value in values.items()), words])
     return parser
 
 
