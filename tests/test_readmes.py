@@ -17,7 +17,7 @@ from asr_kd import cli, pipeline
 from asr_kd.config.verbs import VERBS
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
 from tests import readmes
-from tests.readmes import ROOT, blocks
+from tests.readmes import ROOT, Command, blocks
 
 FILES = readmes.readmes()
 #: of the digits, in small
@@ -85,6 +85,7 @@ def test_what_is_printed_otherwise_is_named(tmp_path: Path) -> None:
     (command,) = block.commands
     assert not readmes.difference(block, command, "kept 1,234.5 of 10: one\n")
     assert not readmes.difference(block, command, "a\nb\nkept 1e-05 of 10: \n")
+    assert not readmes.difference(block, Command("asr-kd lm", ["kept … of 10: seven four", "…"]), "kept any of 10: \n")
     for printed in ("kept 0.99 of 11: seven four\n", "kept of 10: one\n", "kept 0.99 of 10: seven four\nmore\n", ""):
         assert "README.md:2: asr-kd lm" in readmes.difference(block, command, printed)
 
