@@ -102,7 +102,9 @@ def test_without_make_it_is_what_make_does() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as after `make digits`, in small: fewer minutes, a pass, a small teacher; and reports to compare."""
+    """A folder as after `make digits`, in small: fewer minutes, a pass, a small teacher; reports to compare, and a teacher from outside."""
+    from tests.outside import write_wave
+
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data_manifests").symlink_to(ROOT / "data_manifests")
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
@@ -116,6 +118,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         heard.mkdir()
         few = list(read_shard(data / read_index(data)[0].name))[:2]
         write_index(heard, [write_shard(heard / "shard-000000.tar", few)])
+        Path("runs/wave").mkdir()
+        write_wave(Path("runs/wave"))
         for name in ("old", "new", "a", "b"):
             words = ["systems={student: runs/digits/student-distilled}", f"audio={heard}", f"output=runs/{name}/report"]
             assert cli.main(["eval", *words]) == 0
