@@ -118,6 +118,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         heard.mkdir()
         few = list(read_shard(data / read_index(data)[0].name))[:2]
         write_index(heard, [write_shard(heard / "shard-000000.tar", few)])
+        Path("runs/tars").mkdir()
+        shutil.copy(heard / "shard-000000.tar", "runs/tars/others.tar")
         Path("runs/wave").mkdir()
         write_wave(Path("runs/wave"))
         for name in ("old", "new", "a", "b"):
