@@ -17,7 +17,7 @@ from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.ending import Status, Stopped, interruptible
 from asr_kd.errors import UserError
 from asr_kd.evaluation.settings import EvalSettings
-from asr_kd.summary import check_file, summarised
+from asr_kd.summary import check_file, summarised, tell_summary
 from asr_kd.version import version
 
 S = TypeVar("S", bound=Settings)
@@ -61,8 +61,7 @@ def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments:
         following = [*arguments[arguments.index(option) + 1 :], "VALUE"][0]
         value = value or ("VALUE" if following.startswith("-") else following)
         right = f"; settings have no dashes: write {key}={value}"
-    name = f"{parser.prog} {verb.name}"
-    parser.exit(Status.MISTAKE, f"{name}: unknown option {option}{right}; see {name} --help\n")
+    _refuse(f"{parser.prog} {verb.name}", f"unknown option {option}{right}")
 
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
@@ -116,14 +115,22 @@ def _transcribe(words: list[str], stream: bool) -> None:
         transcribe_shards(settings)
 
 
-def _run(words: list[str], dry_run: bool) -> None:
+def _run(words: list[str], dry_run: bool, copy: bool) -> None:
     from asr_kd.pipeline import run_pipeline
+    from asr_kd.recipes import copied
 
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
         raise UserError(
             "command line: give one pipeline, a recipe's name or a folder or file, e.g. asr-kd run digits [name=value …] [--dry-run]"
         )
-    run_pipeline(words[0], words[1:], dry_run)
+    if not copy:
+        run_pipeline(words[0], words[1:], dry_run)
+        return
+    if len(words) > 1 or dry_run:
+        raise UserError("command line: --copy takes the name of a recipe, and nothing else")
+    folder = copied(words[0])
+    tell_summary(figures={"copy": str(folder)})
+    print(f"{folder}: a copy of the recipe, to be changed; asr-kd run {folder} runs it")
 
 
 #: verbs that take more from the command line than settings
@@ -139,7 +146,13 @@ WORDS = {
     "transcribe": ("checkpoint=FOLDER FILE …", "+", "settings and audio files"),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "run": {"--dry-run": {"action": "store_true", "help": "print what would run"}},
+    "run": {
+        "--dry-run": {"action": "store_true", "help": "print what would run"},
+        "--copy": {
+            "action": "store_true",
+            "help": "copy the recipe's folder, its scripts included, to pipelines/ below the working folder; nothing runs",
+        },
+    },
     "transcribe": {
         "--stream": {
             "action": "store_true",
@@ -197,11 +210,41 @@ def _keys(kind: type[Settings], indent: str = "  ", told: set[type[Settings]] | 
     return lines
 
 
+class Refused(SystemExit):
+    """The words of a command are none that it takes.
+
+    Attributes:
+        verb: whose words they are; None where it is not known.
+        message: what is wrong, as a sentence.
+    """
+
+    def __init__(self, verb: str | None, message: str) -> None:
+        super().__init__(int(Status.MISTAKE))
+        self.verb, self.message = verb, message
+
+
+def _refuse(name: str, message: str) -> NoReturn:
+    """Answer a mistake with one line; `name` is the program, or the program and the verb."""
+    message = f"{message}; see {name} --help"
+    print(f"{name}: {message}", file=sys.stderr)
+    raise Refused(name.partition(" ")[2] or None, message)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line, not with its usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(Status.MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        _refuse(self.prog, message)
+
+
+def _summary_of(words: list[str]) -> str | None:
+    """The file of `--summary` in words that were refused; None where there is none that may be written."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--summary", nargs="?", type=_summary_file)
+    try:
+        return parser.parse_known_args(words)[0].summary
+    except argparse.ArgumentError:
+        return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,8 +264,14 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         words, count, what = WORDS.get(name, ("[FILE.yaml] [key=value …]", "*", "settings"))
         verb.add_argument("words", nargs=count, metavar=words, help=what)
-        for option, meaning in {**OPTIONS.get(name, {}), **OF_ALL}.items():
+        options = {**OPTIONS.get(name, {}), **OF_ALL}
+        for option, meaning in options.items():
             verb.add_argument(option, **meaning)
+        # of words that may come often argparse's own repeats how they are written
+        values = {
+            option: f" {one.get('metavar', '')}".rstrip() + " …" * ("nargs" in one) for option, one in options.items()
+        }
+        verb.usage = " ".join(["%(prog)s", *(f"[{option}{value}]" for option, value in values.items()), words])
     return parser
 
 
@@ -233,10 +282,16 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # threads that `one_thread` would leave idle are not started at all, here and in the processes of a job
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
-    if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
-        _dashed(parser, VERBS[parsed.verb], unknown[0], sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
+        if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
+            _dashed(parser, VERBS[parsed.verb], unknown[0], arguments)
+    except Refused as refused:
+        with summarised(refused.verb, _summary_of(arguments)) as ending:
+            ending.status, ending.message = Status.MISTAKE, refused.message
+        raise
     options = {name: value for name, value in vars(parsed).items() if name not in ("verb", "words", "summary")}
     with summarised(parsed.verb, parsed.summary) as ending, interruptible() as stopped:
         try:

@@ -38,7 +38,7 @@ from asr_kd.files import (
     write_whole,
 )
 from asr_kd.models.origin import won_nothing
-from asr_kd.recipes import located, recipes
+from asr_kd.recipes import located, named
 from asr_kd.shards.leases import check_unused, sole_writer
 from asr_kd.shards.manifests import open_manifest
 from asr_kd.summary import tell_summary
@@ -121,11 +121,7 @@ def _file(path: str) -> Path:
     given = local(path, "command line")
     if given.exists():
         return given / "pipeline.yaml" if given.is_dir() else given
-    shipped = recipes()
-    if str(given) not in shipped:
-        names = ", ".join(shipped) or "none"
-        raise UserError(f"{path}: neither a file or folder here nor a recipe that comes with asr-kd; those are {names}")
-    file = shipped[str(given)]
+    file = named(str(given))
     print(f"recipe {given}: {file}")
     return file
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
+
+from asr_kd.errors import UserError
 
 #: where setup.py puts what a clone has at its top
 SHIPPED = Path(__file__).parent / "shipped"
@@ -18,6 +22,32 @@ def recipes() -> dict[str, Path]:
         file.parent.name + f"/{file.name}".removesuffix("/pipeline.yaml"): file for file in files if _is_recipe(file)
     }
     return dict(sorted(found.items()))
+
+
+def named(name: str) -> Path:
+    """The pipeline file of a recipe by its name; a UserError with all names where there is none."""
+    found = recipes()
+    if name not in found:
+        names = ", ".join(found) or "none"
+        raise UserError(f"{name}: neither a file or folder here nor a recipe that comes with asr-kd; those are {names}")
+    return found[name]
+
+
+def copied(name: str) -> Path:
+    """Copy a recipe's folder to where it lies in a clone, below the working folder, whole or not at all.
+
+    Raises:
+        UserError: when there is none of that name, or something is in its place.
+    """
+    source = named(name).parent
+    target = Path("pipelines", source.name)
+    if target.exists():
+        raise UserError(f"{target}: is there already; move it away, or change it as it is")
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".asr-kd-", dir=target.parent) as aside:
+        shutil.copytree(source, Path(aside, "new"), ignore=shutil.ignore_patterns("__pycache__"))
+        Path(aside, "new").rename(target)
+    return target
 
 
 def _is_recipe(file: Path) -> bool:

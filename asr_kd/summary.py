@@ -97,10 +97,11 @@ def check_file(file: str) -> None:
 
 
 @contextmanager
-def summarised(verb: str, file: str | None = None) -> Iterator[Ending]:
+def summarised(verb: str | None, file: str | None = None) -> Iterator[Ending]:
     """Within this context a command runs; its summary is written as it leaves, and a warning where it cannot be.
 
     Args:
+        verb: its name; None where the command names none that there is.
         file: where it is written too, however the command ends; `-` is standard output.
     """
     tell_summary()
@@ -130,4 +131,4 @@ def summarised(verb: str, file: str | None = None) -> Iterator[Ending]:
             elif file and first:
                 write_json(file, value)
         except (UserError, OSError) as error:
-            print(f"asr-kd {verb}: the summary was not written: {error}", file=sys.stderr)
+            print(f"{f'asr-kd {verb}' if verb else 'asr-kd'}: the summary was not written: {error}", file=sys.stderr)

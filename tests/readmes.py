@@ -6,7 +6,7 @@ A block that holds a command of ours (`asr-kd`, `python`, `pip`, `make`, `torchr
     <!-- run; instead of A stands B; may differ: X | Y -->   B is run; X and Y may be others (`figures`: every number)
     <!-- not run: why -->                          its words are checked all the same
 
-Where lines begin with `$`, the others are what is printed; a line `…` stands for any lines.
+Where lines begin with `$`, the others are what is printed; a line `…` stands for any lines, and `…` in a line for any words.
 """
 
 from __future__ import annotations
@@ -325,8 +325,8 @@ def difference(block: Block, command: Command, printed: str) -> str:
 
 def _pattern(line: str, differs: list[str]) -> str:
     if "figures" in differs:
-        return NUMBER.sub(lambda _: NUMBER.pattern, re.escape(NUMBER.sub("0", line)))
-    pattern = re.escape(line)
+        return NUMBER.sub(lambda _: NUMBER.pattern, re.escape(NUMBER.sub("0", line))).replace("…", ".*")
+    pattern = re.escape(line).replace("…", ".*")
     for what in differs:
         like = NUMBER.sub(lambda _: NUMBER.pattern, re.escape(NUMBER.sub("0", what))) if NUMBER.match(what) else ".*"
         pattern = pattern.replace(re.escape(what), like)

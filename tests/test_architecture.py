@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "asr_kd"
 #: rooms from the lowest up: each imports from those before its own line alone
 ORDER = """
-errors version recipes
-ending typed temporary
+errors version
+recipes ending typed temporary
 objects
 files
 progress allocator config summary loggers

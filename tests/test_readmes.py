@@ -17,7 +17,7 @@ from asr_kd import cli, pipeline
 from asr_kd.config.verbs import VERBS
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
 from tests import readmes
-from tests.readmes import ROOT, blocks
+from tests.readmes import ROOT, Command, blocks
 
 FILES = readmes.readmes()
 #: of the digits, in small
@@ -85,6 +85,7 @@ def test_what_is_printed_otherwise_is_named(tmp_path: Path) -> None:
     (command,) = block.commands
     assert not readmes.difference(block, command, "kept 1,234.5 of 10: one\n")
     assert not readmes.difference(block, command, "a\nb\nkept 1e-05 of 10: \n")
+    assert not readmes.difference(block, Command("asr-kd lm", ["kept … of 10: seven four", "…"]), "kept any of 10: \n")
     for printed in ("kept 0.99 of 11: seven four\n", "kept of 10: one\n", "kept 0.99 of 10: seven four\nmore\n", ""):
         assert "README.md:2: asr-kd lm" in readmes.difference(block, command, printed)
 
@@ -101,7 +102,9 @@ def test_without_make_it_is_what_make_does() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as after `make digits`, in small: fewer minutes, a pass, a small teacher; and reports to compare."""
+    """A folder as after `make digits`, in small: fewer minutes, a pass, a small teacher; reports to compare, and a teacher from outside."""
+    from tests.outside import write_wave
+
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data_manifests").symlink_to(ROOT / "data_manifests")
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
@@ -115,6 +118,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         heard.mkdir()
         few = list(read_shard(data / read_index(data)[0].name))[:2]
         write_index(heard, [write_shard(heard / "shard-000000.tar", few)])
+        Path("runs/tars").mkdir()
+        shutil.copy(heard / "shard-000000.tar", "runs/tars/others.tar")
+        Path("runs/wave").mkdir()
+        write_wave(Path("runs/wave"))
         for name in ("old", "new", "a", "b"):
             words = ["systems={student: runs/digits/student-distilled}", f"audio={heard}", f"output=runs/{name}/report"]
             assert cli.main(["eval", *words]) == 0

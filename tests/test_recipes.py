@@ -128,6 +128,20 @@ def test_what_lies_here_is_meant_before_a_recipe(home: Path, run: Run) -> None:
     assert "tiny/pipeline.yaml" in run("tiny", status=2)
 
 
+def test_a_copy_lies_where_it_does_in_a_clone(home: Path, run: Run) -> None:
+    (home / "pipelines" / "tiny" / "__pycache__").mkdir()
+    folder = Path("pipelines/tiny")
+    assert run("tiny", "--copy") == f"{folder}: a copy of the recipe, to be changed; asr-kd run {folder} runs it\n"
+    assert sorted(one.name for one in folder.iterdir()) == ["copy.py", "pipeline.yaml"]
+    assert not Path("out").exists() and not Path("pipelines/summary.json").exists()
+    (folder / "copy.py").write_text(SCRIPT.replace("from", "mine"))
+    assert f"mine {folder.absolute() / 'copy.py'}" in run("pipelines/tiny")
+    assert "pipelines/tiny: is there already" in run("tiny", "--copy", status=2)
+    assert "those are tiny" in run("tinny", "--copy", status=2)
+    for more in ("more=yes", "--dry-run"):
+        assert "--copy takes the name of a recipe" in run("tiny", "--copy", more, status=2)
+
+
 def test_a_name_of_nothing_is_answered_with_the_names(home: Path, run: Run) -> None:
     (home / "pipelines" / "tiny" / "other.yaml").write_text(PIPELINE)
     (home / "pipelines" / "changes").mkdir()

@@ -156,6 +156,30 @@ def test_what_is_meant_as_something_else_is_not_overwritten(here: Path, capsys: 
     assert {one.name: one.read_bytes() for one in here.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("words", "verb", "message"),
+    [
+        (
+            ["units", "--source", "list.jsonl"],
+            "units",
+            "unknown option --source; settings have no dashes: write source=",
+        ),
+        (["eval", "--compare"], "eval", "argument --compare: expected at least one argument"),
+        (["run"], "run", "the following arguments are required"),
+        (["lable", "teacher=t"], None, "invalid choice: 'lable'"),
+    ],
+)
+def test_words_that_are_refused(here: Path, words: list[str], verb: str | None, message: str) -> None:
+    for option in (["--summary", "said.json"], ["--summary=said.json"]):
+        with pytest.raises(SystemExit) as end:
+            call(*words, *option)
+        assert end.value.code == Status.MISTAKE
+        value = said("said.json")
+        assert (value["verb"], value["status"], value["exit"]) == (verb, "mistake", 2)
+        assert message in value["message"]
+        Path("said.json").unlink()
+
+
 def test_it_is_json_though_a_number_is_none_and_the_version_not_known(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,13 +207,14 @@ def label_texts(settings: TranscribeSettings, transcriber: Transcriber, infos: S
             check()
             with write_whole(folder / name, "w", make_folder=False) as file:
                 file.writelines(lines)
-        counts, odd = Counter[str](), Counter[str]()
+        counts, odd, seconds = Counter[str](), Counter[str](), 0.0
         bad = Quarantine(infos.samples, settings.max_bad_share, "read")
         with write_whole(output, "w") as kept, write_whole(rest, "w") as others:
             for info in infos:
                 for line in (folder / f"{info.name}.jsonl").read_text(encoding="utf-8").splitlines():
                     value = json.loads(line)
                     counts[value.get("why", "kept")] += 1
+                    seconds += value["seconds"] if value["kept"] else 0.0
                     if "segments" not in value:
                         bad.add(value["key"], value["reason"])
                     if value.get("why") == "unwritable":
@@ -227,7 +228,7 @@ def label_texts(settings: TranscribeSettings, transcriber: Transcriber, infos: S
     _remove(folder)
     why = {name: count for name, count in sorted(counts.items()) if name != "kept"}
     tell_summary(
-        output, utterances=infos.samples, done=counts["kept"], quarantined=bad.count, audio_hours=infos.seconds / 3600,
+        output, utterances=infos.samples, done=counts["kept"], quarantined=bad.count, audio_hours=seconds / 3600,
         figures={"left_out": why},
     )  # fmt: skip
     print(

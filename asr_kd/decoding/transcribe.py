@@ -253,6 +253,7 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
     wanted = ShardInput(folder=settings.audio, features=checkpoint.features, max_seconds=settings.max_seconds)
     bad = Quarantine(total, settings.max_bad_share, "read")
 
+    seconds = 0.0
     with write_whole(output, "w") as file:
         with Progress("transcribe", total, "utterances") as progress:
             for shard in shards:
@@ -265,15 +266,14 @@ def transcribe_shards(settings: TranscribeSettings) -> None:
                 for batch, answers in infer_batches(checkpoint, features, settings.batch_frames):
                     found |= zip(batch, map(decoder, answers), strict=True)
                 progress.advance(shard.samples, shard.seconds)
+                seconds += sum(item.seconds for item in loaded.items)
                 for index, item in enumerate(loaded.items):
                     best: dict[str, Any] = {"text": found[index][0].text}
                     if settings.nbest > 1:
                         best["nbest"] = [{"text": one.text, "score": one.score} for one in found[index]]
                     file.write(_json({"key": item.key, **(details(found[index]) if settings.details else best)}) + "\n")
         bad.refuse(str(settings.audio))
-    tell_summary(
-        output, utterances=total, done=total - bad.count, quarantined=bad.count, audio_hours=shards.seconds / 3600
-    )
+    tell_summary(output, utterances=total, done=total - bad.count, quarantined=bad.count, audio_hours=seconds / 3600)
     print(f"{settings.output}: {total - bad.count:,} texts, {bad.count:,} utterances left out")
 
 

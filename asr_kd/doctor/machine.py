@@ -99,18 +99,20 @@ def torch_found() -> dict[str, Any]:
 
 
 def folder_found(name: str | None) -> dict[str, Any]:
-    """The space of a folder, and whether a job can write there; None: that of temporary files. It is left as it was."""
+    """The space of a folder, and whether a job can write there; None: that of temporary files. It is left as it was, and is not made."""
     what = "working folder" if name is not None else "temporary folder"
     try:
         path = place(name if name is not None else tempfile.gettempdir())
         if isinstance(path, ObjectPath):
             path.check_writable()
             return {"what": what, "path": str(path)}
-        with tempfile.TemporaryDirectory(prefix=".asr-kd-", dir=path) as within:
+        # jobs make the folders that are not there yet
+        near = next(one for one in (Path(path), *Path(path).absolute().parents) if one.exists())
+        with tempfile.TemporaryDirectory(prefix=".asr-kd-", dir=near) as within:
             file = Path(within) / "claim"  # jobs write aside and link, so that a file is there whole or not at all
             if not create(file, "first") or create(file, "second") or file.read_text() != "first":
                 return {"what": what, "path": str(path), "problem": f"{path}: links do not work there; choose another"}
-        return {"what": what, "path": str(path), **_space(Path(path))}
+        return {"what": what, "path": str(path), **_space(near)}
     except (UserError, OSError) as error:
         where = name if name is not None else "TMPDIR"
         return {"what": what, "path": where, "problem": f"{where}: cannot be written ({_one_line(error)})"}

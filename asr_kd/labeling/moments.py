@@ -35,7 +35,11 @@ def moments(settings: MomentsSettings) -> None:
     if not infos.samples:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     wanted = ShardInput(folder=settings.audio, features=teacher.features, max_seconds=settings.max_seconds)
-    sums, bad = Sums(teacher.features.dimension), Quarantine(infos.samples, settings.max_bad_share, "heard")
+    sums, seconds, bad = (
+        Sums(teacher.features.dimension),
+        0.0,
+        Quarantine(infos.samples, settings.max_bad_share, "heard"),
+    )
     with Progress("moments", infos.samples, "utterances") as progress:
         for info in infos.filled:
             loaded = load_features(wanted, info)
@@ -49,11 +53,13 @@ def moments(settings: MomentsSettings) -> None:
             }
             for index, one in enumerate(features):
                 sums.add(one, float((1.0 - torch.from_numpy(answers[index]).double()[:, Units.blank].exp()).sum()))
-            progress.advance(info.samples, sum(item.seconds for item in loaded.items))
+            heard = sum(item.seconds for item in loaded.items)
+            seconds += heard
+            progress.advance(info.samples, heard)
     bad.refuse(str(settings.audio))
     write_moments(settings.output, sums.moments(teacher.fingerprint))
     tell_summary(
-        settings.output, utterances=bad.total, done=bad.total - bad.count, quarantined=bad.count, audio_hours=infos.seconds / 3600,
+        settings.output, utterances=bad.total, done=bad.total - bad.count, quarantined=bad.count, audio_hours=seconds / 3600,
         figures={"frames": sums.frames},
     )  # fmt: skip
     left_out = f"; {bad.count:,} of {bad.total:,} utterances cannot be {bad.done} {bad.example}" if bad.count else ""

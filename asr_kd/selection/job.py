@@ -2,7 +2,7 @@
 
 Thresholds come first. Of what they leave the best are taken in order, by one ranking, while there is room in the whole and with their
 speaker. Confidence and agreement filter self-training (Kahn et al. 2020, arXiv 1909.09116; Park et al. 2020, arXiv 2005.09629; without
-labels Waheed et al. 2024, arXiv 2407.01257); whether that wins anything over a random choice of the same size is to be measured.
+labels Waheed et al. 2024, arXiv 2407.01257); whether that beats a random choice of the same size is to be measured.
 """
 
 from __future__ import annotations

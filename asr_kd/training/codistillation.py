@@ -2,7 +2,7 @@
 
 With `share: {every: E}` a run leaves its weights in `shared/step-N/` at each multiple N of E. A source with
 `teacher: {run: FOLDER, every: E}` learns, from step k·E on, from what the other run was at its step (k-1)·E, and waits for that if it has to: which
-weights teach in a step hangs on the step alone, whichever run is the faster one, is started first, or dies and goes on. Before
+weights teach in a step depends on the step alone, whichever run is the faster one, is started first, or dies and goes on. Before
 2·E nobody answers, and nothing is learned by what needs an answer. A run that has ended teaches by the last that it shared.
 
 What was shared stays: another run may go back to a save of long ago, and ask for it again.

@@ -75,10 +75,19 @@ def test_a_stop_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["doctor", "test=false", "folder=none"]) == Status.DOES_NOT_HOLD
-    assert "none: cannot be written" in capsys.readouterr().out
+    Path("file").touch()
+    for folder in ("file", "file/runs"):
+        assert cli.main(["doctor", "test=false", f"folder={folder}"]) == Status.DOES_NOT_HOLD
+        assert f"{folder}: cannot be written (Not a directory)" in capsys.readouterr().out
     monkeypatch.setattr(machine, "create", lambda *_: True)  # of a file system that knows no links
     assert "links do not work" in machine.folder_found(".")["problem"]
+
+
+def test_a_folder_that_jobs_will_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = machine.folder_found("runs/new")
+    assert found["path"] == "runs/new" and found["size"] >= found["free"] > 0 and "problem" not in found
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_torch_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

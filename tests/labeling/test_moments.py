@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from asr_kd import summary
 from asr_kd.errors import UserError
 from asr_kd.labeling.moments import moments
 from asr_kd.labeling.settings import MomentsSettings
@@ -49,5 +50,6 @@ def test_audio_that_cannot_be_heard_is_refused_and_nothing_written(
     assert not (tmp_path / "m").exists()
     moments(asked.model_copy(update={"max_bad_share": 0.5}))
     assert "speaks; 1 of 2 utterances cannot be heard (first: bad" in capsys.readouterr().out
+    assert summary._told.done == 1 and summary._told.audio_hours == pytest.approx(1.2 / 3600), "of what was heard"
     with pytest.raises(UserError, match="holds no utterances"):
         moments(asked.model_copy(update={"audio": write_audio(tmp_path / "empty", [])}))
