@@ -25,7 +25,7 @@ import yaml
 
 from asr_kd.config.load import load_yaml
 from asr_kd.files import read_json
-from asr_kd.shards.tarset import read_index, read_shard
+from asr_kd.shards.tarset import read_index
 
 RECIPE = Path("pipelines/an4/pipeline.yaml")
 SYSTEMS = ("teacher", "student-supervised", "student-pseudo-label", "student-distilled", "student-oracle")
@@ -135,9 +135,14 @@ def amounts(pipeline: dict[str, Any], run: Path, other: str | None) -> dict[str,
 
     lists = whole["phases"][0]["sources"][0]
     for part, divisor in PARTS.items():
-        some, path = set(speakers[: len(speakers) // divisor]), run / f"only-{part}.jsonl"
-        path.write_text("".join(json.dumps({"key": row["key"]}) + "\n" for row in rows if row["speaker"] in some))
-        add(f"student-{part}", {**lists, "only": "${run}/" + path.name})
+        some, path = set(speakers[: len(speakers) // divisor]), run / f"unlabelled-{part}.jsonl"
+        kept = [
+            {**row, "audio": str((run / "corpus" / row["audio"]).resolve())} for row in rows if row["speaker"] in some
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        audio = f"${{run}}/data/unlabelled-{part}"
+        stages[f"unlabelled-{part}"] = {"verb": "prepare", "settings": {"manifest": "${run}/" + path.name, "output": audio, "drop_text": True}}  # fmt: skip
+        add(f"student-{part}", {**lists, "audio": audio})
     students.append("student-distilled")
     if other:
         audio, texts = "${run}/data/other", "${run}/other-lists.jsonl"
@@ -145,7 +150,7 @@ def amounts(pipeline: dict[str, Any], run: Path, other: str | None) -> dict[str,
         stages["other"] = {"verb": "prepare", "settings": {"manifest": other, "output": audio, "drop_text": True}}
         stages["other-lists"] = {"verb": "transcribe", "settings": transcribe}
         add("student-other", lists, {**lists, "audio": audio, "transcripts": texts})
-    wanted = ("corpus", "labelled", "development", "test", "unlabelled", "units", "teacher-units", "teacher", "text", "teacher-lists", "other", "other-lists")  # fmt: skip
+    wanted = ("corpus", "labelled", "development", "test", "unlabelled", *(f"unlabelled-{part}" for part in PARTS), "units", "teacher-units", "teacher", "text", "teacher-lists", "other", "other-lists")  # fmt: skip
     report = {"systems": {name: "${run}/" + name for name in students}, "audio": "${run}/data/test", "output": "${run}/report-amounts", "baseline": "student-supervised"}  # fmt: skip
     kept = {name: stage for name, stage in stages.items() if name in wanted or name in students}
     return {**pipeline, "stages": {**kept, "report-amounts": {"verb": "eval", "settings": report}}}
@@ -202,22 +207,13 @@ def print_table(title: str, runs: list[dict[str, Any]], names: list[str]) -> Non
         print(f"| {name} | {100 * mean[name]:.1f} | {each(wers[name])} | {' / '.join(f'{count:.0f}' for count in counts)} | {against} | {share} |")  # fmt: skip
 
 
-def hours_of(run: Path, part: str | None) -> float:
-    """Of the unlabelled audio of a run, or of a part of it."""
-    folder = run / "data" / "unlabelled"
-    index = read_index(str(folder))
-    if part is None:
-        return index.seconds / 3600
-    kept = {json.loads(line)["key"] for line in (run / f"only-{part}.jsonl").read_text().splitlines()}
-    samples = (sample for info in index for sample in read_shard(folder / info.name))
-    return sum(float(sample.fields["seconds"]) for sample in samples if sample.key in kept) / 3600
-
-
 def print_amounts(seeds: range, other: bool) -> None:
     """WER by hours of unlabelled audio; and the points that `asr-kd plan` reads."""
     runs = [systems(folder(seed), "report-amounts") for seed in seeds]
-    hours = {"student-supervised": 0.0, **{f"student-{part}": hours_of(folder(0), part) for part in PARTS}}
-    hours["student-distilled"] = hours_of(folder(0), None)
+    sets = {**{f"student-{part}": f"unlabelled-{part}" for part in PARTS}, "student-distilled": "unlabelled"}
+    hours = {"student-supervised": 0.0} | {
+        name: read_index(str(folder(0) / "data" / audio)).seconds / 3600 for name, audio in sets.items()
+    }
     title = f"| student | hours without text | WER %, mean of {len(runs)} | each seed | against all of it |"
     print(f"\n{title}\n|---|---|---|---|---|")
     whole = [run["student-distilled"]["wer"] for run in runs]

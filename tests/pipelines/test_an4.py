@@ -212,15 +212,18 @@ def test_parts_of_the_unlabelled_audio_are_nested_and_heard_as_long(
         name: stage.fingerprint for name, stage in own.items() if name in stages
     }
     assert "student-distilled" in stages and "student-oracle" not in stages
-    only = {}
+    heard = {}
     for part in ("quarter", "half"):
         phase = stages[f"student-{part}"].settings["phases"][0]
-        lines = Path(phase["sources"][0]["only"]).read_text().splitlines()
-        only[part] = {json.loads(line)["key"] for line in lines}
+        prepared = stages[f"unlabelled-{part}"].settings
+        assert prepared["output"] == phase["sources"][0]["audio"] and prepared["drop_text"]
+        lines = list(map(json.loads, Path(prepared["manifest"]).read_text().splitlines()))
+        heard[part] = {line["key"] for line in lines}
+        assert all(Path(line["audio"]).is_absolute() for line in lines)
         assert phase["hours_at_least"] == own["student-distilled"].settings["phases"][0]["hours_at_least"]
-    assert len(only["quarter"]) == 6 and len(only["half"]) == 12 and only["quarter"] < only["half"]
-    heard = [source["audio"] for source in stages["student-other"].settings["phases"][0]["sources"]]
-    assert heard == [str(run / "data" / name) for name in ("unlabelled", "other", "labelled")]
+    assert len(heard["quarter"]) == 6 and len(heard["half"]) == 12 and heard["quarter"] < heard["half"]
+    audio = [source["audio"] for source in stages["student-other"].settings["phases"][0]["sources"]]
+    assert audio == [str(run / "data" / name) for name in ("unlabelled", "other", "labelled")]
     assert stages["other-lists"].settings["lexicon"] == stages["teacher-lists"].settings["lexicon"]
 
 
