@@ -154,7 +154,7 @@ def _rates_below(ticks: list[float], scale: float, bottom: float) -> list[Markup
 
 
 def _axes(ticks: list[float], up: Scale, marks: list[float], across: Scale, bottom: float, said: str) -> list[Markup]:
-    """The grid of a picture against hours, with ticks upwards and marks to the right, of which `said` is written."""
+    """The grid of a picture against hours or decibels, with ticks upwards and marks to the right, of which `said` is written."""
     parts = []
     for tick in ticks:
         parts.append(_line(LEFT, up(tick), WIDTH - RIGHT, up(tick), "axis" if tick == ticks[0] else "grid"))
@@ -300,6 +300,57 @@ def wer_against_hours(points: Sequence[tuple[float, Bar]]) -> Markup:
         parts.append(_group(f"{bar.name}: {percent(bar.wer)} with {hours:,.6g} hours", *drawn))
     said = "; ".join(f"{bar.name}: {hours:,.6g} hours, {percent(bar.wer)}" for hours, bar in points)
     return _svg(height, "Word error rate against hours of audio without transcripts", said, parts)
+
+
+def wer_against_noise(noise: str, heard: Sequence[tuple[float | None, Sequence[Bar]]]) -> Markup:
+    """Word error rate against the signal-to-noise ratio, the louder noise to the right, a line for each system.
+
+    Args:
+        noise: what kind it is.
+        heard: ratio in dB, and a bar for each system; None: the clean sound, which stands apart at the left edge.
+    """
+    top, height = 34, 330
+    bottom = height - 50
+    ticks = linear_ticks(100 * max(bar.high for _, bars in heard for bar in bars))
+    ratios = sorted({ratio for ratio, _ in heard if ratio is not None})
+    heard = sorted(heard, key=lambda one: -math.inf if one[0] is None else -one[0])
+    clean = any(ratio is None for ratio, _ in heard)
+    first = LEFT + (76 if clean else 24)
+    width = WIDTH - first - RIGHT - 16
+
+    def across(ratio: float | None) -> float:
+        return LEFT + 24 if ratio is None else first + width * (ratios[-1] - ratio) / max(ratios[-1] - ratios[0], 1e-9)
+
+    def up(wer: float) -> float:
+        return bottom - (bottom - top) * 100 * wer / ticks[-1]
+
+    parts = [_text(4, 16, "word error rate, %")]
+    parts += _axes(ticks, lambda tick: up(tick / 100), ratios, across, bottom, "signal-to-noise ratio, dB")
+    if clean:
+        parts.append(_text(across(None), bottom + 20, "clean", "middle"))
+    dots: dict[str, list[tuple[float | None, float, float, Bar]]] = {}
+    for ratio, bars in heard:
+        step = min(6.0, 22 / len(bars))
+        for place, bar in enumerate(bars):  # side by side, so that their intervals can be told apart
+            x = across(ratio) + step * (place - (len(bars) - 1) / 2)
+            dots.setdefault(bar.name, []).append((ratio, x, up(bar.wer), bar))
+    for name, own in dots.items():
+        loud = [(x, y) for ratio, x, y, _ in own if ratio is not None]
+        drawn = [_curve(loud, own[0][-1].series)] if loud else []
+        for _, x, y, bar in own:
+            if bar.interval:
+                drawn.append(_line(x, up(bar.interval[0]), x, up(bar.interval[1]), f"stroke {bar.series}"))
+            drawn.append(_dot(x, y, 4.5, f"point {bar.series}"))
+        told = ", ".join(f"{_ratio(ratio)} {percent(bar.wer)}" for ratio, _, _, bar in own)
+        parts.append(_group(f"{name}: {told}", *drawn))
+    said = "; ".join(
+        f"{_ratio(ratio)}: {', '.join(f'{bar.name} {percent(bar.wer)}' for bar in bars)}" for ratio, bars in heard
+    )
+    return _svg(height, f"Word error rate against {noise} noise", said, parts)
+
+
+def _ratio(decibels: float | None) -> str:
+    return "clean" if decibels is None else f"{_label(decibels)} dB"
 
 
 def reliability(systems: Sequence[tuple[str, str, Sequence[Bin]]]) -> Markup:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import inspect
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ HERE = Path(__file__).parent
 COLORS = 8
 LEADING = 3  # systems that are compared side by side where all would be too many
 MANY = 15  # pairs of systems that are all seen at once
+#: a condition that is a noise at a signal-to-noise ratio, such as `babble 10 dB`; that without any is `clean`
+NOISE = re.compile(r"(?P<noise>.*[^ _-])[ _-]+?(?P<ratio>[-−]?\d+(\.\d+)?)[ _-]?dB", re.IGNORECASE)
 DRAWN, LISTED = 10, 60  # values of a field that are drawn, and that are listed
 
 
@@ -56,6 +59,7 @@ def render_html(report: Report, packed: Packed, evidence: Evidence) -> Iterator[
         series=series, notes=_notes(report), ranked=ranked(report), student=about, lead=lead,
         lead_pairs=[pair for pair in report.pairs if {pair.a, pair.b} <= set(lead)], many=MANY,
         lead_legend=[(name, "") for name in lead], **_charts(report, series), slices=_pictures(report, series, lead),
+        noises=_noises(report, series), legend_of_all=[(name, "") for name in report.systems],
         named_slices=formats.named_slices(report), listed=LISTED, slice_words=SLICE_WORDS, others=OTHERS,
         heat=charts.heat_maps(evidence.pictures) if evidence.pictures else None, evidence=evidence, packed=packed,
         first_line=lambda group: next(iter(group.values())), fields=["set", "speaker", *searchable(report)], command=command(report.settings),
@@ -112,6 +116,21 @@ def _pictures(report: Report, series: dict[str, str], lead: list[str]) -> list[t
         if rows:
             pictures.append((one, len(rows), charts.slice_dots(one.field, rows)))
     return pictures
+
+
+def _noises(report: Report, series: dict[str, str]) -> list[tuple[str, Markup]]:
+    """For each kind of noise that was heard at two signal-to-noise ratios or more: its name, and the picture."""
+    heard: dict[str, list[tuple[float | None, list[charts.Bar]]]] = {}
+    clean: list[tuple[float | None, list[charts.Bar]]] = []
+    for value in next((one.values for one in report.slices if one.field == "condition"), []):
+        systems = value.systems.items()
+        bars = [charts.Bar(name, series[name], at.wer, at.interval) for name, at in systems if at.wer is not None]
+        found = NOISE.fullmatch(value.value or "")
+        if found and bars:
+            heard.setdefault(found["noise"], []).append((float(found["ratio"].replace("−", "-")), bars))
+        elif value.value == "clean" and bars:
+            clean = [(None, bars)]
+    return [(noise, charts.wer_against_noise(noise, [*clean, *at])) for noise, at in heard.items() if len(at) > 1]
 
 
 def leading(report: Report) -> list[str]:

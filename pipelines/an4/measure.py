@@ -4,6 +4,7 @@
     python pipelines/an4/measure.py --corpus an4 --seeds 0 --conditions bpe half double digits --condition-seeds 2
     python pipelines/an4/measure.py --corpus an4 --seeds 0 --parts-seeds 3
     python pipelines/an4/measure.py --corpus an4 --seeds 0 --amount-seeds 3 --other speechocean762/unlabelled
+    python pipelines/an4/measure.py --corpus an4 --seeds 0 --noise-seeds 6
 
 Prints the tables of RESULTS.md. Everything already measured is kept in runs/ and not run again. What follows `--` goes to every
 run as it is, e.g. `-- precision=bfloat16`.
@@ -22,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
+from noisy import compared, print_conditions, with_noise
 
 from asr_kd.config.load import load_yaml
 from asr_kd.files import read_json
@@ -45,7 +49,7 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.
 def digits(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The recipe on the spoken digits: their data in place of the corpus, and all else as it is."""
     made = {"verb": "script", "settings": {"file": "pipelines/digits/compose.py", "output": "${run}/data", "arguments": ["--source", "data_manifests/digits"]}}  # fmt: skip
-    stages = {name: stage for name, stage in pipeline["stages"].items() if stage["verb"] != "prepare" and name != "corpus"}  # fmt: skip
+    stages = {name: stage for name, stage in pipeline["stages"].items() if stage["verb"] != "prepare" and name not in ("corpus", "test-conditions")}  # fmt: skip
     told = yaml.safe_dump({**pipeline, "stages": {"data": made, **stages}}, sort_keys=False)
     pipeline = yaml.safe_load(
         told.replace("${run}/corpus/unlabelled-oracle.jsonl", "${run}/data/unlabelled-oracle.jsonl")
@@ -105,10 +109,20 @@ def with_parts(pipeline: dict[str, Any]) -> dict[str, Any]:
     return {**pipeline, "stages": {**pipeline["stages"], **more, "report-parts": report}}
 
 
+def with_noisy(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without oracle, and behind it the students that hear noise, all in one report by condition."""
+    left_out = ("student-oracle", "report", "report-conditions")  # the clean test set is one of the conditions
+    stages = {name: stage for name, stage in pipeline["stages"].items() if name not in left_out}
+    stages |= {**with_noise(stages), "report-noise": compared("${run}/report-noise")}
+    return {**pipeline, "stages": stages}
+
+
 def without_oracle(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The recipe less the student that shows what there is to win."""
     stages = {name: stage for name, stage in copy.deepcopy(pipeline["stages"]).items() if name != "student-oracle"}
-    del stages["report"]["settings"]["systems"]["student-oracle"]
+    for report in ("report", "report-conditions"):
+        systems = stages[report]["settings"]["systems"]
+        stages[report]["settings"]["systems"] = {name: one for name, one in systems.items() if name != "student-oracle"}
     return {**pipeline, "stages": stages}
 
 
@@ -249,6 +263,7 @@ def main() -> None:
         "--amount-seeds", type=int, default=0, help="seeds in which parts of the unlabelled audio are learned"
     )
     parser.add_argument("--other", help="manifest of another corpus, whose audio is learned beside it then")
+    parser.add_argument("--noise-seeds", type=int, default=0, help="seeds in which students hear noise")
     chosen = parser.parse_args(own)
     pipeline, corpus = load_yaml(RECIPE), [f"corpus={chosen.corpus}"]
     seeds = range(chosen.first_seed, chosen.seeds)
@@ -267,6 +282,8 @@ def main() -> None:
             stages = {"corpus": pipeline["stages"]["corpus"]}
             measure({**pipeline, "stages": stages}, run, words)
         measure(amounts(pipeline, run, chosen.other), run, words)
+    for seed in range(chosen.first_seed, chosen.noise_seeds):
+        measure(with_noisy(pipeline), folder(seed), [*corpus, f"seed={seed}", *more])
     if seeds:
         print_table("system", [systems(folder(seed)) for seed in seeds], list(SYSTEMS))
     for condition in chosen.conditions:
@@ -277,6 +294,8 @@ def main() -> None:
         print_table("student", runs, list(runs[0]))
     if chosen.amount_seeds:
         print_amounts(range(chosen.amount_seeds), bool(chosen.other))
+    if chosen.noise_seeds:
+        print_conditions([folder(seed) / "report-noise" for seed in range(chosen.first_seed, chosen.noise_seeds)])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ No recording is in two sets: takes 0-4 are for test, 5-9 for development, 10-13 
 the unlabelled set is not in its shards; it goes to `unlabelled-oracle.jsonl`, which only the oracle student reads.
 
 `test-conditions` holds the test set once in every condition of `CONDITIONS`, one shard each, and names it in `condition`.
-Its noises are none that training hears: babble of development recordings, pink noise and a room made in another way.
+Its noises are none that training hears: babble of development recordings, pink noise and a room made in another way (`asr_kd/audio/conditions.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import math
 import shutil
 import sys
 import wave
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asr_kd.audio.conditions import in_condition
 from asr_kd.audio.decode import decode
 from asr_kd.errors import UserError
 from asr_kd.files import claim_folder
@@ -38,18 +38,7 @@ LONGEST_PAUSE = RATE * 3 // 10
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # --strings grammar: behind a digit d comes (3 d + 1) or (7 d + 4) mod 10, so that one digit tells of the next; all are equally frequent
 GRAMMAR = {digit: {DIGITS[(3 * d + 1) % 10], DIGITS[(7 * d + 4) % 10]} for d, digit in enumerate(DIGITS)}
-# condition → noise, signal-to-noise ratio in dB
-CONDITIONS: dict[str, tuple[str, int]] = {
-    "clean": ("none", 0),
-    "babble 10 dB": ("babble", 10),
-    "babble 0 dB": ("babble", 0),
-    "pink 10 dB": ("pink", 10),
-    "pink 0 dB": ("pink", 0),
-    "reverberation": ("room", 0),
-}
-TALKERS = 6
-ROOM = (RATE * 3 // 10, RATE * 6 // 10)  # range of the reverberation time
-DIRECT = (0, 6)  # range of the direct sound over the reverberation, in dB
+CONDITIONS = ("clean", "babble 10 dB", "babble 0 dB", "pink 10 dB", "pink 0 dB", "reverberation")
 NOISE = (8, 80)  # range of the noise floor in steps of 16 bits: about -70 to -50 dB of full scale
 
 
@@ -124,88 +113,16 @@ def strings_of_digits(
         )
 
 
-def babble(recordings: list[Recording], samples: int, rng: np.random.Generator) -> np.ndarray:
-    """The sum of `TALKERS` voices, each a row of recordings: int64 [samples]."""
-    total = np.zeros(samples, np.int64)
-    for _ in range(TALKERS):
-        row: list[np.ndarray] = []
-        while sum(map(len, row)) < samples:
-            row += [recordings[index].waveform for index in rng.permutation(len(recordings))]
-        voice = np.concatenate(row)
-        start = int(rng.integers(len(voice) - samples + 1))
-        total += voice[start : start + samples]
-    return total
-
-
-def pink(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise whose density falls with 1/f, as the sum of steps that last 1, 2, 4, … samples (Voss): int64 [samples]."""
-    total = np.zeros(samples, np.int64)
-    for octave in range(11):  # the longest steps last an eighth of a second
-        steps = rng.integers(-1000, 1001, samples // 2**octave + 2)
-        start = int(rng.integers(2**octave))
-        total += np.repeat(steps, 2**octave)[start : start + samples]
-    return total
-
-
-def active_energy(waveform: np.ndarray) -> tuple[int, int]:
-    """Sum of squares and number of samples of the pieces of 20 ms within 30 dB of the loudest one."""
-    piece = RATE // 50
-    pieces = waveform[: len(waveform) // piece * piece].astype(np.int64).reshape(-1, piece)
-    energies = (pieces**2).sum(axis=1)
-    active = energies * 1000 >= energies.max()
-    return int(energies[active].sum()), int(active.sum()) * piece
-
-
-def add_noise(waveform: np.ndarray, noise: np.ndarray, decibels: int) -> np.ndarray:
-    """Sum at a ratio of active speech to noise in whole tens of dB: int64 [samples]."""
-    speech, samples = active_energy(waveform)
-    power = int((noise**2).sum())
-    # the gain in steps of 2^-16
-    gain = math.isqrt((speech * len(noise) << 32) // max(1, power * samples * 10 ** (decibels // 10)))
-    return waveform + (noise * gain >> 16)
-
-
-def reverberate(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The direct sound, and after it noise that decays exponentially: int64 [samples], as loud as before."""
-    length, decibels = int(rng.integers(*ROOM)), int(rng.integers(*DIRECT))
-    envelope, level = np.zeros(length, np.int64), 1 << 30
-    for sample in range(length):  # by 60 dB, a factor of e^6.908, over the whole length
-        level -= level * 6908 // (1000 * length)
-        envelope[sample] = level
-    tail = rng.integers(-1000, 1001, length) * envelope >> 30
-    # 10^(dB / 10) in thousandths
-    ratio = (1000, 1259, 1585, 1995, 2512, 3162)[decibels]
-    direct = math.isqrt(int((tail**2).sum()) * ratio // 1000)
-    response = np.concatenate([[direct], tail])
-    # The convolution of integers is exact: the transform's error is far below a half.
-    size = 1 << (len(waveform) + length).bit_length()
-    wet = np.rint(np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)).astype(np.int64)
-    wet = wet[: len(waveform)] >> 8  # so that squares fit
-    gain = math.isqrt((int((waveform.astype(np.int64) ** 2).sum()) << 32) // max(1, int((wet**2).sum())))
-    return wet * gain >> 16
-
-
 def in_conditions(
     strings: list[tuple[np.ndarray, str, str]], others: list[Recording], rng: np.random.Generator
 ) -> Iterator[tuple[str, list[tuple[np.ndarray, str, str]]]]:
-    """(condition, the strings in it) for all of `CONDITIONS`; `others` make the babble, those of other speakers where there are any.
-
-    Like the strings themselves, made with integers alone. What would exceed 16 bits is turned down, not cut off.
-    """
-    for condition, (kind, decibels) in CONDITIONS.items():
+    """(condition, the strings in it) for all of `CONDITIONS`; `others` make the babble, those of other speakers where there are any."""
+    for condition in CONDITIONS:
         changed = []
         for waveform, text, speaker in strings:
-            if kind == "babble":
-                strangers = [recording for recording in others if recording.speaker != speaker]
-                mixed = add_noise(waveform, babble(strangers or others, len(waveform), rng), decibels)
-            elif kind == "pink":
-                mixed = add_noise(waveform, pink(len(waveform), rng), decibels)
-            else:
-                mixed = reverberate(waveform, rng) if kind == "room" else waveform.astype(np.int64)
-            peak = int(np.abs(mixed).max())
-            if peak > 32767:
-                mixed = mixed * 32767 // peak
-            changed.append((mixed.astype(np.int16), text, speaker))
+            strangers = [recording for recording in others if recording.speaker != speaker]
+            voices = [recording.waveform for recording in strangers or others]
+            changed.append((in_condition(condition, waveform, RATE, voices, rng), text, speaker))
         yield condition, changed
 
 

@@ -3,6 +3,7 @@
     .venv/bin/python pipelines/digits/measure.py --seeds 6
     .venv/bin/python pipelines/digits/measure.py --seeds 0 --schedule-seeds 3   # other orders of the same audio
     .venv/bin/python pipelines/digits/measure.py --seeds 0 --average-seeds 3    # other averages of the weights
+    .venv/bin/python pipelines/digits/measure.py --seeds 0 --noise-seeds 6      # noise on the student's side
 
 Prints the tables of README.md and RESULTS.md; everything already measured is kept in runs/ and not run again.
 """
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from noisy import compared, print_conditions, with_noise
 
 from asr_kd.audio.settings import FeatureSettings
 from asr_kd.config.load import load_yaml
@@ -72,24 +76,21 @@ def measured_pipeline(modes: bool) -> dict[str, Any]:
         stages[f"soft-targets-{mode}"] = label
         student(mode, targets=label["settings"]["output"])
     if modes:
-        rivals = ("student-pseudo-label", "student-distilled")
-        for kind in rivals:
-            student("noise", kind)
-            for source in stages[f"{kind}-noise"]["settings"]["phases"][0]["sources"]:
-                source["augment"] = {**source["augment"], "noise": {}}
-        conditions = copy.deepcopy(stages["report"])
-        heard = ("teacher", "student-supervised", *rivals, *(f"{kind}-noise" for kind in rivals))
-        conditions["settings"] = {
-            "systems": {name: "${run}/" + name for name in heard},
-            "audio": "${run}/data/test-conditions",
-            "output": "${run}/report-conditions",
-        }
-        stages["report-conditions"] = conditions
+        stages |= with_noise(stages)
+        stages["report-conditions"] = compared("${run}/report-conditions")
     report = copy.deepcopy(stages["report"])
     systems = {name: "${run}/student-distilled-" + name for name in [*PARTS, *(MODES if modes else ())]}
     report["settings"] = {"systems": systems, "audio": "${run}/data/test", "output": "${run}/report-variants"}
     stages["report-variants"] = report
     return pipeline
+
+
+def noise_pipeline() -> dict[str, Any]:
+    """The recipe's students with and without noise, less what the comparison does not need."""
+    pipeline = load_yaml(RECIPE)
+    stages = {name: stage for name, stage in pipeline["stages"].items() if name not in ("student-oracle", "report")}
+    stages |= {**with_noise(stages), "report-conditions": compared("${run}/report-conditions")}
+    return {**pipeline, "stages": stages}
 
 
 def schedules(phase: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--average-seeds", type=int, default=0, help="seeds in which other averages of weights are tried"
     )
+    parser.add_argument("--noise-seeds", type=int, default=0, help="seeds in which students hear noise")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
     tried = range(min(arguments.mode_seeds, arguments.seeds))
@@ -191,6 +193,8 @@ def main() -> None:
         measure(seed, schedules_pipeline(), "schedules")
     for seed in range(arguments.average_seeds):
         measure(seed, averages_pipeline(), "averages")
+    for seed in range(arguments.noise_seeds):
+        measure(seed, noise_pipeline(), "noise")
     if seeds:
         systems = [read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds]
         variants = [read_json(run_folder(seed) / "report-variants" / "report.json")["systems"] for seed in seeds]
@@ -199,7 +203,9 @@ def main() -> None:
         print_stages()
         if tried:
             print_modes(tried, systems, variants)
-            print_conditions(tried)
+            print_conditions([run_folder(seed) / "report-conditions" for seed in tried])
+    if arguments.noise_seeds:
+        print_conditions([run_folder(seed) / "report-conditions" for seed in range(arguments.noise_seeds)])
     if arguments.schedule_seeds:
         names = [
             "",
@@ -282,25 +288,6 @@ def print_modes(seeds: range, reports: list[dict[str, Any]], variants: list[dict
         print(
             f"| {mode} | {report['entries_per_frame']:.2f} | {report['bytes_per_frame']:.2f} | {kl} | "
             f"{100 * statistics.mean(values):.2f} | {each(values)} |"
-        )
-
-
-def print_conditions(seeds: range) -> None:
-    """WER in noises that no training heard, by what the student's side heard: means of the seeds."""
-    errors: dict[str, dict[str, list[int]]] = {}
-    for seed in seeds:
-        for line in (run_folder(seed) / "report-conditions" / "utterances.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            counts = errors.setdefault(row["system"], {}).setdefault(row["key"].rpartition("-")[0], [0, 0])
-            counts[0] += row["errors"]
-            counts[1] += row["words"]
-    conditions = list(next(iter(errors.values())))
-    print(
-        f"\n| WER %, mean of {len(seeds)} seeds | " + " | ".join(conditions) + " |\n|" + "---|" * (len(conditions) + 1)
-    )
-    for system, counts in errors.items():
-        print(
-            f"| {system} | " + " | ".join(f"{100 * counts[one][0] / counts[one][1]:.1f}" for one in conditions) + " |"
         )
 
 

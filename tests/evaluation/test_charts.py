@@ -19,6 +19,7 @@ from asr_kd.evaluation.charts import (
     reliability,
     slice_dots,
     wer_against_hours,
+    wer_against_noise,
     wer_bars,
 )
 from asr_kd.evaluation.schema import Bin
@@ -65,6 +66,26 @@ def test_pictures_of_slices_and_hours_hold_any_figures(
     for svg in (str(slice_dots("speaker", slices)), str(wer_against_hours([(one, bar) for one in hours]))):
         xml.etree.ElementTree.fromstring(svg)
         assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))
+
+
+@pytest.mark.parametrize("wers", [[0.0, 0.0, 0.0], [0.05, 0.3, 1.4]])
+@pytest.mark.parametrize("ratios", [[None, 20.0, -5.0], [10.0, 10.0, 10.0], [None, 3.0, 0.0]])
+def test_noise_grows_to_the_right_with_clean_sound_apart(wers: list[float], ratios: list[float | None]) -> None:
+    heard = [
+        (ratio, [Bar("a", "s0", wer, (wer / 2, wer * 1.2)), Bar("<b>", "s1", wer / 2, None)])
+        for ratio, wer in zip(ratios, wers, strict=True)
+    ]
+    svg = str(wer_against_noise("pink", heard))
+    assert svg == str(wer_against_noise("pink", heard[::-1])) or ratios[0] == ratios[1]
+    xml.etree.ElementTree.fromstring(svg)
+    assert all(math.isfinite(value) and 0 <= value <= 600 for value in numbers(svg))
+    places = [float(x) for x in re.findall(r'<circle cx="([^"]+)"', svg)]
+    assert places[:3] == sorted(places[:3]) and (ratios[0] is None) == (">clean</text>" in svg)
+    line = re.findall(r'<polyline points="([^"]*)"', svg)[0].split()
+    assert len(line) == sum(
+        ratio is not None for ratio in ratios
+    )  # the clean sound is not on the way from one to the next
+    assert "-5 dB: a" in svg or -5.0 not in ratios
 
 
 def test_a_long_name_leaves_room_for_its_note_and_figure() -> None:

@@ -192,6 +192,24 @@ def test_wer_against_hours_needs_two_systems_that_say_theirs() -> None:
     assert "small: 1200 h" in page
 
 
+def in_conditions(report: Report, *conditions: str | None) -> Report:
+    """The same report with slices of these conditions."""
+    slices = report.model_dump()["slices"]
+    slices[0]["values"] = [slices[0]["values"][0] | {"value": condition} for condition in conditions]
+    return changed(report, slices=slices)
+
+
+def test_wer_against_noise_where_conditions_name_its_ratio() -> None:
+    report = distilled(20, 10, 12)
+    heard = in_conditions(report, "clean", "babble 0 dB", "babble 10 dB", "car_-5.5dB", "car-20-dB", "wind 10 dB", None)
+    page = page_of(heard)
+    check_page(page)
+    assert [noise for noise in ("babble", "car", "wind") if f"WER against {noise} noise" in page] == ["babble", "car"]
+    assert "small: clean 12.00 %, 10 dB 12.00 %, 0 dB 12.00 %" in page and "-5.5 dB 12.00 %" in page
+    unlike = page_of(in_conditions(report, "clean", "office", "10 dB", "babble 10 dB louder"))
+    assert "Slices" in unlike and "against babble" not in unlike and "signal-to-noise" not in unlike
+
+
 def test_hostile_text_stays_text() -> None:
     alignment = [("substitution", HOSTILE, HOSTILE), ("deletion", HOSTILE, None), ("insertion", None, HOSTILE)]
     one = system(9)

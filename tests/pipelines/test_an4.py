@@ -18,7 +18,10 @@ import yaml
 
 from asr_kd import cli
 from asr_kd.audio.decode import decode
+from asr_kd.decoding.prepare import prepare
 from asr_kd.pipeline import load_pipeline
+from asr_kd.shards.settings import PrepareSettings
+from asr_kd.shards.tarset import Sample, read_checked, read_index
 
 ROOT = Path(__file__).parents[2]
 SPEAKERS = ("fash", "fbbh", "mblb", "mmxg", "fejs")
@@ -152,13 +155,56 @@ def settings_of(recipe: str) -> dict[str, Any]:
 
 def test_the_recipe_is_that_of_ones_own_audio() -> None:
     own, an4 = settings_of("own_audio"), settings_of("an4")
-    for name in set(own["stages"]) - {"labelled", "unlabelled", "development", "test", "report"}:
+    for name in set(own["stages"]) - {"labelled", "unlabelled", "development", "test", "report", "report-conditions"}:
         one, other = own["stages"][name], an4["stages"][name]
         heard = one["settings"].pop("features", {})
         heard.pop("sample_rate", None)  # the rate of the audio
         assert heard == other["settings"].pop("features", {}) and one == other, name
     shared = set(own["variables"]) & set(an4["variables"]) - {"run", "units_size"}
     assert {name: own["variables"][name] for name in shared} == {name: an4["variables"][name] for name in shared}
+
+
+def test_noise_is_one_variable_of_every_recipe_and_leaves_the_teacher_alone() -> None:
+    for recipe in ("an4", "own_audio", "digits"):
+        file = ROOT / "pipelines" / recipe / "pipeline.yaml"
+        noisy, quiet = (
+            {stage.name: stage.fingerprint for stage in load_pipeline(file, [f"noise={value}"])[1]}
+            for value in ("{}", "null")
+        )
+        changed = {name for name in noisy if noisy[name] != quiet[name] and not name.startswith("report")}
+        students = {name for name in noisy if name.startswith("student-")} - {"student-supervised"}
+        assert changed == students and changed, recipe
+
+
+def test_a_test_set_in_every_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_corpus(tmp_path / "an4", "flac")
+    assert run(tmp_path / "an4", tmp_path / "corpus").returncode == 0
+    for name in ("test", "development"):
+        settings = PrepareSettings(manifest=str(tmp_path / f"corpus/{name}.jsonl"), output=str(tmp_path / name))
+        prepare(settings)
+    script = load_script("conditions")
+    words = ["--audio", str(tmp_path / "test"), "--voices", str(tmp_path / "development")]
+
+    def made(output: str, *more: str) -> list[Sample]:
+        monkeypatch.setattr("sys.argv", ["conditions.py", *words, "--output", str(tmp_path / output), *more])
+        script.main()
+        return [one for info in read_index(tmp_path / output) for one in read_checked(tmp_path / output, info)]
+
+    plain = {one.key: one for info in read_index(tmp_path / "test") for one in read_checked(tmp_path / "test", info)}
+    heard = made("conditions")
+    assert len({one.key for one in heard}) == len(heard) == len(script.CONDITIONS) * len(plain)
+    for one in heard:
+        condition = one.fields["condition"]
+        before = plain[one.key.removeprefix(condition.replace(" ", "-") + "-")]
+        assert {**before.fields, "condition": condition} == one.fields
+        (was, rate), (now, same) = (decode(sample.audio, sample.key, None, 60) for sample in (before, one))
+        assert rate == same == 16000 and was.shape == now.shape
+        assert np.array_equal(was, now) == (condition == "clean")
+    assert {one.fields["condition"] for one in heard} == set(script.CONDITIONS)
+    again = made("again", "--minutes", "0.001")  # one utterance of each shard, and the same noise
+    assert len(again) == len(script.CONDITIONS) and all(one in heard for one in again)
+    with pytest.raises(SystemExit):
+        made("none", "--minutes", "0")
 
 
 def test_all_stages_of_the_recipe_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,16 +223,28 @@ def test_what_is_measured_beside_the_recipe_hears_the_same(tmp_path: Path, monke
     measure = load_script("measure")
     recipe = settings_of("an4")
     stages = {}
-    for name in ("with_parts", "digits", "without_oracle"):
+    for name in ("with_parts", "digits", "without_oracle", "with_noisy"):
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(getattr(measure, name)(recipe), sort_keys=False))
         stages[name] = {stage.name: stage for stage in load_pipeline(file, [])[1]}
     assert recipe == settings_of("an4")  # nothing of it was changed in passing
     known = {stage.name: stage.fingerprint for stage in load_pipeline(ROOT / "pipelines/an4/pipeline.yaml", [])[1]}
-    for name in ("with_parts", "without_oracle"):  # what both have is not run twice
-        shared = {one: stage.fingerprint for one, stage in stages[name].items() if one in known and one != "report"}
+    for name in ("with_parts", "without_oracle", "with_noisy"):  # what both have is not run twice
+        shared = {
+            one: stage.fingerprint
+            for one, stage in stages[name].items()
+            if one in known and not one.startswith("report")
+        }
         assert shared.items() <= known.items() and len(shared) > 12
     assert "student-oracle" not in stages["without_oracle"] and "corpus" not in stages["digits"]
+    assert "data" in stages["digits"]["report-conditions"].needs and "test-conditions" not in stages["digits"]
+    for kind in ("student-pseudo-label", "student-distilled"):
+        quiet, noisy = (stages["with_noisy"][name].settings for name in (kind, f"{kind}-noise"))
+        for source in noisy["phases"][0]["sources"]:
+            assert source["augment"].pop("noise") and source["augment"]
+        for source in quiet["phases"][0]["sources"]:
+            assert source["augment"].pop("noise") is None
+        assert {**noisy, "output": ""} == {**quiet, "output": ""}  # nothing else differs
     rival = stages["with_parts"]["student-pseudo-label"].settings["phases"][0]
     for name, stage in stages["with_parts"].items():
         if name not in known and stage.verb == "train" and not name.startswith("student-best-of-lists-"):

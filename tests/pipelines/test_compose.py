@@ -129,41 +129,13 @@ def test_the_test_set_in_conditions(composed: Path, script: ModuleType) -> None:
     by_condition: dict[str, list[Sample]] = {}
     for sample in samples_of(composed / "test-conditions"):
         by_condition.setdefault(sample.fields["condition"], []).append(sample)
-    assert by_condition.keys() == script.CONDITIONS.keys()
+    assert tuple(by_condition) == script.CONDITIONS
     for condition, samples in by_condition.items():
         for plain, sample in zip(clean, samples, strict=True):
             assert sample.fields == {**plain.fields, "condition": condition}
             assert (sample.audio == plain.audio) == (condition == "clean")
             before, after = (decode(one.audio, one.key, None, 60)[0] for one in (plain, sample))
             assert len(before) == len(after)
-
-
-@pytest.mark.parametrize("decibels", [0, 10])
-def test_noise_is_added_at_the_stated_ratio_to_active_speech(script: ModuleType, decibels: int) -> None:
-    rng = np.random.default_rng(0)
-    speech = rng.integers(-3000, 3001, 8000) * (np.arange(8000) < 2400)  # a pause follows, which does not count
-    for noise in (script.pink(8000, rng), 40 * rng.integers(-300, 301, 8000)):
-        added = script.add_noise(speech, noise, decibels) - speech
-        ratio = np.mean(speech[:2400].astype(float) ** 2) / np.mean(added.astype(float) ** 2)
-        assert 10 * np.log10(ratio) == pytest.approx(decibels, abs=0.05)
-
-
-def test_reverberation_begins_with_the_direct_sound(script: ModuleType) -> None:
-    click = np.zeros(4000, np.int16)
-    click[1000] = 20000
-    for seed in range(5):
-        wet = script.reverberate(click, np.random.default_rng(seed))
-        assert np.argmax(np.abs(wet)) == 1000 and not wet[:1000].any() and wet[1001:].any()
-        assert (wet**2).sum() == pytest.approx(20000**2, rel=0.02)
-
-
-def test_pink_noise_falls_by_three_decibels_an_octave(script: ModuleType) -> None:
-    spectrum = np.abs(np.fft.rfft(script.pink(80000, np.random.default_rng(0)))) ** 2
-    frequencies = np.fft.rfftfreq(80000, 1 / script.RATE)
-    bands = [
-        10 * np.log10(spectrum[(frequencies >= low) & (frequencies < 2 * low)].mean()) for low in (62.5, 250, 1000)
-    ]
-    assert bands[0] - bands[1] == pytest.approx(6, abs=1.5) and bands[1] - bands[2] == pytest.approx(6, abs=1.5)
 
 
 def test_same_seed_same_bytes(source: Path, script: ModuleType, composed: Path, tmp_path: Path) -> None:

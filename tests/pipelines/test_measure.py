@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -57,3 +59,37 @@ def test_every_schedule_hears_the_same_audio(at_root: None, script: ModuleType) 
     recipe, *others = map(heard, students)
     assert len(others) == 7 and recipe == {"${run}/data/${unlabelled}": 14, "${run}/data/labelled": 56}
     assert all(other == recipe for other in others)
+
+
+def test_with_noise_a_student_hears_the_same_and_noise(at_root: None, script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(script.noise_pipeline(), sort_keys=False))
+    _, stages = load_pipeline(tmp_path / "pipeline.yaml", [])
+    settings = {stage.name: stage.settings for stage in stages}
+    for kind in ("student-pseudo-label", "student-distilled"):
+        quiet, noisy = settings[kind], settings[f"{kind}-noise"]
+        assert heard(quiet) == heard(noisy)
+        for one, other in zip(quiet["phases"][0]["sources"], noisy["phases"][0]["sources"], strict=True):
+            assert one["augment"].pop("noise") is None and other["augment"].pop("noise") and one == other
+    assert len(settings["report-conditions"]["systems"]) == 6
+
+
+def test_the_table_by_condition(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, changed in enumerate((0.1, 0.2)):
+        wers = {"teacher": 0.3, "student-distilled": 0.4, "student-distilled-noise": changed}
+        values = [
+            {"value": value, "systems": {name: {"wer": wer} for name, wer in wers.items()}}
+            for value in ("babble 0 dB", "babble 10 dB", "clean", "reverberation")
+        ]
+        (tmp_path / f"{seed}").mkdir()
+        report = {"slices": [{"field": "speaker", "values": []}, {"field": "condition", "values": values}]}
+        (tmp_path / f"{seed}" / "report.json").write_text(json.dumps(report))
+    sys.modules["noisy"].print_conditions([tmp_path / "0", tmp_path / "1"])
+    head, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head.startswith(
+        "| WER %, mean of 2 | teacher | student-distilled | student-distilled-noise | student-distilled:"
+    )
+    assert [row.split(" | ")[0] for row in rows] == ["| clean", "| babble 10 dB", "| babble 0 dB", "| reverberation"]
+    # -75 and -50 %: a mean of -62.5, a standard deviation of 17.7, t of one degree of freedom 12.7
+    assert rows[0] == "| clean | 30.0 | 40.0 | 15.0 | -62 % (-221 to +96) |"
+    sys.modules["noisy"].print_conditions([tmp_path / "0"])
+    assert "-75 % (one seed)" in capsys.readouterr().out
