@@ -14,10 +14,8 @@ import numpy as np
 
 TALKERS = 6  # of babble
 STEADY = 0.128  # seconds that the longest steps of pink noise last
-PIECES, RANGE = (
-    50,
-    1000,
-)  # speech is active in pieces of a 50th of a second whose energy is over a 1000th of the loudest one's
+#: speech is active in pieces of a 50th of a second whose energy is over a 1000th of the loudest one's
+PIECES, RANGE = 50, 1000
 ROOM = (3, 6)  # range of the reverberation time in tenths of a second
 DIRECT = (0, 6)  # range of the direct sound over the reverberation, in dB
 #: 10^(dB / 10) in thousandths

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
-from noisy import compared, print_conditions, with_noise
+from noisy import T95, compared, print_conditions, with_noise
 
 from asr_kd.config.load import load_yaml
 from asr_kd.files import read_json
@@ -42,8 +42,6 @@ CONDITIONS: dict[str, list[str]] = {
 }
 #: of the unlabelled speakers, and by what their number is divided
 PARTS = {"quarter": 4, "half": 2}
-#: of Student's t distribution, two-sided 95 %, by degrees of freedom
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
 
 
 def digits(pipeline: dict[str, Any]) -> dict[str, Any]:
