@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +12,13 @@ import numpy as np
 
 from asr_kd.audio.decode import decode, read_blocks, seconds_of
 from asr_kd.audio.parts import named
+from asr_kd.audio.segments import slices, speech
+from asr_kd.audio.settings import SpeechSettings
+from asr_kd.audio.vad import RATE, Silero, track
 from asr_kd.audio.waveform import from_array
 from asr_kd.decoding.decoder import Decoder, checked
 from asr_kd.decoding.listening import listen, network_for, whole
-from asr_kd.decoding.words import Hypothesis
+from asr_kd.decoding.words import Hypothesis, Word
 from asr_kd.errors import UserError
 from asr_kd.files import local_copy, place
 from asr_kd.models.acoustic import Checkpoint
@@ -101,6 +105,43 @@ def hypotheses(checkpoint: Checkpoint, decoder: Decoder, recording: Recording, w
             return decoder(whole(checkpoint, *recording.blocks))
     words = list(listen(checkpoint, decoder, recording.blocks, recording.name, window))
     return [Hypothesis(" ".join(word.text for word in words), float("nan"), words)]
+
+
+def spoken(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    sound: Callable[[int], Iterable[np.ndarray]],
+    name: str,
+    settings: SpeechSettings,
+) -> Hypothesis:
+    """What was said in a recording of any length that is cut at its pauses, each utterance heard by itself; its score is NaN.
+
+    Memory holds an utterance, a block, and what `track` keeps. Where nobody speaks there are no words.
+
+    Args:
+        checkpoint: the network.
+        decoder: of its output.
+        sound: the recording at a rate in Hz, in blocks float32 [samples]; it is asked twice.
+        name: of the recording, for messages.
+        settings: where it is cut.
+
+    Raises:
+        AudioError: when the recording cannot be used.
+        UserError: when the detector is not installed.
+    """
+    rate = checkpoint.features.sample_rate
+    spans = speech(track(sound(RATE), Silero() if settings.detector == "silero" else None), settings)
+    words: list[Word] = []
+    with named(name):
+        for span, waveform in zip(spans, slices(sound(rate), (span.at(rate) for span in spans)), strict=True):
+            words += (_later(word, span.start / RATE) for word in decoder(whole(checkpoint, waveform))[0].words)
+    return Hypothesis(" ".join(word.text for word in words), float("nan"), words)
+
+
+def _later(word: Word, seconds: float) -> Word:
+    """The same word so many seconds later."""
+    moved = [dataclasses.replace(one, start=one.start + seconds, end=one.end + seconds) for one in word.tokens]
+    return dataclasses.replace(word, start=word.start + seconds, end=word.end + seconds, tokens=tuple(moved))
 
 
 def log_probs_of(checkpoint: Checkpoint, recording: Recording, window: float) -> np.ndarray:
