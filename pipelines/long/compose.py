@@ -153,7 +153,7 @@ def compose(
         first, last = one.spoken
         recording.said.append({
             "audio": f"{recording.key}.flac", "key": one.key, "recording": recording.key, "start": start, "end": end,
-            "speech_start": round(start + first, 6), "speech_end": round(start + last, 6), "speaker": one.speaker, "text": one.text,
+            "speech": [round(start + first, 6), round(start + last, 6)], "speaker": one.speaker, "text": one.text,
         })  # fmt: skip
         if recording.samples >= minutes * 60 * RATE or index == len(utterances) - 1:
             recording.add(np.zeros(round(placing.uniform(*PAUSE) * RATE), np.float32))

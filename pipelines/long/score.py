@@ -72,7 +72,7 @@ def lines(path: Path) -> list[dict]:
 def read_reference(folder: Path) -> tuple[list[Span], dict[str, str]]:
     """What `compose.py` knows of its recordings: the speech of each utterance, and the texts by key."""
     found = lines(folder / "reference.jsonl")
-    spans = [Span(one["recording"], one["speech_start"], one["speech_end"], one["key"]) for one in found]
+    spans = [Span(one["recording"], *one["speech"], one["key"]) for one in found]
     return spans, {one["key"]: one["text"] for one in found}
 
 
