@@ -180,7 +180,7 @@ def test_a_detector_finds_the_utterances(scripts: dict[str, ModuleType], compose
         assert [group.kind for group in found[cut]] == ["whole"] * 6
     labels = {group.pieces[0].key: texts[group.utterances[0].key] for group in found["energy"]}
     assert score.errors_of(found["energy"], texts, labels)["whole"].errors == 0
-    assert all(0.15 < seconds < 0.6 for seconds in score.cuts_of(found["energy"], []).starts)
+    assert all(0.15 < seconds < 0.7 for seconds in score.cuts_of(found["energy"], []).starts)
 
 
 def test_the_pipeline_is_sound_and_students_differ_in_what_they_hear(
@@ -249,7 +249,7 @@ def test_the_tables_say_what_was_measured(
         labels = {group.pieces[0].key: texts[group.utterances[0].key].replace("3", "4") for group in groups}
         for system in ("", *(f"-{one}" for one in measure.tested([]))):
             write(tmp_path / "long" / f"{name}-clean-silero{system}.jsonl", labels)
-    write(tmp_path / "teacher-lists.jsonl", texts)
+    write(tmp_path / "teacher-lists.jsonl", texts | {"u0": "word"})
     (tmp_path / "corpus").mkdir()
     write(tmp_path / "corpus" / "unlabelled-oracle.jsonl", texts)
     sets = {name: {"wer": wer} for name, wer in (("given", 0.25), ("clean-truth", 0.3), ("clean-uncut", 0.9))}
@@ -260,9 +260,9 @@ def test_the_tables_say_what_was_measured(
     measure.print_systems([tmp_path], [])
     printed = capsys.readouterr().out
     assert "| clean | silero | 1.00 | 100.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 |" in printed
-    assert "| as given | – | 0.0 | 0.0 / 0.0 |" in printed
+    assert "| as given | – | 8.3 | 8.3 / 8.3 |" in printed
     wrong = sum(word_errors("word 3", "word 4")) / 12
-    assert f"| clean | silero | {100 * wrong:.1f} | {100 * wrong:.1f} / {100 * wrong:.1f} |" in printed
+    assert f"| clean | silero | {100 * wrong:.1f} | {100 * wrong:.1f} / {100 * wrong:.1f} | +0.0 %" in printed
     assert f"| student-distilled | 25.0 | 30.0 | {100 * wrong:.1f} | 90.0 |" in printed
 
 
