@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,11 +35,13 @@ class Recording(NamedTuple):
         name: for messages.
         blocks: float32 [samples] each, mono, full scale 1; one, if it is heard at once.
         at_once: whether it is no longer than what may be heard at once.
+        at: the whole of it again, in blocks at a rate in Hz.
     """
 
     name: str
     blocks: Iterable[np.ndarray]
     at_once: bool
+    at: Callable[[int], Iterable[np.ndarray]]
 
 
 @contextlib.contextmanager
@@ -64,9 +67,10 @@ def of_file(path: Path, name: str, sample_rate: int, window: float) -> Recording
         sample_rate: wanted rate in Hz.
         window: seconds that are heard at once.
     """
+    at = functools.partial(read_blocks, path, name)
     if seconds_of(path, name) <= window:
-        return Recording(name, [decode(path.read_bytes(), name, sample_rate, window)[0]], True)
-    return Recording(name, read_blocks(path, name, sample_rate), False)
+        return Recording(name, [decode(path.read_bytes(), name, sample_rate, window)[0]], True, at)
+    return Recording(name, at(sample_rate), False, at)
 
 
 def of_array(samples: np.ndarray, rate: int, name: str, sample_rate: int, window: float) -> Recording:
@@ -82,24 +86,35 @@ def of_array(samples: np.ndarray, rate: int, name: str, sample_rate: int, window
         AudioError: as `from_array`.
     """
     waveform = from_array(samples, rate, sample_rate, name)
+    at = lambda wanted: [from_array(samples, rate, wanted, name)]  # noqa: E731
     if len(samples) <= window * rate:
-        return Recording(name, [waveform], True)
+        return Recording(name, [waveform], True, at)
     edges = range(0, len(waveform), BLOCK * sample_rate)
-    return Recording(name, (waveform[at : at + BLOCK * sample_rate] for at in edges), False)
+    return Recording(name, (waveform[edge : edge + BLOCK * sample_rate] for edge in edges), False, at)
 
 
-def hypotheses(checkpoint: Checkpoint, decoder: Decoder, recording: Recording, window: float) -> list[Hypothesis]:
-    """What was said, the best first; of a recording that is not heard at once the best alone, whose score is NaN.
+def hypotheses(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    recording: Recording,
+    window: float,
+    segment: SpeechSettings | None = None,
+) -> list[Hypothesis]:
+    """What was said, the best first; of a recording that is cut or not heard at once the best alone, whose score is NaN.
 
     Args:
         checkpoint: the network.
         decoder: of its output.
         recording: at its rate.
         window: as of `listen`.
+        segment: where it is cut, each utterance to be heard by itself; None: nowhere.
 
     Raises:
         AudioError: when the recording cannot be used.
+        UserError: when the detector is not installed.
     """
+    if segment:
+        return [_spoken(checkpoint, decoder, recording, segment)]
     if recording.at_once:
         with named(recording.name):
             return decoder(whole(checkpoint, *recording.blocks))
@@ -107,33 +122,14 @@ def hypotheses(checkpoint: Checkpoint, decoder: Decoder, recording: Recording, w
     return [Hypothesis(" ".join(word.text for word in words), float("nan"), words)]
 
 
-def spoken(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    sound: Callable[[int], Iterable[np.ndarray]],
-    name: str,
-    settings: SpeechSettings,
-) -> Hypothesis:
-    """What was said in a recording of any length that is cut at its pauses, each utterance heard by itself; its score is NaN.
-
-    Memory holds an utterance, a block, and what `track` keeps. Where nobody speaks there are no words.
-
-    Args:
-        checkpoint: the network.
-        decoder: of its output.
-        sound: the recording at a rate in Hz, in blocks float32 [samples]; it is asked twice.
-        name: of the recording, for messages.
-        settings: where it is cut.
-
-    Raises:
-        AudioError: when the recording cannot be used.
-        UserError: when the detector is not installed.
-    """
+def _spoken(checkpoint: Checkpoint, decoder: Decoder, recording: Recording, settings: SpeechSettings) -> Hypothesis:
+    """Memory holds an utterance, a block, and what `track` keeps. Where nobody speaks there are no words."""
     rate = checkpoint.features.sample_rate
-    spans = speech(track(sound(RATE), Silero() if settings.detector == "silero" else None), settings)
+    spans = speech(track(recording.at(RATE), Silero() if settings.detector == "silero" else None), settings)
     words: list[Word] = []
-    with named(name):
-        for span, waveform in zip(spans, slices(sound(rate), (span.at(rate) for span in spans)), strict=True):
+    with named(recording.name):
+        waveforms = slices(recording.at(rate), (span.at(rate) for span in spans))
+        for span, waveform in zip(spans, waveforms, strict=True):
             words += (_later(word, span.start / RATE) for word in decoder(whole(checkpoint, waveform))[0].words)
     return Hypothesis(" ".join(word.text for word in words), float("nan"), words)
 

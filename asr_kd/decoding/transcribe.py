@@ -25,7 +25,7 @@ from asr_kd.config.base import folders_of
 from asr_kd.decoding.decoder import Decoder, make_decoder
 from asr_kd.decoding.listening import Listener, StreamingNetwork, check_streams, listen, whole
 from asr_kd.decoding.pseudo_labels import label_texts, transcribe_file, transcriber_of
-from asr_kd.decoding.recordings import fetched, hypotheses, of_file, spoken
+from asr_kd.decoding.recordings import fetched, hypotheses, of_file
 from asr_kd.decoding.settings import TranscribeSettings
 from asr_kd.decoding.words import Hypothesis, Token, Word
 from asr_kd.errors import UserError
@@ -118,10 +118,8 @@ def _hearer(settings: TranscribeSettings) -> Callable[[Path, str], dict[str, Any
     rate, window = checkpoint.features.sample_rate, settings.window_seconds
 
     def hear(path: Path, name: str) -> dict[str, Any]:
-        if settings.segment:
-            blocks = functools.partial(read_blocks, path, name)
-            return details([spoken(checkpoint, decoder, blocks, name, settings.segment)])
-        return details(hypotheses(checkpoint, decoder, of_file(path, name, rate, window), window))
+        recording = of_file(path, name, rate, window)
+        return details(hypotheses(checkpoint, decoder, recording, window, settings.segment))
 
     return hear
 
