@@ -31,7 +31,12 @@ CONDITIONS: dict[str, list[Any]] = {
     "between": ["--snr", 40, "--stretches"],
 }
 #: who says where the recordings are cut: the reference, or a detector
-CUTS: dict[str, dict[str, Any]] = {"truth": {}, "silero": {"detector": "silero"}, "energy": {"detector": "energy"}}
+CUTS: dict[str, dict[str, Any]] = {
+    "truth": {},
+    "silero": {"detector": "silero"},
+    "wide": {"detector": "silero", "padding": 0.4, "min_pause": 0.8},
+    "energy": {"detector": "energy"},
+}
 STUDENTS = ("clean-silero", "noise-truth", "noise-silero", "between-silero")
 #: of AN4's recipe: what nothing here needs
 UNUSED = ("pseudo-labels", "student-pseudo-label", "student-oracle", "report")
@@ -40,7 +45,7 @@ PASSES = 30  # as many as the student of utterances as given makes, whose 18.4 h
 
 
 def recordings(name: str, condition: str, seconds: float) -> dict[str, Any]:
-    """Stages that compose the set `name` in a condition and cut it by everyone: with text and uncut too where seconds are given."""
+    """Stages that compose the set `name` in a condition and cut it by everyone; with seconds, for the test, by the reference and Silero, with text, and uncut."""
     made, arguments = f"{name}-{condition}", ["--manifest", f"${{run}}/corpus/{name}.jsonl", "--seed", "${seed}"]
     if name == "unlabelled":
         arguments += ["--texts", "${run}/corpus/unlabelled-oracle.jsonl"]
@@ -49,6 +54,8 @@ def recordings(name: str, condition: str, seconds: float) -> dict[str, Any]:
     composed = {"file": "pipelines/long/compose.py", "output": output, "arguments": arguments}
     stages: dict[str, Any] = {f"long-{made}": {"verb": "script", "settings": composed}}
     for cut, segment in CUTS.items():
+        if seconds and cut not in ("truth", "silero"):
+            continue
         listed = {"manifest": f"{output}/recordings.jsonl", "segment": segment} if segment else {"manifest": f"{output}/reference.jsonl"}  # fmt: skip
         silent = {} if cut == "truth" and seconds else {"drop_text": True}
         settings = {**listed, **silent, "output": f"{output}-{cut}"}

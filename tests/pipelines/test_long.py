@@ -171,7 +171,7 @@ def test_a_detector_finds_the_utterances(scripts: dict[str, ModuleType], compose
     said, texts = score.read_reference(composed)
     found = {}
     for cut, listed in scripts["measure"].CUTS.items():
-        if cut == "silero":  # hears no speech in noise
+        if listed.get("detector") == "silero":  # hears no speech in noise
             continue
         manifest = composed / ("recordings.jsonl" if listed else "reference.jsonl")
         settings = {"manifest": str(manifest), "output": str(tmp_path / cut), "drop_text": True}
