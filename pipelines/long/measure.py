@@ -37,7 +37,7 @@ CUTS: dict[str, dict[str, Any]] = {
     "wide": {"detector": "silero", "padding": 0.4, "min_pause": 0.8},
     "energy": {"detector": "energy"},
 }
-STUDENTS = ("clean-silero", "noise-truth", "noise-silero", "between-silero")
+STUDENTS = ("clean-truth", "clean-silero", "between-silero")
 #: of AN4's recipe: what nothing here needs
 UNUSED = ("pseudo-labels", "student-pseudo-label", "student-oracle", "report")
 GIVEN, BASES = "student-distilled", ("teacher", "student-supervised")

@@ -189,7 +189,7 @@ def test_the_pipeline_is_sound_and_students_differ_in_what_they_hear(
     monkeypatch.chdir(ROOT)
     measure = scripts["measure"]
     recipe = load_yaml(ROOT / "pipelines" / "an4" / "pipeline.yaml")
-    stages = measure.stages(recipe, measure.STUDENTS)
+    stages = measure.stages(recipe, [*measure.STUDENTS, "noise-silero"])
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump({"variables": recipe["variables"], "stages": stages}, sort_keys=False))
     _, loaded = load_pipeline(file, [])
