@@ -43,6 +43,7 @@ class Hearing(TypedDict, total=False):
     lm_weight: float
     word_bonus: float
     window_seconds: float
+    segment: dict[str, Any] | None
     precision: str
     device: str
     whisper: dict[str, Any]
@@ -200,7 +201,8 @@ class Recogniser:
         with self._recording(sound, rate) as recording:
             if self._transcriber:
                 return Transcript(self._transcriber(recording.blocks, recording.name)["text"], [], [])
-            found = hypotheses(self._checkpoint, self._decoder, recording, self._settings.window_seconds)
+            window, segment = self._settings.window_seconds, self._settings.segment
+            found = hypotheses(self._checkpoint, self._decoder, recording, window, segment)
         return Transcript(found[0].text, found[0].words, found)
 
     def posteriors(self, sound: Path | Samples, rate: int | None = None) -> Posteriors:
@@ -215,15 +217,17 @@ class Recogniser:
 
         Raises:
             AudioError: when the recording cannot be used.
-            UserError: as of `transcribe`, and when the model writes text and has none.
+            UserError: as of `transcribe`, when the model writes text and has none, and when recordings are cut (`segment`).
         """
         checkpoint = self.checkpoint
+        if self._settings.segment:
+            raise UserError("segment: posteriors are of a recording as a whole; load the model without it")
         with self._recording(sound, rate) as recording:
             log_probs = log_probs_of(checkpoint, recording, self._settings.window_seconds)
         return Posteriors(log_probs, checkpoint.frame_ms, checkpoint.offset_ms, checkpoint.units)
 
     def stream(self, rate: int | None = None) -> Stream:
-        """A recording that is heard as it comes, at `rate` Hz; None takes `sample_rate`. A UserError when the model needs whole utterances."""
+        """A recording that is heard as it comes, uncut, at `rate` Hz; None takes `sample_rate`. A UserError when the model needs whole utterances."""
         if self._transcriber:
             raise UserError(f"{self.name}: hears whole utterances, and cannot stream; use transcribe")
         check_streams(self._checkpoint, self.name, "a stream")
@@ -289,7 +293,7 @@ def load(checkpoint: Path, **settings: Unpack[Hearing]) -> Recogniser:
         checkpoint: folder or URL of a checkpoint or a run; or a model from outside: a folder, `hf:owner/name@revision` or
             `torchaudio:BUNDLE` of a CTC model, or of Whisper or Moonshine, which writes text and has no posteriors.
         settings: of `asr-kd transcribe`, with the same names and defaults: `decoder`, `beam`, `nbest`, `lm`, `lexicon`, `lm_weight`,
-            `word_bonus`, `window_seconds`, `precision`, `device`, `whisper`.
+            `word_bonus`, `window_seconds`, `segment`, `precision`, `device`, `whisper`.
 
     Raises:
         UserError: when there is no such model, it cannot be run here, or a setting does not fit it.

@@ -37,7 +37,7 @@ from asr_kd.units import load_units
 SHORTEST = 0.1
 #: settings of CTC models and of their decoders
 OF_CTC = (
-    "decoder", "beam", "nbest", "lm", "lexicon", "lm_weight", "word_bonus", "window_seconds", "batch_frames", "precision",
+    "decoder", "beam", "nbest", "lm", "lexicon", "lm_weight", "word_bonus", "window_seconds", "segment", "batch_frames", "precision",
 )  # fmt: skip
 #: characters named in a message at most
 NAMED = 10

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from asr_kd.audio.settings import SpeechSettings
 from asr_kd.config.base import Count, Location, NotNegative, Positive, Sets, Settings, Share, is_default
 from asr_kd.config.knobs import BATCH_FRAMES, DEVICE, PRECISION, THREADS, Precision, Texts, Threads
 from asr_kd.decoding.whisper_settings import WhisperSettings
@@ -106,6 +107,12 @@ class TranscribeSettings(DecodingSettings):
         description="longer files are decoded in bounded memory: as they are heard by a model that streams, by others in overlapping windows of "
         "this length",
     )
+    segment: SpeechSettings | None = Field(
+        None,
+        description="cut files of any length at their pauses, as prepare does, and hear each utterance by itself; {}: with the defaults; "
+        "null: hear a file as one",
+        exclude_if=lambda value: value is None,  # the jobs of before there was a choice stay as they are
+    )
     batch_frames: Count = BATCH_FRAMES
     max_seconds: Positive = Field(3600.0, description="of a set of shards: longer audio is left out")
     max_bad_share: Share = Field(0.01, description="a set fails when more than this share could not be read")
@@ -120,6 +127,10 @@ class TranscribeSettings(DecodingSettings):
             raise ValueError("audio (a set of shards) and output (a JSONL file) go together")
         if self.stream and self.audio:
             raise ValueError("stream hears a file, - or the microphone; leave out audio and output")
+        if self.segment and (self.audio or self.stream):
+            raise ValueError(
+                "segment cuts files; a set of shards is cut by prepare segment={}, and a stream is heard as it comes"
+            )
         if self.raw_rate and not self.stream:
             raise ValueError("raw_rate is of raw sound on standard input; add --stream and give -, or leave it out")
         return self

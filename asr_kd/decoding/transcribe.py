@@ -118,7 +118,8 @@ def _hearer(settings: TranscribeSettings) -> Callable[[Path, str], dict[str, Any
     rate, window = checkpoint.features.sample_rate, settings.window_seconds
 
     def hear(path: Path, name: str) -> dict[str, Any]:
-        return details(hypotheses(checkpoint, decoder, of_file(path, name, rate, window), window))
+        recording = of_file(path, name, rate, window)
+        return details(hypotheses(checkpoint, decoder, recording, window, settings.segment))
 
     return hear
 

@@ -45,6 +45,24 @@ def test_files_and_arrays_have_the_text_of_the_command(
         assert asr.transcribe(array, rate).text == heard.text
 
 
+def test_recordings_are_cut_as_by_the_command(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = np.zeros(2 * RATE, np.float32)
+    samples = np.concatenate([quiet, sound(2.0), quiet, sound(3.0, 1), quiet])
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    words = ("segment={detector: energy}", "checkpoint=student", "device=cpu", str(tmp_path / "a.wav"))
+    expected = by_command(capsys, *words)
+    asr = asr_kd.load(here / "student", device="cpu", segment={"detector": "energy"})
+    for heard in (asr.transcribe(tmp_path / "a.wav"), asr.transcribe(samples, RATE)):
+        assert heard.text == expected["text"] != ""
+        assert [word.start for word in heard.words] == [
+            pytest.approx(word["start"], abs=0.001) for word in expected["words"]
+        ]  # type: ignore[attr-defined]
+        assert len(heard.alternatives) == 1
+    assert asr.transcribe(quiet, RATE).words == []
+    with pytest.raises(asr_kd.UserError, match="segment: posteriors are of a recording as a whole"):
+        asr.posteriors(samples, RATE)
+
+
 @pytest.mark.parametrize("rate", [8000, 16000, 22050])
 @pytest.mark.parametrize("kind", [np.float32, np.int16])
 def test_a_stream_knows_the_words_of_the_whole(here: Path, rate: int, kind: type) -> None:

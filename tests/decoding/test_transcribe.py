@@ -218,6 +218,33 @@ def test_a_long_file_reads_like_a_short_one(folder: str, tmp_path: Path, capsys:
     assert windowed == whole != ""
 
 
+def test_a_file_that_is_cut_says_what_its_utterances_say(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = [np.random.default_rng(seed).normal(0, 0.1, 8000 * seconds) for seed, seconds in ((1, 2), (2, 3))]
+    quiet = [np.random.default_rng(seed).normal(0, 1e-4, 8000 * 2) for seed in range(3)]
+    sound = np.concatenate([quiet[0], loud[0], quiet[1], loud[1], quiet[2]])
+    soundfile.write(tmp_path / "a.wav", sound, 8000)
+    soundfile.write(tmp_path / "quiet.wav", np.concatenate(quiet), 8000)
+    manifest = tmp_path / "a.jsonl"
+    manifest.write_text(json.dumps({"audio": "a.wav"}) + "\n")
+    assert main(["prepare", f"manifest={manifest}", f"output={tmp_path / 'cut'}", "segment={detector: energy}"]) == 0
+    of_shards, files = tmp_path / "texts.jsonl", [str(tmp_path / name) for name in ("a.wav", "quiet.wav")]
+    words = ["transcribe", f"checkpoint={folder}", "device=cpu", "details=true"]
+    assert main([*words, f"audio={tmp_path / 'cut'}", f"output={of_shards}"]) == 0
+    capsys.readouterr()
+    assert main([*words, "segment={detector: energy}", *files]) == 0
+    heard, silent = map(json.loads, capsys.readouterr().out.splitlines())
+    said = [json.loads(line) for line in of_shards.read_text().splitlines()]
+    assert len(said) == 2 and all(one["text"] for one in said)
+    assert heard["text"] == " ".join(one["text"] for one in said)
+    assert "nbest" not in heard and silent["text"] == ""
+    # the second utterance, with 0.2 s before it, begins when the first is over
+    places = [word["start"] - own["start"] for word, own in zip(heard["words"][len(said[0]["words"]) :], said[1]["words"], strict=True)]  # fmt: skip
+    assert places == pytest.approx([5.8] * len(places), abs=0.04)
+    assert all(word["tokens"][0]["start"] == word["start"] for word in heard["words"])
+
+
 def test_a_stream_ends_with_the_text_of_the_file(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +272,8 @@ def test_a_stream_ends_with_the_text_of_the_file(
         (["-"], "standard input .*with --stream"),
         (["--stream", "missing.wav"], "missing.wav: cannot be read"),
         (["--stream", "a.wav", "audio=x", "output=y"], "stream hears a file, - or the microphone"),
+        (["--stream", "a.wav", "segment={}"], "segment cuts files"),
+        (["audio=x", "output=y", "segment={}"], "is cut by prepare segment"),
         (["a.wav", "lm=x.arpa"], "lm needs a beam search"),
         (["a.wav", "decoder=beam", "lm=missing.arpa"], "missing.arpa: language model: cannot be read"),
         (["a.wav", "window_seconds=1.0"], "window_seconds"),
