@@ -32,7 +32,11 @@ def load_script(name: str) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[f"an4_{name}"] = module
-    spec.loader.exec_module(module)
+    found = list(sys.path)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = found  # scripts of other recipes have names that are looked for there
     return module
 
 

@@ -31,6 +31,8 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
     folder = ROOT / "pipelines" / "long"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
+        for name in ("score", "measure"):  # what a script of another recipe has left
+            patch.delitem(sys.modules, name, raising=False)
         found = {"score": importlib.import_module("score")}
         for name in ("compose", "measure"):  # other recipes have scripts of these names
             spec = importlib.util.spec_from_file_location(f"long_{name}", folder / f"{name}.py")
@@ -39,6 +41,8 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
             patch.setitem(sys.modules, spec.name, module)
             spec.loader.exec_module(module)
         yield found
+        for name in ("score", "measure"):
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
