@@ -91,8 +91,8 @@ def test_what_is_printed_otherwise_is_named(tmp_path: Path) -> None:
 
 
 def test_without_make_it_is_what_make_does() -> None:
-    """The block of README.md without make, against the recipes of the Makefile for an environment that is not there."""
-    ours = next(block for block in blocks(ROOT / "README.md") if "-m venv" in block.commands[0].text)
+    """The block of asr_kd/README.md without make, against the recipes of the Makefile for an environment that is not there."""
+    ours = next(block for block in blocks(ROOT / "asr_kd" / "README.md") if "-m venv" in block.commands[0].text)
     command = ["make", "-n", "digits", "test", "VENV=.absent", "PYTHON=python3"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = made.stdout.replace(" --disable-pip-version-check", "").replace(".absent", ".venv").splitlines()
