@@ -35,11 +35,8 @@ def moments(settings: MomentsSettings) -> None:
     if not infos.samples:
         raise UserError(f"{settings.audio}: holds no utterances; prepare the audio shards again")
     wanted = ShardInput(folder=settings.audio, features=teacher.features, max_seconds=settings.max_seconds)
-    sums, seconds, bad = (
-        Sums(teacher.features.dimension),
-        0.0,
-        Quarantine(infos.samples, settings.max_bad_share, "heard"),
-    )
+    sums, bad = Sums(teacher.features.dimension), Quarantine(infos.samples, settings.max_bad_share, "heard")
+    seconds = 0.0
     with Progress("moments", infos.samples, "utterances") as progress:
         for info in infos.filled:
             loaded = load_features(wanted, info)

@@ -30,6 +30,7 @@ WHISPER: dict[str, Callable[[dict[str, Any]], bool]] = {
     "as `transcribe` keeps them": lambda text: "why" not in text,
     "-0.5 nat a token at least": lambda text: "why" not in text and text["avg_logprob"] >= -0.5,
     "-0.3 nat a token at least": lambda text: "why" not in text and text["avg_logprob"] >= -0.3,
+    "-0.2 nat a token at least": lambda text: "why" not in text and text["avg_logprob"] >= -0.2,
 }
 OWN: dict[str, Callable[[dict[str, Any]], bool]] = {
     "the teacher from here, all": lambda _: True,

@@ -51,7 +51,10 @@ def take_over(seed: int) -> None:
     for path in [*first.iterdir(), *(first / "stages").iterdir()]:
         there = run / path.relative_to(first)
         if path.name.split(".")[0] in HEARD and not there.exists():
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, there)
+            if path.is_dir():
+                shutil.copytree(path, there, ignore=shutil.ignore_patterns(".writer"))  # which says who holds the first
+            else:
+                shutil.copy2(path, there)
 
 
 def rates(lines: Iterable[tuple[dict[str, Any], str, str]]) -> dict[str, float]:

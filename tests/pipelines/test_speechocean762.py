@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.speechocean762 import corpus, labels
+
+ROOT = Path(__file__).parents[2]
 
 
 def lay_out(root: Path, name: str, speakers: range) -> None:
@@ -144,3 +147,35 @@ def test_the_labels_are_compared_with_the_text_that_was_held_back(
     assert found["the teacher from here, all"][:3] == (1, pytest.approx(2 / 9), 0.0)
     assert found["half of the list at least"].utterances == 0  # its two best are as probable, and there is a third
     assert "| Whisper, all" in capsys.readouterr().out
+
+
+def test_rates_are_told_by_age_and_gender(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))  # and what the script adds goes again
+    measure = importlib.import_module("pipelines.speechocean762.measure")
+    monkeypatch.chdir(tmp_path)
+    first = measure.folder(0)
+    for folder in (first / "report", first / "stages", first / "data" / "test"):
+        folder.mkdir(parents=True)
+    said = [("a", {"age": "7", "gender": "f"}, "the cat sat"), ("b", {"age": "30", "gender": "m"}, "a dog")]
+    lines = [
+        {"key": key, "fields": fields, "system": "student-supervised", "reference_scored": text, "hypothesis_scored": text.replace("cat", "bat")}
+        for key, fields, text in said
+    ]  # fmt: skip
+    (first / "report" / "utterances.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (first / "whisper-test.jsonl").write_text(json.dumps({"key": "a", "text": "The cat sat."}) + "\n")
+    (first / "stages" / "whisper-test.json").write_text("{}")
+    (first / "student-supervised").mkdir()
+    found = measure.systems_of(first, "report")
+    assert found["student-supervised"]["all"] == pytest.approx(1 / 5)
+    assert (found["student-supervised"]["children"], found["student-supervised"]["male"]) == (pytest.approx(1 / 3), 0.0)
+    assert (found["Whisper"]["all"], found["Whisper"]["adults"]) == (pytest.approx(2 / 5), 1.0)
+    measure.print_table("system", [found, found])
+    assert "| student-supervised | 20.0 | 20.0 / 20.0 |" in capsys.readouterr().out
+    measure.take_over(1)
+    taken = {str(path.relative_to(measure.folder(1))) for path in measure.folder(1).rglob("*") if path.is_file()}
+    assert (
+        taken == {"whisper-test.jsonl", "stages/whisper-test.json"}
+        and not (measure.folder(1) / "student-supervised").exists()
+    )
