@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import sys
 import types
@@ -87,8 +88,11 @@ def test_mistakes_are_told_before_anything_runs(offered: None, monkeypatch: pyte
         Loggers(["wandb"])
 
 
-def test_tensorboard_has_figures_and_settings(tmp_path: Path) -> None:
+def test_tensorboard_has_figures_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    # Files are read in the order of their names: the second, then a count, of which 10 stands before 9. A job goes on in a later second.
+    clock = types.SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
     with Loggers(["tensorboard"]) as told:
         told.start("train", tmp_path, {"seed": 5})
         for step in (1, 2):
