@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import io
 import os
 import sys
@@ -275,6 +276,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _name_user() -> None:
+    """See to it that the user has a name, for torch asks for it to train, and in a container a user may be a number alone."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["USER"] = str(os.getuid())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status, see `Status`. Defects of the program are raised."""
     # characters that the terminal or pipe cannot encode are escaped, as on stderr
@@ -282,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # threads that `one_thread` would leave idle are not started at all, here and in the processes of a job
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _name_user()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     try:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -261,6 +263,19 @@ def test_sigterm_is_one_line_and_its_handler_goes_with_the_job(
     output, errors = capsys.readouterr()
     assert output == "" and errors.count("\n") == 1 and "same command goes on" in errors
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_user_without_a_name_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where torch could not train for a user of whom only the number is known."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    cli.main(["inspect", "nothing-there"])
+    assert getpass.getuser() == str(os.getuid())
 
 
 def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,7 +224,7 @@ def print_amounts(seeds: range, other: bool) -> None:
     runs = [systems(folder(seed), "report-amounts") for seed in seeds]
     sets = {**{f"student-{part}": f"unlabelled-{part}" for part in PARTS}, "student-distilled": "unlabelled"}
     hours = {"student-supervised": 0.0} | {
-        name: read_index(str(folder(0) / "data" / audio)).seconds / 3600 for name, audio in sets.items()
+        name: read_index(str(folder(seeds[0]) / "data" / audio)).seconds / 3600 for name, audio in sets.items()
     }
     title = f"| student | hours without text | WER %, mean of {len(runs)} | each seed | against all of it |"
     print(f"\n{title}\n|---|---|---|---|---|")
@@ -272,9 +272,9 @@ def main() -> None:
         recipe = without_oracle(digits(pipeline) if condition == "digits" else pipeline)
         for seed in range(chosen.condition_seeds):
             measure(recipe, folder(seed, condition), [*corpus, f"seed={seed}", *CONDITIONS[condition], *more])
-    for seed in range(chosen.parts_seeds):
+    for seed in range(chosen.first_seed, chosen.parts_seeds):
         measure(with_parts(pipeline), folder(seed), [*corpus, f"seed={seed}", *more])
-    for seed in range(chosen.amount_seeds):
+    for seed in range(chosen.first_seed, chosen.amount_seeds):
         run, words = folder(seed), [*corpus, f"seed={seed}", *more]
         if not (run / "corpus" / "unlabelled.jsonl").exists():
             stages = {"corpus": pipeline["stages"]["corpus"]}
@@ -288,10 +288,10 @@ def main() -> None:
         runs = [systems(folder(seed, condition)) for seed in range(chosen.condition_seeds)]
         print_table(condition, runs, list(SYSTEMS))
     if chosen.parts_seeds:
-        runs = [systems(folder(seed, ""), "report-parts") for seed in range(chosen.parts_seeds)]
+        runs = [systems(folder(seed, ""), "report-parts") for seed in range(chosen.first_seed, chosen.parts_seeds)]
         print_table("student", runs, list(runs[0]))
     if chosen.amount_seeds:
-        print_amounts(range(chosen.amount_seeds), bool(chosen.other))
+        print_amounts(range(chosen.first_seed, chosen.amount_seeds), bool(chosen.other))
     if chosen.noise_seeds:
         print_conditions([folder(seed) / "report-noise" for seed in range(chosen.first_seed, chosen.noise_seeds)])
 

@@ -178,6 +178,7 @@ def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds")
     parser.add_argument("--mode-seeds", type=int, default=3, help="seeds in which other soft targets are tried too")
     parser.add_argument("--schedule-seeds", type=int, default=0, help="seeds in which other schedules are tried")
     parser.add_argument(
@@ -185,15 +186,15 @@ def main() -> None:
     )
     parser.add_argument("--noise-seeds", type=int, default=0, help="seeds in which students hear noise")
     arguments = parser.parse_args()
-    seeds = range(arguments.seeds)
-    tried = range(min(arguments.mode_seeds, arguments.seeds))
+    first, seeds = arguments.first_seed, range(arguments.first_seed, arguments.seeds)
+    tried = range(first, min(arguments.mode_seeds, arguments.seeds))
     for seed in seeds:
         measure(seed, measured_pipeline(seed in tried), "measured")
-    for seed in range(arguments.schedule_seeds):
+    for seed in range(first, arguments.schedule_seeds):
         measure(seed, schedules_pipeline(), "schedules")
-    for seed in range(arguments.average_seeds):
+    for seed in range(first, arguments.average_seeds):
         measure(seed, averages_pipeline(), "averages")
-    for seed in range(arguments.noise_seeds):
+    for seed in range(first, arguments.noise_seeds):
         measure(seed, noise_pipeline(), "noise")
     if seeds:
         systems = [read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds]
@@ -205,7 +206,7 @@ def main() -> None:
             print_modes(tried, systems, variants)
             print_conditions([run_folder(seed) / "report-conditions" for seed in tried])
     if arguments.noise_seeds:
-        print_conditions([run_folder(seed) / "report-conditions" for seed in range(arguments.noise_seeds)])
+        print_conditions([run_folder(seed) / "report-conditions" for seed in range(first, arguments.noise_seeds)])
     if arguments.schedule_seeds:
         names = [
             "",
@@ -215,11 +216,11 @@ def main() -> None:
             ),
         ]
         print_students(
-            [f"student-distilled{name}" for name in names], "report-schedules", range(arguments.schedule_seeds)
+            [f"student-distilled{name}" for name in names], "report-schedules", range(first, arguments.schedule_seeds)
         )
     if arguments.average_seeds:
         names = [f"{kind}-{name}" for kind in AVERAGED for name in AVERAGES]
-        print_students(names, "report-averages", range(arguments.average_seeds))
+        print_students(names, "report-averages", range(first, arguments.average_seeds))
 
 
 def print_systems(reports: list[dict[str, Any]]) -> None:
