@@ -1,4 +1,4 @@
-"""The whole road with a teacher of another program: label → targets → verify → train → eval → transcribe."""
+"""End to end with a teacher of another program: label → targets → verify → train → eval → transcribe."""
 
 from __future__ import annotations
 
