@@ -154,7 +154,10 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         raise UserError(
             f"{file}: variables.run is missing; set it to the folder of the run, e.g. runs/{file.parent.name}"
         )
-    variables["run"] = str(local(str(variables["run"]), "run"))
+    run = variables["run"] = str(local(str(variables["run"]), "run"))
+    for name, value in variables.items():  # any other may name what lies in the run
+        if isinstance(value, str) and "${run}" in value:
+            variables[name] = value.replace("${run}", run)
     jobs = variables.get("jobs", 1)
     jobs = variables["jobs"] = read(jobs) if isinstance(jobs, Typed) else jobs
     if type(jobs) is not int or jobs < 1:

@@ -285,6 +285,18 @@ def test_variables_are_overridden_with_their_types(write: Write) -> None:
     assert [stage.needs for stage in stages] == [[], ["text"], ["text"]]
 
 
+def test_a_variable_may_name_what_lies_in_the_run(write: Write) -> None:
+    def needs(*words: str) -> tuple[list[str], str]:
+        last = load_pipeline(Path("pipeline.yaml"), list(words))[1][-1]
+        return last.needs, last.settings["source"]
+
+    words = {"verb": "units", "settings": {"source": "${source}", "output": "${run}/words", "kind": "char"}}
+    write({"text": script("${run}/text.txt"), "words": words}, source="${run}/text.txt")
+    assert needs("run=other") == (["text"], "other/text.txt")
+    assert needs("source=mine.txt") == ([], "mine.txt")
+    assert needs("run=a", "source=${run}/text.txt") == (["text"], "a/text.txt")
+
+
 def test_a_variable_is_text_or_a_number_as_the_setting_is_that_it_lands_in(write: Write) -> None:
     words = {"verb": "units", "settings": {"source": "${a}", "output": "${run}/${b}", "kind": "char", "size": "${e}"}}
     write({"words": words, "tell": script("${run}/x", "${b}", "${c}", "${d}-${b}")}, a="a", b=30, c="c", d="d", e=30)
