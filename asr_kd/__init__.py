@@ -44,7 +44,12 @@ def __getattr__(name: str) -> Any:
 
         return version()
     if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import difflib
+
+        # `targets` is in `soft_targets`, and too short to be near it
+        near = difflib.get_close_matches(name, __all__, 1) or [one for one in __all__ if len(name) > 3 and name in one]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     import pkgutil
 
     return pkgutil.resolve_name(f"{__name__}.{_NAMES[name]}")

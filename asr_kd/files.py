@@ -152,11 +152,15 @@ def clear_errors(path: Place) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL or (error.errno is None and " written" in str(error)):  # NumPy gives no errno
             raise UserError(f"{path}: no space left on the device; free some and run the command again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); choose a folder you may write to"
-            ) from error
         folder = path.parent
+        unmade = isinstance(folder, Path) and error.filename in map(str, (folder, *folder.parents))
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            where = folder if unmade else path  # a file in a folder that cannot be made was named by nobody
+            raise UserError(
+                f"{where}: cannot be written ({error.strerror}); choose a folder you may write to"
+            ) from error
+        if error.errno == errno.ENOENT and unmade and Path(error.filename).parent.exists():  # as in /proc
+            raise UserError(f"{folder}: the folder cannot be made there; choose another output folder") from error
         if error.errno == errno.EEXIST and isinstance(folder, Path) and folder.is_symlink() and not folder.exists():
             raise UserError(f"{folder}: is a link to a folder that is not there; make that, or remove the link") from error  # fmt: skip
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -319,9 +323,7 @@ def claim_folder(
         return
     if not isinstance(theirs, dict) or theirs.get("job") != job or not isinstance(theirs.get("settings"), dict):
         raise UserError(f"{folder}: holds the output of another job; choose another output folder")
-    differing = _first_difference(theirs["settings"], mine["settings"])
-    for content, name in (named or {}).items():
-        differing = differing.replace(f"now {json.dumps(content)}", f"now the content of {name}")
+    differing = _first_difference(theirs["settings"], mine["settings"], named or {})
     remedy = "choose another output folder or remove it"
     # not taken over here: a process with the old settings may be working on its first file
     if product and not any(name.endswith(product) for name in names_in(folder)):
@@ -338,9 +340,12 @@ def claimed_settings(folder: Place | str) -> dict[str, Any]:
     return {}
 
 
-def _first_difference(old: Any, new: Any, prefix: str = "") -> str:
+def _first_difference(old: Any, new: Any, named: dict[str, str], prefix: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-    return f"{prefix} was {json.dumps(old)}, now {json.dumps(new)}"
+                return _first_difference(old.get(key), new.get(key), named, f"{prefix}.{key}" if prefix else key)
+    name = named.get(new) if isinstance(new, str) else None
+    if name and old:  # which file the old hash was of is not known
+        return f"{prefix}: {name} does not hold what this output was made from"
+    return f"{prefix} was {json.dumps(old)}, now {f'the content of {name}' if name else json.dumps(new)}"

@@ -115,6 +115,31 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EACCES, "cannot be written (Permission denied); choose a folder you may write to"),
+        (errno.ENOENT, "the folder cannot be made there; choose another output folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named_and_no_file_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    mkdir = os.mkdir
+
+    def fail(path: str | Path, *mode: int) -> None:
+        if Path(path).parent == tmp_path:
+            raise OSError(number, os.strerror(number), str(path))
+        mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    for folder in (tmp_path / "out", tmp_path / "a" / "out"):
+        for claim in (lambda: claim_folder(folder, "units", {}), lambda: write_json(folder / "a.json", 1)):  # noqa: B023
+            with pytest.raises(UserError) as caught:
+                claim()
+            assert str(caught.value) == f"{folder}: {message}"
+
+
 def test_a_link_to_nothing_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match="a: is a link to a folder that is not there; make that, or remove the link"), write_whole(tmp_path / "a" / "b"):  # fmt: skip
@@ -167,6 +192,10 @@ def test_a_claim_holds_against_other_jobs_and_settings(tmp_path: Path) -> None:
         claim_folder(folder, "label", {**settings, "model": {"size": 4, "kinds": [1, 2]}})
     with pytest.raises(UserError, match=r"new was null, now true"):
         claim_folder(folder, "label", {**settings, "new": True})
+    with pytest.raises(UserError, match=r"\(k: list\.jsonl does not hold what this output was made from\)"):
+        claim_folder(folder, "label", {**settings, "k": "5e1f"}, named={"5e1f": "list.jsonl"})
+    with pytest.raises(UserError, match=r"new was null, now the content of list\.jsonl"):
+        claim_folder(folder, "label", {**settings, "new": "5e1f"}, named={"5e1f": "list.jsonl"})
     with pytest.raises(UserError, match="holds the output of another job; choose another output folder"):
         claim_folder(folder, "train", settings)
     assert names(folder) == {"job.json", "shard.tar"}

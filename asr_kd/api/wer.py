@@ -57,7 +57,7 @@ def word_errors(pairs: Iterable[tuple[str, str]], normalizer: Normalizing = DEFA
         UserError: when something is no pair of texts, or there is no such normaliser.
     """
     if normalizer not in NORMALIZERS:
-        raise UserError(f"normalizer: {normalizer!r} is none; use {', '.join(NORMALIZERS)}")
+        raise UserError(f"normalizer: {normalizer!r} is unknown; use {', '.join(NORMALIZERS)}")
     apply = NORMALIZERS[normalizer].apply
     counts, utterances = ErrorCounts(), 0
     for pair in pairs:

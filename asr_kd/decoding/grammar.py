@@ -37,7 +37,7 @@ def read_lexicon(name: str, units: Units) -> Lexicon:
         spelling = [ids.get(piece, units.unknown) for piece in pieces] if pieces else units.encode(word)
         if units.unknown in spelling:
             what = (
-                f"{pieces[spelling.index(units.unknown)]} is none of the units"
+                f"{pieces[spelling.index(units.unknown)]} is not one of the units"
                 if pieces
                 else f"no unit covers {units.unwritable(word)[0]!r}"
             )

@@ -67,7 +67,7 @@ class Transcriber:
         if settings.stream:
             raise UserError(f"{settings.checkpoint}: hears whole utterances, and cannot --stream; give it files")
         if odd := next((name for name in OF_CTC if not is_default(settings, name)), None):
-            raise UserError(f"{odd}: belongs to CTC models, and {settings.checkpoint} is none; leave it out")
+            raise UserError(f"{odd}: belongs to CTC models, and {settings.checkpoint} is not one; leave it out")
         self.settings = settings.whisper
         self.spelling = Spelling(
             load_units(self.settings.units) if self.settings.units else None, self.settings.normalizer
@@ -160,7 +160,7 @@ def transcriber_of(settings: TranscribeSettings) -> Transcriber | None:
         return Transcriber(settings, folder)
     if settings.whisper != WhisperSettings():
         raise UserError(
-            f"whisper: belongs to Whisper and Moonshine models, and {settings.checkpoint} is none; leave it out"
+            f"whisper: belongs to Whisper and Moonshine models, and {settings.checkpoint} is not one; leave it out"
         )
     return None
 

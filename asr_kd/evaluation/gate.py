@@ -63,7 +63,7 @@ class Gate:
         for written in self.figures:
             if not _splits(written, systems) and written.split(".")[0] not in TOP:
                 how = "a figure is written system.key, and a minus has a space on both sides"
-                raise self._wrong(f"{written} is none of the systems ({', '.join(systems)}); {how}")
+                raise self._wrong(f"{written} names none of the systems ({', '.join(systems)}); {how}")
 
     def _wrong(self, why: str) -> UserError:
         return UserError(f"--fail-if {self.expression}: {why}")

@@ -49,7 +49,7 @@ def evaluate(settings: EvalSettings) -> Report:
     for role in ("baseline", "teacher", "student"):
         name = getattr(settings, role)
         if name is not None and name not in settings.systems:
-            raise UserError(f"{role}: {name} is none of the systems; it must be one of {', '.join(settings.systems)}")
+            raise UserError(f"{role}: {name} is not a system; it must be one of {', '.join(settings.systems)}")
     sets = {name: (folder, read_index(folder)) for name, folder in settings.sets.items()}
     for folder, infos in sets.values():
         if not infos.samples:

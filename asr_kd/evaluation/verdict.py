@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from asr_kd.evaluation.formats import SURE, change, changes, percent, share, sureness
 from asr_kd.evaluation.schema import Interval, Pair, Report
@@ -123,9 +123,19 @@ def _against(report: Report, name: str, other: str, role: str) -> str:
     else:
         much = f"{100 * abs(moved):.1f} % {'fewer' if moved < 0 else 'more'} word errors than"
     called = f"the {role}" if other == role else f"the {role} {other}"
-    told = f"{percent(theirs.wer)}{_within(bounds, change)}, {sureness(_pair(report, name, other))}"
+    told = f"{percent(theirs.wer)}{_moved_within(bounds)}, {sureness(_pair(report, name, other))}"
     return f"{much} {called}{' makes none' if moved is None else ''} ({told})"
 
 
-def _within(bounds: Interval | None, written: Callable[[float], str] = percent) -> str:
-    return f"; 95 % interval {written(bounds[0])} to {written(bounds[1])}" if bounds else ""
+def _within(bounds: Interval | None) -> str:
+    return f"; 95 % interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
+
+
+def _moved_within(bounds: Interval | None) -> str:
+    """The interval of a relative change: a sign beside "fewer" would say it twice, so there is one only where it spans zero."""
+    if not bounds:
+        return ""
+    if bounds[0] <= 0 <= bounds[1]:
+        return f"; 95 % interval {change(bounds[0])} to {change(bounds[1])}"
+    least, most = sorted(100 * abs(bound) for bound in bounds)
+    return f"; 95 % interval {least:.1f} to {most:.1f} % {'fewer' if bounds[1] < 0 else 'more'}"

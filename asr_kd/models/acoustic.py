@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from asr_kd.models.network import AcousticModel
 from asr_kd.models.rounded import packed, quantised, shaped, unpacked
 from asr_kd.models.separable import SeparableModel
 from asr_kd.models.settings import ModelSettings, OutsideSettings
+from asr_kd.shards.index_file import INDEX
 from asr_kd.shards.stream import batches_by_length
 from asr_kd.units import MODEL_FILE, Units, load_units
 from asr_kd.version import version
@@ -192,7 +194,7 @@ def _described(folder: Place) -> tuple[Place, dict[str, Any]]:
     places = (one / "checkpoint.json" for one in (folder, folder / "best"))
     where = next((one for one in places if one.exists()), None)
     if where is None:
-        raise UserError(f"{folder}: holds no checkpoint.json; give the folder of a training run or of a checkpoint")
+        raise UserError(f"{folder}: {_no_checkpoint(folder)}")
     description = read_json(where, "checkpoint")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{where}: not a checkpoint of asr_kd; give the folder of a training run")
@@ -201,6 +203,18 @@ def _described(folder: Place) -> tuple[Place, dict[str, Any]]:
             f"{where}: checkpoint version {description.get('version')}, this program reads {VERSION}; use {_writer(description)}"
         )
     return where, description
+
+
+def _no_checkpoint(folder: Place) -> str:
+    """What stands in the place of a checkpoint, and what to do."""
+    if isinstance(folder, Path):  # a store has no folders, and a web server's list of files looks like a file
+        if folder.is_file():
+            return "is a file; a checkpoint is the folder that train writes"
+        if not folder.exists():
+            return "there is no such folder; check the path"
+    if (folder / INDEX).exists():
+        return "is a folder of audio shards, no checkpoint; give the folder that train writes"
+    return "holds no checkpoint.json; give the folder of a training run or of a checkpoint"
 
 
 def _writer(description: dict[str, Any]) -> str:

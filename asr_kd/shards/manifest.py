@@ -113,7 +113,7 @@ def read_manifest(path: Place | str, audio_field: str = "audio") -> Iterator[Utt
         span = span_of(value, where)
         yield Utterance(key, audio_place(path.parent, audio, f"{where}: `{audio_field}`"), text, value, span)
     if not found:
-        raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio and key")
+        raise UserError(f"{path}: this manifest holds no utterances; write a line of JSON for each, with audio")
 
 
 def audio_place(folder: Place, audio: str, where: str) -> Place:
@@ -336,7 +336,9 @@ def unique_lines(path: Place, what: str, audio_field: str = "audio") -> Iterator
                 seen.execute("INSERT INTO lines VALUES (?, ?)", (key, number))
             except sqlite3.IntegrityError:
                 first = seen.execute("SELECT line FROM lines WHERE key = ?", (key,)).fetchone()[0]
-                raise UserError(f"{where}: the key {key} was there before, in line {first}; keys must differ") from None
+                raise UserError(
+                    f"{where}: the key {key} was there before, in line {first}; give one line a `key` of its own, or remove it"
+                ) from None
             yield where, value, key
 
 

@@ -72,7 +72,7 @@ def dataset(
     if features and sample_rate not in (None, features.sample_rate):
         raise UserError(f"sample_rate: {sample_rate}, but features.sample_rate is {features.sample_rate}; leave it out")
     if not 0 <= lane < lanes:
-        raise UserError(f"lane: {lane} is none of {lanes} lanes, which count from 0")
+        raise UserError(f"lane: {lane} is not one of the {lanes} lanes, which count from 0")
     shards = read_index(folder).filled
     if len(shards) < lanes:
         raise UserError(f"{folder}: has {len(shards)} shards that hold utterances, for {lanes} lanes; use fewer lanes")

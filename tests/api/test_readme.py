@@ -67,5 +67,19 @@ def test_every_public_name_is_described_on_the_page_and_is_there() -> None:
     assert dir(asr_kd) == sorted(asr_kd.__all__)
     for name in asr_kd.__all__:
         assert f"asr_kd.{name}" in page and getattr(asr_kd, name) is not None
-    with pytest.raises(AttributeError, match="module 'asr_kd' has no attribute 'lod'"):
-        asr_kd.lod  # noqa: B018  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("targets", "; did you mean soft_targets?"), ("lod", "; did you mean load?"), ("Usererror", "; did you mean UserError?"), ("train", ""),
+        ("err", ""), ("__path", ""),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_not_there_is_told_with_one_that_is_near(
+    name: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(asr_kd, name, raising=False)  # another test may have imported the package of this name
+    with pytest.raises(AttributeError) as caught:
+        getattr(asr_kd, name)
+    assert str(caught.value) == f"module 'asr_kd' has no attribute '{name}'{hint}"

@@ -110,7 +110,9 @@ def test_posteriors_are_those_that_labelling_stores(here: Path) -> None:
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda asr: asr_kd.load("nothing"), r"nothing: holds no checkpoint\.json"),
+        (lambda asr: asr_kd.load("nothing"), r"nothing: there is no such folder; check the path"),
+        (lambda asr: asr_kd.load("talk.wav"), r"talk\.wav: is a file; a checkpoint is the folder that train writes"),
+        (lambda asr: asr_kd.load("shards"), r"shards: is a folder of audio shards, no checkpoint; give the folder that train writes"),
         (lambda asr: asr_kd.load("student", decodr="beam"), r"asr_kd\.load: unknown key decodr; did you mean decoder\?"),
         (lambda asr: asr_kd.load("student", beam="8"), r"asr_kd\.load: beam: .*\(given: '8'\)"),
         (lambda asr: asr_kd.load("student", output="x"), r"asr_kd\.load: output is a setting of the command"),

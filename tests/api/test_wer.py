@@ -48,5 +48,5 @@ def test_a_report_has_the_same_figures(here: Path, tmp_path: Path) -> None:
 def test_what_is_no_pair_is_refused(pairs: object, words: str) -> None:
     with pytest.raises(asr_kd.UserError, match=f"^{words}"):
         asr_kd.word_errors(pairs)  # type: ignore[arg-type]
-    with pytest.raises(asr_kd.UserError, match=r"^normalizer: 'Basic' is none; use none, basic, english"):
+    with pytest.raises(asr_kd.UserError, match=r"^normalizer: 'Basic' is unknown; use none, basic, english"):
         asr_kd.word_errors([], normalizer="Basic")  # type: ignore[arg-type]

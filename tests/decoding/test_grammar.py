@@ -30,7 +30,7 @@ def test_words_are_spelled_as_given_or_as_the_units_do(letter_units: Units, tmp_
     ("text", "message"),
     [
         ("ab\nzoo\n", r"line 2: zoo: cannot be spelled \(no unit covers 'zoo'\)"),
-        ("ab ▁ a q\n", r"line 1: ab: cannot be spelled \(q is none of the units\)"),
+        ("ab ▁ a q\n", r"line 1: ab: cannot be spelled \(q is not one of the units\)"),
         ("ab a b\n", r"line 1: ab: its first piece, and no other, must begin with ▁"),
         ("ab ▁ a ▁ b\n", r"line 1: ab: its first piece, and no other, must begin with ▁"),
         ("ab\nba ▁ a b\n", r"line 2: ba: spelled like ab"),

@@ -106,7 +106,7 @@ def test_figures_that_are_not_there(expression: str, message: str) -> None:
 
 @pytest.mark.parametrize("expression", ["techer.wer > 0", '"nobody".wer > 0', "teacher.wer > student"])
 def test_unknown_systems_are_refused_before_anything_is_scored(expression: str) -> None:
-    with pytest.raises(UserError, match="is none of the systems"):
+    with pytest.raises(UserError, match="names none of the systems"):
         parse_gate(expression).check_names(REPORT["systems"])
 
 

@@ -206,7 +206,7 @@ def test_a_shard_that_was_changed(job: Job, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("role", ["baseline", "teacher", "student"])
 def test_an_unknown_role_names_the_systems(job: Job, role: str) -> None:
-    with pytest.raises(UserError, match=f"{role}: nobody is none of the systems; it must be one of teacher, student"):
+    with pytest.raises(UserError, match=f"{role}: nobody is not a system; it must be one of teacher, student"):
         evaluate(job(**{role: "nobody"}))
 
 
@@ -228,7 +228,7 @@ def test_a_condition(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False))
     words = ["eval", str(tmp_path / "eval.yaml"), "--fail-if"]
     assert cli.main([*words, "studnt.wer > 0"]) == 2
-    assert "studnt.wer is none of the systems (teacher, student)" in capsys.readouterr().err
+    assert "studnt.wer names none of the systems (teacher, student)" in capsys.readouterr().err
     assert not Path(settings.output).exists()  # told before anything is scored
     assert cli.main([*words, "student.wer < 0"]) == 0
     assert cli.main([*words, "student.wer >= 0 and data.quarantined == 0"]) == 1

@@ -10,8 +10,8 @@ from tests.evaluation.made import changed, distilled, report_of, system
 def test_one_sentence_on_baseline_and_teacher() -> None:
     report = distilled(20, 10, 12, (-0.5, -0.3))
     assert report.verdict == (
-        "small (12.00 % WER) makes 40.0 % fewer word errors than the baseline base (20.00 %; 95 % interval −50.0 % to "
-        "−30.0 %, significant), and 20.0 % more word errors than the teacher big (10.00 %, significant)."
+        "small (12.00 % WER) makes 40.0 % fewer word errors than the baseline base (20.00 %; 95 % interval 30.0 to "
+        "50.0 % fewer, significant), and 20.0 % more word errors than the teacher big (10.00 %, significant)."
     )
     assert below_it(report) == ["small recovers 80 % of the 10.00 points of WER from base to big (significant)."]
 
@@ -41,6 +41,8 @@ def alone(name: str | None) -> Report:
     ("report", "wanted"),
     [
         (distilled(20, 10, 18, (-0.2, 0.1), 0.3), "base (20.00 %; 95 % interval −20.0 % to +10.0 %, within chance), and"),
+        (distilled(20, 10, 26, (0.1, 0.5)), "base (20.00 %; 95 % interval 10.0 to 50.0 % more, significant), and"),
+        (distilled(20, 10, 18, (-0.2, 0.0), 0.3), "base (20.00 %; 95 % interval −20.0 % to 0.0 %, within chance), and"),
         (distilled(20, 10, 18, p=0.045), "base (20.00 %, the tests disagree), and"),
         (distilled(20, 10, 20), "makes as many word errors as the baseline base (20.00 %, no difference), and 100.0 % more"),
         (distilled(0, 10, 5), "makes 5 word errors where the baseline base makes none (0.00 %, significant), and 50.0 % fewer"),

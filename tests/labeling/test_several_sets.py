@@ -65,7 +65,9 @@ def test_texts_of_others_can_be_aligned_to(job: Job, theirs: str, tmp_path: Path
 
 def test_another_order_of_the_sets_is_another_job(job: Job, audio: Path, theirs: str) -> None:
     label(job(audio=[str(audio), theirs]))
-    with pytest.raises(UserError, match=r"belongs to other settings \(audio was .*, now the content of .* \+ "):
+    with pytest.raises(
+        UserError, match=r"belongs to other settings \(audio: .* \+ .* does not hold what this output was made from"
+    ):
         label(job(audio=[theirs, str(audio)]))
 
 

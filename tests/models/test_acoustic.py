@@ -406,6 +406,25 @@ def test_damage_is_named_in_one_sentence(damage: str, saved: Path) -> None:
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "there is no such folder; check the path"),
+        ("x.pt", "is a file; a checkpoint is the folder that train writes"),
+        ("shards", "is a folder of audio shards, no checkpoint; give the folder that train writes"),
+        ("empty", "holds no checkpoint.json; give the folder of a training run or of a checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_for_what_it_is(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "x.pt").touch()
+    for folder in ("shards", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "shards" / "index.json").touch()
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name}: {said}"
+
+
 def test_a_checkpoint_torn_between_two_saves_is_noticed(
     saved: Path, units: Units, monkeypatch: pytest.MonkeyPatch
 ) -> None:

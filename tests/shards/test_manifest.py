@@ -146,7 +146,10 @@ def test_bad_lines_are_named(tmp_path: Path, case: str) -> None:
 def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     for content in ("", "\n \n"):
         (tmp_path / "empty.jsonl").write_text(content)
-        with pytest.raises(UserError, match=r"empty\.jsonl: this manifest holds no utterances"):
+        with pytest.raises(
+            UserError,
+            match=r"empty\.jsonl: this manifest holds no utterances; write a line of JSON for each, with audio$",
+        ):
             list(read_manifest(tmp_path / "empty.jsonl"))
     (tmp_path / "latin.jsonl").write_bytes(GOOD.encode() + '\n{"key": "ä"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.jsonl, line 2: not UTF-8 text"):
@@ -185,7 +188,10 @@ def test_keys_are_made_of_names_bounds_and_folders(tmp_path: Path) -> None:
     ]
     assert keys_of(path, *lines) == ["dr1-f_0-sa1", "dr2-sa1", "sa2", "dr3-sa3", "sa3"]
     assert keys_of(path, *lines[::-1]) == ["sa3", "dr3-sa3", "sa2", "dr2-sa1", "dr1-f_0-sa1"]
-    with pytest.raises(UserError, match=r"line 2: the key x-a was there before, in line 1; keys must differ"):
+    with pytest.raises(
+        UserError,
+        match=r"line 2: the key x-a was there before, in line 1; give one line a `key` of its own, or remove it",
+    ):
         keys_of(path, {"audio": "x/a.wav"}, {"audio": "x/a.flac"})
     with pytest.raises(UserError, match=r"line 1 \(give it a `key`\): the key '\S+ is longer than 200 bytes"):
         keys_of(path, {"audio": "a" * 210 + ".wav"})

@@ -112,7 +112,7 @@ def test_a_position_of_other_shards_is_refused(folder: Path, start: tuple[int, i
 def test_what_cannot_be_read_is_one_sentence(folder: Path) -> None:
     with pytest.raises(UserError, match="has 4 shards that hold utterances, for 5 lanes; use fewer lanes"):
         dataset(folder, lanes=5)
-    with pytest.raises(UserError, match="lane: 2 is none of 2 lanes"):
+    with pytest.raises(UserError, match="lane: 2 is not one of the 2 lanes"):
         dataset(folder, lane=2, lanes=2)
     with pytest.raises(UserError, match="no such folder of shards"):
         dataset(folder / "missing")

@@ -256,7 +256,8 @@ def test_a_manifest_that_changes_between_two_runs_is_refused_by_name(
         prepare(job(manifest=str(mine)))
     mine.write_text(mine.read_text().replace("text 3", "text 4"))
     with pytest.raises(
-        UserError, match=r"shards: belongs to other settings \(manifest was .*, now the content of /.*/list\.jsonl\)"
+        UserError,
+        match=r"shards: belongs to other settings \(manifest: /.*/list\.jsonl does not hold what this output was made from\)",
     ):
         prepare(job(manifest=str(mine)))
 

@@ -135,7 +135,7 @@ def load_onnx(folder: Path, name: str, device: torch.device | str) -> Checkpoint
     said = session.get_modelmeta().custom_metadata_map
     kind = said.get("model_type", "")
     if kind not in FRONT_ENDS:
-        what = f"its model_type {kind} is none that is known here" if kind else "its metadata name no model_type"
+        what = f"its model_type {kind} is not known here" if kind else "its metadata name no model_type"
         raise UserError(
             f"{name}: {what}, so the features it hears are not known; give a model of {', '.join(FRONT_ENDS)}"
         )

@@ -188,7 +188,10 @@ def test_nemo_without_normalisation(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({}, "its metadata name no model_type"),
-        ({"model_type": "dolphin"}, r"its model_type dolphin is none .*zipformer2_ctc, wenet_ctc, EncDecCTCModel"),
+        (
+            {"model_type": "dolphin"},
+            r"its model_type dolphin is not known here.*zipformer2_ctc, wenet_ctc, EncDecCTCModel",
+        ),
         ({"model_type": "EncDecCTCModel", "is_giga_am": "1"}, "GigaAM"),
         ({"model_type": "EncDecCTCModel", "normalize_type": "all_features"}, "normalised by all_features"),
         ({"model_type": "wenet_ctc", "subsampling_factor": "6"}, r"subsampling_factor 6, and it gives a frame for 4"),

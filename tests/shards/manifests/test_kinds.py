@@ -139,7 +139,9 @@ def test_a_job_over_a_folder_that_was_killed_goes_on_to_the_same_bytes(tmp_path:
     prepared(tmp_path / "set", tmp_path / "shards")
     assert made() == whole
     tar(tmp_path / "set" / "a.tar", *names[:7])
-    with pytest.raises(UserError, match=r"belongs to other settings \(manifest was"):
+    with pytest.raises(
+        UserError, match=r"belongs to other settings \(manifest: \S+set does not hold what this output was made from\)"
+    ):
         prepared(tmp_path / "set", tmp_path / "shards")
 
 
