@@ -69,7 +69,7 @@ def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments:
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
     """Run a verb with the settings in its words; those in `PARTICULAR` have functions of their own."""
     for key, word, value in zip(words, words[1:], [*words[2:], "VALUE"], strict=False):
-        if word.startswith("=") and "=" not in key:
+        if word.startswith("=") and "=" not in key and os.path.splitext(key)[1].lower() not in SETTINGS_FILES[:-1]:
             raise UserError(f"command line: write {key}={word[1:] or value}, without spaces around =")
     if verb.name in PARTICULAR:
         return PARTICULAR[verb.name](words, **options) or Status.DONE

@@ -91,7 +91,7 @@ Refused = Callable[..., None]
         (["prepare", "manifest", "=", "ok.jsonl"], ["write manifest=ok.jsonl, without spaces around ="]),
         (["prepare", "manifest", "=ok.jsonl"], ["write manifest=ok.jsonl, without spaces around ="]),
         (["run", "digits", "run", "="], ["write run=VALUE, without spaces around ="]),
-        (["prepare"], ["the keys manifest (JSONL", ") and output (folder of", "are missing; set them"]),
+        (["prepare"], ["the keys manifest and output are missing; set them (see `asr-kd prepare --help`)"]),
         (["units", "text.txt"], ["text.txt: is no settings file", "write source=text.txt"]),
         (["prepare", "list.jsonl"], ["list.jsonl: is no settings file", "write manifest=list.jsonl"]),
         (["verify", "."], [".: is a folder", "write targets=."]),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from asr_kd.config.base import Settings, group_of
-from asr_kd.config.verbs import name_of
+from asr_kd.config.verbs import VERBS, name_of
 from asr_kd.errors import UserError
 from asr_kd.files import read_text
 from asr_kd.typed import Typed, landed, parse_yaml, read
@@ -100,12 +100,16 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
         guesses = {".".join(steps): _guess(kind, steps, where) for steps in alike}
         if len(guesses) == 1:
             raise UserError(f"{where}: unknown key {name}; {guesses[name]}")
-        raise UserError(f"{where}: unknown keys " + _listed(guesses))
+        lists = {words: None for words in guesses.values() if not words.endswith("?")}  # each once, behind all keys
+        named = [key if words in lists else f"{key} ({words})" for key, words in guesses.items()]
+        raise UserError("; ".join([f"{where}: unknown keys {_listed(named)}", *lists]))
     if first["type"] == "missing":
         missing = {".".join(steps): _purpose(kind, steps) for steps in alike if steps[:-1] == path[:-1]}
         if len(missing) == 1:
             raise UserError(f"{where}: the key {name} is missing; set it ({missing[name]})")
-        raise UserError(f"{where}: the keys {_listed(missing)} are missing; set them")
+        verb = name_of(kind)
+        see = f"`asr-kd {verb} --help`" if verb in VERBS and VERBS[verb].help else "`asr-kd --help`"
+        raise UserError(f"{where}: the keys {_listed(list(missing))} are missing; set them (see {see})")
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
@@ -118,9 +122,8 @@ def _steps(error: Any) -> list[str]:
     return [str(step) for step in error["loc"] if not re.fullmatch(alternative, str(step))]
 
 
-def _listed(keys: dict[str, str]) -> str:
-    """Keys, with what is said of each in brackets."""
-    *others, last = (f"{key} ({words})" for key, words in keys.items())
+def _listed(keys: list[str]) -> str:
+    *others, last = keys
     return f"{', '.join(others)} and {last}"
 
 
