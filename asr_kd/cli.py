@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import getpass
 import io
 import os
@@ -67,6 +68,9 @@ def _dashed(parser: argparse.ArgumentParser, verb: Verb, option: str, arguments:
 
 def _do(verb: Verb, words: list[str], **options: Any) -> int:
     """Run a verb with the settings in its words; those in `PARTICULAR` have functions of their own."""
+    for key, word, value in zip(words, words[1:], [*words[2:], "VALUE"], strict=False):
+        if word.startswith("=") and "=" not in key and os.path.splitext(key)[1].lower() not in SETTINGS_FILES[:-1]:
+            raise UserError(f"command line: write {key}={word[1:] or value}, without spaces around =")
     if verb.name in PARTICULAR:
         return PARTICULAR[verb.name](words, **options) or Status.DONE
     return Status.DOES_NOT_HOLD if verb.do(_settings(verb.kind(), words)) is False else Status.DONE
@@ -117,7 +121,7 @@ def _transcribe(words: list[str], stream: bool) -> None:
 
 
 def _run(words: list[str], dry_run: bool, copy: bool) -> None:
-    from asr_kd.pipeline import run_pipeline
+    from asr_kd.pipeline import run_pipeline, wanted_variables
     from asr_kd.recipes import copied
 
     if not words or "=" in words[0] or len([word for word in words if "=" not in word]) != 1:
@@ -131,7 +135,10 @@ def _run(words: list[str], dry_run: bool, copy: bool) -> None:
         raise UserError("command line: --copy takes the name of a recipe, and nothing else")
     folder = copied(words[0])
     tell_summary(figures={"copy": str(folder)})
-    print(f"{folder}: a copy of the recipe, to be changed; asr-kd run {folder} runs it")
+    wanted = wanted_variables(folder / "pipeline.yaml")
+    giving = "".join(f" {name}=…" for name in wanted)
+    more = "; README.md there says what it needs" if not wanted and (folder / "README.md").exists() else ""
+    print(f"{folder}: a copy of the recipe, to be changed; asr-kd run {folder}{giving} runs it{more}")
 
 
 #: verbs that take more from the command line than settings
@@ -226,7 +233,7 @@ class Refused(SystemExit):
 
 def _refuse(name: str, message: str) -> NoReturn:
     """Answer a mistake with one line; `name` is the program, or the program and the verb."""
-    message = f"{message}; see {name} --help"
+    message = f"{message}{'' if message.endswith('?') else ';'} see {name} --help"
     print(f"{name}: {message}", file=sys.stderr)
     raise Refused(name.partition(" ")[2] or None, message)
 
@@ -295,6 +302,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     try:
+        shown = [name for name, verb in VERBS.items() if verb.help]
+        if arguments and arguments[0] not in shown and (near := difflib.get_close_matches(arguments[0], shown, n=1)):
+            _refuse(parser.prog, f"unknown verb {arguments[0]}; did you mean {near[0]}?")
         parsed, rest = parser.parse_known_args(arguments)  # the rest: words that follow an option
         if unknown := [word for word in rest if word.startswith("-") and word != "-"]:
             _dashed(parser, VERBS[parsed.verb], unknown[0], arguments)

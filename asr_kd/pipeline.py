@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from asr_kd.config.base import Location, Settings
+from asr_kd.config.base import Location, Settings, named_places
 from asr_kd.config.load import build, load_yaml, override
 from asr_kd.config.verbs import STAGES, VERBS
 from asr_kd.ending import Status, Stopped
@@ -43,6 +43,11 @@ from asr_kd.shards.leases import check_unused, sole_writer
 from asr_kd.shards.manifests import open_manifest
 from asr_kd.summary import tell_summary
 from asr_kd.typed import Typed, read
+
+#: keys of places that jobs write, or read only where somebody has written; every other place is an input
+_WRITTEN = ("output", "report", "feature_cache", "run")
+#: what names nothing on this disk: a URL, `hf:…`, `torchaudio:…`, and what a source of train calls networks of its own run
+_ELSEWHERE = re.compile(r"[A-Za-z][\w+.-]*:|(average|cycle)$")
 
 
 class ScriptSettings(Settings):
@@ -86,7 +91,9 @@ class Stage:
 
 
 def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> None:
-    """Run the stages whose inputs or settings changed since they last finished; a UserError when the file is wrong, or a stage failed.
+    """Run the stages whose inputs or settings changed since they last finished.
+
+    A UserError when the file is wrong, an input is not there, or a stage failed; a dry run prints which inputs are not there.
 
     A stage is identified by its settings, the identities of the stages it reads from, and the content of its other inputs.
     Independent stages run in parallel, as many as the variable `jobs` says. `path` is the pipeline's YAML file, a folder
@@ -99,8 +106,13 @@ def run_pipeline(path: str, assignments: list[str], dry_run: bool = False) -> No
     due = [stage for stage in stages if not _is_current(stage)]
     for stage in stages:
         print(f"{stage.name:<28} {'to do' if stage in due else 'unchanged'}   asr-kd {stage.verb} → {stage.output}")
+    absent = [words for stage, words, _ in missing_inputs(variables, stages) if stage in due]
     if dry_run:
+        print(*absent, sep="\n", end="\n" * bool(absent))
         return
+    if absent:
+        more = f"; {len(absent) - 1} more are not there, see --dry-run" if absent[1:] else ""
+        raise UserError(f"{absent[0]}{more}")
     if due:
         began = time.monotonic()
         with clear_errors(run / "stages"):
@@ -197,6 +209,28 @@ def load_pipeline(file: Path, assignments: list[str]) -> tuple[dict[str, Any], l
         record = Path(variables["run"]) / "stages" / f"{name}.json"
         stages.append(Stage(name, plan.verb, _mapped(values, lies), output, upstream, hash_json(identity), record))
     return variables, stages
+
+
+def missing_inputs(variables: dict[str, Any], stages: list[Stage]) -> Iterator[tuple[Stage, str, str | None]]:
+    """Inputs on this disk that no stage makes and that are not there: the stage, a sentence, and the variable that names it.
+
+    What a script is called with is not looked at: only the script knows what that is.
+    """
+    for stage in stages:
+        for key, text in named_places(build(VERBS[stage.verb].kind(), stage.settings, f"stage {stage.name}")):
+            made = any(_within(Path(text), one.output) for one in stages)
+            if made or key.rpartition(".")[2] in _WRITTEN or _ELSEWHERE.match(text) or os.path.lexists(text):
+                continue
+            variable = next((name for name, value in variables.items() if str(value) == text), None)
+            remedy = f"give {variable}=FILE" if variable else "correct it in the pipeline, or put it there"
+            yield stage, f"stage {stage.name}: {key}: {text} is not there; {remedy}", variable
+
+
+def wanted_variables(file: Path) -> list[str]:
+    """Variables of a pipeline that name inputs which are not there as it stands; each once, in the pipeline's order."""
+    variables, stages = load_pipeline(file, [])
+    named = {variable for _, _, variable in missing_inputs(variables, stages)}
+    return [name for name in variables if name in named]
 
 
 def _mapped(value: Any, change: Callable[[str], Any], without: Sequence[str] = ()) -> Any:

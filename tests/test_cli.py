@@ -78,7 +78,7 @@ Refused = Callable[..., None]
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["lable"], ["'lable'", "'label'", "'transcribe'"]),
+        (["lable"], ["unknown verb lable; did you mean label? see asr-kd --help"]),
         ([], ["VERB", "--help"]),
         (["run"], ["PIPELINE"]),
         (["train", "--fast"], ["--fast"]),
@@ -86,6 +86,12 @@ Refused = Callable[..., None]
         (["units", "."], [".: is a folder"]),
         (["units", "a.yaml", "b.yaml"], ["b.yaml", "one settings file"]),
         (["units", "source"], ["source", "no such settings file", "write source=source"]),
+        (["prpare", "a=b"], ["unknown verb prpare; did you mean prepare? see asr-kd --help"]),
+        (["xyzzy"], ["xyzzy", "prepare", "train"]),
+        (["prepare", "manifest", "=", "ok.jsonl"], ["write manifest=ok.jsonl, without spaces around ="]),
+        (["prepare", "manifest", "=ok.jsonl"], ["write manifest=ok.jsonl, without spaces around ="]),
+        (["run", "digits", "run", "="], ["write run=VALUE, without spaces around ="]),
+        (["prepare"], ["the keys manifest and output are missing; set them (see `asr-kd prepare --help`)"]),
         (["units", "text.txt"], ["text.txt: is no settings file", "write source=text.txt"]),
         (["prepare", "list.jsonl"], ["list.jsonl: is no settings file", "write manifest=list.jsonl"]),
         (["verify", "."], [".: is a folder", "write targets=."]),

@@ -403,8 +403,9 @@ def test_a_number_of_jobs_that_is_none_is_refused(write: Write, jobs: Any) -> No
 
 def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> None:
     write({"units": units("none.txt")})
-    with pytest.raises(UserError, match=r"stage units failed \(asr-kd units: none\.txt: no such text file"):
+    with pytest.raises(UserError, match=r"^stage units: source: none\.txt is not there; correct it in the pipeline"):
         ran()
+    assert not (tmp_path / "out").exists()
     (tmp_path / "none.txt").write_text("one two\n")
     assert ran() == ["units"]
     write({"copy": {"verb": "script", "settings": {"file": "none.py", "output": "${run}/copy.txt"}}})
@@ -412,6 +413,39 @@ def test_missing_inputs_are_named(write: Write, ran: Ran, tmp_path: Path) -> Non
         ran()
     with pytest.raises(UserError, match=r"nowhere: neither a file or folder here nor a recipe"):
         run_pipeline("nowhere", [])
+
+
+def test_inputs_that_are_missing_are_named_before_anything_runs(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = {"teacher": "${teacher}", "audio": "${run}/data", "output": "${run}/targets"}
+    stages = {
+        "text": script("${run}/text.txt", "words.txt", "folder-that-the-script-makes"),
+        "units": units(),
+        "data": {"verb": "prepare", "settings": {"manifest": "${list}", "output": "${run}/data"}},
+        "targets": {"verb": "label", "settings": teacher},
+        "net": {
+            "verb": "train",
+            "settings": {
+                "output": "${run}/net", "units": "${run}/units", "development": "${run}/data", "feature_cache": "cache",
+                "phases": [{"sources": [{"audio": ["${run}/data", "more-audio"], "teacher": "average", "soft": 1.0}], "passes": 1}],
+                "ema_decay": 0.9,
+            },
+        },
+    }  # fmt: skip
+    write(stages, list="list.jsonl", teacher="hf:owner/name")
+    said = [
+        "stage data: manifest: list.jsonl is not there; give list=FILE",
+        "stage net: phases.0.sources.0.audio.1: more-audio is not there; correct it in the pipeline, or put it there",
+    ]
+    assert cli.main(["run", ".", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[5:] == said
+    assert cli.main(["run", "."]) == 2
+    assert capsys.readouterr().err == f"asr-kd run: {said[0]}; 1 more are not there, see --dry-run\n"
+    assert not (tmp_path / "out").exists() and not (tmp_path / "ran.txt").exists()
+    (tmp_path / "more-audio").mkdir()
+    run_pipeline(".", ["list=s3://store/list.jsonl"], dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 5, "what lies in a store is not looked for"
 
 
 def test_a_second_run_in_the_same_folder_ends_and_leaves_the_first_alone(

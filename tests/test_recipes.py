@@ -142,6 +142,21 @@ def test_a_copy_lies_where_it_does_in_a_clone(home: Path, run: Run) -> None:
         assert "--copy takes the name of a recipe" in run("tiny", "--copy", more, status=2)
 
 
+def test_a_copy_says_what_it_wants(home: Path, run: Run) -> None:
+    folder = home / "pipelines" / "tiny"
+    (folder / "README.md").write_text("# tiny")
+    assert run("tiny", "--copy").endswith("asr-kd run pipelines/tiny runs it; README.md there says what it needs\n")
+    shutil.rmtree("pipelines")
+    stages = "\n".join(
+        f'  {name}: {{verb: prepare, settings: {{manifest: "${{{name}}}", output: "${{run}}/{name}"}}}}'
+        for name in ("test", "labelled")
+    )
+    (folder / "pipeline.yaml").write_text(
+        f"variables: {{run: out, labelled: a.jsonl, test: b.jsonl}}\nstages:\n{stages}\n"
+    )
+    assert run("tiny", "--copy").endswith("asr-kd run pipelines/tiny labelled=… test=… runs it\n")
+
+
 def test_a_name_of_nothing_is_answered_with_the_names(home: Path, run: Run) -> None:
     (home / "pipelines" / "tiny" / "other.yaml").write_text(PIPELINE)
     (home / "pipelines" / "changes").mkdir()

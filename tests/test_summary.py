@@ -166,7 +166,7 @@ def test_what_is_meant_as_something_else_is_not_overwritten(here: Path, capsys: 
         ),
         (["eval", "--compare"], "eval", "argument --compare: expected at least one argument"),
         (["run"], "run", "the following arguments are required"),
-        (["lable", "teacher=t"], None, "invalid choice: 'lable'"),
+        (["lable", "teacher=t"], None, "unknown verb lable; did you mean label?"),
     ],
 )
 def test_words_that_are_refused(here: Path, words: list[str], verb: str | None, message: str) -> None:

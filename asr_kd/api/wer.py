@@ -29,7 +29,7 @@ class WordErrors(ErrorCounts):
 
     @property
     def wer(self) -> float:
-        """Word error rate, 0.03 for 3 %; without any word that was said 0 if there is no error, and infinity if there is one."""
+        """Word error rate, 0.03 for 3 %; infinity where words were recognised and none was said."""
         return self.rate
 
     def __repr__(self) -> str:
@@ -54,7 +54,7 @@ def word_errors(pairs: Iterable[tuple[str, str]], normalizer: Normalizing = DEFA
             `none` (folded alone, see `text.py`).
 
     Raises:
-        UserError: when something is no pair of texts, or there is no such normaliser.
+        UserError: when something is no pair of texts, the pairs hold no words, or there is no such normaliser.
     """
     if normalizer not in NORMALIZERS:
         raise UserError(f"normalizer: {normalizer!r} is unknown; use {', '.join(NORMALIZERS)}")
@@ -69,5 +69,7 @@ def word_errors(pairs: Iterable[tuple[str, str]], normalizer: Normalizing = DEFA
                     f"pairs: item {utterances} is {pair!r}, no pair of two texts (what was said, what was recognised)"
                 )
         utterances += 1
+    if not counts.words and not counts.errors:  # else a loop that gave nothing would be a perfect score
+        raise UserError("pairs: hold no words; nothing to count")
     edits = counts.substitutions, counts.deletions, counts.insertions
     return WordErrors(counts.words, *edits, utterances, NORMALIZERS[normalizer].name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -40,7 +40,8 @@ def _spelled(text: str) -> str:
 
 
 #: name of a file or folder: `~` in front is the home folder; a URL is recognised by its scheme, and refused if misspelt
-Location = Annotated[str, AfterValidator(_spelled)]
+_PLACE = AfterValidator(_spelled)
+Location = Annotated[str, _PLACE]
 
 
 class Several(list[str]):
@@ -93,3 +94,25 @@ def group_of(annotation: Any) -> type[Settings] | None:
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
     return next((found for part in get_args(annotation) if (found := group_of(part))), None)
+
+
+def named_places(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Of every `Location` in settings and their groups: the path of its key, such as `phases.0.sources.0.audio`, and its text."""
+    for name, field in type(settings).model_fields.items():
+        is_place = any(map(_is_place, (field.annotation, *field.metadata)))
+        yield from _places(name, getattr(settings, name), is_place)
+
+
+def _is_place(annotation: Any) -> bool:
+    """Whether a type is `Location`, or has it among its parts."""
+    return annotation is _PLACE or any(map(_is_place, get_args(annotation)))
+
+
+def _places(path: str, value: Any, is_place: bool) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Settings):
+        yield from ((f"{path}.{key}", text) for key, text in named_places(value))
+    elif isinstance(value, dict | list):
+        for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(f"{path}.{step}", item, is_place)
+    elif is_place and isinstance(value, str):
+        yield path, value

@@ -36,6 +36,9 @@ _OTHER_LENGTHS = re.compile(f"{_PARTS}(duration|dur|length|seconds|num_frames|nu
 _OTHER_PAIRS = ("segment", "timestamp", "timestamps", "span", "interval")
 #: what others call `audio`, and `text`, and where they put the texts of several segments
 OTHER_TEXTS = ("sentence", "transcript", "transcription", "normalized_text")
+_PERHAPS_TEXTS = (
+    "txt", "Text", "TEXT", "texts", "transcripts", "trans", "raw_text", "raw_transcription", "original_text", "reference", "ref_text", "utterance", "words",
+)  # fmt: skip
 _SEGMENTS = ("segments", "supervisions", "chunks")
 OTHER_NAMES = (
     "audio_filepath", "audio_file", "audio_path", "wav", "wav_path", "wav_filename", "path", "file", "filename", "file_name", "recording", "recording_id",
@@ -268,6 +271,11 @@ def _refuse_other_text(fields: dict[str, Any], where: str) -> None:
     for name in _SEGMENTS:
         if isinstance(fields.get(name), list) and any(isinstance(one, dict) and "text" in one for one in fields[name]):
             raise UserError(f"{where}: {name} has the texts of segments; write one line each, with start, end and text")
+
+
+def perhaps_text(fields: dict[str, Any]) -> str | None:
+    """The field of a line without `text` that may be one, but is too often something else to be refused; None where there is none."""
+    return next((name for name in _PERHAPS_TEXTS if isinstance(fields.get(name), str) and fields[name].strip()), None)
 
 
 def _bound(fields: dict[str, Any], names: tuple[str, ...], where: str) -> float | None:

@@ -35,7 +35,7 @@ from asr_kd.files import (
 )
 from asr_kd.progress import Progress
 from asr_kd.shards.leases import SHARED, WAIT, Leases
-from asr_kd.shards.manifest import Utterance
+from asr_kd.shards.manifest import Utterance, perhaps_text
 from asr_kd.shards.manifests import Manifest, Survey, as_line, from_line, open_manifest
 from asr_kd.shards.manifests.kinds import Kind
 
@@ -190,6 +190,7 @@ def _make(source: Source, output: Place, claim: dict[str, Any], size: int) -> Pl
     manifest, together = open_manifest(source.path), max(1, UTTERANCES // size)
     plan = Plan(output / FOLDER, manifest.base, 0, size, together)
     total = unlabelled = 0
+    other = None  # what the first line may call its text
     notes: Counter[str] = Counter()
     try:
         with Progress("manifest", None, "utterances") as progress:
@@ -198,6 +199,8 @@ def _make(source: Source, output: Place, claim: dict[str, Any], size: int) -> Pl
                 first = next(utterances, None)
                 if first is None:
                     break
+                if part == 0 and manifest.kind in (Kind.LINES, Kind.NEMO):
+                    other = perhaps_text(first.fields)
                 with write_whole(plan.folder / _part(part), "w", make_folder=False) as file:
                     for utterance in itertools.chain([first], itertools.islice(utterances, together * size - 1)):
                         stop_if_asked()
@@ -206,6 +209,8 @@ def _make(source: Source, output: Place, claim: dict[str, Any], size: int) -> Pl
                 progress.advance(total - progress.done)
         survey = Survey(total, unlabelled, source.hash, +notes)
         print(f"{source.path}: read as {manifest.kind.value}, {survey}", file=sys.stderr)
+        if unlabelled == total and other and not claim.get("drop_text"):
+            print(f"{source.path}: no line has text; the first has {other}: call it text", file=sys.stderr)
         state = _state(manifest)
         if state != source.state:
             raise UserError(f"{source.path}: was changed while it was read; run the command again")

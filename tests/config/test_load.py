@@ -132,6 +132,12 @@ def test_bad_overrides_are_named(assignment: str, message: str) -> None:
         (["model.laiers=2"], "unknown key model.laiers; did you mean layers?"),
         (["phases.0.sources.0.audoi=x"], "unknown key phases.0.sources.0.audoi; did you mean audio?"),
         (["phases.0.sources.0.augment.tme_masks=1"], "augment.tme_masks; did you mean time_masks?"),
+        (["audio=x"], "unknown key audio; did you mean phases.sources.audio?"),
+        (
+            ["audio=x", "learnin_rate=3", "sede=1"],
+            "unknown keys audio (did you mean phases.sources.audio?), learnin_rate (did you mean phases.learning_rate?) and sede (did you mean seed?)",
+        ),
+        (["seed_=1", "qqqqq=1"], "unknown keys seed_ (did you mean seed?) and qqqqq; known keys: average, "),
         (["features.qqqqq=1"], "unknown key features.qqqqq; known keys: hop_ms, kind, mean_frames"),
         (["seed=one"], "seed: input should be a valid integer (given: 'one')"),
         (["seed=1.0"], "seed: input should be a valid integer (given: 1.0)"),
@@ -159,6 +165,10 @@ def test_a_delay_in_milliseconds_is_as_many_frames_as_it_takes(hop_ms: int, fram
 def test_a_missing_key_is_named_with_what_it_is_for() -> None:
     with pytest.raises(UserError, match=r"x: the key output is missing; set it \(folder of the units\)"):
         build(UnitsSettings, {"source": "a"}, "x")
+    with pytest.raises(
+        UserError, match=r"x: the keys units and development are missing; set them \(see `asr-kd train --help`\)$"
+    ):
+        build(TrainSettings, {name: TRAIN[name] for name in ("output", "phases")}, "x")
     with pytest.raises(UserError, match=r"the key phases\.0\.sources is missing"):
         build(TrainSettings, {**TRAIN, "phases": [{"passes": 1}]}, "x")
 

@@ -42,6 +42,27 @@ def planned(manifest: Path, output: Path, size: int = 4, check: Callable[[], Non
     return make_plan(source, output, {"manifest": source.hash, "size": size}, size, check)
 
 
+@pytest.mark.parametrize(
+    ("line", "claim", "hinted"),
+    [
+        ({"txt": "one two"}, {}, True),
+        ({"txt": "one two"}, {"drop_text": True}, False),
+        ({"txt": 3}, {}, False),
+        ({"txt": "one two", "text": "one two"}, {}, False),
+        ({"speaker": "s"}, {}, False),
+    ],
+)
+def test_a_field_that_may_be_the_text_is_named_where_no_line_has_text(
+    line: dict[str, Any], claim: dict[str, Any], hinted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "typo.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", **line}) + "\n")
+    source = Source.found(path, tmp_path / "out")
+    assert make_plan(source, tmp_path / "out", {"manifest": source.hash, **claim}, 4, lambda: None).total == 1
+    hint = f"{path}: no line has text; the first has txt: call it text"
+    assert (hint in capsys.readouterr().err.splitlines()) == hinted
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which manifests were read, and hashed."""
