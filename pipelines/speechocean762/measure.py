@@ -65,7 +65,7 @@ def rates(lines: Iterable[tuple[dict[str, Any], str, str]]) -> dict[str, float]:
         / max(1, sum(words.words for fields, words, _ in rows if counts(fields)))
         for name, counts in GROUPS.items()
     }
-    return found | {"characters": sum(wrong for _, _, (wrong, _) in rows) / sum(whole for _, _, (_, whole) in rows)}
+    return found | {"characters": sum(wrong for _, _, (_, wrong) in rows) / sum(whole for _, _, (whole, _) in rows)}
 
 
 def systems_of(run: Path, report: str) -> dict[str, dict[str, float]]:

@@ -170,6 +170,7 @@ def test_rates_are_told_by_age_and_gender(
     found = measure.systems_of(first, "report")
     assert found["student-supervised"]["all"] == pytest.approx(1 / 5)
     assert (found["student-supervised"]["children"], found["student-supervised"]["male"]) == (pytest.approx(1 / 3), 0.0)
+    assert found["student-supervised"]["characters"] == pytest.approx(1 / 16)  # a space is one
     assert (found["Whisper"]["all"], found["Whisper"]["adults"]) == (pytest.approx(2 / 5), 1.0)
     measure.print_table("system", [found, found])
     assert "| student-supervised | 20.0 | 20.0 / 20.0 |" in capsys.readouterr().out
