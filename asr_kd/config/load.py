@@ -108,8 +108,11 @@ def build(kind: type[S], values: dict[str, Any], where: str, assignments: Iterab
         if len(missing) == 1:
             raise UserError(f"{where}: the key {name} is missing; set it ({missing[name]})")
         verb = name_of(kind)
-        see = f"`asr-kd {verb} --help`" if verb in VERBS and VERBS[verb].help else "`asr-kd --help`"
-        raise UserError(f"{where}: the keys {_listed(list(missing))} are missing; set them (see {see})")
+        if verb in VERBS and VERBS[verb].help:
+            told, see = list(missing), f" (see `asr-kd {verb} --help`)"
+        else:  # a script's settings, which no help lists
+            told, see = [f"{key} ({purpose})" for key, purpose in missing.items()], ""
+        raise UserError(f"{where}: the keys {_listed(told)} are missing; set them{see}")
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"

@@ -211,7 +211,7 @@ def _no_checkpoint(folder: Place) -> str:
         if folder.is_file():
             return "is a file; a checkpoint is the folder that train writes"
         if not folder.exists():
-            return "there is no such folder; check the path"
+            return "there is no such folder; give that of a training run or of a checkpoint"
     if (folder / INDEX).exists():
         return "is a folder of audio shards, no checkpoint; give the folder that train writes"
     return "holds no checkpoint.json; give the folder of a training run or of a checkpoint"

@@ -110,7 +110,7 @@ def test_posteriors_are_those_that_labelling_stores(here: Path) -> None:
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda asr: asr_kd.load("nothing"), r"nothing: there is no such folder; check the path"),
+        (lambda asr: asr_kd.load("nothing"), r"nothing: there is no such folder; give that of a training run or of a checkpoint"),
         (lambda asr: asr_kd.load("talk.wav"), r"talk\.wav: is a file; a checkpoint is the folder that train writes"),
         (lambda asr: asr_kd.load("shards"), r"shards: is a folder of audio shards, no checkpoint; give the folder that train writes"),
         (lambda asr: asr_kd.load("student", decodr="beam"), r"asr_kd\.load: unknown key decodr; did you mean decoder\?"),

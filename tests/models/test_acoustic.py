@@ -409,7 +409,7 @@ def test_damage_is_named_in_one_sentence(damage: str, saved: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nothing", "there is no such folder; check the path"),
+        ("nothing", "there is no such folder; give that of a training run or of a checkpoint"),
         ("x.pt", "is a file; a checkpoint is the folder that train writes"),
         ("shards", "is a folder of audio shards, no checkpoint; give the folder that train writes"),
         ("empty", "holds no checkpoint.json; give the folder of a training run or of a checkpoint"),

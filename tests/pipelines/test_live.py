@@ -99,7 +99,10 @@ def test_the_command_line(
     live: ModuleType, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
-        ([], "live: live: the key model is missing"),
+        (
+            [],
+            "the keys model (folder that `asr-kd export interface=stream` wrote) and output (folder of the page) are missing",
+        ),
         (["modle=x"], "live: command line: unknown key modle; did you mean model?"),
         ([f"model={exported}", f"output={exported}"], "is not empty"),
     ):
