@@ -270,7 +270,7 @@ def main() -> None:
         measure(recipe, folder(seed), [*corpus, f"seed={seed}", *more])
     for condition in chosen.conditions:
         recipe = without_oracle(digits(pipeline) if condition == "digits" else pipeline)
-        for seed in range(chosen.condition_seeds):
+        for seed in range(chosen.first_seed, chosen.condition_seeds):
             measure(recipe, folder(seed, condition), [*corpus, f"seed={seed}", *CONDITIONS[condition], *more])
     for seed in range(chosen.first_seed, chosen.parts_seeds):
         measure(with_parts(pipeline), folder(seed), [*corpus, f"seed={seed}", *more])
@@ -285,7 +285,7 @@ def main() -> None:
     if seeds:
         print_table("system", [systems(folder(seed)) for seed in seeds], list(SYSTEMS))
     for condition in chosen.conditions:
-        runs = [systems(folder(seed, condition)) for seed in range(chosen.condition_seeds)]
+        runs = [systems(folder(seed, condition)) for seed in range(chosen.first_seed, chosen.condition_seeds)]
         print_table(condition, runs, list(SYSTEMS))
     if chosen.parts_seeds:
         runs = [systems(folder(seed, ""), "report-parts") for seed in range(chosen.first_seed, chosen.parts_seeds)]

@@ -178,7 +178,9 @@ def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="so that several processes can share the seeds; above 0 no tables"
+    )
     parser.add_argument("--mode-seeds", type=int, default=3, help="seeds in which other soft targets are tried too")
     parser.add_argument("--schedule-seeds", type=int, default=0, help="seeds in which other schedules are tried")
     parser.add_argument(
@@ -196,6 +198,8 @@ def main() -> None:
         measure(seed, averages_pipeline(), "averages")
     for seed in range(first, arguments.noise_seeds):
         measure(seed, noise_pipeline(), "noise")
+    if first:
+        return  # a run from seed 0 on prints them all, when they are there
     if seeds:
         systems = [read_json(run_folder(seed) / "report" / "report.json")["systems"] for seed in seeds]
         variants = [read_json(run_folder(seed) / "report-variants" / "report.json")["systems"] for seed in seeds]
@@ -206,7 +210,7 @@ def main() -> None:
             print_modes(tried, systems, variants)
             print_conditions([run_folder(seed) / "report-conditions" for seed in tried])
     if arguments.noise_seeds:
-        print_conditions([run_folder(seed) / "report-conditions" for seed in range(first, arguments.noise_seeds)])
+        print_conditions([run_folder(seed) / "report-conditions" for seed in range(arguments.noise_seeds)])
     if arguments.schedule_seeds:
         names = [
             "",
@@ -216,11 +220,11 @@ def main() -> None:
             ),
         ]
         print_students(
-            [f"student-distilled{name}" for name in names], "report-schedules", range(first, arguments.schedule_seeds)
+            [f"student-distilled{name}" for name in names], "report-schedules", range(arguments.schedule_seeds)
         )
     if arguments.average_seeds:
         names = [f"{kind}-{name}" for kind in AVERAGED for name in AVERAGES]
-        print_students(names, "report-averages", range(first, arguments.average_seeds))
+        print_students(names, "report-averages", range(arguments.average_seeds))
 
 
 def print_systems(reports: list[dict[str, Any]]) -> None:
