@@ -44,7 +44,17 @@ def test_a_wheel_has_every_recipe_with_what_it_names_and_nothing_else(built: Pat
             assert (shipped / named).exists(), f"{file}: {named}"
     files = {file.relative_to(shipped) for file in shipped.rglob("*") if file.is_file()}
     assert {file.suffix for file in files} == {".py", ".yaml", ".md", ".json", ".tar", ".sh", ".sbatch"}
-    assert all((ROOT / file).read_bytes() == (shipped / file).read_bytes() for file in files)
+    assert all((ROOT / file).read_bytes() == (shipped / file).read_bytes() for file in files if file.suffix != ".md")
+
+
+def test_links_in_a_wheel_lead_somewhere(built: Path) -> None:
+    pages = [*built.rglob("*.md")]
+    links = {page: re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", page.read_text()) for page in pages}
+    assert not (
+        lost := [(page, link) for page in pages for link in links[page] if not (page.parent / link).exists()]
+    ), lost
+    told = links[built / "config" / "README.md"]
+    assert "../shipped/pipelines/million_hours/README.md" in told and not any("generated" in link for link in told)
 
 
 def test_the_recordings_keep_their_licence(built: Path) -> None:
