@@ -10,7 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from asr_kd import cli, pipeline
@@ -122,10 +124,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(heard / "shard-000000.tar", "runs/tars/others.tar")
         Path("runs/wave").mkdir()
         write_wave(Path("runs/wave"))
+        _record(Path("runs"), few)
         for name in ("old", "new", "a", "b"):
             words = ["systems={student: runs/digits/student-distilled}", f"audio={heard}", f"output=runs/{name}/report"]
             assert cli.main(["eval", *words]) == 0
     return folder
+
+
+def _record(folder: Path, utterances: list[Any]) -> None:
+    """Two recordings of utterances with pauses between them and one in which nobody speaks, and their list."""
+    quiet = np.random.default_rng(0).normal(0, 1e-4, 8000)
+    said = [soundfile.read(io.BytesIO(utterance.audio))[0] for utterance in utterances]
+    for name, parts in {"meeting": said, "talk": said[::-1], "silence": [quiet]}.items():
+        soundfile.write(
+            folder / f"{name}.flac", np.concatenate([quiet, *(np.concatenate([part, quiet]) for part in parts)]), 8000
+        )
+    (folder / "talks.jsonl").write_text(
+        "".join(f'{{"audio": "{name}.flac"}}\n' for name in ("meeting", "talk", "silence"))
+    )
 
 
 def _make_small(file: Path) -> None:
