@@ -136,3 +136,13 @@ def save_whisper(folder: Path, positions: int = 24, **more: Any) -> None:
         suppress_tokens=[number[name] for name in SPECIAL[1:]], begin_suppress_tokens=[end], **ends, **more,
     )  # fmt: skip
     model.save_pretrained(folder)
+
+
+def only_letters(folder: Path, letters: str) -> None:
+    """A random Whisper writes any bytes; after this, letters that the student has."""
+    settings = json.loads((folder / "generation_config.json").read_text())
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    kept = {alphabet.index(letter) for letter in letters} | {settings["eos_token_id"]}
+    settings["suppress_tokens"] = sorted(set(range(size)) - kept)
+    (folder / "generation_config.json").write_text(json.dumps(settings))

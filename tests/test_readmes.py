@@ -18,7 +18,7 @@ import yaml
 from asr_kd import cli, pipeline
 from asr_kd.config.verbs import VERBS
 from asr_kd.shards.tarset import read_index, read_shard, write_index, write_shard
-from tests import readmes
+from tests import readmes, stages
 from tests.readmes import ROOT, Command, blocks
 
 FILES = readmes.readmes()
@@ -113,8 +113,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _make_small(folder / "pipelines" / "digits" / "pipeline.yaml")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
-        patch.setattr(pipeline, "_run_stages", _run_stages)
-        patch.setattr(pipeline, "_call", _call)
+        stages.here(patch)
         pipeline.run_pipeline("pipelines/digits", [])
         data, heard = Path("runs/digits/data/test"), Path("runs/digits/data/heard")
         heard.mkdir()
@@ -147,32 +146,15 @@ def _record(folder: Path, utterances: list[Any]) -> None:
 def _make_small(file: Path) -> None:
     """Change a copy of the digits' pipeline."""
     values: dict[str, Any] = yaml.safe_load(re.sub(r"\b(passes|size): (14|30|36|224)\b", r"\1: 1", file.read_text()))
-    stages = values["stages"]
-    stages["data"]["settings"]["arguments"] += [f"--{name}={few}" for name, few in MINUTES.items()]
+    of_digits = values["stages"]
+    of_digits["data"]["settings"]["arguments"] += [f"--{name}={few}" for name, few in MINUTES.items()]
     for name in ("student-oracle", "pseudo-labels", "student-pseudo-label"):
-        del stages[name]
-        stages["report"]["settings"]["systems"].pop(name, None)
-    for stage in stages.values():
+        del of_digits[name]
+        of_digits["report"]["settings"]["systems"].pop(name, None)
+    for stage in of_digits.values():
         if stage["verb"] == "train":
             stage["settings"]["tensorboard"] = False
     file.write_text(yaml.safe_dump(values, sort_keys=False))
-
-
-def _run_stages(run: Path, stages: list[pipeline.Stage], due: list[pipeline.Stage], *_: object) -> None:
-    for stage in due:
-        pipeline._run_stage(run, stage, None)  # type: ignore[arg-type]
-
-
-def _call(run: Path, stage: pipeline.Stage, _: object) -> None:
-    """Run a stage in this process, which has imported torch."""
-    if stage.verb == "script":
-        words = [stage.settings["file"], "--output", str(stage.output), *map(str, stage.settings["arguments"])]
-        assert readmes.run(f"python {' '.join(words)}")[0] == 0
-        return
-    file = run / "settings" / f"{stage.name}.yaml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(yaml.safe_dump(stage.settings, sort_keys=False))
-    VERBS[stage.verb].do(VERBS[stage.verb].kind().model_validate(stage.settings))
 
 
 def test_what_is_shown_is_what_is_printed(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

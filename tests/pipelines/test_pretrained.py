@@ -21,9 +21,8 @@ from asr_kd.shards.manifest import read_transcripts
 from asr_kd.shards.tarset import read_index, read_shard
 
 pytest.importorskip("transformers", reason="the extra hf is not installed")
-tokenizers = pytest.importorskip("tokenizers")
 
-from tests.outside import save_whisper, write_wave  # noqa: E402
+from tests.outside import only_letters, save_whisper, write_wave
 
 ROOT = Path(__file__).parents[2]
 SETS = {"labelled": 12, "unlabelled": 8, "development": 4, "test": 6}
@@ -87,16 +86,6 @@ def test_posteriors_of_a_teacher_to_the_report(
     capfd.readouterr()
     run("", recordings, tmp_path / "run", teacher, "segment={detector: energy, min_speech: 0.05}")
     assert "to do" not in capfd.readouterr().out
-
-
-def only_letters(folder: Path, letters: str) -> None:
-    """A random Whisper writes any bytes; after this, letters that the student has."""
-    settings = json.loads((folder / "generation_config.json").read_text())
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    kept = {alphabet.index(letter) for letter in letters} | {settings["eos_token_id"]}
-    settings["suppress_tokens"] = sorted(set(range(size)) - kept)
-    (folder / "generation_config.json").write_text(json.dumps(settings))
 
 
 def test_texts_of_a_teacher_to_the_table(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

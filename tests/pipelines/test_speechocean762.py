@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
+from asr_kd import cli
+from asr_kd.files import read_json
+from asr_kd.shards.tarset import read_shard
 from pipelines.speechocean762 import corpus, labels
+from tests import stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,3 +187,46 @@ def test_rates_are_told_by_age_and_gender(
         taken == {"whisper-test.jsonl", "stages/whisper-test.json"}
         and not (measure.folder(1) / "student-supervised").exists()
     )
+
+
+def test_the_recipe_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From data folders to the reports, with a random Whisper and a few of the embedded digits."""
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    from tests.outside import only_letters, save_whisper
+
+    monkeypatch.chdir(ROOT)
+    stages.here(monkeypatch)
+    samples = read_shard(ROOT / "data_manifests/digits/shard-000004.tar")
+    speakers = {"labelled": range(4), "unlabelled": range(4, 8), "development": range(8, 10), "test": range(10, 12)}
+    for name, of_set in speakers.items():
+        lay_out(tmp_path / "corpus", name, of_set)
+        folder, texts = tmp_path / "corpus" / name, []
+        for line in (folder / "wav.scp").read_text().splitlines():
+            key, place = line.split("\t")
+            sample = next(samples)
+            sound, rate = soundfile.read(io.BytesIO(sample.audio))
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / place, np.repeat(np.tile(sound, 8), 2), 2 * rate, format="WAV")
+            texts.append(f"{key}\t{sample.fields['text'].upper()}\n")
+        (folder / "text").write_text("".join(texts))
+        scp = (folder / "wav.scp").read_text().replace("\tWAVE", f"\t{folder}/WAVE")
+        (folder / "wav.scp").write_text(scp)
+    save_whisper(tmp_path / "whisper")
+    only_letters(tmp_path / "whisper", "e")  # of one letter even a random Whisper is sure
+    run = tmp_path / "run"
+    passes = [f"{name}_passes=1" for name in ("labelled", "teacher", "all", "both")]
+    words = [
+        f"corpus={tmp_path / 'corpus'}",
+        f"whisper={tmp_path / 'whisper'}",
+        f"run={run}",
+        "jobs=1",
+        "precision=float32",
+        *passes,
+    ]
+    assert cli.main(["run", "pipelines/speechocean762", *words]) == 0
+    for report in ("report", "report-lm"):
+        systems = read_json(run / report / "report.json")["systems"]
+        assert list(systems) == ["teacher", *(f"student-{name}" for name in ("supervised", "own", "whisper", "both", "textless", "oracle"))]  # fmt: skip
+        assert all(one["words"] == 4 for one in systems.values())
+    assert "student-own" in (run / "table" / "table.md").read_text()
+    assert "the teacher from here, all" in (run / "labels" / "labels.md").read_text()
