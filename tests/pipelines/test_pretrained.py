@@ -22,6 +22,7 @@ from asr_kd.shards.tarset import read_index, read_shard
 
 pytest.importorskip("transformers", reason="the extra hf is not installed")
 
+from tests import stages
 from tests.outside import only_letters, save_whisper, write_wave
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,7 @@ def test_posteriors_of_a_teacher_to_the_report(
     recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    stages.here(monkeypatch)
     (tmp_path / "teacher").mkdir()
     write_wave(tmp_path / "teacher")
     teacher = f"teacher={tmp_path / 'teacher'}"
@@ -90,6 +92,7 @@ def test_posteriors_of_a_teacher_to_the_report(
 
 def test_texts_of_a_teacher_to_the_table(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    stages.here(monkeypatch)
     save_whisper(tmp_path / "teacher")
     only_letters(tmp_path / "teacher", "eno")
     run("/text.yaml", recordings, tmp_path / "run", f"teacher={tmp_path / 'teacher'}", "beam=1", "min_avg_logprob=null")
