@@ -115,14 +115,18 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--whisper", required=True)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="so that several processes can share the seeds, once 0 was there"
+    )
     chosen = parser.parse_args(own)
-    for seed in range(chosen.seeds):
+    seeds = range(chosen.first_seed, chosen.seeds)
+    for seed in seeds:
         if seed:
             take_over(seed)
         words = ["run", "pipelines/speechocean762", f"corpus={chosen.corpus}", f"whisper={chosen.whisper}", f"run={folder(seed)}", f"seed={seed}"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "asr_kd.cli", *words, *more], check=True)
     for title, report in (("system", "report"), ("with the words and bigrams of the labelled text", "report-lm")):
-        print_table(title, [systems_of(folder(seed), report) for seed in range(chosen.seeds)])
+        print_table(title, [systems_of(folder(seed), report) for seed in seeds])
     print(f"\n{(folder(0) / 'labels' / 'labels.md').read_text()}")
 
 
