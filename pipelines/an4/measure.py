@@ -124,7 +124,7 @@ def without_oracle(pipeline: dict[str, Any]) -> dict[str, Any]:
     return {**pipeline, "stages": stages}
 
 
-def amounts(pipeline: dict[str, Any], run: Path, other: str | None) -> dict[str, Any]:
+def amounts(pipeline: dict[str, Any], run: Path, other: str | None, texts: str | None = None) -> dict[str, Any]:
     """The recipe's distilled student on parts of the unlabelled audio, by speaker, and with audio of another corpus beside all of it.
 
     All hear as many hours. The parts are nested: each holds the speakers of the smaller ones.
@@ -132,15 +132,15 @@ def amounts(pipeline: dict[str, Any], run: Path, other: str | None) -> dict[str,
     Args:
         run: in which the manifest of the unlabelled audio is.
         other: manifest of the other corpus, if there is one.
+        texts: what somebody else says of its audio, as `transcribe` writes it, for one student more that learns this.
     """
     rows = [json.loads(line) for line in (run / "corpus" / "unlabelled.jsonl").read_text().splitlines()]
     speakers = list(dict.fromkeys(row["speaker"] for row in rows))
     stages, whole = copy.deepcopy(pipeline["stages"]), pipeline["stages"]["student-distilled"]["settings"]
     students = ["student-supervised"]
 
-    def add(name: str, *sources: dict[str, Any]) -> None:
-        settings = copy.deepcopy(whole)
-        settings["output"] = "${run}/" + name
+    def add(name: str, *sources: dict[str, Any], **more: Any) -> None:
+        settings = copy.deepcopy(whole) | {"output": "${run}/" + name, **more}
         settings["phases"][0]["sources"][:1] = sources
         stages[name] = {"verb": "train", "settings": settings}
         students.append(name)
@@ -157,11 +157,14 @@ def amounts(pipeline: dict[str, Any], run: Path, other: str | None) -> dict[str,
         add(f"student-{part}", {**lists, "audio": audio})
     students.append("student-distilled")
     if other:
-        audio, texts = "${run}/data/other", "${run}/other-lists.jsonl"
-        transcribe = copy.deepcopy(stages["teacher-lists"]["settings"]) | {"audio": audio, "output": texts}
+        audio, lists_of_other = "${run}/data/other", "${run}/other-lists.jsonl"
+        transcribe = copy.deepcopy(stages["teacher-lists"]["settings"]) | {"audio": audio, "output": lists_of_other}
         stages["other"] = {"verb": "prepare", "settings": {"manifest": other, "output": audio, "drop_text": True}}
         stages["other-lists"] = {"verb": "transcribe", "settings": transcribe}
-        add("student-other", lists, {**lists, "audio": audio, "transcripts": texts})
+        add("student-other", lists, {**lists, "audio": audio, "transcripts": lists_of_other})
+        if texts:
+            told = {"audio": audio, "transcripts": texts, "ctc": 1.0, "augment": lists["augment"]}
+            add("student-other-texts", lists, told, max_bad_share=0.1)  # of what they leave out
     wanted = ("corpus", "labelled", "development", "test", "unlabelled", *(f"unlabelled-{part}" for part in PARTS), "units", "teacher-units", "teacher", "text", "teacher-lists", "other", "other-lists")  # fmt: skip
     report = {"systems": {name: "${run}/" + name for name in students}, "audio": "${run}/data/test", "output": "${run}/report-amounts", "baseline": "student-supervised"}  # fmt: skip
     kept = {name: stage for name, stage in stages.items() if name in wanted or name in students}
@@ -219,7 +222,7 @@ def print_table(title: str, runs: list[dict[str, Any]], names: list[str]) -> Non
         print(f"| {name} | {100 * mean[name]:.1f} | {each(wers[name])} | {' / '.join(f'{count:.0f}' for count in counts)} | {against} | {share} |")  # fmt: skip
 
 
-def print_amounts(seeds: range, other: bool) -> None:
+def print_amounts(seeds: range) -> None:
     """WER by hours of unlabelled audio; and the points that `asr-kd plan` reads."""
     runs = [systems(folder(seed), "report-amounts") for seed in seeds]
     sets = {**{f"student-{part}": f"unlabelled-{part}" for part in PARTS}, "student-distilled": "unlabelled"}
@@ -229,12 +232,14 @@ def print_amounts(seeds: range, other: bool) -> None:
     title = f"| student | hours without text | WER %, mean of {len(runs)} | each seed | against all of it |"
     print(f"\n{title}\n|---|---|---|---|---|")
     whole = [run["student-distilled"]["wer"] for run in runs]
-    for name in [*hours, *(["student-other"] if other else [])]:
+    for name in [*hours, *(name for name in runs[0] if name not in hours)]:
         wers = [run[name]["wer"] for run in runs]
         against = "–" if name == "student-distilled" else paired(wers, whole)
-        heard = f"{hours.get(name, hours['student-distilled']):.2f}" + (
-            " and the other corpus" if name not in hours else ""
-        )
+        beside = {
+            "student-other": " and the other corpus",
+            "student-other-texts": " and the other corpus with its texts",
+        }
+        heard = f"{hours.get(name, hours['student-distilled']):.2f}{beside.get(name, '')}"
         print(f"| {name} | {heard} | {100 * statistics.mean(wers):.1f} | {each(wers)} | {against} |")
     file = Path("runs/an4-amounts.jsonl")
     points = [
@@ -261,8 +266,13 @@ def main() -> None:
         "--amount-seeds", type=int, default=0, help="seeds in which parts of the unlabelled audio are learned"
     )
     parser.add_argument("--other", help="manifest of another corpus, whose audio is learned beside it then")
+    parser.add_argument(
+        "--other-texts", help="what somebody else says of that audio (transcribe), for one student more"
+    )
     parser.add_argument("--noise-seeds", type=int, default=0, help="seeds in which students hear noise")
     chosen = parser.parse_args(own)
+    if chosen.other_texts and not chosen.other:
+        parser.error("--other-texts are of the audio of --other; name its manifest")
     pipeline, corpus = load_yaml(RECIPE), [f"corpus={chosen.corpus}"]
     seeds = range(chosen.first_seed, chosen.seeds)
     for seed in seeds:
@@ -279,7 +289,7 @@ def main() -> None:
         if not (run / "corpus" / "unlabelled.jsonl").exists():
             stages = {"corpus": pipeline["stages"]["corpus"]}
             measure({**pipeline, "stages": stages}, run, words)
-        measure(amounts(pipeline, run, chosen.other), run, words)
+        measure(amounts(pipeline, run, chosen.other, chosen.other_texts), run, words)
     for seed in range(chosen.first_seed, chosen.noise_seeds):
         measure(with_noisy(pipeline), folder(seed), [*corpus, f"seed={seed}", *more])
     if seeds:
@@ -291,7 +301,7 @@ def main() -> None:
         runs = [systems(folder(seed, ""), "report-parts") for seed in range(chosen.first_seed, chosen.parts_seeds)]
         print_table("student", runs, list(runs[0]))
     if chosen.amount_seeds:
-        print_amounts(range(chosen.first_seed, chosen.amount_seeds), bool(chosen.other))
+        print_amounts(range(chosen.first_seed, chosen.amount_seeds))
     if chosen.noise_seeds:
         print_conditions([folder(seed) / "report-noise" for seed in range(chosen.first_seed, chosen.noise_seeds)])
 

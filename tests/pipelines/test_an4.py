@@ -266,7 +266,9 @@ def test_parts_of_the_unlabelled_audio_are_nested_and_heard_as_long(
     (run / "corpus").mkdir(parents=True)
     rows = [{"audio": f"{speaker}-{number}.flac", "key": f"{speaker}-{number}", "speaker": speaker} for speaker in "abcdefgh" for number in range(3)]  # fmt: skip
     (run / "corpus" / "unlabelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "amounts.yaml").write_text(yaml.safe_dump(measure.amounts(recipe, run, "other"), sort_keys=False))
+    (tmp_path / "amounts.yaml").write_text(
+        yaml.safe_dump(measure.amounts(recipe, run, "other", "texts.jsonl"), sort_keys=False)
+    )
     assert recipe == settings_of("an4")
     stages = {stage.name: stage for stage in load_pipeline(tmp_path / "amounts.yaml", [f"run={run}"])[1]}
     own = {stage.name: stage for stage in load_pipeline(ROOT / "pipelines/an4/pipeline.yaml", [f"run={run}"])[1]}
@@ -284,8 +286,17 @@ def test_parts_of_the_unlabelled_audio_are_nested_and_heard_as_long(
         assert all(Path(line["audio"]).is_absolute() for line in lines)
         assert phase["hours_at_least"] == own["student-distilled"].settings["phases"][0]["hours_at_least"]
     assert len(heard["quarter"]) == 6 and len(heard["half"]) == 12 and heard["quarter"] < heard["half"]
-    audio = [source["audio"] for source in stages["student-other"].settings["phases"][0]["sources"]]
-    assert audio == [str(run / "data" / name) for name in ("unlabelled", "other", "labelled")]
+    said = {}
+    for name in ("student-other", "student-other-texts"):
+        _, said[name], _ = phase = stages[name].settings["phases"][0]["sources"]
+        assert [source["audio"] for source in phase] == [
+            str(run / "data" / name) for name in ("unlabelled", "other", "labelled")
+        ]
+    own_words, told = said.values()
+    assert (told["transcripts"], told["ctc"], told["sequences"]) == ("texts.jsonl", 1.0, None) and own_words[
+        "sequences"
+    ]
+    assert told["augment"] == own_words["augment"]
     assert stages["other-lists"].settings["lexicon"] == stages["teacher-lists"].settings["lexicon"]
 
 
